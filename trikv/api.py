@@ -1,0 +1,230 @@
+"""Everything that the author of a strategy or of a storage engine imports, and nothing else.
+
+A *strategy* says how a write reaches its replicas and which answers a read may believe. It runs on the coordinator,
+inside the request's deadline: it needs no timeouts, epochs, retries or error codes. When `write` returns, the write is
+committed; when it raises, the coordinator finds out whether anything had been sent, and tells the client the truth:
+refused, or unknown. `plugins/trikv_quorum.py` is the whole of one.
+
+A *storage engine* keeps one worker's records. Its one hard duty is `commit`: a batch is on disk, all of it, when
+`commit` returns.
+
+Both are found by entry point (group `trikv`), and handed over by the hooks at the end of this file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol
+
+import pluggy
+
+from trikv.core.record import Record, Version
+
+__all__ = [
+    "Answer", "Batch", "Page", "Promise", "Record", "ReplicaSet", "Row", "Storage", "StorageEngine", "Strategy",
+    "Version", "Write", "hookimpl", "hookspec", "newest",
+]  # fmt: skip
+
+
+class Promise(str, Enum):
+    """What a mode gives when the network does not work: consistency, or availability."""
+
+    CP = "CP"  # linearizable; refuses what it cannot do truthfully
+    AP = "AP"  # always tries to answer; replicas converge later
+
+
+class Write(NamedTuple):
+    """One write on its way to its replicas. A delete is a write whose record is a tombstone."""
+
+    key: bytes
+    record: Record
+
+
+class Answer(NamedTuple):
+    """What one replica said that it holds; `record` is None where it holds nothing."""
+
+    replica: str
+    record: Record | None
+
+
+def newest(answers: Sequence[Answer]) -> Record | None:
+    """The record with the highest version among the answers; None if nobody holds one."""
+    return max((a.record for a in answers if a.record is not None), key=lambda r: r.version, default=None)
+
+
+class ReplicaSet(Protocol):
+    """Some replicas of one key, in the order of its preference list, made callable for one request.
+
+    Nothing here retries or times out on the strategy's behalf beyond what is said: the coordinator bounds the whole
+    request, and cancels the strategy when the deadline passes.
+    """
+
+    def __len__(self) -> int: ...
+
+    @property
+    def majority(self) -> int:
+        """len // 2 + 1."""
+
+    @property
+    def head(self) -> ReplicaSet:
+        """The first replica alone: the primary."""
+
+    @property
+    def tail(self) -> ReplicaSet:
+        """The last replica alone."""
+
+    @property
+    def rest(self) -> ReplicaSet:
+        """All but the first; empty for a single replica."""
+
+    async def store(
+        self, write: Write, *, need: int | None = None, onward: ReplicaSet | None = None, in_order: bool = False
+    ) -> None:
+        """Return once `need` of these replicas (default: all) have the write on their disks.
+
+        All are sent to at once, and laggards finish behind the caller. With `in_order`, the first that can be reached
+        is asked, and the next one when it fails or is late. With `onward`, each replica passes the write on along that
+        chain after storing it, and acknowledges only when the whole chain has.
+
+        Raises an exception of the coordinator's as soon as `need` is out of reach; let it pass.
+        """
+
+    def store_later(self, write: Write) -> None:
+        """Send the write to those of these replicas that this request has not sent it to, and wait for nothing."""
+
+    async def fetch(self, key: bytes, *, need: int | None = None) -> list[Answer]:
+        """What `need` of these replicas (default: all) hold. Asks `need`, in order, and one more when one is late.
+
+        Raises an exception of the coordinator's as soon as `need` is out of reach; let it pass.
+        """
+
+    async def agree(self, key: bytes, answers: Sequence[Answer]) -> Record | None:
+        """The newest of `answers`, once it is on so many replicas that no later read can miss it."""
+
+
+class Strategy(ABC):
+    """A replication protocol. One instance serves every request at once, so it keeps nothing between them."""
+
+    name: ClassVar[str]
+    promise: ClassVar[Promise]
+    compare_and_set: ClassVar[bool] = True  # set False where a read may be out of date
+    gives_up: ClassVar[str]  # one sentence: the price
+    use_when: ClassVar[str]  # one sentence: when to choose it
+    protocol: ClassVar[str]  # one sentence: how a write and a read go
+    paper: ClassVar[str] = ""  # where it is described
+
+    @abstractmethod
+    def copies(self, n: int) -> int:
+        """W: a committed write is on at least this many of `n` replicas. From 1 to n."""
+
+    @abstractmethod
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        """Return when the write is committed; raise when it cannot be."""
+
+    @abstractmethod
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        """The record (a tombstone as it is), or None where there never was one."""
+
+    def listing(self, replicas: ReplicaSet) -> ReplicaSet | None:
+        """The replica whose own listing equals this strategy's reads, if there is one: a scan then asks it alone."""
+        return None
+
+
+# --- storage ------------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    partition: int
+    key: bytes
+    record: Record
+
+
+class Page(NamedTuple):
+    """Rows in key order; `more` says that the scan stopped at its limit, after the last row."""
+
+    rows: list[Row]
+    more: bool
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one `commit` makes durable, all of it or nothing. Discards come first, then puts."""
+
+    puts: dict[tuple[int, bytes], Record] = field(default_factory=dict)
+    discards: list[int] = field(default_factory=list)  # partitions of which every record goes
+    meta: dict[str, bytes] = field(default_factory=dict)  # the worker's own notes: promises, incarnation, counts
+
+    def __bool__(self) -> bool:
+        return bool(self.puts or self.discards or self.meta)
+
+
+class Storage(ABC):
+    """One worker's records, open. Partitions are integers from 0 to 65,534; keys are ordered as bytes.
+
+    One task at a time calls `commit`; `get` and `scan` are called between commits or beside one, and see either all
+    of a batch or nothing of it. None of the methods is called after `close`.
+    """
+
+    @abstractmethod
+    def get(self, partition: int, key: bytes) -> Record | None:
+        """The record, a tombstone as it is; None where there is none. Quick: it runs on the event loop."""
+
+    @abstractmethod
+    async def scan(
+        self, partitions: Sequence[int], *, prefix: bytes = b"", after: bytes | None = None, limit: int, bytes_max: int
+    ) -> Page:
+        """Rows of these partitions merged in key order: keys that start with `prefix` and come after `after`.
+
+        Stops after `limit` rows, or after the row with which keys and values exceed `bytes_max` bytes.
+        Tombstones are rows too.
+        """
+
+    @abstractmethod
+    async def commit(self, batch: Batch) -> None:
+        """Make the batch durable. On return it is on disk as far as the engine promises (`StorageEngine.durable`)."""
+
+    @abstractmethod
+    def meta(self) -> Mapping[str, bytes]:
+        """Every note that was committed, the newest of each name."""
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+
+class StorageEngine(ABC):
+    """How to open a worker's storage."""
+
+    name: ClassVar[str]
+    durable: ClassVar[bool]  # does what it committed survive the process?
+
+    @abstractmethod
+    async def open(self, directory: Path | None) -> Storage:
+        """Open, or make, the store in `directory` (given and locked by the caller; None for an engine that is not durable).
+
+        Raises:
+          OSError: the directory cannot be used; its message names what and why.
+        """
+
+
+# --- hooks --------------------------------------------------------------------------------------------------------
+
+hookspec = pluggy.HookspecMarker("trikv")
+hookimpl = pluggy.HookimplMarker("trikv")
+
+
+class Hooks:
+    """What a plugin module may offer. pluggy calls each once, at start; nothing of it is on the path of a request."""
+
+    @hookspec
+    def trikv_strategies(self) -> Sequence[Strategy]:  # type: ignore[empty-body]
+        """The replication strategies of this plugin, one instance each."""
+
+    @hookspec
+    def trikv_storage_engines(self) -> Sequence[StorageEngine]:  # type: ignore[empty-body]
+        """The storage engines of this plugin, one instance each."""
+
+

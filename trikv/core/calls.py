@@ -1,0 +1,164 @@
+"""The calls that nodes make of each other: their shapes, checked where they arrive.
+
+Lists on the wire rather than maps: the path of a put encodes a handful of them for every client request. Every call
+to a worker's records names the incarnation that it is for (another life of that worker must not answer it), the
+partition and the epoch. A reader of this file knows all that a worker can be asked.
+
+    STORE      [partition, epoch, incarnation, key, record, onward]       -> []
+    FETCH      [partition, epoch, incarnation, key]                       -> record, or [] for none
+    LIST       [incarnation, [[partition, epoch], ...], prefix, after, limit, with_values]
+                                                                          -> [[stale partition, promised], ...], rows, more
+    DISCARD    [partition, epoch, incarnation]                            -> []
+    HEARTBEAT  []                                                         -> [keys, full, storage, max_keys]
+    ENLIST     [address]                     (worker to master)           -> [], or a sentence
+
+A record is [version epoch, version seq, stamp epoch, stamp seq, value or None]; `onward` the rest of a chain as
+[[worker, incarnation, address], ...]; a row [partition, key, record].
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
+from trikv.core.session import PeerError
+
+LIST_LIMIT_MAX: Final = 10_000
+LIST_BYTES_MAX: Final = 4 * 1024 * 1024  # with one row of the largest key and value on top still below a frame's cap
+
+
+class Op(IntEnum):
+    STORE = 1
+    FETCH = 2
+    LIST = 3
+    DISCARD = 4
+    HEARTBEAT = 5
+    ENLIST = 6
+
+
+class Hop(NamedTuple):
+    """A further member of a chain, and where it is."""
+
+    worker: str
+    incarnation: str
+    address: str
+
+
+class Store(NamedTuple):
+    partition: int
+    epoch: int
+    incarnation: str
+    key: bytes
+    record: Record
+    onward: list[Hop]
+
+
+class Fetch(NamedTuple):
+    partition: int
+    epoch: int
+    incarnation: str
+    key: bytes
+
+
+class List(NamedTuple):
+    incarnation: str
+    partitions: list[tuple[int, int]]
+    prefix: bytes
+    after: bytes | None
+    limit: int
+    with_values: bool
+
+
+class Discard(NamedTuple):
+    partition: int
+    epoch: int
+    incarnation: str
+
+
+class Heartbeat(NamedTuple):
+    pass
+
+
+class Enlist(NamedTuple):
+    address: str
+
+
+class Vitals(NamedTuple):
+    """What a worker says of itself with every heartbeat."""
+
+    keys: int
+    full: bool
+    storage: str
+    max_keys: int | None
+
+
+Request = Store | Fetch | List | Discard | Heartbeat | Enlist
+
+
+def record_to_wire(record: Record) -> list[Any]:
+    version, stamp, value = record
+    return [version.epoch, version.seq, stamp.epoch, stamp.seq, value]
+
+
+def record_from_wire(row: Any) -> Record:
+    match row:
+        case [int(epoch), int(seq), int(stamp_epoch), int(stamp_seq), bytes() | None as value] if (
+            min(epoch, seq, stamp_epoch, stamp_seq) >= 0 and (value is None or len(value) <= VALUE_BYTES_MAX)
+        ):
+            return Record(Version(epoch, seq), Version(stamp_epoch, stamp_seq), value)
+    raise PeerError("a record that is not one")
+
+
+def fetched_from_wire(payload: list[Any]) -> Record | None:
+    """A FETCH's answer."""
+    return record_from_wire(payload) if payload else None
+
+
+def listed_from_wire(payload: list[Any]) -> tuple[list[tuple[int, int]], list[tuple[int, bytes, Record]], bool]:
+    """A LIST's answer: the stale partitions with what was promised of them, the rows, and whether there is more."""
+    match payload:
+        case [list(stale), list(rows), bool(more)]:
+            return (
+                [(partition, promised) for partition, promised in stale],
+                [(partition, key, record_from_wire(record)) for partition, key, record in rows],
+                more,
+            )
+    raise PeerError("a listing that is not one")
+
+
+def vitals_from_wire(payload: list[Any]) -> Vitals:
+    match payload:
+        case [int(keys), bool(full), str(storage), int() | None as max_keys]:
+            return Vitals(keys, full, storage, max_keys)
+    raise PeerError("a heartbeat that is not one")
+
+
+def parse(op: int, arguments: list[Any]) -> Request:
+    """The call as a value.
+
+    Raises:
+      PeerError: not a call of this protocol.
+    """
+    match op, arguments:
+        case Op.STORE, [int(partition), int(epoch), str(incarnation), bytes(key), record, list(onward)]:
+            hops = [Hop(*hop) for hop in onward if isinstance(hop, list) and len(hop) == 3]
+            if _sane(partition, epoch, key) and len(hops) == len(onward):
+                return Store(partition, epoch, incarnation, key, record_from_wire(record), hops)
+        case Op.FETCH, [int(partition), int(epoch), str(incarnation), bytes(key)] if _sane(partition, epoch, key):
+            return Fetch(partition, epoch, incarnation, key)
+        case Op.LIST, [str(incarnation), list(partitions), bytes(prefix), bytes() | None as after, int(limit), bool(values)]:
+            pairs = [(p, e) for p, e in partitions if isinstance(p, int) and isinstance(e, int) and _sane(p, e, b"-")]
+            if len(pairs) == len(partitions) and 1 <= limit <= LIST_LIMIT_MAX:
+                return List(incarnation, pairs, prefix, after, limit, values)
+        case Op.DISCARD, [int(partition), int(epoch), str(incarnation)] if _sane(partition, epoch, b"-"):
+            return Discard(partition, epoch, incarnation)
+        case Op.HEARTBEAT, []:
+            return Heartbeat()
+        case Op.ENLIST, [str(address)]:
+            return Enlist(address)
+    raise PeerError(f"a call (op {op}) that this protocol does not have, or of another shape")
+
+
+def _sane(partition: int, epoch: int, key: bytes) -> bool:
+    return 0 <= partition < 0xFFFF and 0 <= epoch < 1 << 64 and 1 <= len(key) <= KEY_BYTES_MAX

@@ -1,0 +1,140 @@
+"""Who holds a partition, under which mode, and what may still be hidden where.
+
+A *member* is a worker in one of its lives: a worker that lost its store comes back under another incarnation, and is
+another member that never counts for what it lost.
+
+A *configuration* is an ordered set of members, a mode, and W (`copies`): the number of copies that a committed write
+is on. From W follows R = n - W + 1 (`recovery`): any R members hold every committed write between them, because the
+n - R = W - 1 others are too few to hold one alone.
+
+A partition's *history* lists the configurations that may still hold a committed write, the active one last. Of length
+one it is settled: the active configuration holds everything. `document` values are plain CBOR-ready lists and dicts;
+the whole cluster document (`Cluster`) goes through the config store as one value, under compare-and-set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
+
+DOCUMENT_FORMAT: Final = 1
+
+
+class Member(NamedTuple):
+    worker: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    members: tuple[Member, ...]
+    mode: str
+    copies: int
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.copies <= len(self.members), self
+        assert len({m.worker for m in self.members}) == len(self.members), self
+
+    @property
+    def recovery(self) -> int:
+        """R: any this many members hold every committed write between them."""
+        return len(self.members) - self.copies + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """The durable state of one partition. An empty history: it was never formed."""
+
+    generation: int = 0
+    history: tuple[Configuration, ...] = ()
+
+    @property
+    def active(self) -> Configuration:
+        return self.history[-1]
+
+    @property
+    def settled(self) -> bool:
+        return len(self.history) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Enlisted:
+    """A worker that the master knows. Its address may change; its id and its incarnation tell who it is."""
+
+    worker: str
+    incarnation: str
+    address: str
+    storage: str
+    max_keys: int | None = None
+
+    @property
+    def member(self) -> Member:
+        return Member(self.worker, self.incarnation)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The cluster's document: everything about it that must survive, but for the records."""
+
+    cluster: str
+    mode: str
+    replicas: int
+    partition_count: int
+    term: int = 0
+    stored: bool = False  # set, durably, before the first store: from then on a newcomer is spare
+    workers: dict[str, Enlisted] = field(default_factory=dict)
+    partitions: tuple[Partition, ...] = ()
+
+    @property
+    def formed(self) -> bool:
+        return bool(self.partitions and self.partitions[0].history)
+
+    def with_term(self, term: int) -> Cluster:
+        assert term > self.term, (term, self.term)
+        return replace(self, term=term)
+
+    def to_document(self) -> dict[str, Any]:
+        """CBOR-ready. Configurations repeat often, so each distinct one is written once and named by its index."""
+        table: dict[Configuration, int] = {}
+        rows = [
+            [p.generation, [table.setdefault(c, len(table)) for c in p.history]] for p in self.partitions
+        ]
+        return {
+            "format": DOCUMENT_FORMAT,
+            "cluster": self.cluster,
+            "mode": self.mode,
+            "replicas": self.replicas,
+            "partition_count": self.partition_count,
+            "term": self.term,
+            "stored": self.stored,
+            "workers": [[w.worker, w.incarnation, w.address, w.storage, w.max_keys] for w in self.workers.values()],
+            "configurations": [[[list(m) for m in c.members], c.mode, c.copies] for c in table],
+            "partitions": rows,
+        }
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Cluster:
+        """
+        Raises:
+          ValueError: the document is of another format.
+        """
+        if document.get("format") != DOCUMENT_FORMAT:
+            raise ValueError(
+                f"the cluster's document is of format {document.get('format')}; this trikv reads format {DOCUMENT_FORMAT}"
+            )
+        table = [
+            Configuration(tuple(Member(*m) for m in members), mode, copies)
+            for members, mode, copies in document["configurations"]
+        ]
+        return cls(
+            cluster=document["cluster"],
+            mode=document["mode"],
+            replicas=document["replicas"],
+            partition_count=document["partition_count"],
+            term=document["term"],
+            stored=document["stored"],
+            workers={row[0]: Enlisted(*row) for row in document["workers"]},
+            partitions=tuple(
+                Partition(generation, tuple(table[i] for i in history)) for generation, history in document["partitions"]
+            ),
+        )

@@ -1,0 +1,123 @@
+"""What can go wrong, as data: one table that HTTP, the CLI and the documentation read.
+
+An error is only useful if it says what the caller now *knows*. So every entry carries an outcome:
+
+- committed: the operation happened; the answer is just not the hoped-for one (no such key);
+- refused:   it did not happen and never will, since nothing that carries its value left this node;
+- unknown:   it may have happened, may happen later, or never.
+
+The idea of listing errors with their definiteness is Maelstrom's (`resources/errors.edn`); the third
+column here is finer, since "refused" promises more than "failed": no read will ever see the value.
+
+An error is raised as `Refused` or `Unknown`; their `kind` is a row of `KINDS`. Faults of single replicas
+(`Fault`) are a separate, smaller table: they travel over RPC, and only a coordinator turns them into outcomes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Any, Final
+
+
+class Outcome(str, Enum):
+    """What a caller knows after an operation."""
+
+    COMMITTED = "committed"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One way in which an operation ends other than as hoped.
+
+    `http` is the status code, `exit` the CLI's exit code (0 done, 1 error, 2 usage, 3 not found,
+    4 refused or unavailable, 5 precondition failed, 6 unknown).
+    """
+
+    code: str
+    outcome: Outcome
+    http: int
+    exit: int
+    title: str
+    remedy: str
+
+
+_C, _R, _U = Outcome.COMMITTED, Outcome.REFUSED, Outcome.UNKNOWN
+
+KINDS: Final[dict[str, Kind]] = {
+    kind.code: kind
+    for kind in (
+        # The answer is true, though not what was hoped for.
+        Kind("not_found", _C, 404, 3, "No such key", "Put it first, or scan for its neighbours."),
+        # What the caller sent cannot be taken.
+        Kind("bad_request", _R, 400, 2, "The request cannot be understood", "See the detail."),
+        Kind("bad_key", _R, 400, 2, "The key cannot be stored", "Use a key of 1 to 4,096 bytes."),
+        Kind("unknown_mode", _R, 400, 2, "No such mode", "Choose one of the installed modes."),
+        Kind("forbidden", _R, 403, 4, "Refused for its origin", "Call from the same origin, or from outside a browser."),
+        Kind("no_route", _R, 404, 1, "No such resource", "See README.md for the paths there are."),
+        Kind("bad_method", _R, 405, 1, "Method not allowed here", "Use a method from the Allow header."),
+        Kind("value_too_large", _R, 413, 2, "The value is too large", "Values go up to 1 MiB; split it."),
+        Kind("bad_media", _R, 415, 2, "This kind of body is not taken", "Send the content type that the detail names."),
+        Kind("no_compare_and_set", _R, 409, 4, "This mode has no compare-and-set", "Switch to a CP mode, or drop the precondition."),
+        Kind("mode_fixed", _R, 409, 4, "The mode cannot be changed here", "See the detail."),
+        Kind("conflict", _R, 409, 4, "The cluster's state does not allow this now", "See the detail."),
+        Kind("precondition_failed", _R, 412, 5, "The precondition does not hold", "Read the key again and decide anew."),
+        # The cluster cannot do it now, and has sent nothing.
+        Kind("forming", _R, 503, 4, "The cluster is still forming", "Start the workers that are missing."),
+        Kind("unavailable", _R, 503, 4, "Too few replicas can be reached", "Bring workers back, or try again later."),
+        Kind("unanswered", _R, 503, 4, "No truthful answer within the deadline", "Try again, or allow more time."),
+        Kind("overloaded", _R, 503, 4, "Too much is waiting already", "Try again after a moment."),
+        Kind("stopping", _R, 503, 4, "This node is shutting down", "Try again when it is back."),
+        Kind("recover", _R, 503, 4, "This partition's past cannot be proved", "An operator must decide: trikv recover."),
+        Kind("full", _R, 507, 4, "A worker has no room for another key", "Delete keys, add workers, or raise --max-keys."),
+        # Something was sent, and nobody knows how it ended.
+        Kind("unknown", _U, 504, 6, "The outcome is unknown", "Read the key before you decide; writing again is safe."),
+        Kind("internal", _U, 500, 6, "An error of trikv's own", "Please report it with the log of this node."),
+    )
+}
+
+
+class TrikvError(Exception):
+    """An operation that did not end as hoped; `kind` says how, `detail` about what, for a person.
+
+    `extra` holds what a program may want besides (JSON-ready), such as the list of modes.
+    """
+
+    def __init__(self, code: str, detail: str, **extra: Any) -> None:
+        super().__init__(detail)
+        self.kind = KINDS[code]
+        self.detail = detail
+        self.extra = extra
+
+
+class Refused(TrikvError):
+    """It did not happen and never will."""
+
+    def __init__(self, code: str, detail: str, **extra: Any) -> None:
+        super().__init__(code, detail, **extra)
+        assert self.kind.outcome is Outcome.REFUSED, code
+
+
+class Unknown(TrikvError):
+    """It may have happened, may happen later, or never."""
+
+    def __init__(self, detail: str, code: str = "unknown", **extra: Any) -> None:
+        super().__init__(code, detail, **extra)
+        assert self.kind.outcome is Outcome.UNKNOWN, code
+
+
+class Fault(IntEnum):
+    """Why a single replica gave no answer of use. Positive codes travel over RPC; negative ones are made on this side."""
+
+    OK = 0
+    STALE = 1  # it has promised a newer epoch (which one comes along)
+    OTHER_MEMBER = 2  # another worker, or another incarnation, lives at that address
+    BUSY = 3  # its queue is full; it did nothing
+    RELAY_BROKE = 4  # it stored, but the rest of the chain did not all answer
+    STORAGE = 5  # its disk failed; it may or may not have stored
+    BAD_CALL = 6  # it did not understand the call
+    NOT_SENT = -1  # there was no link: nothing left this node
+    LOST = -2  # the link broke while the call was under way
+    LATE = -3  # the deadline passed first

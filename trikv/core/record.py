@@ -1,0 +1,102 @@
+"""Records and what orders them: epoch, version, stamp, and the one format in which they lie on disk.
+
+A *version* orders two writes of a key. It is `(epoch, seq)`, handed out by the coordinator; no clock is involved,
+so a machine whose time jumps reorders nothing. A *stamp* is the version of the client's write that made the value:
+repairs give a record a fresh version and keep the stamp, so that an ETag changes only when a client changed something.
+
+An *epoch* is `(term, generation)` carried as one integer, the term in the upper bits, so that plain comparison of
+integers is comparison in that order. 32 bits each: a new term every second lasts 136 years.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+KEY_BYTES_MAX: Final = 4 * 1024
+VALUE_BYTES_MAX: Final = 1024 * 1024
+
+_GENERATION_BITS: Final = 32
+_GENERATION_MASK: Final = (1 << _GENERATION_BITS) - 1
+
+
+def make_epoch(term: int, generation: int) -> int:
+    """The epoch of a partition's `generation` under a master's `term`."""
+    assert 0 <= term <= _GENERATION_MASK and 0 <= generation <= _GENERATION_MASK, (term, generation)
+    return term << _GENERATION_BITS | generation
+
+
+def term_of(epoch: int) -> int:
+    return epoch >> _GENERATION_BITS
+
+
+def generation_of(epoch: int) -> int:
+    return epoch & _GENERATION_MASK
+
+
+class Version(NamedTuple):
+    """Compares as a tuple: epoch first."""
+
+    epoch: int
+    seq: int
+
+    def __str__(self) -> str:
+        """`term.generation-seq`, the form in which people and ETags see it."""
+        return f"{term_of(self.epoch)}.{generation_of(self.epoch)}-{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> Version:
+        """The version that `str()` gave.
+
+        Raises:
+          ValueError: for anything else.
+        """
+        head, dash, seq = text.partition("-")
+        term, dot, generation = head.partition(".")
+        if not (dash and dot and all(part.isascii() and part.isdigit() for part in (term, generation, seq))):
+            raise ValueError(f"{text!r} is not of the form TERM.GENERATION-SEQ")
+        if max(int(term), int(generation)) > _GENERATION_MASK:
+            raise ValueError(f"{text!r} is out of range")
+        return cls(make_epoch(int(term), int(generation)), int(seq))
+
+
+class Record(NamedTuple):
+    """What a worker holds under a key. `value` is None for a tombstone: a delete that must still win over older writes."""
+
+    version: Version
+    stamp: Version
+    value: bytes | None
+
+    @property
+    def is_tombstone(self) -> bool:
+        return self.value is None
+
+
+# format byte, tombstone flag, version (epoch, seq), stamp (epoch, seq); the value follows.
+_HEADER: Final = struct.Struct(">BBQQQQ")
+_FORMAT: Final = 1
+
+
+def pack(record: Record) -> bytes:
+    """The record's bytes on disk: 34 of header, then the value."""
+    version, stamp, value = record
+    return _HEADER.pack(_FORMAT, value is None, *version, *stamp) + (value or b"")
+
+
+def unpack(data: bytes) -> Record:
+    """The record that `pack` gave.
+
+    Raises:
+      ValueError: not one of ours, or of a later format.
+    """
+    if len(data) < _HEADER.size:
+        raise ValueError(f"a record has at least {_HEADER.size} bytes, this has {len(data)}")
+    form, tombstone, epoch, seq, stamp_epoch, stamp_seq = _HEADER.unpack_from(data)
+    if form != _FORMAT:
+        raise ValueError(f"record format {form}; this trikv reads format {_FORMAT}")
+    return Record(Version(epoch, seq), Version(stamp_epoch, stamp_seq), None if tombstone else data[_HEADER.size :])
+
+
+def newest(records: list[Record | None]) -> Record | None:
+    """The one with the highest version; None if there is none at all."""
+    return max((r for r in records if r is not None), key=lambda r: r.version, default=None)

@@ -1,0 +1,196 @@
+"""The dialogue on one link, without the link: bytes in, events out; a value that never touches a socket.
+
+Both sides greet before anything else, the dialer first. A greeting names the protocol's version, the cluster, the
+role, the node and its incarnation; whoever accepts may answer with a sentence instead, and the link ends. The form of
+a greeting and of a refusal never changes, so that any two versions can at least tell each other why they cannot talk.
+
+After that, frames carry lists of calls or lists of answers, many in flight, answers in any order:
+
+    call    [id, budget_ms, op, arguments]      the deadline travels as a budget, since clocks differ
+    answer  [id, fault, payload]                fault 0: all is well
+
+Transitions, the whole of them:
+
+    state      dialer                                acceptor
+    START      greet() -> GREETING                   (bytes) -> GREETING
+    GREETING   Greeted -> OPEN; TurnedAway -> OVER    Greeted -> JUDGING
+    JUDGING                                          accept() -> OPEN; turn_away() -> OVER
+    OPEN       Calls, Answers                        Calls, Answers
+    OVER       nothing more
+
+Two kinds of error, as in h11: the peer's misbehaviour is a `PeerError`, our own misuse an AssertionError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+from trikv.core import frames
+
+PROTOCOL: Final = 1
+GREETING_BYTES_MAX: Final = 4096  # before a peer is known, it may make us keep this much and no more
+_MAGIC: Final = "trikv"
+_REFUSAL: Final = "trikv-refuses"
+_CALLS: Final = 1
+_ANSWERS: Final = 2
+
+
+class PeerError(Exception):
+    """The other side broke the protocol; the message says how. The link is of no further use."""
+
+
+class Hello(NamedTuple):
+    """Who is speaking. `cluster` is None for a node that belongs to none yet."""
+
+    role: str
+    node: str
+    incarnation: str
+    cluster: str | None
+
+
+class Call(NamedTuple):
+    id: int
+    budget_ms: int
+    op: int
+    arguments: list[Any]
+
+
+class Answer(NamedTuple):
+    id: int
+    fault: int
+    payload: list[Any]
+
+
+class Greeted(NamedTuple):
+    hello: Hello
+
+
+class TurnedAway(NamedTuple):
+    sentence: str
+
+
+class Calls(NamedTuple):
+    calls: list[Call]
+
+
+class Answers(NamedTuple):
+    answers: list[Answer]
+
+
+Event = Greeted | TurnedAway | Calls | Answers
+
+
+class State(Enum):
+    START = "start"
+    GREETING = "greeting"
+    JUDGING = "judging"
+    OPEN = "open"
+    OVER = "over"
+
+
+class Session:
+    """One side of one link. `receive` is fed what arrives; the other methods return the bytes to send."""
+
+    def __init__(self, me: Hello, *, dialer: bool) -> None:
+        self.state = State.START
+        self._me = me
+        self._dialer = dialer
+        self._buffer = frames.FrameBuffer(bytes_max=GREETING_BYTES_MAX)
+
+    def greet(self) -> bytes:
+        assert self._dialer and self.state is State.START, self.state
+        self.state = State.GREETING
+        return self._greeting()
+
+    def accept(self) -> bytes:
+        """Greet back."""
+        assert not self._dialer and self.state is State.JUDGING, self.state
+        self._open()
+        return self._greeting()
+
+    def turn_away(self, sentence: str) -> bytes:
+        """Say why not, in a sentence for a person."""
+        assert not self._dialer and self.state is not State.OPEN, self.state
+        self.state = State.OVER
+        return frames.encode([_REFUSAL, sentence[:1000]])
+
+    def receive(self, data: bytes) -> Iterator[Event]:
+        """The events that `data` completes.
+
+        Raises:
+          PeerError: what arrived is not of this protocol.
+        """
+        if self.state is State.START and not self._dialer:
+            self.state = State.GREETING
+        try:
+            self._buffer.feed(data)
+            while (frame := self._buffer.next_frame()) is not frames.NO_FRAME:
+                yield self._event(frame)
+        except frames.FrameError as error:
+            self.state = State.OVER
+            raise PeerError(str(error)) from error
+        except PeerError:
+            self.state = State.OVER
+            raise
+
+    def calls(self, calls: list[Any]) -> Iterator[bytes]:
+        """Frames that carry these calls (rows as above), each frame below the cap."""
+        assert self.state is State.OPEN, self.state
+        return frames.pack_frames(_CALLS, calls)
+
+    def answers(self, answers: list[Any]) -> Iterator[bytes]:
+        assert self.state is State.OPEN, self.state
+        return frames.pack_frames(_ANSWERS, answers)
+
+    def _greeting(self) -> bytes:
+        me = self._me
+        return frames.encode([_MAGIC, PROTOCOL, me.role, me.node, me.incarnation, me.cluster])
+
+    def _open(self) -> None:
+        self.state = State.OPEN
+        self._buffer.bytes_max = frames.FRAME_BYTES_MAX
+
+    def _event(self, frame: list[Any]) -> Event:
+        if self.state is State.OPEN:
+            match frame:
+                case [int(kind), list(items)] if kind == _CALLS:
+                    return Calls([_call(item) for item in items])
+                case [int(kind), list(items)] if kind == _ANSWERS:
+                    return Answers([_answer(item) for item in items])
+            raise PeerError("a frame that is neither calls nor answers")
+        if self.state is not State.GREETING:
+            raise PeerError("spoke before it was greeted")
+        match frame:
+            case [str(magic), str(sentence)] if magic == _REFUSAL and self._dialer:
+                self.state = State.OVER
+                return TurnedAway(sentence)
+            case [str(magic), int(protocol), *rest] if magic == _MAGIC:
+                if protocol != PROTOCOL:
+                    raise PeerError(
+                        f"it speaks version {protocol} of trikv's protocol and this node version {PROTOCOL}; "
+                        "run the same trikv on every node"
+                    )
+                match rest:
+                    case [str(role), str(node), str(incarnation), str() | None as cluster]:
+                        if self._dialer:
+                            self._open()
+                        else:
+                            self.state = State.JUDGING
+                        return Greeted(Hello(role, node, incarnation, cluster))
+        raise PeerError("its first words are not trikv's; is this address a trikv node's RPC port?")
+
+
+def _call(item: Any) -> Call:
+    match item:
+        case [int(id), int(budget_ms), int(op), list(arguments)]:
+            return Call(id, budget_ms, op, arguments)
+    raise PeerError("a call that is not [id, budget, op, arguments]")
+
+
+def _answer(item: Any) -> Answer:
+    match item:
+        case [int(id), int(fault), list(payload)]:
+            return Answer(id, fault, payload)
+    raise PeerError("an answer that is not [id, fault, payload]")

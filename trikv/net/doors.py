@@ -1,0 +1,91 @@
+"""The doors to the outside: transport and dice here, the clock through Trio.
+
+Everything above reaches the network through `Transport`, draws through `Doors.dice`, and reads the time through
+`trio.current_time`, which Trio's own MockClock replaces. So the same code runs on real sockets, and in a simulated
+world where time is virtual, and network and dice follow a seed. Nothing else in trikv opens a socket between nodes.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import trio
+
+
+class Listening(NamedTuple):
+    """An open door: `listener` for `trio.serve_listeners`, `address` as others dial it (with the real port)."""
+
+    listener: trio.abc.Listener[trio.abc.Stream]
+    address: str
+
+
+class Transport(ABC):
+    """How bytes reach another node. Addresses are `host:port`."""
+
+    @abstractmethod
+    async def connect(self, address: str) -> trio.abc.Stream:
+        """
+        Raises:
+          OSError: nobody answers there.
+        """
+
+    @abstractmethod
+    async def listen(self, address: str) -> Listening:
+        """Listen; port 0 takes a free one.
+
+        Raises:
+          OSError: the address is taken or not ours; the message names it.
+        """
+
+
+class TcpTransport(Transport):
+    async def connect(self, address: str) -> trio.abc.Stream:
+        host, port = split_address(address)
+        return await trio.open_tcp_stream(host, port)
+
+    async def listen(self, address: str) -> Listening:
+        host, port = split_address(address)
+        # The first address that the name stands for: with port 0, several would take several ports.
+        infos = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+        family, kind, protocol, _, where = infos[0]
+        sock = trio.socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+            await sock.bind(where)
+            sock.listen(1024)
+        except OSError as error:
+            sock.close()
+            raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
+        return Listening(trio.SocketListener(sock), join_address(host, sock.getsockname()[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """What a node is given of the outside world."""
+
+    transport: Transport = field(default_factory=TcpTransport)
+    dice: random.Random = field(default_factory=random.SystemRandom)
+
+    def new_id(self, digits: int = 8) -> str:
+        """Hexadecimal digits, drawn; for what must not collide, such as incarnations."""
+        return f"{self.dice.getrandbits(4 * digits):0{digits}x}"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """`host:port`, `[v6]:port`.
+
+    Raises:
+      ValueError: anything else; the message names it.
+    """
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 0xFFFF):
+        raise ValueError(f"{address!r} is not an address; write HOST:PORT, such as localhost:8001")
+    return host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

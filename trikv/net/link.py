@@ -1,0 +1,212 @@
+"""One connection between two nodes: a `Session` given a stream, and the merging of what waits.
+
+A link runs two tasks, a reader and a writer, whatever the number of calls in flight: a call is an entry in a
+dictionary and a callback. Whatever has been asked or answered since the writer last looked goes out as one frame
+(or as few as the cap allows), so under load system calls, encodes and the other side's fsyncs are shared; alone,
+nothing waits for company.
+
+A call ends in exactly one call of its `done`: with the answer, or with a fault of this side (`NOT_SENT`, `LOST`, `LATE`).
+`done` runs on the reader's or the sweeper's stack: it notes and wakes, and does not wait itself.
+
+Bounds: `QUEUE_BYTES_MAX` waiting to leave (a stopped peer must not eat this node's memory), `CALLS_MAX` in flight;
+beyond either, a call ends at once as `NOT_SENT`. When too many answers wait, the reader stops reading instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+
+from trikv.core.errors import Fault
+from trikv.core.session import Answers, Call, Calls, Greeted, Hello, PeerError, Session, TurnedAway
+
+QUEUE_BYTES_MAX: Final = 32 * 1024 * 1024
+CALLS_MAX: Final = 100_000
+GREETING_TIMEOUT_S: Final = 5.0
+_READ_BYTES: Final = 256 * 1024
+
+Done = Callable[[int, list[Any]], None]
+Handler = Callable[["Link", list[Call]], None]
+
+
+class LinkError(Exception):
+    """There will be no link: the peer is a stranger, has turned us away, or does not speak the protocol."""
+
+
+class Link:
+    """One side of an open connection. `peer` is who greeted."""
+
+    def __init__(self, stream: trio.abc.Stream, session: Session, peer: Hello, handler: Handler | None) -> None:
+        self.peer = peer
+        self.last_heard_s = trio.current_time()
+        self._stream = stream
+        self._session = session
+        self._handler = handler
+        self._next_id = 0
+        self._under_way: dict[int, tuple[float, Done]] = {}  # in the order of their ids, so the oldest is first
+        self._calls: list[tuple[float, list[Any], int]] = []  # deadline, row, size in bytes
+        self._answers: list[list[Any]] = []
+        self._queued_bytes = 0
+        self._wake = trio.Event()
+        self._drained = trio.Event()
+        self._over = False
+
+    def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int = 64) -> None:
+        """Ask; `done(fault, payload)` follows. `deadline_s` is an absolute `trio.current_time`."""
+        if self._over or self._queued_bytes > QUEUE_BYTES_MAX or len(self._under_way) >= CALLS_MAX:
+            done(Fault.NOT_SENT, [])
+            return
+        self._next_id += 1
+        self._under_way[self._next_id] = (deadline_s, done)
+        self._calls.append((deadline_s, [self._next_id, 0, int(op), arguments], size_bytes))
+        self._queued_bytes += size_bytes
+        self._wake.set()
+
+    def answer(self, call_id: int, fault: int, payload: list[Any], size_bytes: int = 16) -> None:
+        """Answer a call of the peer's. After the link is over: of no use to anyone, and dropped."""
+        if not self._over:
+            self._answers.append([call_id, int(fault), payload])
+            self._queued_bytes += size_bytes
+            self._wake.set()
+
+    def sweep(self, now: float) -> None:
+        """End the calls whose deadline has passed: nobody waits for them any more."""
+        late = [call_id for call_id, (deadline_s, _) in self._under_way.items() if deadline_s <= now]
+        for call_id in late:
+            self._under_way.pop(call_id)[1](Fault.LATE, [])
+
+    async def run(self) -> None:
+        """Carry calls and answers until the peer goes away, or this is cancelled. Then every open call is `LOST`.
+
+        Raises:
+          PeerError: it broke the protocol.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                await self._read()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._over = True
+            under_way, self._under_way = self._under_way, {}
+            for _, done in under_way.values():
+                done(Fault.LOST, [])
+            await trio.aclose_forcefully(self._stream)
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                data = await self._stream.receive_some(_READ_BYTES)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            if not data:
+                return
+            self.last_heard_s = trio.current_time()
+            for event in self._session.receive(data):
+                match event:
+                    case Answers(answers):
+                        for call_id, fault, payload in answers:
+                            if waiting := self._under_way.pop(call_id, None):
+                                waiting[1](fault, payload)
+                    case Calls(calls):
+                        if self._handler is None:
+                            raise PeerError("it called where nothing is offered")
+                        self._handler(self, calls)
+            while self._queued_bytes > QUEUE_BYTES_MAX:
+                self._drained = trio.Event()
+                await self._drained.wait()
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            calls, self._calls = self._calls, []
+            answers, self._answers = self._answers, []
+            self._queued_bytes = 0
+            now = trio.current_time()
+            rows = []
+            for deadline_s, row, _ in calls:
+                if deadline_s > now:
+                    row[1] = math.ceil((deadline_s - now) * 1000)
+                    rows.append(row)
+                elif waiting := self._under_way.pop(row[0], None):
+                    waiting[1](Fault.NOT_SENT, [])
+            try:
+                if answers:
+                    for frame in self._session.answers(answers):
+                        await self._stream.send_all(frame)
+                if rows:
+                    for frame in self._session.calls(rows):
+                        await self._stream.send_all(frame)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                # The reader sees the end too, after whatever the peer had still sent.
+                return
+            self._drained.set()
+
+
+async def dial(stream: trio.abc.Stream, me: Hello, handler: Handler | None = None) -> Link:
+    """Greet over a fresh stream, as the side that connected. The stream is closed if there will be no link.
+
+    Raises:
+      LinkError: see there.
+    """
+    session = Session(me, dialer=True)
+    try:
+        with trio.fail_after(GREETING_TIMEOUT_S):
+            await stream.send_all(session.greet())
+            match await _first_event(stream, session):
+                case Greeted(hello):
+                    return Link(stream, session, hello, handler)
+                case TurnedAway(sentence):
+                    raise LinkError(sentence)
+        raise LinkError("it ended the connection without a greeting")
+    except (trio.TooSlowError, trio.BrokenResourceError, PeerError) as error:
+        await trio.aclose_forcefully(stream)
+        raise LinkError(str(error) or "it did not greet in time") from error
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+async def accept(
+    stream: trio.abc.Stream, me: Hello, judge: Callable[[Hello], str | None], handler: Handler | None
+) -> Link:
+    """Greet over a fresh stream, as the side that was dialled. `judge` answers why a peer is not welcome, or None.
+
+    The stream is closed if there will be no link; a peer that spoke nonsense is told so in a sentence.
+
+    Raises:
+      LinkError: see there.
+    """
+    session = Session(me, dialer=False)
+    try:
+        with trio.fail_after(GREETING_TIMEOUT_S):
+            try:
+                event = await _first_event(stream, session)
+            except PeerError as error:
+                await stream.send_all(session.turn_away(str(error)))
+                raise LinkError(str(error)) from error
+            if not isinstance(event, Greeted):
+                raise LinkError("it left without a word")
+            if reason := judge(event.hello):
+                await stream.send_all(session.turn_away(reason))
+                raise LinkError(reason)
+            await stream.send_all(session.accept())
+            return Link(stream, session, event.hello, handler)
+    except (trio.TooSlowError, trio.BrokenResourceError) as error:
+        await trio.aclose_forcefully(stream)
+        raise LinkError("it did not greet in time, or left") from error
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+async def _first_event(stream: trio.abc.Stream, session: Session) -> Any:
+    """The first thing that the peer says, or None when it leaves first."""
+    while data := await stream.receive_some(_READ_BYTES):
+        for event in session.receive(data):
+            return event
+    return None
