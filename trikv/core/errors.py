@@ -72,6 +72,8 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("stopping", _R, 503, 4, "This node is shutting down", "Try again when it is back."),
         Kind("recover", _R, 503, 4, "This partition's past cannot be proved", "An operator must decide: trikv recover."),
         Kind("full", _R, 507, 4, "A worker has no room for another key", "Delete keys, add workers, or raise --max-keys."),
+        # What a client finds out by itself.
+        Kind("unreachable", _R, 503, 4, "Nobody answers there", "Start the master, or name its address with --url."),
         # Something was sent, and nobody knows how it ended.
         Kind("unknown", _U, 504, 6, "The outcome is unknown", "Read the key before you decide; writing again is safe."),
         Kind("internal", _U, 500, 6, "An error of trikv's own", "Please report it with the log of this node."),
