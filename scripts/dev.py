@@ -1,0 +1,181 @@
+"""From an empty checkout to a running cluster, or to a tested change, with one command and nothing but Python.
+
+    python3 scripts/dev.py demo [ARGS...]    a master and five workers in this terminal (ARGS go to `trikv demo`)
+    python3 scripts/dev.py test [ARGS...]    the whole suite (ARGS go to pytest)
+    python3 scripts/dev.py lint              ruff, its formatter in check mode, and mypy --strict
+    python3 scripts/dev.py check             lint, then test
+
+The first run makes `.venv` beside this directory and installs trikv into it, editable, with its development tools: by
+uv and the lock file where uv is on the PATH, else by venv and pip within the ranges of pyproject.toml. A stamp in
+`.venv` holds a digest of what was installed from, so later runs start at once and install again only after a change.
+
+The command then takes the place of this process: signals reach it undisturbed, and its exit code is ours.
+
+Left out: anything that needs a library, since none may be there yet; and Windows, where trikv does not run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+BIN = VENV / "bin"
+STAMP = VENV / "trikv-installed-from"
+PROJECT = ROOT / "pyproject.toml"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+class Stop(Exception):
+    """There is no way on; the message is one line for the person at the terminal."""
+
+
+def main(arguments: list[str]) -> int:
+    if sys.version_info < (3, 11):  # noqa: UP036  # this file also parses on an older Python, so as to say this
+        return fail("trikv needs Python 3.11 or later; this is %d.%d (%s)" % (*sys.version_info[:2], sys.executable))
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    if command is None:
+        asked = arguments[:1] in (["help"], ["-h"], ["--help"])
+        print(__doc__, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    try:
+        install()
+        return command(arguments[1:])
+    except Stop as stop:
+        return fail(str(stop))
+    except KeyboardInterrupt:
+        return 130
+
+
+def fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def say(message: str) -> None:
+    print(f"dev.py: {message}", file=sys.stderr, flush=True)
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+def demo(arguments: list[str]) -> int:
+    become([BIN / "trikv", "demo", *arguments])
+
+
+def test(arguments: list[str]) -> int:
+    find_browser()
+    become([BIN / "python", "-m", "pytest", *arguments])
+
+
+def lint(arguments: list[str]) -> int:
+    """Run every linter, also after one complained: a person wants to see all of it."""
+    if arguments:
+        raise Stop("lint takes no arguments: what it checks is written in pyproject.toml")
+    checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"])
+    complaints = [" ".join(check) for check in checks if run([BIN / "python", "-m", *check])]
+    return fail(f"{', '.join(complaints)} complained") if complaints else 0
+
+
+def check(arguments: list[str]) -> int:
+    return lint([]) or test(arguments)
+
+
+COMMANDS = {"demo": demo, "test": test, "lint": lint, "check": check}
+
+
+# --- the environment ----------------------------------------------------------------------------------------------
+
+
+def install() -> None:
+    """Bring `.venv` up to what pyproject.toml says. The lock keeps two first runs in one checkout apart."""
+    with PROJECT.open("rb") as project:
+        fcntl.flock(project, fcntl.LOCK_EX)
+        uv = shutil.which("uv")
+        wanted = digest("uv" if uv else "pip")
+        if STAMP.exists() and STAMP.read_text() == wanted:
+            return
+        say(f"installing trikv and its tools into {VENV} ({'uv' if uv else 'pip'}) ...")
+        STAMP.unlink(missing_ok=True)  # an install that is cut short must not look done
+        if uv:
+            need([uv, "sync", "--quiet", "--python", sys.executable], "uv sync failed")
+        else:
+            need_venv_module()
+            need([sys.executable, "-m", "venv", "--clear", VENV], f"cannot make {VENV}")
+            pip = [BIN / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+            need([*pip, "install", "--editable", f"{ROOT}[dev]"], "pip install failed")
+        STAMP.write_text(wanted)
+
+
+def digest(installer: str) -> str:
+    """What an installation depends on, as one line: another interpreter or installer starts afresh."""
+    parts = [installer.encode(), sys.version.encode(), str(ROOT).encode()]
+    parts += [file.read_bytes() for file in (PROJECT, ROOT / "uv.lock") if file.exists()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest() + "\n"
+
+
+def need_venv_module() -> None:
+    """Debian ships Python without the part of venv that brings pip."""
+    if importlib.util.find_spec("ensurepip") is None and not apt_install("python3-venv"):
+        raise Stop("this Python cannot make virtual environments; as root: apt-get install python3-venv")
+
+
+def find_browser() -> None:
+    """The page is also tested in a browser, where there is one; a test that lacks it says so when it is skipped."""
+    if not any(map(shutil.which, BROWSERS)) and not apt_install("chromium"):
+        say("no chromium on the PATH, so the tests of the page in a browser will be skipped")
+
+
+def apt_install(package: str) -> bool:
+    """Install a Debian package if this is root on a Debian; False if it is not, or if that failed."""
+    if not shutil.which("apt-get") or os.geteuid() != 0:
+        return False
+    say(f"installing {package} (apt-get) ...")
+    install_it = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package]
+    return (
+        run(install_it, quiet=True) == 0 or run(["apt-get", "update"], quiet=True) == run(install_it, quiet=True) == 0
+    )
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, str]:
+    """Ours, with the tools of `.venv` first, and with no trace of another virtual environment."""
+    ours = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONHOME")}
+    return {
+        **ours,
+        "PATH": f"{BIN}{os.pathsep}{ours.get('PATH', os.defpath)}",
+        "UV_PROJECT_ENVIRONMENT": str(VENV),
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
+
+
+def run(command: Sequence[str | Path], *, quiet: bool = False) -> int:
+    out = subprocess.DEVNULL if quiet else None
+    return subprocess.run(command, cwd=ROOT, env=environment(), stdout=out, stderr=out, check=False).returncode
+
+
+def need(command: Sequence[str | Path], otherwise: str) -> None:
+    status = run(command)
+    if status:
+        raise Stop(f"{otherwise} (exit code {status}); what it said is above")
+
+
+def become(command: Sequence[str | Path]) -> NoReturn:
+    sys.stdout.flush()
+    os.chdir(ROOT)
+    os.execve(command[0], [str(part) for part in command], environment())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
