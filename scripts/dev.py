@@ -41,7 +41,7 @@ class Stop(Exception):
 
 def main(arguments: list[str]) -> int:
     if sys.version_info < (3, 11):  # noqa: UP036  # this file also parses on an older Python, so as to say this
-        return fail("trikv needs Python 3.11 or later; this is %d.%d (%s)" % (*sys.version_info[:2], sys.executable))
+        return fail(f"trikv needs Python 3.11 or later, and {sys.executable} is {sys.version.split()[0]}")
     command = COMMANDS.get(arguments[0]) if arguments else None
     if command is None:
         asked = arguments[:1] in (["help"], ["-h"], ["--help"])
@@ -111,8 +111,8 @@ def install() -> None:
         else:
             need_venv_module()
             need([sys.executable, "-m", "venv", "--clear", VENV], f"cannot make {VENV}")
-            pip = [BIN / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
-            need([*pip, "install", "--editable", f"{ROOT}[dev]"], "pip install failed")
+            pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+            need([BIN / "python", *pip, "install", "--editable", f"{ROOT}[dev]"], "pip install failed")
         STAMP.write_text(wanted)
 
 
@@ -141,9 +141,10 @@ def apt_install(package: str) -> bool:
         return False
     say(f"installing {package} (apt-get) ...")
     install_it = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package]
-    return (
-        run(install_it, quiet=True) == 0 or run(["apt-get", "update"], quiet=True) == run(install_it, quiet=True) == 0
-    )
+    if run(install_it, quiet=True) == 0:
+        return True
+    run(["apt-get", "update"], quiet=True)  # a fresh image knows of no packages, or of old ones
+    return run(install_it, quiet=True) == 0
 
 
 # --- processes ----------------------------------------------------------------------------------------------------
