@@ -1,0 +1,233 @@
+"""Frames: a length, then one CBOR list; and nothing else, whatever the peer sends.
+
+A frame is four bytes of big-endian length and so many bytes of CBOR (RFC 8949). It carries a list of None, bools,
+integers of 64 bits and a sign, floats, bytes, text and further lists, nested 16 deep at most. CBOR can say far more:
+tags that build dates, regular expressions and numbers of any size, maps, items without a length. None of it is spoken
+here, all of it is refused, and a frame must end where its list ends.
+
+How it is held. The length is judged as soon as its four bytes are there, before anything is kept for it. The decoder
+is told to refuse depth and indefinite lengths; every tag, known to it or not, meets a hook that refuses; and at the
+end one walk over the result admits six types of values by name, so that whatever a later release of the decoder learns
+to build, it does not get past. `encode` holds our own side to the same set: an encoder left alone writes a memoryview
+as a list of integers, and a big integer as a tag that the peer would refuse.
+
+What it costs, for a frame of 64 calls (9 KB): encoding 35 µs and 25 for the walk, decoding 25 µs and 15 for the walk,
+so a call's whole way through a frame takes 1.6 µs. Feeding costs a copy of each byte, however small the
+pieces are.
+
+What it leaves out. A list of empty lists takes some sixty times its bytes in memory, so a full-sized frame can ask for
+half a gigabyte; who has not said yet who he is is held to `bytes_max` of a few kilobytes for that reason too. Shapes
+of messages are `session`'s and `calls`' to check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
+from typing import Any, Final, Never
+
+import cbor2
+
+FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
+DEPTH_MAX: Final = 16
+INT_MIN: Final = -(2**64)  # what CBOR says without a tag: 64 bits, and a sign
+INT_MAX: Final = 2**64 - 1
+
+_PREFIX_BYTES: Final = 4
+_READ_BYTES: Final = 4096  # a larger step buys nothing: the decoder takes long strings in one piece anyway
+_LEAVES: Final = frozenset((type(None), bool, int, float, bytes, str))
+_OURS: Final = _LEAVES | {list, tuple}
+
+
+class FrameError(Exception):
+    """What arrived is not a frame of ours; the message says why. Nothing that follows it can be understood."""
+
+
+class NoFrame:
+    """The type of `NO_FRAME`: more bytes are needed."""
+
+    def __repr__(self) -> str:
+        return "NO_FRAME"
+
+
+NO_FRAME: Final = NoFrame()
+
+
+def encode(item: Sequence[Any]) -> bytes:
+    """The frame that carries `item`, a list or tuple of what the module's docstring lists; tuples arrive as lists.
+
+    Raises:
+      TypeError: something in it is of another type, a memoryview or a map for instance.
+      ValueError: an integer beyond 64 bits, nesting beyond `DEPTH_MAX`, text that UTF-8 cannot express, or a frame
+        beyond `FRAME_BYTES_MAX`. Like the former it is a fault of the caller's, never of the peer's.
+    """
+    if not isinstance(item, list | tuple):
+        raise TypeError(f"a frame carries a list, not a {type(item).__name__}")
+    _check_ours(item, 1)
+    frame = _encode(item)
+    if len(frame) > _PREFIX_BYTES + FRAME_BYTES_MAX:
+        raise ValueError(f"a frame of {len(frame) - _PREFIX_BYTES} bytes; at most {FRAME_BYTES_MAX} are allowed")
+    return frame
+
+
+def pack_frames(kind: int, items: Sequence[Sequence[Any]]) -> Iterator[bytes]:
+    """Frames `[kind, [item, ...]]` that carry all the items in order, each frame below the cap; none for no items.
+
+    Nearly always everything fits, so everything is encoded at once, and halved only when it does not: at most
+    log2(bytes / cap) + 1 encodings of each item. Every item must fit a frame of its own.
+
+    Raises:
+      TypeError, ValueError: as `encode`, before the first frame if it is a matter of types and ranges.
+    """
+    if items:
+        _check_ours((kind, items), 1)
+        yield from _halve(kind, items)
+
+
+def _halve(kind: int, items: Sequence[Sequence[Any]]) -> Iterator[bytes]:
+    frame = _encode((kind, items))
+    if len(frame) <= _PREFIX_BYTES + FRAME_BYTES_MAX:
+        yield frame
+    elif len(items) > 1:
+        middle = len(items) // 2
+        yield from _halve(kind, items[:middle])
+        yield from _halve(kind, items[middle:])
+    else:
+        raise ValueError(f"an item of {len(frame) - _PREFIX_BYTES} bytes; a frame takes {FRAME_BYTES_MAX}")
+
+
+def _encode(item: Sequence[Any]) -> bytes:
+    body = cbor2.dumps(item)
+    return len(body).to_bytes(_PREFIX_BYTES, "big") + body
+
+
+def _check_ours(items: Sequence[Any], depth: int) -> None:
+    """Raise unless these are ours to send. Subclasses (an IntEnum, a NamedTuple) count as what they derive from."""
+    if depth > DEPTH_MAX:
+        raise ValueError(f"lists nested more than {DEPTH_MAX} deep")
+    for item in items:
+        kind: type | None = type(item)
+        if kind not in _OURS:
+            kind = next((ours for ours in _OURS if isinstance(item, ours)), None)
+        if kind is int:
+            if not INT_MIN <= item <= INT_MAX:
+                raise ValueError(f"the integer {item} is beyond 64 bits")
+        elif kind is list or kind is tuple:
+            _check_ours(item, depth + 1)
+        elif kind is None:
+            raise TypeError(f"a frame cannot carry a {type(item).__name__}")
+
+
+class FrameBuffer:
+    """Bytes in, in whatever pieces they come; frames out.
+
+    After every `feed`, call `next_frame` until it says `NO_FRAME`. What is kept in between is at most one unfinished
+    frame, `bytes_max` and its prefix. Once an error was raised it is raised for ever, and nothing is kept.
+    """
+
+    def __init__(self, bytes_max: int = FRAME_BYTES_MAX) -> None:
+        self.bytes_max = bytes_max  # may be raised when the peer is known; holds from the next frame on
+        self._bytes = bytearray()
+        self._error: FrameError | None = None
+
+    def __len__(self) -> int:
+        """How many bytes are kept."""
+        return len(self._bytes)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take what arrived.
+
+        Raises:
+          FrameError: the length of the frame that is under way is beyond `bytes_max`.
+        """
+        if self._error is not None:
+            raise self._error
+        self._bytes += data
+        self._body_bytes()
+
+    def next_frame(self) -> list[Any] | NoFrame:
+        """The next frame's list, or `NO_FRAME` until more is fed.
+
+        Raises:
+          FrameError: what was fed is not a frame of ours.
+        """
+        if self._error is not None:
+            raise self._error
+        size = self._body_bytes()
+        if size is None or len(self._bytes) < _PREFIX_BYTES + size:
+            return NO_FRAME
+        with memoryview(self._bytes) as view:
+            body = bytes(view[_PREFIX_BYTES : _PREFIX_BYTES + size])
+        del self._bytes[: _PREFIX_BYTES + size]  # no copy of the rest: a bytearray moves its own start
+        try:
+            return _decode(body)
+        except FrameError as error:
+            raise self._fail(error) from error.__cause__
+
+    def _body_bytes(self) -> int | None:
+        """The length that the prefix in front announces; None until the prefix is there."""
+        if len(self._bytes) < _PREFIX_BYTES:
+            return None
+        size = int.from_bytes(self._bytes[:_PREFIX_BYTES], "big")
+        if size > self.bytes_max:
+            raise self._fail(FrameError(f"a frame of {size} bytes was announced; at most {self.bytes_max} are allowed"))
+        return size
+
+    def _fail(self, error: FrameError) -> FrameError:
+        self._error = error
+        self._bytes = bytearray()
+        return error
+
+
+class _EveryTag(Mapping[int, Callable[[Any, bool], Any]]):
+    """A decoder for each tag that there is, all of them the same: it refuses.
+
+    A list of the tags that cbor2 knows would go out of date; this one cannot.
+    """
+
+    def __getitem__(self, tag: int) -> Callable[[Any, bool], Any]:
+        return _refuse_tag
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(2**64))
+
+    def __len__(self) -> int:
+        return 2**63 - 1  # as many as len() can say
+
+
+def _refuse_tag(value: Any, immutable: bool) -> Never:
+    raise cbor2.CBORDecodeError("tags are not allowed")
+
+
+_EVERY_TAG: Final = _EveryTag()
+
+
+def _decode(body: bytes) -> list[Any]:
+    stream = BytesIO(body)
+    decoder = cbor2.CBORDecoder(
+        stream,
+        semantic_decoders=_EVERY_TAG,
+        max_depth=DEPTH_MAX,
+        allow_indefinite=False,
+        allow_duplicate_keys=False,
+        strict_hashable_types=True,
+        read_size=_READ_BYTES,
+    )
+    try:
+        item = decoder.decode()
+    except cbor2.CBORDecodeError as error:
+        raise FrameError(f"a frame that cannot be read: {error}") from error
+    if stream.tell() != len(body):
+        raise FrameError(f"a frame with {len(body) - stream.tell()} bytes left over after its list")
+    if type(item) is not list:
+        raise FrameError(f"a frame that carries a {type(item).__name__} where a list belongs")
+    _check_theirs(item)
+    return item
+
+
+def _check_theirs(items: list[Any]) -> None:
+    for item in items:
+        if type(item) not in _LEAVES:
+            if type(item) is not list:
+                raise FrameError(f"a frame that carries a {type(item).__name__}")
+            _check_theirs(item)
