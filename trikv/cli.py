@@ -1,0 +1,418 @@
+"""The `trikv` command.
+
+Each command is thin: it turns words into a call, and the answer into lines. Nodes are in `daemon.py`, the wire in
+`client.py`, whole directories in `bulk.py`, the demo in `demo.py`, tables in `show.py`. They are imported by the
+command that needs them: `trikv get` must not wait for a web framework.
+
+For people and for programs. Results go to stdout and everything else to stderr; on a terminal results are tables, in
+a pipe lines without decoration, with `--json` one JSON document (a scan: one a line). A value goes out byte for byte.
+Whatever ends other than as hoped is one line, `error: ...`, that names the thing and the remedy, and an exit code
+from the error table: 0 done, 1 error, 2 usage, 3 not found, 4 refused or unavailable, 5 precondition failed, 6 unknown.
+
+Keys are the bytes of the argument as the shell gave it, so any text works as it is; other bytes go in with `--base64`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from trikv import __version__
+
+if TYPE_CHECKING:
+    from trikv.bulk import Progress, Report
+    from trikv.client import Client
+
+_DEFAULT_URL: Final = "http://127.0.0.1:8080"
+_SHELLS: Final = ("bash", "zsh", "fish")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Trikv(click.Group):
+    """The group of all commands, and the one place where an error becomes a line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from trikv.core.errors import TrikvError
+
+        try:
+            return super().invoke(ctx)
+        except TrikvError as error:
+            if ctx.meta.get("json"):
+                told = {"kind": error.kind.code, "outcome": error.kind.outcome.value, "detail": error.detail}
+                click.echo(json.dumps({**error.extra, **told}), err=True)
+            else:
+                click.echo(f"error: {error_line(error.kind.title, error.detail, error.kind.remedy)}", err=True)
+            ctx.exit(error.kind.exit)
+        except BrokenPipeError:
+            raise  # `trikv scan | head`: click ends quietly
+        except OSError as error:
+            click.echo(f"error: {_os_error_line(error)}", err=True)
+            ctx.exit(1)
+
+
+def error_line(title: str, detail: str, remedy: str) -> str:
+    """Title, what about, and what to do, as one line."""
+    line = f"{title}: {detail}" if detail else title
+    return line if remedy == "See the detail." else f"{line.rstrip('.')}. {remedy}"
+
+
+def _os_error_line(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+
+
+@click.group(cls=Trikv, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="trikv", message="%(prog)s %(version)s")
+def main() -> None:
+    """A replicated key-value store; how it replicates is a plugin: sync, async, chain or quorum.
+
+    Try `trikv demo`.
+    """
+
+
+def client_options(command: Command) -> Command:
+    """What every command has that talks to a cluster: --url, --timeout, --json."""
+
+    def note_json(ctx: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+        ctx.meta["json"] = value
+        return value
+
+    for option in (
+        click.option("--json", "as_json", is_flag=True, callback=note_json, help="Answer in JSON, for programs."),
+        click.option(
+            "--timeout", "timeout_s", type=click.FloatRange(min=0.001), default=10.0, show_default=True,
+            metavar="SECONDS", help="How long to wait for an answer.",
+        ),
+        click.option(
+            "--url", envvar="TRIKV_URL", default=_DEFAULT_URL, show_default=True, show_envvar=True,
+            help="The master's HTTP address.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+_base64_option = click.option("--base64", "in_base64", is_flag=True, help="KEY is written in base64.")
+_etag_option = click.option("--etag", "only_etag", is_flag=True, help="Print the ETag alone.")
+_prefix_option = click.option("--prefix", default="", help="What each key starts with, before the file's path.")
+
+
+def _connect(url: str, timeout_s: float) -> Client:
+    from trikv.client import Client
+
+    return Client(url, timeout_s=timeout_s)
+
+
+def _key(text: str, in_base64: bool = False) -> bytes:
+    if not in_base64:
+        return os.fsencode(text)
+    try:
+        return base64.b64decode(text.encode(), altchars=b"-_" if set(text) & set("-_") else None, validate=True)
+    except ValueError as error:
+        raise click.UsageError(f"{text!r} is not base64 ({error}); leave --base64 out for a key that is text") from None
+
+
+def _print_json(document: object) -> None:
+    click.echo(json.dumps(document))
+
+
+def _as_json(data: bytes, name: str) -> dict[str, str]:
+    """Bytes in a JSON document: as text if they are UTF-8, else as base64 under a name that says so."""
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(data).decode()}
+
+
+# --- nodes ------------------------------------------------------------------------------------------------------------
+
+_exit_with_stdin = click.option("--exit-with-stdin", is_flag=True, hidden=True)
+_insecure_option = click.option("--insecure", is_flag=True, default=None, help="Allow an address beyond loopback.")
+_config_option = click.option("--config", type=click.Path(path_type=Path), help="A TOML file with settings.")
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("key")
+@click.argument("value", required=False)
+@click.option("--file", type=click.Path(path_type=Path), help="Take the value from this file.")
+@click.option("--if-match", metavar="ETAG", help="Only if the key still has this ETag (* for any).")
+@click.option("--if-absent", is_flag=True, help="Only if the key is absent.")
+@_etag_option
+@_base64_option
+@client_options
+def put(
+    key: str,
+    value: str | None,
+    file: Path | None,
+    if_match: str | None,
+    if_absent: bool,
+    only_etag: bool,
+    in_base64: bool,
+    url: str,
+    timeout_s: float,
+    as_json: bool,
+) -> None:
+    """Store VALUE under KEY. A value of - is read from stdin."""
+    if if_match and if_absent:
+        raise click.UsageError("--if-match and --if-absent contradict each other: give one of them")
+    if (value is None) == (file is None):
+        raise click.UsageError("give the value once: as VALUE, as - for stdin, or with --file")
+    data = file.read_bytes() if file is not None else _value(value or "")
+    name = _key(key, in_base64)
+    with _connect(url, timeout_s) as client:
+        stamp = client.put(name, data, if_match=if_match, if_absent=if_absent)
+    _print_committed(stamp, only_etag, as_json)
+
+
+def _value(text: str) -> bytes:
+    from trikv.core.record import VALUE_BYTES_MAX
+
+    if text != "-":
+        return os.fsencode(text)
+    return sys.stdin.buffer.read(VALUE_BYTES_MAX + 1)  # one more, so that too much is noticed, and no more is kept
+
+
+def _print_committed(stamp: str, only_etag: bool, as_json: bool) -> None:
+    if as_json:
+        _print_json({"outcome": "committed", "etag": stamp})
+    else:
+        click.echo(stamp if only_etag else f"committed {stamp}")
+
+
+@main.command()
+@click.argument("key")
+@_etag_option
+@_base64_option
+@client_options
+def get(key: str, only_etag: bool, in_base64: bool, url: str, timeout_s: float, as_json: bool) -> None:
+    """Write the value of KEY to stdout, byte for byte."""
+    from trikv.core.errors import TrikvError
+    from trikv.show import readable_key
+
+    name = _key(key, in_base64)
+    with _connect(url, timeout_s) as client:
+        found = client.get(name)
+    if found is None:
+        raise TrikvError("not_found", readable_key(name))
+    if as_json:
+        _print_json({**_as_json(name, "key"), **_as_json(found.value, "value"), "etag": found.stamp})
+    elif only_etag:
+        click.echo(found.stamp)
+    else:
+        click.echo(found.value, nl=sys.stdout.isatty())
+
+
+@main.command()
+@click.argument("key")
+@click.option("--if-match", metavar="ETAG", help="Only if the key still has this ETag (* for any).")
+@_etag_option
+@_base64_option
+@client_options
+def delete(
+    key: str, if_match: str | None, only_etag: bool, in_base64: bool, url: str, timeout_s: float, as_json: bool
+) -> None:
+    """Delete KEY. To delete what is absent is no error."""
+    name = _key(key, in_base64)
+    with _connect(url, timeout_s) as client:
+        stamp = client.delete(name, if_match=if_match)
+    _print_committed(stamp, only_etag, as_json)
+
+
+@main.command()
+@click.argument("prefix", default="")
+@click.option("--after", help="Start behind this key.")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after so many keys.")
+@click.option("--base64", "in_base64", is_flag=True, help="PREFIX, --after and the printed keys are in base64.")
+@client_options
+def scan(
+    prefix: str, after: str | None, limit: int | None, in_base64: bool, url: str, timeout_s: float, as_json: bool
+) -> None:
+    """List the keys that start with PREFIX, in byte order.
+
+    In a pipe: one key a line, with what is not printable as an escape; --base64 or --json are exact for any bytes.
+    """
+    from trikv.show import readable_key, show
+
+    with _connect(url, timeout_s) as client:
+        start = _key(after, in_base64) if after is not None else None
+        entries = client.scan(_key(prefix, in_base64), after=start, limit=limit)
+        if as_json:
+            for entry in entries:
+                _print_json({**_as_json(entry.key, "key"), **_as_json(entry.value, "value"), "etag": entry.stamp})
+            return
+        spell: Callable[[bytes], str] = (lambda k: base64.b64encode(k).decode()) if in_base64 else readable_key
+        if not sys.stdout.isatty():
+            for entry in entries:
+                click.echo(spell(entry.key))
+            return
+        rows = [(spell(entry.key), f"{len(entry.value):,}", entry.stamp) for entry in entries]
+        show(("key", "bytes", "ETag"), rows)
+
+
+# --- the cluster ------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@client_options
+def status(url: str, timeout_s: float, as_json: bool) -> None:
+    """Show the cluster: its mode and what that costs, its partitions, its workers."""
+    from trikv.show import WORKER_COLUMNS, show, summary_rows, worker_rows
+
+    with _connect(url, timeout_s) as client:
+        state = client.cluster()
+    if as_json:
+        _print_json(state)
+        return
+    show(("", ""), summary_rows(state))
+    show(WORKER_COLUMNS, worker_rows(state), label="worker")
+
+
+@main.command()
+@click.argument("name", required=False)
+@client_options
+def mode(name: str | None, url: str, timeout_s: float, as_json: bool) -> None:
+    """List the modes and which is in force, or switch to the one called NAME."""
+    from trikv.show import MODE_COLUMNS, mode_rows, show
+
+    with _connect(url, timeout_s) as client:
+        answer = client.set_mode(name) if name is not None else None
+        state = client.cluster()
+    if as_json:
+        _print_json(answer if answer is not None else {"mode": state["mode"], "modes": state["modes"]})
+    elif name is not None:
+        click.echo(f"the mode is {state['mode']}")
+    else:
+        show(MODE_COLUMNS, mode_rows(state))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")
+def plugins(as_json: bool) -> None:
+    """List the modes and storage engines that are installed here, and by what. Needs no cluster."""
+    from trikv.registry import load_registry
+    from trikv.show import PLUGIN_COLUMNS, show
+
+    registry = load_registry()
+    rows = [
+        ("mode", s.name, s.promise.value, registry.origins[s.name], s.protocol) for s in registry.strategies.values()
+    ]
+    rows += [
+        ("storage", e.name, "durable" if e.durable else "not durable", registry.origins[e.name], _first_line(type(e)))
+        for e in registry.storage_engines.values()
+    ]
+    if as_json:
+        _print_json([dict(zip(("kind", "name", "promise", "from", "protocol"), row, strict=True)) for row in rows])
+    else:
+        show(PLUGIN_COLUMNS, rows)
+
+
+def _first_line(documented: type) -> str:
+    return (documented.__doc__ or "").strip().partition("\n")[0]
+
+
+# --- directories ------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@_prefix_option
+@client_options
+def load(directory: Path, prefix: str, url: str, timeout_s: float, as_json: bool) -> None:
+    """Store every regular file under DIRECTORY, each under its path below it."""
+    from trikv.bulk import load as load_files
+
+    with _connect(url, timeout_s) as client:
+        start = os.fsencode(prefix)
+        report = _with_progress("loading", lambda progress: load_files(client, directory, start, progress))
+    _print_report(report, "stored", as_json)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@_prefix_option
+@client_options
+def dump(directory: Path, prefix: str, url: str, timeout_s: float, as_json: bool) -> None:
+    """Write every key that starts with the prefix to a file under DIRECTORY: the reverse of load."""
+    from trikv.bulk import dump as dump_files
+
+    with _connect(url, timeout_s) as client:
+        start = os.fsencode(prefix)
+        report = _with_progress("dumping", lambda progress: dump_files(client, directory, start, progress))
+    _print_report(report, "written", as_json)
+
+
+def _with_progress(what: str, work: Callable[[Progress], Report]) -> Report:
+    """Do the work behind a progress bar, where a person sees stderr."""
+    if not sys.stderr.isatty():
+        return work(lambda done, total: None)
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        return work(lambda done, total: bar.update(task, completed=done, total=total or None))
+
+
+def _print_report(report: Report, done: str, as_json: bool) -> None:
+    """Every file that did not go through is named; then the counts, and the exit code of the worst of it."""
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        for word in ("skipped", "refused", "unknown"):
+            for name, reason in getattr(report, word):
+                click.echo(f"{word}: {name}: {reason}", err=True)
+        counts = [f"{report.done:,} files {done} ({report.done_bytes:,} bytes)"]
+        counts += [f"{len(getattr(report, word)):,} {word}" for word in ("skipped", "refused", "unknown")]
+        counts += [f"{report.not_tried:,} not tried"] if report.not_tried else []
+        click.echo(", ".join(counts))
+    click.get_current_context().exit(report.exit_code)
+
+
+# --- this machine -----------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--mode", default="quorum", show_default=True, help="The mode of the cluster.")
+@click.option("--workers", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--storage", default="rocksdb", show_default=True, help="The workers' storage engine.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Keep data and logs there. Default: nothing is kept.")
+@click.option("--http", default="127.0.0.1:8080", show_default=True, help="Where the page is: a loopback address.")
+@click.option("--once", is_flag=True, help="The guided tour: kill a worker, see whether the mode keeps its promise.")
+def demo(mode: str, workers: int, storage: str, data_dir: Path | None, http: str, once: bool) -> None:
+    """Run a whole cluster in one terminal; Ctrl-C stops it and leaves nothing behind."""
+    from trikv.demo import run_demo, run_tour
+
+    if once:
+        code = run_tour(mode=mode, workers=workers, storage=storage, data_dir=data_dir)
+    else:
+        code = run_demo(mode=mode, workers=workers, storage=storage, data_dir=data_dir, http_port=_port(http))
+    click.get_current_context().exit(code)
+
+
+def _port(address: str) -> int:
+    """The port of a loopback address, which is where the demo lives."""
+    host, _, port = address.rpartition(":")
+    if host not in ("", "127.0.0.1", "localhost") or not port.isdecimal() or int(port) > 65_535:
+        raise click.UsageError(f"--http {address}: the demo's page is on loopback; give 127.0.0.1:PORT or PORT")
+    return int(port)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(_SHELLS))
+def completion(shell: str) -> None:
+    """Print the script that teaches SHELL to complete trikv's commands: eval "$(trikv completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    completer = get_completion_class(shell)
+    assert completer is not None
+    click.echo(completer(main, {}, "trikv", "_TRIKV_COMPLETE").source())

@@ -1,0 +1,243 @@
+"""A small synchronous client of a cluster's HTTP API: what the CLI, the demo, the tests and any script talk through.
+
+    with Client("http://127.0.0.1:8080") as client:
+        stamp = client.put(b"k", b"v")
+        client.put(b"k", b"w", if_match=stamp)
+
+Whatever ends other than as hoped is one exception, `TrikvError`, whose `kind` is a row of the error table: it tells
+the outcome (is it certainly not done, or perhaps done?) and the CLI's exit code. That holds also for what the cluster
+cannot tell us itself: where no connection could be made nothing was sent, so it is refused; where a connection broke
+after a write had been sent, the outcome is unknown. Nothing is retried: only the caller knows whether it may be.
+
+Keys and values are bytes. A key goes into the path where it is plain text, else as base64. Proxies named by the
+environment are not followed: a cluster is not reached through them, and a write must not visit a stranger.
+One client may be shared by threads; each request then takes a connection of its own from the pool.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+from urllib.parse import quote
+
+import httpx
+
+from trikv.core.errors import KINDS, Outcome, TrikvError
+from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX
+
+__all__ = ["DEFAULT_URL", "Change", "Client", "Entry", "Found", "TrikvError"]
+
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
+SCAN_PAGE_KEYS: Final = 100
+
+
+class Found(NamedTuple):
+    value: bytes
+    stamp: str
+
+
+class Entry(NamedTuple):
+    """One key of a scan."""
+
+    key: bytes
+    value: bytes
+    stamp: str
+
+
+class Change(NamedTuple):
+    """One item of a batch: a put, or a delete where `value` is None."""
+
+    key: bytes
+    value: bytes | None
+
+
+class Client:
+    """
+    Args:
+      url: the master's HTTP address.
+      timeout_s: how long to wait for an answer. The cluster has a deadline of its own (2 s unless told otherwise) and
+        answers by then; this one is for a cluster, or a network, that does not.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 10.0) -> None:
+        self.url = url.rstrip("/")
+        # To read the authorities' certificates takes longer than a whole `trikv get`; plain HTTP has no use for them.
+        context = ssl.create_default_context() if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._http = httpx.Client(
+            timeout=timeout_s, trust_env=False, verify=context, limits=httpx.Limits(max_keepalive_connections=32)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # --- keys -----------------------------------------------------------------------------------------------------
+
+    def get(self, key: bytes) -> Found | None:
+        """The value and its stamp; None where there is none."""
+        try:
+            answer = self._ask("GET", *_key_path(key))
+        except TrikvError as error:
+            if error.kind.code == "not_found":
+                return None
+            raise
+        return Found(answer.content, _stamp(answer))
+
+    def put(self, key: bytes, value: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
+        """Store, and return the new stamp; with a condition, only if the key still has that stamp, or is absent."""
+        if len(value) > VALUE_BYTES_MAX:  # a server that stops listening half-way would make it unknown
+            raise TrikvError("value_too_large", f"the value has {len(value):,} bytes; the limit is {VALUE_BYTES_MAX:,}")
+        headers = {"content-type": "application/octet-stream", **_conditions(if_match, if_absent)}
+        return _stamp(self._ask("PUT", *_key_path(key), content=value, headers=headers))
+
+    def delete(self, key: bytes, *, if_match: str | None = None) -> str:
+        """Delete, and return the stamp of the deletion. To delete what is absent is a success too."""
+        return _stamp(self._ask("DELETE", *_key_path(key), headers=_conditions(if_match, False)))
+
+    def scan(self, prefix: bytes = b"", *, after: bytes | None = None, limit: int | None = None) -> Iterator[Entry]:
+        """The live keys that start with `prefix` and come after `after`, in byte order, fetched page by page.
+
+        Each page is true when it is answered; keys written meanwhile may or may not be seen.
+        """
+        left = limit
+        while left is None or left > 0:
+            size = SCAN_PAGE_KEYS if left is None else min(left, SCAN_PAGE_KEYS)
+            query = {"prefix": _encode(prefix), "limit": str(size), "encoding": "base64"}
+            if after is not None:
+                query["after"] = _encode(after)
+            page = _json(self._ask("GET", "/v1/kv", query))
+            entries = [Entry(_decode(row["key"]), _decode(row["value"]), row["etag"]) for row in page["items"]]
+            yield from entries
+            if page["after"] is None:
+                return
+            after = _decode(page["after"])
+            left = None if left is None else left - len(entries)
+
+    def batch(self, changes: Sequence[Change]) -> list[str | TrikvError]:
+        """Carry out many changes in one request. They are independent: each gets its stamp, or its error, in order.
+
+        Raises:
+          TrikvError: the request as a whole failed; its outcome is that of every change in it.
+        """
+        items: list[dict[str, str]] = []
+        for key, value in changes:
+            item = {"op": "delete" if value is None else "put", "key": _encode(key), "encoding": "base64"}
+            items.append(item if value is None else {**item, "value": _encode(value)})
+        results = _json(self._ask("POST", "/v1/batch", json={"items": items}))["results"]
+        return [row["etag"] if row["outcome"] == Outcome.COMMITTED else _error(row) for row in results]
+
+    # --- the cluster ----------------------------------------------------------------------------------------------
+
+    def cluster(self) -> dict[str, Any]:
+        """Its state: mode, forming, partitions, workers. README.md tells the fields."""
+        return _json(self._ask("GET", "/v1/cluster"))
+
+    def set_mode(self, mode: str) -> dict[str, Any]:
+        return _json(self._ask("PUT", "/v1/mode", json={"mode": mode}))
+
+    def enlist(self, address: str) -> dict[str, Any]:
+        """Have the master dial the worker at `address` ("localhost:8006") and take it in."""
+        return _json(self._ask("POST", "/v1/workers", json={"address": address}))
+
+    def _ask(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, **request: Any
+    ) -> httpx.Response:
+        try:
+            answer = self._http.request(method, self.url + path, params=query, **request)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise TrikvError("unreachable", f"{self.url} ({_why(error)})") from error
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise TrikvError("bad_request", f"{self.url!r} is not an address like {DEFAULT_URL}") from error
+        except httpx.TransportError as error:
+            if method == "GET":
+                raise TrikvError("unanswered", f"no answer came from {self.url} ({_why(error)})") from error
+            raise TrikvError("unknown", f"the request was sent to {self.url}, and {_why(error)}") from error
+        if answer.is_success:
+            return answer
+        problem = _problem(answer)
+        if problem is not None:
+            raise _error(problem)
+        what = f"{self.url} answered {answer.status_code} in words that are not trikv's"
+        raise TrikvError("unanswered" if method == "GET" else "unknown", what)
+
+
+def _key_path(key: bytes) -> tuple[str, dict[str, str] | None]:
+    """Path and query under which a key is addressed: itself if it is text that no URL library rewrites, else base64."""
+    if not 0 < len(key) <= KEY_BYTES_MAX:
+        raise TrikvError("bad_key", f"the key has {len(key):,} bytes")
+    plain = all(part not in (b"", b".", b"..") for part in key.split(b"/"))
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        plain = False
+    if plain:
+        return f"/v1/kv/{quote(key, safe='/')}", None
+    return f"/v1/kv/{_encode(key)}", {"encoding": "base64"}
+
+
+def _conditions(if_match: str | None, if_absent: bool) -> dict[str, str]:
+    headers = {}
+    if if_match is not None:
+        headers["if-match"] = if_match if if_match == "*" else f'"{if_match}"'
+    if if_absent:
+        headers["if-none-match"] = "*"
+    return headers
+
+
+def _encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode()
+
+
+def _decode(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text)
+
+
+def _stamp(answer: httpx.Response) -> str:
+    return str(answer.headers.get("etag", "")).strip('"')
+
+
+def _json(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        document = answer.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise TrikvError("unanswered", f"{answer.url} answered something that is not trikv's")
+    return document
+
+
+def _problem(answer: httpx.Response) -> dict[str, Any] | None:
+    """The error as the server describes it (RFC 9457); None if it is not one of trikv's."""
+    try:
+        problem = json.loads(answer.content)
+    except ValueError:
+        return None
+    return problem if isinstance(problem, dict) and "outcome" in problem else None
+
+
+def _error(problem: Mapping[str, Any]) -> TrikvError:
+    """What a server sent, as our exception. A kind that this client does not know is told by its outcome."""
+    ours = ("type", "title", "status", "kind", "outcome", "detail")
+    extra = {name: value for name, value in problem.items() if name not in ours}
+    code = problem.get("kind", "")
+    if code not in KINDS:
+        code = "unknown" if problem["outcome"] == Outcome.UNKNOWN else "conflict"
+    return TrikvError(code, str(problem.get("detail", "")), **extra)
+
+
+def _why(error: httpx.TransportError) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return "no answer came in time"
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)).rstrip(".") or "the connection broke"

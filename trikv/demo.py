@@ -1,0 +1,208 @@
+"""`trikv demo`: a whole cluster in one terminal, and a guided tour that ends in a verdict.
+
+Both run the real thing, child processes on loopback with disks of their own. The demo shows a live line per worker,
+each with its pid, so that a visitor can kill one and watch. It ends with Ctrl-C or SIGTERM, and leaves no process and
+no file behind (with --data-dir: its files), even if it is killed itself; `testing/cluster.py` says how.
+
+The tour puts some keys, kills the worker that is first to hold one of them, writes and reads every key again, lets the
+worker return, reads every key once more, and judges what it saw by what the mode itself declares:
+
+- W, the copies of a committed write: where fewer than all replicas suffice, one dead worker in five must not be
+  noticed; where all must store, the writes that need it must be refused, promptly, and the others must go on;
+- its promise, CP or AP: whether a read may be older than the last committed write;
+- and in every mode a write that was refused must never be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from trikv.client import Client
+from trikv.core.errors import Outcome, TrikvError
+from trikv.show import WORKER_COLUMNS, mode_of, readable_key, summary_rows, table, worker_rows
+from trikv.testing.cluster import LocalCluster, Node, NodeFailed, wait_until
+from trikv.testing.ledger import Audit, Ledger
+
+MASTER_PORT: Final = 8000
+FIRST_WORKER_PORT: Final = 8001
+TOUR_KEYS: Final = 60  # enough that every worker is needed by some, and some need not the one that dies
+
+_LIVE_INTERVAL_S: Final = 1.0
+_PLAIN_INTERVAL_S: Final = 10.0
+
+
+def run_demo(*, mode: str, workers: int, storage: str, data_dir: Path | None, http_port: int) -> int:
+    """Run until Ctrl-C or SIGTERM. The exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # one way out for both signals
+    try:
+        cluster = LocalCluster(
+            mode=mode,
+            workers=workers,
+            replicas=min(3, workers),
+            storage=storage,
+            directory=data_dir,
+            master_port=_port_or_any(MASTER_PORT),
+            http_port=_port_or_any(http_port),
+            worker_ports=[_port_or_any(FIRST_WORKER_PORT + i) for i in range(workers)],
+        )
+        print(f"starting a master and {workers} workers in {cluster.directory} ...", flush=True)
+        with cluster, cluster.client(timeout_s=3.0) as client:
+            print(f"the page is {cluster.url}, the master {cluster.master.address} (pid {cluster.master.pid})")
+            print(f"try it: curl '{cluster.url}/put?key=k&value=v'; Ctrl-C stops everything", flush=True)
+            _watch(cluster, client)
+    except (NodeFailed, TimeoutError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing is left running", flush=True)
+    return 0
+
+
+def _port_or_any(port: int) -> int:
+    """The port if it is free, else 0, which asks the system for one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            print(f"port {port} cannot be had ({error.strerror}); a free one is taken instead", flush=True)
+            return 0
+    return port
+
+
+def _watch(cluster: LocalCluster, client: Client) -> None:
+    """Show the workers until an interrupt: in place on a terminal, else as lines every ten seconds."""
+    columns = ("process", "pid", *WORKER_COLUMNS)
+    if not sys.stdout.isatty():
+        while True:
+            for row in _live_rows(cluster, client):
+                print("\t".join(row))
+            sys.stdout.flush()
+            time.sleep(_PLAIN_INTERVAL_S)
+    from rich.live import Live
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            live.update(table(columns, _live_rows(cluster, client)), refresh=True)
+            time.sleep(_LIVE_INTERVAL_S)
+
+
+def _live_rows(cluster: LocalCluster, client: Client) -> list[tuple[str, ...]]:
+    """A row per worker, as the master sees it; what can be seen from outside where the master does not answer."""
+    try:
+        seen = {row[0]: row for row in worker_rows(client.cluster())}
+    except TrikvError as error:
+        seen = {}
+        missing = error.kind.title.lower()
+    else:
+        missing = "the master does not know it"
+    rows = []
+    for node in cluster.workers:
+        process = str(node.pid) if node.running else "gone"
+        rows.append((node.name, process, *seen.get(node.id, (node.id, node.address, missing))))
+    return rows
+
+
+# --- the guided tour --------------------------------------------------------------------------------------------------
+
+
+def run_tour(*, mode: str, workers: int, storage: str, data_dir: Path | None) -> int:
+    """The guided tour; 0 only if the mode kept its promise."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cluster = LocalCluster(
+        mode=mode, workers=workers, replicas=min(3, workers), storage=storage, directory=data_dir
+    )
+    try:
+        with cluster, cluster.client() as client:
+            broken = _tour(cluster, client)
+    except (NodeFailed, TimeoutError, TrikvError) as error:
+        print(f"error: the tour could not be finished: {error}", file=sys.stderr)
+        return 1
+    for line in broken:
+        print(f"  BROKEN: {line}")
+    print(f"verdict: mode {mode} {'BROKE its promise' if broken else 'kept its promise'}", flush=True)
+    return 1 if broken else 0
+
+
+def _tour(cluster: LocalCluster, client: Client) -> list[str]:
+    """Walk through it, and return every way in which the promise was broken."""
+    state = client.cluster()
+    words = mode_of(state)
+    for name, text in summary_rows(state):
+        _say(f"{name}: {text}")
+    _say(f"how it works: {words['protocol']}")
+    spared = state["replicas"] - state["copies"]  # replicas that a committed write can do without
+    ledger = Ledger(stale_reads=words["promise"] == "AP")
+    broken: list[str] = []
+
+    with _step(f"put {TOUR_KEYS} keys and get them back"):
+        errors = [error for i in range(TOUR_KEYS) if (error := ledger.put(client, b"tour-%02d" % i, b"first"))]
+        broken += [f"with all workers up a write was {error.kind.outcome.value}: {error}" for error in errors]
+        broken += _judge_reads(ledger.audit(client), "with all workers up", may_refuse=False)
+
+    example = ledger.keys[0]
+    victim = cluster.workers[0]
+    with _step(f"kill -9 one worker of {len(cluster.workers)}: {_describe(victim, state)}"):
+        victim.kill()
+        wait_until(lambda: _state_of(client, victim) == "down", what="the master notices that the worker is gone")
+
+    with _step("write every key again, and read every key"):
+        errors = [error for key in ledger.keys if (error := ledger.put(client, key, b"second"))]
+        refused = [error for error in errors if error.kind.outcome is Outcome.REFUSED]
+        unknown = len(errors) - len(refused)
+        _say(f"writes: {TOUR_KEYS - len(errors)} committed, {len(refused)} refused, {unknown} unknown")
+        if refused:
+            _say(f"a refusal, for example: {refused[0]}")
+        if spared:
+            broken += [f"one dead worker, and a write was {error.kind.outcome.value}: {error}" for error in errors]
+        else:
+            broken += [f"a write should have been refused, and is unknown: {e}" for e in errors if e not in refused]
+            if not 0 < len(refused) < TOUR_KEYS:
+                broken.append(f"{len(refused)} of {TOUR_KEYS} writes were refused; only those that need it should be")
+        broken += _judge_reads(ledger.audit(client), "with one worker dead", may_refuse=not spared)
+
+    with _step(f"start {victim.name} again, and read every key once more"):
+        victim.start()
+        cluster.await_up([victim])
+        place = next(w["place"] for w in client.cluster()["workers"] if w["id"] == victim.id)
+        _say("it came back with its data" if place != "lost" else "it came back without its data and holds no place")
+        broken += _judge_reads(ledger.audit(client), "after its return", may_refuse=place == "lost" and not spared)
+
+    found = client.get(example)
+    _say(f"{readable_key(example)} is {found.value.decode() if found else 'absent'} at the end")
+    return broken
+
+
+def _judge_reads(audit: Audit, when: str, *, may_refuse: bool) -> list[str]:
+    _say(f"reads {when}: {audit.answered} answered, {len(audit.refused)} refused, {len(audit.lies)} untrue")
+    broken = [f"{when}: {lie}" for lie in audit.lies]
+    if not may_refuse:
+        broken += [f"{when} a read was refused: {error}" for error in audit.refused]
+    return broken
+
+
+def _state_of(client: Client, node: Node) -> str:
+    return str(next(w["state"] for w in client.cluster()["workers"] if w["id"] == node.id))
+
+
+def _describe(node: Node, state: dict[str, Any]) -> str:
+    worker = next(w for w in state["workers"] if w["id"] == node.id)
+    total = state["partitions"]["total"]
+    return f"{node.name} ({node.id}, pid {node.pid}), which holds {worker['copies']} of {total} partitions"
+
+
+@contextlib.contextmanager
+def _step(title: str) -> Iterator[None]:
+    print(f"\n{title}", flush=True)
+    yield
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", flush=True)

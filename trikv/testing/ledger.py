@@ -1,0 +1,87 @@
+"""What one client knows of each key it wrote, and so which answers it may be given: the demo and the tests keep one.
+
+The outcome of a write says what a later read may see. Committed: this value, and (in a mode without stale reads)
+nothing older. Refused: never. Unknown: it, or what was there before. One client that waits for every answer needs no
+more than that; histories of many clients are judged by `linear.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from trikv.client import Client
+from trikv.core.errors import Outcome, TrikvError
+
+
+@dataclass
+class _Known:
+    """What may be read of one key: `current` and, if nobody knows how a write ended, `doubtful`; `past` where stale."""
+
+    current: bytes | None = None
+    doubtful: list[bytes | None] = field(default_factory=list)
+    past: list[bytes | None] = field(default_factory=list)
+    refused: list[bytes | None] = field(default_factory=list)
+
+
+@dataclass
+class Audit:
+    """What came of reading many keys: how many were answered, why the others were not, and every untrue answer."""
+
+    answered: int = 0
+    refused: list[TrikvError] = field(default_factory=list)
+    lies: list[str] = field(default_factory=list)
+
+
+class Ledger:
+    """
+    Args:
+      stale_reads: the mode may answer with a value that was committed once and is not the newest.
+    """
+
+    def __init__(self, *, stale_reads: bool) -> None:
+        self._stale_reads = stale_reads
+        self._keys: dict[bytes, _Known] = {}
+
+    @property
+    def keys(self) -> list[bytes]:
+        return list(self._keys)
+
+    def put(self, client: Client, key: bytes, value: bytes) -> TrikvError | None:
+        """Write, and note the outcome. The error, if it did not commit."""
+        known = self._keys.setdefault(key, _Known())
+        try:
+            client.put(key, value)
+        except TrikvError as error:
+            (known.doubtful if error.kind.outcome is Outcome.UNKNOWN else known.refused).append(value)
+            return error
+        known.past.append(known.current)
+        known.current, known.doubtful = value, []
+        return None
+
+    def audit(self, client: Client, keys: Iterable[bytes] | None = None) -> Audit:
+        """Read the keys (default: all), and judge each answer."""
+        audit = Audit()
+        for key in self._keys if keys is None else keys:
+            try:
+                found = client.get(key)
+            except TrikvError as error:
+                audit.refused.append(error)
+                continue
+            audit.answered += 1
+            lie = self.lie(key, found.value if found else None)
+            if lie:
+                audit.lies.append(lie)
+        return audit
+
+    def lie(self, key: bytes, seen: bytes | None) -> str:
+        """What is wrong with this answer; empty if it may be given."""
+        known = self._keys[key]
+        if seen == known.current or seen in known.doubtful or (self._stale_reads and seen in known.past):
+            return ""
+        what = "a write that was refused" if seen in known.refused else "neither the last write nor one in doubt"
+        return f"{key!r} reads as {_short(seen)}, {what}; last committed: {_short(known.current)}"
+
+
+def _short(value: bytes | None) -> str:
+    return "absent" if value is None else repr(value[:40])
