@@ -1,0 +1,52 @@
+"""What a caller expects of a key before a write may happen: one half of compare-and-set.
+
+An `Expect` is a pure question about the record that is there: does a live one match? Either every live record
+matches, or only those that carry one of some stamps; and the caller wants a match, or wants none. These are just the
+four forms that HTTP's `If-Match` and `If-None-Match` have, and all that a program needs:
+
+    present()       any live record             If-Match: *
+    one_of(stamps)  one that I have seen        If-Match: "3.0-17", "3.0-21"
+    absent()        no live record              If-None-Match: *
+    none_of(stamps) none of those I have seen   If-None-Match: "3.0-17"
+
+It compares stamps, never versions: a repair gives a record a fresh version, and no client should notice. A tombstone
+is not a live record, so a deleted key is absent. Whether the answer stays true until the write is on its replicas is
+the coordinator's concern, which holds the key's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from trikv.core.record import Record, Version
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """`stamps`: those that match; None where any live record does. `match`: what the caller wants to find."""
+
+    stamps: frozenset[Version] | None
+    match: bool
+
+    @classmethod
+    def absent(cls) -> Expect:
+        return cls(None, match=False)
+
+    @classmethod
+    def present(cls) -> Expect:
+        return cls(None, match=True)
+
+    @classmethod
+    def one_of(cls, stamps: Iterable[Version]) -> Expect:
+        return cls(frozenset(stamps), match=True)
+
+    @classmethod
+    def none_of(cls, stamps: Iterable[Version]) -> Expect:
+        return cls(frozenset(stamps), match=False)
+
+    def holds(self, current: Record | None) -> bool:
+        """Does it hold for what is there now? None: nothing was ever there."""
+        if current is None or current.is_tombstone:
+            return not self.match
+        return (self.stamps is None or current.stamp in self.stamps) is self.match
