@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-class Promise(str, Enum):
+class Promise(StrEnum):
     """What a mode gives when the network does not work: consistency, or availability."""
 
     CP = "CP"  # linearizable; refuses what it cannot do truthfully
@@ -203,7 +203,7 @@ class StorageEngine(ABC):
 
     @abstractmethod
     async def open(self, directory: Path | None) -> Storage:
-        """Open, or make, the store in `directory` (given and locked by the caller; None for an engine that is not durable).
+        """Open, or make, the store in `directory`, which the caller has locked (None: the engine is not durable).
 
         Raises:
           OSError: the directory cannot be used; its message names what and why.
@@ -226,5 +226,3 @@ class Hooks:
     @hookspec
     def trikv_storage_engines(self) -> Sequence[StorageEngine]:  # type: ignore[empty-body]
         """The storage engines of this plugin, one instance each."""
-
-

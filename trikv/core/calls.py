@@ -7,9 +7,9 @@ partition and the epoch. A reader of this file knows all that a worker can be as
     STORE      [partition, epoch, incarnation, key, record, onward]       -> []
     FETCH      [partition, epoch, incarnation, key]                       -> record, or [] for none
     LIST       [incarnation, [[partition, epoch], ...], prefix, after, limit, with_values]
-                                                                          -> [[stale partition, promised], ...], rows, more
+                                                               -> [[stale partition, promised], ...], rows, more
     DISCARD    [partition, epoch, incarnation]                            -> []
-    HEARTBEAT  []                                                         -> [keys, full, storage, max_keys]
+    HEARTBEAT  []                                                         -> [keys, full, storage, max_keys, process]
     ENLIST     [address]                     (worker to master)           -> [], or a sentence
 
 A record is [version epoch, version seq, stamp epoch, stamp seq, value or None]; `onward` the rest of a chain as
@@ -85,12 +85,13 @@ class Enlist(NamedTuple):
 
 
 class Vitals(NamedTuple):
-    """What a worker says of itself with every heartbeat."""
+    """What a worker says of itself with every heartbeat. `process` is drawn at each start."""
 
     keys: int
     full: bool
     storage: str
     max_keys: int | None
+    process: str
 
 
 Request = Store | Fetch | List | Discard | Heartbeat | Enlist
@@ -103,9 +104,9 @@ def record_to_wire(record: Record) -> list[Any]:
 
 def record_from_wire(row: Any) -> Record:
     match row:
-        case [int(epoch), int(seq), int(stamp_epoch), int(stamp_seq), bytes() | None as value] if (
-            min(epoch, seq, stamp_epoch, stamp_seq) >= 0 and (value is None or len(value) <= VALUE_BYTES_MAX)
-        ):
+        case [int(epoch), int(seq), int(stamp_epoch), int(stamp_seq), bytes() | None as value] if min(
+            epoch, seq, stamp_epoch, stamp_seq
+        ) >= 0 and (value is None or len(value) <= VALUE_BYTES_MAX):
             return Record(Version(epoch, seq), Version(stamp_epoch, stamp_seq), value)
     raise PeerError("a record that is not one")
 
@@ -129,8 +130,8 @@ def listed_from_wire(payload: list[Any]) -> tuple[list[tuple[int, int]], list[tu
 
 def vitals_from_wire(payload: list[Any]) -> Vitals:
     match payload:
-        case [int(keys), bool(full), str(storage), int() | None as max_keys]:
-            return Vitals(keys, full, storage, max_keys)
+        case [int(keys), bool(full), str(storage), int() | None as max_keys, str(process)]:
+            return Vitals(keys, full, storage, max_keys, process)
     raise PeerError("a heartbeat that is not one")
 
 
@@ -147,10 +148,10 @@ def parse(op: int, arguments: list[Any]) -> Request:
                 return Store(partition, epoch, incarnation, key, record_from_wire(record), hops)
         case Op.FETCH, [int(partition), int(epoch), str(incarnation), bytes(key)] if _sane(partition, epoch, key):
             return Fetch(partition, epoch, incarnation, key)
-        case Op.LIST, [str(incarnation), list(partitions), bytes(prefix), bytes() | None as after, int(limit), bool(values)]:
+        case Op.LIST, [str(incarnation), list(partitions), bytes(prefix), bytes() | None as after, int(limit), values]:
             pairs = [(p, e) for p, e in partitions if isinstance(p, int) and isinstance(e, int) and _sane(p, e, b"-")]
             if len(pairs) == len(partitions) and 1 <= limit <= LIST_LIMIT_MAX:
-                return List(incarnation, pairs, prefix, after, limit, values)
+                return List(incarnation, pairs, prefix, after, limit, bool(values))
         case Op.DISCARD, [int(partition), int(epoch), str(incarnation)] if _sane(partition, epoch, b"-"):
             return Discard(partition, epoch, incarnation)
         case Op.HEARTBEAT, []:

@@ -96,9 +96,7 @@ class Cluster:
     def to_document(self) -> dict[str, Any]:
         """CBOR-ready. Configurations repeat often, so each distinct one is written once and named by its index."""
         table: dict[Configuration, int] = {}
-        rows = [
-            [p.generation, [table.setdefault(c, len(table)) for c in p.history]] for p in self.partitions
-        ]
+        rows = [[p.generation, [table.setdefault(c, len(table)) for c in p.history]] for p in self.partitions]
         return {
             "format": DOCUMENT_FORMAT,
             "cluster": self.cluster,
@@ -114,14 +112,14 @@ class Cluster:
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> Cluster:
-        """
+        """The cluster that `to_document` wrote down.
+
         Raises:
           ValueError: the document is of another format.
         """
         if document.get("format") != DOCUMENT_FORMAT:
-            raise ValueError(
-                f"the cluster's document is of format {document.get('format')}; this trikv reads format {DOCUMENT_FORMAT}"
-            )
+            found = document.get("format")
+            raise ValueError(f"the cluster's document is of format {found}; this trikv reads format {DOCUMENT_FORMAT}")
         table = [
             Configuration(tuple(Member(*m) for m in members), mode, copies)
             for members, mode, copies in document["configurations"]
@@ -135,6 +133,7 @@ class Cluster:
             stored=document["stored"],
             workers={row[0]: Enlisted(*row) for row in document["workers"]},
             partitions=tuple(
-                Partition(generation, tuple(table[i] for i in history)) for generation, history in document["partitions"]
+                Partition(generation, tuple(table[i] for i in history))
+                for generation, history in document["partitions"]
             ),
         )

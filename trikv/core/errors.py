@@ -16,11 +16,11 @@ An error is raised as `Refused` or `Unknown`; their `kind` is a row of `KINDS`. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any, Final
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     """What a caller knows after an operation."""
 
     COMMITTED = "committed"
@@ -55,23 +55,23 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("bad_request", _R, 400, 2, "The request cannot be understood", "See the detail."),
         Kind("bad_key", _R, 400, 2, "The key cannot be stored", "Use a key of 1 to 4,096 bytes."),
         Kind("unknown_mode", _R, 400, 2, "No such mode", "Choose one of the installed modes."),
-        Kind("forbidden", _R, 403, 4, "Refused for its origin", "Call from the same origin, or from outside a browser."),
+        Kind("forbidden", _R, 403, 4, "Refused for its origin", "Call from the same origin, or not from a browser."),
         Kind("no_route", _R, 404, 1, "No such resource", "See README.md for the paths there are."),
         Kind("bad_method", _R, 405, 1, "Method not allowed here", "Use a method from the Allow header."),
         Kind("value_too_large", _R, 413, 2, "The value is too large", "Values go up to 1 MiB; split it."),
-        Kind("bad_media", _R, 415, 2, "This kind of body is not taken", "Send the content type that the detail names."),
-        Kind("no_compare_and_set", _R, 409, 4, "This mode has no compare-and-set", "Switch to a CP mode, or drop the precondition."),
+        Kind("bad_media", _R, 415, 2, "This kind of body is not taken", "Send the type that the detail names."),
+        Kind("no_compare_and_set", _R, 409, 4, "No compare-and-set in this mode", "Switch to a CP mode."),
         Kind("mode_fixed", _R, 409, 4, "The mode cannot be changed here", "See the detail."),
         Kind("conflict", _R, 409, 4, "The cluster's state does not allow this now", "See the detail."),
-        Kind("precondition_failed", _R, 412, 5, "The precondition does not hold", "Read the key again and decide anew."),
+        Kind("precondition_failed", _R, 412, 5, "The precondition fails", "Read the key again and decide anew."),
         # The cluster cannot do it now, and has sent nothing.
         Kind("forming", _R, 503, 4, "The cluster is still forming", "Start the workers that are missing."),
-        Kind("unavailable", _R, 503, 4, "Too few replicas can be reached", "Bring workers back, or try again later."),
+        Kind("unavailable", _R, 503, 4, "Too few replicas can be reached", "Bring workers back, or try again."),
         Kind("unanswered", _R, 503, 4, "No truthful answer within the deadline", "Try again, or allow more time."),
         Kind("overloaded", _R, 503, 4, "Too much is waiting already", "Try again after a moment."),
         Kind("stopping", _R, 503, 4, "This node is shutting down", "Try again when it is back."),
-        Kind("recover", _R, 503, 4, "This partition's past cannot be proved", "An operator must decide: trikv recover."),
-        Kind("full", _R, 507, 4, "A worker has no room for another key", "Delete keys, add workers, or raise --max-keys."),
+        Kind("recover", _R, 503, 4, "This partition's past cannot be proved", "An operator decides: trikv recover."),
+        Kind("full", _R, 507, 4, "A worker has no room for another key", "Delete keys, or raise --max-keys."),
         # What a client finds out by itself.
         Kind("unreachable", _R, 503, 4, "Nobody answers there", "Start the master, or name its address with --url."),
         # Something was sent, and nobody knows how it ended.
@@ -111,7 +111,7 @@ class Unknown(TrikvError):
 
 
 class Fault(IntEnum):
-    """Why a single replica gave no answer of use. Positive codes travel over RPC; negative ones are made on this side."""
+    """Why a single replica gave no answer of use. Positive codes travel over RPC; negative are made on this side."""
 
     OK = 0
     STALE = 1  # it has promised a newer epoch (which one comes along)

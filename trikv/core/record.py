@@ -22,7 +22,7 @@ _GENERATION_MASK: Final = (1 << _GENERATION_BITS) - 1
 
 def make_epoch(term: int, generation: int) -> int:
     """The epoch of a partition's `generation` under a master's `term`."""
-    assert 0 <= term <= _GENERATION_MASK and 0 <= generation <= _GENERATION_MASK, (term, generation)
+    assert 0 <= min(term, generation) <= max(term, generation) <= _GENERATION_MASK, (term, generation)
     return term << _GENERATION_BITS | generation
 
 
@@ -61,7 +61,7 @@ class Version(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a worker holds under a key. `value` is None for a tombstone: a delete that must still win over older writes."""
+    """What a worker holds under a key. `value` None is a tombstone: a delete, which must win over older writes."""
 
     version: Version
     stamp: Version

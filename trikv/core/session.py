@@ -100,23 +100,23 @@ class Session:
         self._buffer = frames.FrameBuffer(bytes_max=GREETING_BYTES_MAX)
 
     def greet(self) -> bytes:
-        assert self._dialer and self.state is State.START, self.state
+        assert (self._dialer, self.state) == (True, State.START), self.state
         self.state = State.GREETING
         return self._greeting()
 
     def accept(self) -> bytes:
         """Greet back."""
-        assert not self._dialer and self.state is State.JUDGING, self.state
+        assert (self._dialer, self.state) == (False, State.JUDGING), self.state
         self._open()
         return self._greeting()
 
     def turn_away(self, sentence: str) -> bytes:
         """Say why not, in a sentence for a person."""
-        assert not self._dialer and self.state is not State.OPEN, self.state
+        assert self.state is not State.OPEN, self.state
         self.state = State.OVER
         return frames.encode([_REFUSAL, sentence[:1000]])
 
-    def receive(self, data: bytes) -> Iterator[Event]:
+    def receive(self, data: bytes | bytearray) -> Iterator[Event]:
         """The events that `data` completes.
 
         Raises:
@@ -126,7 +126,7 @@ class Session:
             self.state = State.GREETING
         try:
             self._buffer.feed(data)
-            while (frame := self._buffer.next_frame()) is not frames.NO_FRAME:
+            while not isinstance(frame := self._buffer.next_frame(), frames.NoFrame):
                 yield self._event(frame)
         except frames.FrameError as error:
             self.state = State.OVER

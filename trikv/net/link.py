@@ -5,7 +5,7 @@ dictionary and a callback. Whatever has been asked or answered since the writer 
 (or as few as the cap allows), so under load system calls, encodes and the other side's fsyncs are shared; alone,
 nothing waits for company.
 
-A call ends in exactly one call of its `done`: with the answer, or with a fault of this side (`NOT_SENT`, `LOST`, `LATE`).
+A call ends in exactly one call of its `done`: with the answer, or with a fault of this side (NOT_SENT, LOST, LATE).
 `done` runs on the reader's or the sweeper's stack: it notes and wakes, and does not wait itself.
 
 Bounds: `QUEUE_BYTES_MAX` waiting to leave (a stopped peer must not eat this node's memory), `CALLS_MAX` in flight;
@@ -71,6 +71,11 @@ class Link:
             self._answers.append([call_id, int(fault), payload])
             self._queued_bytes += size_bytes
             self._wake.set()
+
+    async def close(self) -> None:
+        """End a link that was never run."""
+        self._over = True
+        await trio.aclose_forcefully(self._stream)
 
     def sweep(self, now: float) -> None:
         """End the calls whose deadline has passed: nobody waits for them any more."""

@@ -1,0 +1,44 @@
+"""Chain replication: a write walks from head to tail, and the tail answers every read.
+
+The coordinator sends a write to the head alone. Each replica stores it and passes it to the next; the tail's copy is
+the commit point, and the acknowledgement comes back along the chain. What the tail has, everybody has, so the tail
+alone can answer reads.
+
+Price: a write takes as many hops, one after the other, as there are replicas, and a chain with a missing link stops
+writing until the cluster has mended it; without its tail it does not read either. What it buys is that a write leaves
+the coordinator once, however many replicas there are.
+
+Source: van Renesse, Schneider, "Chain Replication for Supporting High Throughput and Availability", OSDI 2004. Here
+acknowledgements go back along the chain, not from the tail to the client, and several writes of a key may walk at once:
+versions order them, and a replica that has something newer still passes an older write on.
+"""
+
+from collections.abc import Sequence
+
+from trikv.api import Promise, Record, ReplicaSet, Strategy, Write, hookimpl, newest
+
+
+class Chain(Strategy):
+    name = "chain"
+    promise = Promise.CP
+    protocol = "A write walks from replica to replica; once the tail has it, it is committed. The tail answers reads."
+    gives_up = "A write waits for every hop in turn, and stops while any one replica is down."
+    use_when = "The coordinator's network is the bottleneck, and reads must be cheap and current."
+    paper = "van Renesse, Schneider: Chain Replication for Supporting High Throughput and Availability (2004)"
+
+    def copies(self, n: int) -> int:
+        return n
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await replicas.head.store(write, onward=replicas.rest)
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return newest(await replicas.tail.fetch(key))
+
+    def listing(self, replicas: ReplicaSet) -> ReplicaSet:
+        return replicas.tail
+
+
+@hookimpl
+def trikv_strategies() -> Sequence[Strategy]:
+    return [Chain()]

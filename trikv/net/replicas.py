@@ -1,0 +1,333 @@
+"""The replicas of one key, made callable for one request: what `trikv.api.ReplicaSet` promises, kept.
+
+No task per replica. `store(need=k)` puts one call on each link, registers them on a tally, and sleeps once; the
+answer that decides wakes it, as does the failure that makes k impossible. `fetch(need=k)` asks k and one more for
+each that fails or is late, and so does a store that goes in order. What a request has sent is noted before the first
+byte can leave, since everything that a client is told afterwards hangs on it.
+
+`agree` is where a read's answer becomes safe to give. An answer that is on W replicas cannot be missed by a later
+read. If it is on fewer, and of this epoch, the coordinator itself sent it, so it is put on W, as it is. If it is of an
+older epoch it may be the remains of a write that a newer, hidden one has overtaken: then the key needs a repair, which
+is the coordinator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
+from typing import Any, Final, Protocol
+
+import trio
+
+from trikv.api import Answer, ReplicaSet, Write, newest
+from trikv.core.calls import Op, fetched_from_wire, record_to_wire
+from trikv.core.configuration import Member
+from trikv.core.errors import Fault
+from trikv.core.record import Record
+from trikv.core.tally import Tally, Verdict
+
+LATE_S: Final = 0.1  # a replica that has not answered by then is late: another one is asked too
+BACKGROUND_S: Final = 10.0  # how long a store that nobody waits for may take
+_OVERHEAD_BYTES: Final = 128
+
+
+class Standing(Enum):
+    UP = "up"
+    DOUBTFUL = "doubtful"  # not heard yet, or not lately: it may answer
+    DOWN = "down"  # it is known that it will not
+
+
+class Target(Protocol):
+    """A member of a configuration, as the coordinator can reach it."""
+
+    member: Member
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def standing(self) -> Standing: ...
+
+    def call(
+        self, op: int, arguments: list[Any], deadline_s: float, done: Callable[[int, list[Any]], None], size_bytes: int
+    ) -> None: ...
+
+
+class NotEnough(Exception):
+    """Too few replicas can still do what was asked of them; the message says who failed, and how."""
+
+
+class Request:
+    """What the views of one request share."""
+
+    __slots__ = (
+        "copies", "deadline_s", "epoch", "listed", "on_missed", "on_send", "on_stale", "partition", "repair",
+        "sent_to", "targets",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        partition: int,
+        epoch: int,
+        copies: int,
+        targets: Sequence[Target],
+        deadline_s: float,
+        *,
+        on_send: Callable[[Write], None] = lambda write: None,
+        on_missed: Callable[[], None] = lambda: None,
+        on_stale: Callable[[int], None] = lambda promised: None,
+        repair: Callable[[bytes], Awaitable[Record | None]] | None = None,
+        listed: dict[str, Record | None] | None = None,
+    ) -> None:
+        self.partition = partition
+        self.epoch = epoch
+        self.copies = copies
+        self.targets = targets
+        self.deadline_s = deadline_s
+        self.on_send = on_send  # before a write first leaves for any replica
+        self.on_missed = on_missed  # a copy that nobody waited for did not arrive
+        self.on_stale = on_stale  # a replica has promised this newer epoch
+        self.repair = repair  # mends the key and answers its record; None where a strategy may not ask for it
+        self.listed = listed  # what replicas listed a moment ago, within this request: a fetch of it costs nothing
+        self.sent_to: set[Member] = set()
+
+    @property
+    def replicas(self) -> Replicas:
+        return Replicas(self, self.targets)
+
+
+class Replicas:
+    """A view of some targets of one request. See `trikv.api.ReplicaSet`."""
+
+    __slots__ = ("_request", "_targets")
+
+    def __init__(self, request: Request, targets: Sequence[Target]) -> None:
+        self._request = request
+        self._targets = targets
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    @property
+    def majority(self) -> int:
+        return len(self._targets) // 2 + 1
+
+    @property
+    def head(self) -> Replicas:
+        return Replicas(self._request, self._targets[:1])
+
+    @property
+    def tail(self) -> Replicas:
+        return Replicas(self._request, self._targets[-1:])
+
+    @property
+    def rest(self) -> Replicas:
+        return Replicas(self._request, self._targets[1:])
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        return tuple(target.member for target in self._targets)
+
+    async def store(
+        self, write: Write, *, need: int | None = None, onward: ReplicaSet | None = None, in_order: bool = False
+    ) -> None:
+        need = len(self._targets) if need is None else need
+        hops: list[list[str]] = []
+        if onward is not None:
+            assert isinstance(onward, Replicas), onward
+            _require(onward._targets, len(onward))
+            hops = [[*target.member, target.address] for target in onward._targets]
+        able = _require(self._targets, need)
+        if not need:
+            return
+        round_ = Round(need, len(able), self._request.on_stale)
+        waited_for = need == len(self._targets)
+        deadline_s = self._request.deadline_s
+        if not waited_for:
+            deadline_s = max(deadline_s, trio.current_time() + BACKGROUND_S)
+        row = record_to_wire(write.record)
+
+        def send(target: Target) -> None:
+            self._send(target, write, row, hops, deadline_s, round_.expect(target, self._request.on_missed))
+
+        if in_order:
+            await _ask_in_turn(round_, able, need, send)
+        else:
+            for target in able:
+                send(target)
+            for _ in range(len(self._targets) - len(able)):
+                self._request.on_missed()
+            while not await round_.wait():
+                pass  # one failed, and enough are left
+
+    def store_later(self, write: Write) -> None:
+        row = record_to_wire(write.record)
+        deadline_s = trio.current_time() + BACKGROUND_S
+
+        def done(fault: int, payload: list[Any]) -> None:
+            if fault != Fault.OK:
+                self._request.on_missed()
+
+        for target in self._targets:
+            if target.member not in self._request.sent_to:
+                self._send(target, write, row, [], deadline_s, done)
+
+    async def fetch(self, key: bytes, *, need: int | None = None) -> list[Answer]:
+        need = len(self._targets) if need is None else need
+        request = self._request
+        if request.listed is not None:
+            listed = [
+                Answer(target.member.worker, request.listed[target.member.worker])
+                for target in self._targets
+                if target.member.worker in request.listed
+            ]
+            if len(listed) >= need:
+                return listed
+        able = _require(self._targets, need)
+        round_ = Round(need, len(able), request.on_stale)
+
+        def ask(target: Target) -> None:
+            arguments = [request.partition, request.epoch, target.member.incarnation, key]
+            target.call(Op.FETCH, arguments, request.deadline_s, round_.expect(target), _OVERHEAD_BYTES + len(key))
+
+        await _ask_in_turn(round_, able, need, ask)
+        return [Answer(target.member.worker, fetched_from_wire(payload)) for target, payload in round_.answers]
+
+    async def agree(self, key: bytes, answers: Sequence[Answer]) -> Record | None:
+        top = newest(answers)
+        if top is None:
+            return None
+        request = self._request
+        holders = {a.replica for a in answers if a.record is not None and a.record.version == top.version}
+        if len(holders) >= request.copies:
+            return top
+        if top.version.epoch == request.epoch:
+            others = [target for target in self._targets if target.member.worker not in holders]
+            await Replicas(request, others).store(Write(key, top), need=request.copies - len(holders))
+            return top
+        if request.repair is None:
+            raise NotEnough("the key needs a repair, and a write cannot ask for one")
+        return await request.repair(key)
+
+    def _send(
+        self,
+        target: Target,
+        write: Write,
+        row: list[Any],
+        hops: list[list[str]],
+        deadline_s: float,
+        done: Callable[[int, list[Any]], None],
+    ) -> None:
+        request = self._request
+        if target.standing is Standing.DOWN:
+            done(Fault.NOT_SENT, [])
+            return
+        if not request.sent_to:
+            request.on_send(write)
+        request.sent_to.add(target.member)
+        arguments: list[Any] = [request.partition, request.epoch, target.member.incarnation, write.key, row, hops]
+        size_bytes = _OVERHEAD_BYTES + len(write.key) + len(write.record.value or b"")
+        target.call(Op.STORE, arguments, deadline_s, done, size_bytes)
+
+
+class Round:
+    """One k-of-n wait: some calls, their tally, and the one task that sleeps until they decide."""
+
+    __slots__ = ("_asked", "_faults", "_on_stale", "_wake", "answers", "tally")
+
+    def __init__(self, need: int, total: int, on_stale: Callable[[int], None]) -> None:
+        self.tally = Tally(need, total)
+        self.answers: list[tuple[Target, list[Any]]] = []
+        self._on_stale = on_stale
+        self._faults: list[str] = []
+        self._asked = 0
+        self._wake = trio.Event()
+
+    def expect(self, target: Target, on_failure: Callable[[], None] = lambda: None) -> Callable[[int, list[Any]], None]:
+        """The `done` for one more call. It wakes the waiter when it decides, or when nobody is left to wait for."""
+        self._asked += 1
+
+        def done(fault: int, payload: list[Any]) -> None:
+            tally = self.tally
+            if fault == Fault.OK:
+                self.answers.append((target, payload))
+                verdict = tally.ack()
+            else:
+                if fault == Fault.STALE and payload:
+                    self._on_stale(payload[0])
+                self._faults.append(f"{target.member.worker}: {describe_fault(fault)}")
+                on_failure()
+                verdict = tally.fail()
+            if verdict is not Verdict.PENDING or fault != Fault.OK:
+                self._wake.set()
+
+        return done
+
+    @property
+    def outstanding(self) -> int:
+        """How many of those asked may still acknowledge, or have."""
+        return self._asked - self.tally.failures
+
+    async def wait(self, patience_s: float | None = None) -> bool:
+        """True: won. False: one of those asked failed, or patience ran out first.
+
+        Raises:
+          NotEnough: it cannot be won any more.
+        """
+        if self.tally.verdict is Verdict.PENDING:
+            if patience_s is None:
+                await self._wake.wait()
+            else:
+                with trio.move_on_after(patience_s):
+                    await self._wake.wait()
+            self._wake = trio.Event()
+        if self.tally.verdict is Verdict.LOST:
+            raise NotEnough("; ".join(self._faults))
+        return self.tally.verdict is Verdict.WON
+
+
+async def _ask_in_turn(round_: Round, able: Sequence[Target], need: int, ask: Callable[[Target], None]) -> None:
+    """Ask the first `need`, then one more for each that fails or is late, until the round is won."""
+    waiting = iter(able)
+    left = len(able)
+    late = 0
+    while True:
+        while left and round_.outstanding < need + late:
+            left -= 1
+            ask(next(waiting))
+        failures = round_.tally.failures
+        if await round_.wait(LATE_S if left else None):
+            return
+        if round_.tally.failures == failures:
+            late += 1
+
+
+def _require(targets: Sequence[Target], need: int) -> list[Target]:
+    """Those that may answer, the surest first, each group in its order.
+
+    Raises:
+      NotEnough: they are fewer than `need`; nothing has been sent.
+    """
+    able = [target for target in targets if target.standing is not Standing.DOWN]
+    if len(able) < need:
+        down = ", ".join(target.member.worker for target in targets if target.standing is Standing.DOWN)
+        raise NotEnough(f"{need} of {len(targets)} replicas are needed, and {down} cannot be reached")
+    able.sort(key=lambda target: target.standing is not Standing.UP)
+    return able
+
+
+_FAULTS: Final = {
+    Fault.STALE: "it has promised a newer epoch",
+    Fault.OTHER_MEMBER: "it came back without its data",
+    Fault.BUSY: "its queue is full",
+    Fault.RELAY_BROKE: "the chain behind it broke",
+    Fault.STORAGE: "its disk failed",
+    Fault.BAD_CALL: "it did not understand",
+    Fault.NOT_SENT: "there is no link to it",
+    Fault.LOST: "the link to it broke",
+    Fault.LATE: "no answer in time",
+}
+
+
+def describe_fault(fault: int) -> str:
+    return _FAULTS.get(Fault(fault), f"fault {fault}") if fault in Fault._value2member_map_ else f"fault {fault}"

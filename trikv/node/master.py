@@ -1,0 +1,434 @@
+"""The master: owns the cluster's document, watches the workers, and coordinates.
+
+It starts by taking a new term, by compare-and-set on the config store, and serves from what the document says. All
+that changes the document goes through `_change`: one change at a time, durable before it takes effect.
+
+*Forming.* Until enough workers have enlisted, and all that were named on the command line, there is no configuration
+and everything is refused. Then each partition gets its first one. Until the first store, each further enlistment
+places anew; the flag that ends this is durable before that store is sent. After it a newcomer is spare.
+
+*Enlisting.* A worker says where it listens, or the command line does; the master dials that address and asks who is
+there. A worker that comes back elsewhere has its address changed; one that comes back without its store is another
+member (its id with another incarnation), which holds no place.
+
+*Being fenced.* A worker that has promised a term that this master does not know of makes it take a term beyond it (the
+document was restored from a backup); a generation that the document does not know blocks that partition, since
+configurations may have existed that nobody remembers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+import trio
+
+from trikv.core.calls import Enlist, Heartbeat, Op, Vitals, parse, vitals_from_wire
+from trikv.core.configuration import Cluster, Configuration, Enlisted, Member, Partition
+from trikv.core.errors import Fault, Refused
+from trikv.core.placement import place
+from trikv.core.record import generation_of, term_of
+from trikv.core.ring import PARTITION_COUNT
+from trikv.core.session import Call, Hello, PeerError
+from trikv.net.doors import Doors, Listening
+from trikv.net.link import Link, LinkError, dial
+from trikv.net.replicas import Target
+from trikv.net.serve import serve_links
+from trikv.node.configstore import ConfigStore
+from trikv.node.coordinator import Coordinator
+from trikv.node.heartbeat import Replica, Watched
+from trikv.node.slot import Slot
+from trikv.node.sweep import sweep_forever
+from trikv.node.view import describe
+from trikv.registry import Registry
+
+T = TypeVar("T")
+
+DOWN_AFTER_S: Final = 5.0
+PROBE_TIMEOUT_S: Final = 2.0
+NAMED_AGAIN_S: Final = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The master cannot start on this document with these settings; the message names the remedy."""
+
+
+class Master:
+    """One master in one term. Make it with `open`, then `run` it."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        revision: int,
+        store: ConfigStore,
+        registry: Registry,
+        doors: Doors,
+        *,
+        named: Sequence[str],
+        timeout_s: float,
+    ) -> None:
+        self.cluster = cluster
+        self.registry = registry
+        self.coordinator = Coordinator(
+            timeout_s=timeout_s, before_first_store=self._note_first_store, on_stale=self._note_stale
+        )
+        self.named = list(named)
+        self.not_enlisted = set(named)  # of those named, the ones that nobody has answered for yet
+        self.watched: dict[str, Watched] = {}
+        self.started_s = trio.current_time()
+        self._revision = revision
+        self._store = store
+        self._doors = doors
+        self._changing = trio.Lock()
+        self._replicas: dict[Member, Replica] = {}
+        self._watch_scopes: dict[str, trio.CancelScope] = {}
+        self._enlisting: set[str] = set()
+        self._nursery: trio.Nursery | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        store: ConfigStore,
+        registry: Registry,
+        doors: Doors,
+        *,
+        mode: str | None = None,
+        replicas: int | None = None,
+        named: Sequence[str] = (),
+        timeout_s: float = 2.0,
+    ) -> Master:
+        """Found the cluster, or take up the one that the document describes, under a new term.
+
+        Raises:
+          StartError: the document and the settings disagree, or the cluster's mode is not installed.
+          ConfigConflict: somebody else is starting on this document.
+        """
+        document, revision = await store.read()
+        if document is None:
+            mode = mode or "quorum"
+            registry.strategy(mode)
+            cluster = Cluster(f"c-{doors.new_id()}", mode, replicas or 3, PARTITION_COUNT)
+        else:
+            cluster = Cluster.from_document(document)
+            if mode is not None and mode != cluster.mode:
+                raise StartError(
+                    f"this cluster was founded with mode {cluster.mode}, not {mode}; "
+                    f"start it without --mode or with --mode {cluster.mode}"
+                )
+            if replicas is not None and replicas != cluster.replicas:
+                raise StartError(
+                    f"this cluster was founded with {cluster.replicas} replicas, not {replicas}; "
+                    f"start it without --replicas or with --replicas {cluster.replicas}"
+                )
+            modes = {c.mode for p in cluster.partitions for c in p.history} | {cluster.mode}
+            if missing := sorted(modes - set(registry.strategies)):
+                raise StartError(f"this cluster needs mode {missing[0]}, which is not installed; install its plugin")
+        cluster = cluster.with_term(cluster.term + 1)
+        revision = await store.compare_and_set(cluster.to_document(), revision)
+        return cls(cluster, revision, store, registry, doors, named=named, timeout_s=timeout_s)
+
+    def hello(self) -> Hello:
+        return Hello("master", self.cluster.cluster, f"term-{self.cluster.term}", self.cluster.cluster)
+
+    async def run(self, listening: Listening, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled.
+
+        Raises:
+          ConfigConflict: another master has taken over.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._install(self.cluster)
+            await nursery.start(serve_links, listening.listener, self.hello, self.judge, self._handle)
+            for address in self.named:
+                nursery.start_soon(self._enlist_named, address)
+            nursery.start_soon(sweep_forever, self.coordinator, self._note_stale)
+            task_status.started()
+
+    async def run_detached(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run `operation` to its end in this node's nursery, whatever becomes of the caller meanwhile.
+
+        A client that goes away cancels whoever waits for it; a write that has begun goes on.
+        """
+        results: list[T] = []
+        errors: list[Exception] = []
+        finished = trio.Event()
+
+        async def run() -> None:
+            try:
+                results.append(await operation())
+            except Exception as error:  # noqa: BLE001 it is raised where the caller waits
+                errors.append(error)
+            finally:
+                finished.set()
+
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+            raise Refused("stopping", "the master is shutting down")
+        self._nursery.start_soon(run)
+        await finished.wait()
+        if errors:
+            raise errors[0]
+        if not results:
+            raise Refused("stopping", "the master is shutting down")
+        return results[0]
+
+    def describe(self) -> dict[str, Any]:
+        """The cluster as JSON-ready values, for people and programs."""
+        return describe(self)
+
+    # --- the document -------------------------------------------------------------------------------------------------
+
+    async def _change(self, change: Callable[[Cluster], Cluster]) -> None:
+        """Make one change of the document durable, then effective. The caller holds `_changing`."""
+        changed = change(self.cluster)
+        if changed == self.cluster:
+            return
+        with trio.CancelScope(shield=True):  # durable and not effective would be a lie of this process's own
+            self._revision = await self._store.compare_and_set(changed.to_document(), self._revision)
+        self._install(changed)
+
+    def _install(self, cluster: Cluster) -> None:
+        """Make the document effective: watch its workers, and give each partition of a new epoch a new slot."""
+        self.cluster = cluster
+        for enlisted in cluster.workers.values():
+            watched = self.watched.get(enlisted.worker)
+            if watched is None or watched.enlisted.address != enlisted.address:
+                self._watch(enlisted)
+            else:
+                watched.enlisted = enlisted
+        coordinator = self.coordinator
+        coordinator.stored = cluster.stored
+        coordinator.not_formed = self.forming_detail()
+        if cluster.formed:
+            old = dict(enumerate(coordinator.slots))
+            coordinator.slots = [
+                old[index]
+                if index in old and old[index].is_current(cluster.term, partition)
+                else Slot(index, cluster.term, partition, self.registry.strategy, self._targets)
+                for index, partition in enumerate(cluster.partitions)
+            ]
+        coordinator.note_change()
+
+    def _targets(self, configuration: Configuration) -> list[Target]:
+        return [self._replica(member) for member in configuration.members]
+
+    def _replica(self, member: Member) -> Replica:
+        if member not in self._replicas:
+            self._replicas[member] = Replica(member, self.watched)
+        return self._replicas[member]
+
+    async def _note_first_store(self) -> None:
+        async with self._changing:
+            await self._change(lambda cluster: replace(cluster, stored=True))
+
+    # --- forming ------------------------------------------------------------------------------------------------------
+
+    def forming(self) -> dict[str, Any] | None:
+        """What the cluster still waits for; None once it has formed."""
+        if self.cluster.formed:
+            return None
+        enlisted = len(self.cluster.workers)
+        return {
+            "needed": self.cluster.replicas,
+            "enlisted": enlisted,
+            "missing": max(0, self.cluster.replicas - enlisted),
+            "named_missing": sorted(self.not_enlisted),
+            "detail": self.forming_detail(),
+        }
+
+    def forming_detail(self) -> str:
+        enlisted = len(self.cluster.workers)
+        missing = max(0, self.cluster.replicas - enlisted)
+        sentence = f"{enlisted} of {self.cluster.replicas} workers have enlisted"
+        if missing:
+            sentence += f"; {missing} more needed"
+        if self.not_enlisted:
+            sentence += f"; waiting for {', '.join(sorted(self.not_enlisted))}, named at the start"
+        return sentence
+
+    def _placed(self, cluster: Cluster) -> Cluster:
+        """Every partition with a configuration made from the workers there are, if they are enough."""
+        if len(cluster.workers) < cluster.replicas or self.not_enlisted:
+            return cluster
+        strategy = self.registry.strategy(cluster.mode)
+        table = place(list(cluster.workers), cluster.replicas, partitions=cluster.partition_count)
+        old = cluster.partitions or (Partition(),) * cluster.partition_count
+        copies = strategy.copies(cluster.replicas)
+        configurations = {
+            workers: Configuration(tuple(cluster.workers[w].member for w in workers), cluster.mode, copies)
+            for workers in set(table)
+        }
+        return replace(
+            cluster,
+            partitions=tuple(
+                Partition(partition.generation + 1, (configurations[workers],))
+                for partition, workers in zip(old, table, strict=True)
+            ),
+        )
+
+    # --- enlisting ----------------------------------------------------------------------------------------------------
+
+    async def enlist(self, address: str) -> dict[str, Any]:
+        """Take the worker at `address` into the cluster, or note where it is now. Answers what the cluster knows of it.
+
+        Raises:
+          Refused: nobody answers there, or it is no worker of this cluster, or it shares another's identity.
+        """
+        asked_for = address
+        hello, vitals = await self._probe(address)
+        async with self._changing:
+            known = self.cluster.workers.get(hello.node)
+            watched = self.watched.get(hello.node)
+            if known is not None and watched is not None and watched.peer.link is not None:
+                if watched.vitals is None or watched.vitals.process == vitals.process:
+                    address = known.address  # one process under two names of its address
+                elif address != known.address:
+                    raise Refused(
+                        "conflict",
+                        f"worker {hello.node} already serves at {known.address}; the one at {address} has a copy of "
+                        "its data directory: give it one of its own",
+                    )
+            self.not_enlisted.discard(asked_for)
+            enlisted = Enlisted(hello.node, hello.incarnation, address, vitals.storage, vitals.max_keys)
+
+            def change(cluster: Cluster) -> Cluster:
+                known_already = cluster.workers.get(enlisted.worker) == enlisted
+                changed = replace(cluster, workers={**cluster.workers, enlisted.worker: enlisted})
+                return changed if cluster.stored or (known_already and cluster.formed) else self._placed(changed)
+
+            await self._change(change)
+        _log.info("worker %s enlisted at %s", enlisted.worker, enlisted.address)
+        return {"id": enlisted.worker, "address": enlisted.address, "incarnation": enlisted.incarnation}
+
+    async def _probe(self, address: str) -> tuple[Hello, Vitals]:
+        """Who is there."""
+        vitals: Vitals | None = None
+        answered = trio.Event()
+
+        def done(fault: int, payload: list[Any]) -> None:
+            nonlocal vitals
+            if fault == Fault.OK:
+                vitals = vitals_from_wire(payload)
+            answered.set()
+
+        try:
+            with trio.fail_after(PROBE_TIMEOUT_S):
+                link = await dial(await self._doors.transport.connect(address), self.hello())
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(link.run)
+                    link.call(Op.HEARTBEAT, [], trio.current_time() + PROBE_TIMEOUT_S, done)
+                    await answered.wait()
+                    nursery.cancel_scope.cancel()
+        except (OSError, ValueError, LinkError, trio.TooSlowError) as error:
+            reason = "no answer in time" if isinstance(error, trio.TooSlowError) else str(error)
+            raise Refused("conflict", f"no worker can be enlisted at {address}: {reason}") from error
+        if link.peer.role != "worker":
+            raise Refused("conflict", f"a {link.peer.role} answers at {address}, not a worker")
+        if vitals is None:
+            raise Refused("conflict", f"the worker at {address} went away while it was asked who it is")
+        return link.peer, vitals
+
+    async def _enlist_named(self, address: str) -> None:
+        """Enlist a worker that the command line names, however late it starts."""
+        said = ""
+        while True:
+            try:
+                await self.enlist(address)
+                return
+            except Refused as error:
+                if error.detail != said:
+                    said = error.detail
+                    _log.info("%s", said)
+            await trio.sleep(NAMED_AGAIN_S * (0.5 + self._doors.dice.random()))
+
+    def judge(self, hello: Hello) -> str | None:
+        """Why that node has no business here, or None."""
+        if hello.role != "worker":
+            return f"a master talks to workers, not to a {hello.role!r}"
+        if hello.cluster not in (None, self.cluster.cluster):
+            return (
+                f"worker {hello.node} belongs to cluster {hello.cluster}, and this is {self.cluster.cluster}; "
+                "start it with another --data-dir to have it join this one"
+            )
+        return None
+
+    def _handle(self, link: Link, incoming: list[Call]) -> None:
+        assert self._nursery is not None
+        for call in incoming:
+            request = parse(call.op, call.arguments)
+            if not isinstance(request, Enlist | Heartbeat):
+                raise PeerError("asked a master for records")
+            if isinstance(request, Enlist):
+                self._nursery.start_soon(self._answer_enlist, link, call.id, request.address)
+
+    async def _answer_enlist(self, link: Link, call_id: int, address: str) -> None:
+        try:
+            await self.enlist(address)
+        except Refused as error:
+            link.answer(call_id, Fault.OK, [error.detail])
+        else:
+            link.answer(call_id, Fault.OK, [])
+
+    # --- the workers --------------------------------------------------------------------------------------------------
+
+    def _watch(self, enlisted: Enlisted) -> None:
+        """Watch the worker where it is now; the watch over its former address ends."""
+        if scope := self._watch_scopes.pop(enlisted.worker, None):
+            scope.cancel()
+        watched = self.watched[enlisted.worker] = Watched(
+            enlisted, self.hello, self._doors, lambda: self._note_worker_change(enlisted.worker), grace_s=DOWN_AFTER_S
+        )
+        scope = self._watch_scopes[enlisted.worker] = trio.CancelScope()
+
+        async def watch() -> None:
+            with scope:
+                await watched.run()
+
+        assert self._nursery is not None
+        self._nursery.start_soon(watch)
+
+    def _note_worker_change(self, worker: str) -> None:
+        watched = self.watched[worker]
+        link = watched.peer.link
+        is_another = link is not None and link.peer.incarnation != watched.enlisted.incarnation
+        if is_another and worker not in self._enlisting and self._nursery is not None:
+            # It lost its store, and is another member now; the document should say so.
+            self._enlisting.add(worker)
+            self._nursery.start_soon(self._enlist_again, worker)
+        self.coordinator.note_change()
+
+    async def _enlist_again(self, worker: str) -> None:
+        try:
+            await self.enlist(self.watched[worker].enlisted.address)
+        except Refused as error:
+            _log.warning("worker %s came back without its data: %s", worker, error.detail)
+        finally:
+            self._enlisting.discard(worker)
+
+    # --- being fenced -------------------------------------------------------------------------------------------------
+
+    def _note_stale(self, slot: Slot, promised: int) -> None:
+        """A worker refused this slot's epoch, since it has promised a newer one."""
+        current = self.coordinator.slots[slot.index]
+        if promised <= current.epoch or current.blocked:
+            return
+        if term_of(promised) > self.cluster.term:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._outbid, term_of(promised))
+        else:
+            current.blocked = (
+                f"a worker has promised generation {generation_of(promised)} of partition {slot.index}, and the "
+                f"cluster's document knows generation {current.partition.generation}: it is older than the cluster"
+            )
+            _log.error("%s", current.blocked)
+
+    async def _outbid(self, term: int) -> None:
+        async with self._changing:
+            known = self.cluster.term
+            if term >= known:
+                _log.warning("workers have promised term %d, the document knew %d: going beyond", term, known)
+                await self._change(lambda cluster: cluster.with_term(term + 1))

@@ -1,0 +1,98 @@
+"""What the coordinator keeps of one partition in one epoch, in memory.
+
+A new epoch gets a new slot. Operations in flight finish under the slot that they began with, so they commit under the
+old epoch or end unknown; nothing of the old state leaks into the new.
+
+`pending` holds, for each key, the newest record that was sent and is not known to be committed. It is what a
+compare-and-set or a repair must finish before it looks: such a record may still be on its way to the very replica that
+is about to be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from trikv.api import Promise, Strategy
+from trikv.core.configuration import Configuration, Partition
+from trikv.core.record import Record, Version, make_epoch
+from trikv.net.replicas import Standing, Target
+from trikv.node.locks import KeyLocks
+
+PENDING_MAX: Final = 4_096  # keys in doubt in one partition; beyond it, writes of further keys are refused
+
+
+class Past(NamedTuple):
+    """A configuration of the history with its members made callable. `lenient`: its mode promises convergence only."""
+
+    configuration: Configuration
+    targets: Sequence[Target]
+    lenient: bool
+
+    def recovery_need(self) -> int:
+        """How many members must answer for all: R; in a lenient mode all that can be reached, at least one."""
+        if self.lenient:
+            return max(1, sum(target.standing is not Standing.DOWN for target in self.targets))
+        return self.configuration.recovery
+
+
+class Slot:
+    __slots__ = (
+        "_seq", "anchored", "blocked", "epoch", "history", "index", "locks", "missed", "partition", "pending",
+        "strategy", "targets",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        index: int,
+        term: int,
+        partition: Partition,
+        strategy_of: Callable[[str], Strategy],
+        targets_of: Callable[[Configuration], Sequence[Target]],
+    ) -> None:
+        self.index = index
+        self.epoch = make_epoch(term, partition.generation)
+        self.partition = partition
+        self.history = [
+            Past(configuration, targets_of(configuration), strategy_of(configuration.mode).promise is Promise.AP)
+            for configuration in partition.history
+        ]
+        self.targets = self.history[-1].targets  # of the active configuration, as is the strategy
+        self.strategy = strategy_of(partition.active.mode)
+        self.locks = KeyLocks()
+        self.anchored: set[bytes] = set()  # keys with a committed version of this epoch; kept only while unsettled
+        self.pending: dict[bytes, Record] = {}
+        self.missed = False  # a copy that nobody waited for did not arrive
+        self.blocked = ""  # why nothing can be served until an operator decides
+        self._seq = 0
+
+    @property
+    def configuration(self) -> Configuration:
+        return self.partition.active
+
+    def is_current(self, term: int, partition: Partition) -> bool:
+        """Is this still the slot of that document?"""
+        return self.partition == partition and self.epoch == make_epoch(term, partition.generation)
+
+    def next_version(self) -> Version:
+        self._seq += 1
+        return Version(self.epoch, self._seq)
+
+    def reads_directly(self, key: bytes) -> bool:
+        """Does the active configuration hold everything that was ever committed of this key?"""
+        return self.partition.settled or key in self.anchored
+
+    def note_sent(self, key: bytes, record: Record) -> None:
+        pending = self.pending.get(key)
+        if pending is None or record.version > pending.version:
+            self.pending[key] = record
+
+    def note_committed(self, key: bytes, record: Record) -> None:
+        pending = self.pending.get(key)
+        if pending is not None and pending.version <= record.version:
+            del self.pending[key]
+        if not self.partition.settled:
+            self.anchored.add(key)
+
+    def note_missed(self) -> None:
+        self.missed = True

@@ -1,0 +1,134 @@
+"""The cluster's state as JSON-ready values: what `GET /v1/cluster`, the page and `trikv status` show.
+
+Computed when somebody asks; nothing is kept up to date for it on the path of a request.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from trikv import __version__
+from trikv.api import Strategy
+from trikv.core.configuration import Enlisted
+from trikv.net.replicas import Standing
+from trikv.node.coordinator import can_read
+from trikv.node.slot import Slot
+
+if TYPE_CHECKING:
+    from trikv.node.master import Master
+
+
+def describe(master: Master) -> dict[str, Any]:
+    """See README.md for the shape; keys stay, new ones may come."""
+    cluster = master.cluster
+    coordinator = master.coordinator
+    strategy = master.registry.strategy(cluster.mode)
+    slots = coordinator.slots
+    copies: Counter[str] = Counter()
+    primaries: Counter[str] = Counter()
+    for slot in slots:
+        copies.update(f"{m.worker}/{m.incarnation}" for m in slot.configuration.members)
+        first = slot.configuration.members[0]
+        primaries[f"{first.worker}/{first.incarnation}"] += 1
+    past = {member for slot in slots for c in slot.partition.history for member in c.members}
+    former = {member.worker for member in past if member not in {w.member for w in cluster.workers.values()}}
+    return {
+        "cluster": cluster.cluster,
+        "version": __version__,
+        "term": cluster.term,
+        "mode": cluster.mode,
+        "promise": strategy.promise.value,
+        "replicas": cluster.replicas,
+        "copies": strategy.copies(cluster.replicas),
+        "timeout_s": coordinator.timeout_s,
+        "uptime_s": round(trio.current_time() - master.started_s, 3),
+        "modes": [describe_strategy(each) for each in master.registry.strategies.values()],
+        "forming": master.forming(),
+        "partitions": {
+            "total": cluster.partition_count,
+            "settled": sum(slot.partition.settled for slot in slots),
+            "readable": sum(not slot.blocked and can_read(slot, slot.strategy) for slot in slots),
+            "writable": sum(not slot.blocked and _can_write(slot) for slot in slots),
+        },
+        "workers": [
+            _describe_worker(
+                master,
+                enlisted,
+                primaries[f"{enlisted.worker}/{enlisted.incarnation}"],
+                copies[f"{enlisted.worker}/{enlisted.incarnation}"],
+                enlisted.worker in former,
+            )
+            for enlisted in sorted(cluster.workers.values(), key=lambda w: (w.address, w.worker))
+        ],
+        "operations": {outcome.value: count for outcome, count in coordinator.outcomes.items()},
+        "in_flight": coordinator.in_flight,
+        "pending": coordinator.pending,
+    }
+
+
+def describe_strategy(strategy: Strategy) -> dict[str, Any]:
+    """A strategy in its own words."""
+    return {
+        "name": strategy.name,
+        "promise": strategy.promise.value,
+        "compare_and_set": strategy.compare_and_set,
+        "gives_up": strategy.gives_up,
+        "use_when": strategy.use_when,
+        "protocol": strategy.protocol,
+        "paper": strategy.paper,
+    }
+
+
+def locate(master: Master, key: bytes, partition: int) -> dict[str, Any]:
+    """Where a key lives: its partition and the preference list."""
+    slot = master.coordinator.slots[partition]
+    return {
+        "key": key.decode(errors="replace"),
+        "partition": partition,
+        "replicas": [
+            {"id": target.member.worker, "address": target.address, "state": target.standing.value}
+            for target in slot.targets
+        ],
+    }
+
+
+def _can_write(slot: Slot) -> bool:
+    up = sum(target.standing is Standing.UP for target in slot.targets)
+    return up >= slot.configuration.copies
+
+
+def _describe_worker(
+    master: Master, enlisted: Enlisted, primaries: int, copies: int, came_back_empty: bool
+) -> dict[str, Any]:
+    watched = master.watched[enlisted.worker]
+    vitals = watched.vitals
+    heard_s = watched.last_heard_s
+    if copies:
+        place, note = "member", ""
+    elif came_back_empty:
+        place = "lost"
+        note = "It came back without its data, as a new incarnation, and holds no place: its copies count for nothing."
+    elif master.cluster.formed:
+        place, note = "spare", "It enlisted after the first write, and holds no place yet."
+    else:
+        place, note = "spare", "It waits for the cluster to form."
+    if not note and watched.peer.link is None:
+        note = watched.peer.why_not
+    return {
+        "id": enlisted.worker,
+        "address": enlisted.address,
+        "incarnation": enlisted.incarnation,
+        "storage": enlisted.storage,
+        "state": watched.state.value,
+        "place": place,
+        "note": note,
+        "primaries": primaries,
+        "copies": copies,
+        "keys": None if vitals is None else vitals.keys,
+        "full": vitals is not None and vitals.full,
+        "max_keys": enlisted.max_keys,
+        "last_heard_s": None if heard_s is None else round(heard_s, 3),
+    }

@@ -1,0 +1,367 @@
+"""The worker: versioned registers behind a fence, on one disk.
+
+A worker knows nothing of modes. It applies a store only if it is newer, refuses whatever comes from an older epoch
+(`core/fence.py`), passes a relay on, and answers for the life (incarnation) that it is in and no other.
+
+Everything that changes the disk goes through one committer task: it takes all that waits, judges it in order, writes
+one batch, has it flushed once, and then releases every waiter; so a hundred writers share an fsync. Nothing is visible
+before it is durable: while a batch is being flushed, a fetch of one of its keys is answered with the record before.
+A fetch under a promised epoch is answered at once; one under a newer epoch waits until that promise is on disk.
+
+If the disk fails, the worker stops: what an fsync that failed has left behind, nobody can say.
+
+Bounds: `QUEUE_BYTES_MAX` of stores waiting for the committer; beyond it a store is answered BUSY and not applied.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from trikv.api import Batch, Storage
+from trikv.core import calls
+from trikv.core.calls import Discard, Enlist, Fetch, Heartbeat, Hop, List, Op, Store
+from trikv.core.errors import Fault
+from trikv.core.fence import Fence, Judgement
+from trikv.core.record import Record
+from trikv.core.session import Call, Hello, PeerError
+from trikv.net.doors import Doors, Listening
+from trikv.net.link import Link
+from trikv.net.peers import Peer
+from trikv.net.serve import serve_links
+
+QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
+ENLIST_TIMEOUT_S: Final = 5.0
+ENLIST_AGAIN_S: Final = 1.0
+_OVERHEAD_BYTES: Final = 128  # what a queued item costs beside its key and value
+
+_log = logging.getLogger(__name__)
+
+
+class _Item(NamedTuple):
+    """A call that waits for the committer, and where its answer goes."""
+
+    link: Link
+    call_id: int
+    deadline_s: float
+    request: Store | Fetch | List | Discard
+
+
+class Worker:
+    """One worker in one life. Make it with `open`, then `run` it."""
+
+    def __init__(
+        self, worker_id: str, incarnation: str, storage: Storage, storage_name: str, doors: Doors, max_keys: int | None
+    ) -> None:
+        self.id = worker_id
+        self.incarnation = incarnation
+        self.cluster: str | None = None
+        self.storage_name = storage_name
+        self.max_keys = max_keys
+        self._process = doors.new_id()
+        self._storage = storage
+        self._doors = doors
+        self._fence = Fence()
+        self._key_counts: dict[int, int] = {}
+        self._keys = 0
+        # Notes that the next batch makes durable.
+        self._notes: dict[str, bytes] = {}
+        self._queue: list[_Item] = []
+        self._queue_bytes = 0
+        self._waiting = trio.Event()
+        # Of the batch that is being flushed: the records before it, and the partitions that it promises or discards.
+        self._before: dict[tuple[int, bytes], Record | None] = {}
+        self._in_doubt: set[int] = set()
+        self._chain_peers: dict[str, Peer] = {}
+        self._nursery: trio.Nursery | None = None
+
+    @classmethod
+    async def open(
+        cls, worker_id: str, storage: Storage, storage_name: str, doors: Doors, *, max_keys: int | None = None
+    ) -> Worker:
+        """The worker whose store this is; a store without an incarnation begins a new life."""
+        meta = storage.meta()
+        incarnation = meta.get("incarnation", b"").decode()
+        if not incarnation:
+            incarnation = doors.new_id(16)
+            await storage.commit(Batch(meta={"incarnation": incarnation.encode()}))
+        self = cls(worker_id, incarnation, storage, storage_name, doors, max_keys)
+        self.cluster = meta["cluster"].decode() if "cluster" in meta else None
+        self._fence = Fence(_numbered(meta.items(), "promise/"))
+        self._key_counts = _numbered(meta.items(), "keys/")
+        self._keys = sum(self._key_counts.values())
+        return self
+
+    def hello(self) -> Hello:
+        return Hello("worker", self.id, self.incarnation, self.cluster)
+
+    def vitals(self) -> calls.Vitals:
+        full = self.max_keys is not None and self._keys >= self.max_keys
+        return calls.Vitals(self._keys, full, self.storage_name, self.max_keys, self._process)
+
+    async def run(
+        self,
+        listening: Listening,
+        *,
+        master: str | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve, and enlist with `master` whenever there is a link to it, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._commit_forever)
+            await nursery.start(serve_links, listening.listener, self.hello, self.judge, self.handle)
+            if master is not None:
+                nursery.start_soon(self._enlist_forever, master, listening.address)
+            task_status.started()
+
+    # --- who may talk to us -------------------------------------------------------------------------------------------
+
+    def judge(self, hello: Hello) -> str | None:
+        """Why that node has no business here, or None. The first master that this worker meets decides its cluster."""
+        if hello.role not in ("master", "worker"):
+            return f"a worker talks to masters and workers, not to a {hello.role!r}"
+        if hello.role == "master" and self.cluster is None and hello.cluster is not None:
+            # Durable with the first batch, so before this worker has acknowledged anything to that cluster.
+            self.cluster = hello.cluster
+            self._notes["cluster"] = hello.cluster.encode()
+        if hello.cluster != self.cluster:
+            return (
+                f"worker {self.id} belongs to cluster {self.cluster}, not to {hello.cluster}; "
+                "start it with another --data-dir to have it join a second cluster"
+            )
+        return None
+
+    async def _enlist_forever(self, master: str, address: str) -> None:
+        assert self._nursery is not None
+        peer = Peer(master, self.hello, self._doors, judge=self._judge_master)
+        self._nursery.start_soon(peer.run)
+        said = ""
+        while True:
+            while peer.link is None:
+                if peer.why_not != said:
+                    said = peer.why_not
+                    _log.info("no link to the master at %s: %s", master, said)
+                await peer.wait_changed()
+            fault, payload = await peer.ask(Op.ENLIST, [address], ENLIST_TIMEOUT_S)
+            if fault == Fault.OK and not payload:
+                said = ""
+                _log.info("enlisted with the master at %s, cluster %s", master, self.cluster)
+                while peer.link is not None:
+                    await peer.wait_changed()
+            elif payload and str(payload[0]) != said:
+                said = str(payload[0])
+                _log.warning("the master at %s does not take this worker: %s", master, said)
+            await trio.sleep(ENLIST_AGAIN_S)
+
+    def _judge_master(self, hello: Hello) -> str | None:
+        if hello.role != "master":
+            return f"a {hello.role} answers there, not a master; --master wants the master's RPC address"
+        return self.judge(hello)
+
+    # --- what comes in ------------------------------------------------------------------------------------------------
+
+    def handle(self, link: Link, incoming: list[Call]) -> None:
+        """Answer at once what can be, and queue the rest for the committer."""
+        now = trio.current_time()
+        for call in incoming:
+            request = calls.parse(call.op, call.arguments)
+            if isinstance(request, Heartbeat):
+                link.answer(call.id, Fault.OK, list(self.vitals()))
+                continue
+            if isinstance(request, Enlist):
+                raise PeerError("asked a worker to enlist someone")
+            if request.incarnation != self.incarnation:
+                link.answer(call.id, Fault.OTHER_MEMBER, [])
+                continue
+            if isinstance(request, Fetch) and self._can_answer_now(request):
+                record = self._durable(request.partition, request.key)
+                self._answer_fetch(link, call.id, record)
+                continue
+            size_bytes = _OVERHEAD_BYTES
+            if isinstance(request, Store):
+                size_bytes += len(request.key) + len(request.record.value or b"")
+                if self._queue_bytes + size_bytes > QUEUE_BYTES_MAX:
+                    link.answer(call.id, Fault.BUSY, [])
+                    continue
+            self._queue_bytes += size_bytes
+            self._queue.append(_Item(link, call.id, now + call.budget_ms / 1000, request))
+            self._waiting.set()
+
+    def _can_answer_now(self, request: Fetch) -> bool:
+        return (
+            request.partition not in self._in_doubt
+            and self._fence.judge(request.partition, request.epoch) is Judgement.KNOWN
+        )
+
+    def _durable(self, partition: int, key: bytes) -> Record | None:
+        """The record as it is on disk, whatever batch is on its way there."""
+        where = (partition, key)
+        return self._before[where] if where in self._before else self._storage.get(partition, key)
+
+    def _answer_fetch(self, link: Link, call_id: int, record: Record | None) -> None:
+        if record is None:
+            link.answer(call_id, Fault.OK, [])
+        else:
+            link.answer(call_id, Fault.OK, calls.record_to_wire(record), 64 + len(record.value or b""))
+
+    # --- the committer ------------------------------------------------------------------------------------------------
+
+    async def _commit_forever(self) -> None:
+        while True:
+            await self._waiting.wait()
+            self._waiting = trio.Event()
+            items, self._queue, self._queue_bytes = self._queue, [], 0
+            batch = Batch(meta=self._notes)
+            self._notes = {}
+            granted = [item for item in items if self._decide(item, batch)]
+            if batch:
+                await self._storage.commit(batch)
+            self._before.clear()
+            self._in_doubt.clear()
+            for item in granted:
+                await self._release(item)
+
+    def _decide(self, item: _Item, batch: Batch) -> bool:
+        """Put into `batch` what the item changes; False if that was its end (refused, or too late for anyone)."""
+        request = item.request
+        if item.deadline_s <= trio.current_time():
+            return False
+        if isinstance(request, List):
+            for partition, epoch in request.partitions:
+                self._pass_fence(partition, epoch, batch)
+            return True
+        if not self._pass_fence(request.partition, request.epoch, batch):
+            item.link.answer(item.call_id, Fault.STALE, [self._fence.promised(request.partition)])
+            return False
+        if isinstance(request, Store):
+            self._apply(request, batch)
+        elif isinstance(request, Discard):
+            self._empty(request.partition, batch)
+        return True
+
+    def _pass_fence(self, partition: int, epoch: int, batch: Batch) -> bool:
+        judgement = self._fence.judge(partition, epoch)
+        if judgement is Judgement.NEWER:
+            self._fence.promise(partition, epoch)
+            batch.meta[f"promise/{partition}"] = b"%d" % epoch
+            self._in_doubt.add(partition)
+        return judgement is not Judgement.STALE
+
+    def _apply(self, request: Store, batch: Batch) -> None:
+        """Replace the record if the new one is newer; an older one is acknowledged and changes nothing."""
+        where = (request.partition, request.key)
+        if where in batch.puts:
+            current: Record | None = batch.puts[where]
+        elif request.partition in batch.discards:
+            current = None
+        else:
+            current = self._storage.get(*where)
+            self._before[where] = current
+        if current is not None and request.record.version <= current.version:
+            return
+        batch.puts[where] = request.record
+        was_live = current is not None and not current.is_tombstone
+        self._count(request.partition, (not request.record.is_tombstone) - was_live, batch)
+
+    def _empty(self, partition: int, batch: Batch) -> None:
+        for where in [where for where in batch.puts if where[0] == partition]:
+            del batch.puts[where]
+        if partition not in batch.discards:
+            batch.discards.append(partition)
+        self._in_doubt.add(partition)
+        self._count(partition, -self._key_counts.get(partition, 0), batch)
+
+    def _count(self, partition: int, change: int, batch: Batch) -> None:
+        if change:
+            self._keys += change
+            self._key_counts[partition] = self._key_counts.get(partition, 0) + change
+            batch.meta[f"keys/{partition}"] = b"%d" % self._key_counts[partition]
+
+    async def _release(self, item: _Item) -> None:
+        """Answer what the batch has made durable."""
+        link, call_id, _, request = item
+        match request:
+            case Store(onward=[hop, *rest]):
+                self._relay(item, request, hop, rest)
+            case Store() | Discard():
+                link.answer(call_id, Fault.OK, [])
+            case Fetch():
+                self._answer_fetch(link, call_id, self._storage.get(request.partition, request.key))
+            case List():
+                await self._list(link, call_id, request)
+
+    async def _list(self, link: Link, call_id: int, request: List) -> None:
+        stale = [
+            [partition, self._fence.promised(partition)]
+            for partition, epoch in request.partitions
+            if self._fence.judge(partition, epoch) is Judgement.STALE
+        ]
+        refused = {partition for partition, _ in stale}
+        page = await self._storage.scan(
+            [partition for partition, _ in request.partitions if partition not in refused],
+            prefix=request.prefix,
+            after=request.after,
+            limit=request.limit,
+            bytes_max=calls.LIST_BYTES_MAX,
+        )
+        rows: list[Any] = [
+            [partition, key, calls.record_to_wire(record if request.with_values else record._replace(value=None))]
+            for partition, key, record in page.rows
+        ]
+        size_bytes = sum(64 + len(key) + len(record[4] or b"") for _, key, record in rows)
+        link.answer(call_id, Fault.OK, [stale, rows, page.more], size_bytes)
+
+    # --- relay along a chain ------------------------------------------------------------------------------------------
+
+    def _relay(self, item: _Item, request: Store, hop: Hop, rest: list[Hop]) -> None:
+        """Pass a write on, also one that was not newer here: the next member's copy may still be under way."""
+        arguments: list[Any] = [
+            request.partition,
+            request.epoch,
+            hop.incarnation,
+            request.key,
+            calls.record_to_wire(request.record),
+            [list(further) for further in rest],
+        ]
+
+        def done(fault: int, payload: list[Any]) -> None:
+            known = fault in (Fault.OK, Fault.STALE)
+            item.link.answer(item.call_id, fault if known else Fault.RELAY_BROKE, payload if known else [])
+
+        peer = self._chain_peer(hop.address)
+        size_bytes = _OVERHEAD_BYTES + len(request.key) + len(request.record.value or b"")
+        if peer.link is not None:
+            peer.call(Op.STORE, arguments, item.deadline_s, done, size_bytes)
+            return
+
+        async def when_linked() -> None:
+            with trio.move_on_at(item.deadline_s):
+                await peer.wait_changed()
+            peer.call(Op.STORE, arguments, item.deadline_s, done, size_bytes)
+
+        assert self._nursery is not None
+        self._nursery.start_soon(when_linked)
+
+    def _chain_peer(self, address: str) -> Peer:
+        """The link to a neighbour, dialled at the first relay and kept from then on."""
+        if address not in self._chain_peers:
+            assert self._nursery is not None
+            peer = self._chain_peers[address] = Peer(address, self.hello, self._doors)
+            self._nursery.start_soon(peer.run)
+            self._nursery.start_soon(self._sweep_forever, peer)
+        return self._chain_peers[address]
+
+    async def _sweep_forever(self, peer: Peer) -> None:
+        while True:
+            await trio.sleep(1)
+            if peer.link is not None:
+                peer.link.sweep(trio.current_time())
+
+
+def _numbered(notes: Iterable[tuple[str, bytes]], prefix: str) -> dict[int, int]:
+    """The notes `prefix/N`, as integers by N."""
+    return {int(name.removeprefix(prefix)): int(value) for name, value in notes if name.startswith(prefix)}
