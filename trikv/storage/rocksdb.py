@@ -1,0 +1,257 @@
+"""Records on disk, in RocksDB: the default, and the engine whose acknowledgements mean something.
+
+A record lies under its partition number (two bytes, big-endian) and its key, so that a partition is one contiguous
+range: a scan seeks into it, a discard is one range delete. The worker's notes lie behind the last partition.
+
+`commit` writes one batch and then flushes the log to disk with one fsync, both in one trip to a worker thread. The two
+steps are apart because rocksdict holds Python's global lock during a write that syncs by itself, which would stop the
+event loop for as long as the disk takes. What it costs: a batch becomes visible to `get` shortly before it is durable.
+The worker hides it for that long.
+
+What a failed flush has left behind, nobody can say, so after one failure the storage takes no further commit.
+
+At start RocksDB replays its log. A torn tail is what a crash leaves behind and is dropped: it was never acknowledged.
+Damage anywhere before the tail is refused, since skipping it would silently lose what was acknowledged.
+
+Buffers and threads are small: a machine may run many workers, each with an instance of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    DBRecoveryMode,
+    Options,
+    Rdict,
+    RdictIter,
+    ReadOptions,
+    WriteBatch,
+)
+
+from trikv.api import Batch, Page, Record, Storage, StorageEngine, hookimpl
+from trikv.core.record import pack, unpack
+from trikv.storage.merge import first_key, merge_page
+
+_META: Final = 0xFFFF  # the number under which the notes lie; partitions end one below
+_SUBDIRECTORY: Final = "rocksdb"  # RocksDB keeps files called LOCK and LOG of its own
+
+_WRITE_BUFFER_BYTES: Final = 16 * 1024 * 1024
+_CACHE_BYTES: Final = 32 * 1024 * 1024
+_LOG_BYTES_MAX: Final = 64 * 1024 * 1024  # so much is replayed at the next start, at most
+_OPEN_FILES_MAX: Final = 256
+_BLOOM_BITS: Final = 10  # 1 % of lookups of absent keys read a block in vain; every write of a new key is such a lookup
+
+
+class RocksStorage(Storage):
+    """One worker's records, in an open RocksDB."""
+
+    def __init__(self, db: Rdict, directory: Path) -> None:
+        self._db = db
+        self._directory = directory
+        self._failure: OSError | None = None
+        notes = _Cursor(db.iter())
+        self._meta = {
+            place[2:].decode(): notes.value() for place in notes.places(_place(_META, b""), _place(_META, b""))
+        }
+
+    def get(self, partition: int, key: bytes) -> Record | None:
+        try:
+            data = self._db.get(_place(partition, key))
+        except Exception as error:  # rocksdict raises nothing more precise
+            raise OSError(f"RocksDB cannot read from {self._directory}: {error}") from error
+        return None if data is None else _record(partition, key, data)
+
+    async def scan(
+        self, partitions: Sequence[int], *, prefix: bytes = b"", after: bytes | None = None, limit: int, bytes_max: int
+    ) -> Page:
+        return await trio.to_thread.run_sync(
+            partial(self._scan, sorted(partitions), prefix, first_key(prefix, after), limit, bytes_max)
+        )
+
+    def _scan(self, partitions: Sequence[int], prefix: bytes, start: bytes, limit: int, bytes_max: int) -> Page:
+        """A page, through one iterator: RocksDB gives it one unchanging view, in which a batch is there or is not.
+
+        The first round takes from each partition its fair share of the page, in ascending order, so that the iterator
+        moves forward only; a partition from which more is needed is asked for twice as many keys each time. At most
+        about 2 * limit + len(partitions) keys are held, and one value besides those of the page.
+        """
+        if not partitions:
+            return Page([], more=False)
+        bounds = ReadOptions()
+        bounds.set_iterate_upper_bound(_place(partitions[-1] + 1, b""))
+        share = 1 + limit // len(partitions)
+
+        def keys(partition: int) -> Iterator[tuple[bytes, int]]:
+            wanted, place, count = _place(partition, prefix), _place(partition, start), share
+            while True:
+                found = list(cursor.places(place, wanted, count))
+                yield from ((place[2:], partition) for place in found)
+                if len(found) < count:
+                    return
+                place, count = found[-1] + b"\0", 2 * count
+
+        def read(partition: int, key: bytes) -> Record:
+            return _record(partition, key, cursor.value_at(_place(partition, key)))
+
+        with _reported(f"RocksDB cannot scan {self._directory}"):
+            cursor = _Cursor(self._db.iter(bounds))
+            return merge_page(map(keys, partitions), read, limit=limit, bytes_max=bytes_max)
+
+    async def commit(self, batch: Batch) -> None:
+        if self._failure:
+            raise OSError(f"this storage failed earlier and must be opened anew: {self._failure}")
+        try:
+            await trio.to_thread.run_sync(self._commit, batch)
+        except OSError as error:
+            self._failure = error
+            raise
+        self._meta.update(batch.meta)
+
+    def _commit(self, batch: Batch) -> None:
+        changes = WriteBatch(raw_mode=True)
+        for partition in batch.discards:
+            changes.delete_range(_place(partition, b""), _place(partition + 1, b""))
+        for (partition, key), record in batch.puts.items():
+            changes.put(_place(partition, key), pack(record))
+        for name, note in batch.meta.items():
+            changes.put(_place(_META, name.encode()), note)
+        with _reported(f"RocksDB cannot write to {self._directory}"):
+            self._db.write(changes)
+            self._db.flush_wal(True)
+
+    def meta(self) -> Mapping[str, bytes]:
+        return self._meta
+
+    async def close(self) -> None:
+        with trio.CancelScope(shield=True):  # an instance left open keeps its directory locked
+            try:
+                await trio.to_thread.run_sync(self._close)
+            except OSError:
+                if not self._failure:  # else it only repeats itself
+                    raise
+
+    def _close(self) -> None:
+        with _reported(f"RocksDB cannot close {self._directory}"):
+            self._db.close()
+
+
+class RocksEngine(StorageEngine):
+    name = "rocksdb"
+    durable = True
+
+    async def open(self, directory: Path | None) -> Storage:
+        if directory is None:
+            raise OSError("the rocksdb engine keeps its records in a directory, and none was given")
+        return await trio.to_thread.run_sync(_open, directory / _SUBDIRECTORY)
+
+
+def _open(directory: Path) -> RocksStorage:
+    with _reported(f"RocksDB cannot open {directory}"):
+        db = Rdict(str(directory), _options())
+        try:
+            return RocksStorage(db, directory)
+        except BaseException:  # whatever it was, the directory must not stay locked
+            db.close()
+            raise
+
+
+def _options() -> Options:
+    table = BlockBasedOptions()
+    table.set_block_cache(Cache(_CACHE_BYTES))
+    table.set_bloom_filter(_BLOOM_BITS, False)
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_block_based_table_factory(table)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+    options.set_max_total_wal_size(_LOG_BYTES_MAX)
+    options.set_max_background_jobs(2)
+    options.set_max_open_files(_OPEN_FILES_MAX)
+    options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
+    options.set_keep_log_file_num(2)  # its own diary, not the write-ahead log
+    options.set_stats_dump_period_sec(0)
+    return options
+
+
+class _Cursor:
+    """An iterator that remembers where it is, and what it has passed over on the way there.
+
+    After a discard, RocksDB walks over every deleted key of a range until it meets a living one. A seek that would end
+    where the last one did is therefore not made: the first round of a scan walks over no dead key twice.
+    """
+
+    def __init__(self, iterator: RdictIter) -> None:
+        self._iterator = iterator
+        self._at: bytes | None = None  # where the iterator is; None: at the end
+        self._from: bytes | None = None  # nothing lies from this place up to there; None: nothing is known yet
+
+    def places(self, start: bytes, prefix: bytes, count: int | None = None) -> Iterator[bytes]:
+        """The next `count` places from `start` that begin with `prefix`; the iterator is at the one last given."""
+        place = self._seek(start)
+        while place is not None and place.startswith(prefix) and count != 0:
+            yield place
+            count = None if count is None else count - 1
+            self._iterator.next()
+            self._from = place + b"\0"
+            place = self._arrive()
+
+    def value_at(self, place: bytes) -> bytes:
+        found = self._seek(place)
+        assert found == place, (found, place)  # it was listed in this very view
+        return self.value()
+
+    def value(self) -> bytes:
+        data = self._iterator.value()
+        assert isinstance(data, bytes), data
+        return data
+
+    def _seek(self, place: bytes) -> bytes | None:
+        if self._from is None or not (self._from <= place and (self._at is None or place <= self._at)):
+            self._iterator.seek(place)
+            self._from = place
+            self._arrive()
+        return self._at
+
+    def _arrive(self) -> bytes | None:
+        if self._iterator.valid():
+            self._at = self._iterator.key()
+        else:
+            self._at = None
+            self._iterator.status()  # raises if it stopped for another reason than the end
+        return self._at
+
+
+def _place(partition: int, key: bytes) -> bytes:
+    return partition.to_bytes(2, "big") + key
+
+
+def _record(partition: int, key: bytes, data: bytes) -> Record:
+    try:
+        return unpack(data)
+    except ValueError as error:
+        raise OSError(f"the record of key {key!r} in partition {partition} cannot be read: {error}") from error
+
+
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Turn the plain exceptions of rocksdict into the OSError that callers of a storage engine expect."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:  # not one of rocksdict's, which raises nothing more precise
+            raise
+        raise OSError(f"{what}: {error}") from error
+
+
+@hookimpl
+def trikv_storage_engines() -> Sequence[StorageEngine]:
+    return [RocksEngine()]
