@@ -29,7 +29,7 @@ from typing import Any, Final, Never
 import cbor2
 
 FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
-DEPTH_MAX: Final = 16
+DEPTH_MAX: Final = 16  # the decoder counts lists that hold something: an innermost empty one passes at 17
 INT_MIN: Final = -(2**64)  # what CBOR says without a tag: 64 bits, and a sign
 INT_MAX: Final = 2**64 - 1
 
