@@ -77,14 +77,16 @@ async def test_a_damaged_table_is_an_error_not_an_absent_key(tmp_path: Path) -> 
     tables = sorted((tmp_path / "rocksdb").glob("*.sst"), key=lambda file: file.stat().st_size)
     damage(tables[-1], 0.05)
     storage = await RocksEngine().open(tmp_path)
-    unreadable = 0
+    unreadable = []
     for seq in range(20):
         try:
-            assert storage.get(0, b"k%d" % seq) == record(seq, VALUE)
+            held = storage.get(0, b"k%d" % seq)
         except OSError as error:
-            assert "Corruption" in str(error)
-            unreadable += 1
+            unreadable.append(str(error))
+        else:
+            assert held == record(seq, VALUE)
     assert unreadable
+    assert all("Corruption" in complaint for complaint in unreadable)
     with pytest.raises(OSError, match=f"cannot scan {tmp_path}.*Corruption"):
         await storage.scan([0], limit=100, bytes_max=PLENTY)
     await storage.close()

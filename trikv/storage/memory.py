@@ -79,6 +79,8 @@ class MemoryStorage(Storage):
 
 
 class MemoryEngine(StorageEngine):
+    """Records in memory: nothing survives the process, and a restarted worker is a new member."""
+
     name = "memory"
     durable = False
 

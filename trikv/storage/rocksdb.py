@@ -145,6 +145,8 @@ class RocksStorage(Storage):
 
 
 class RocksEngine(StorageEngine):
+    """Records on disk in RocksDB, one fsync for each batch before anything is acknowledged."""
+
     name = "rocksdb"
     durable = True
 

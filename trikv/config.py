@@ -1,0 +1,266 @@
+"""What a node is told at its start: from flags, from the environment, from a file, in that order of weight.
+
+    trikv worker 8001 --storage memory           a flag
+    TRIKV_WORKER_STORAGE=memory                  a variable: TRIKV, the role, the setting
+    [worker]                                     a line of trikv.toml, in a table for each role
+    storage = "memory"
+
+The file is the one that `--config` or TRIKV_CONFIG names, else `trikv.toml` in the working directory, if there is one.
+
+A setting means the same wherever it stands, so there is one reader for each name, and it serves all three sources.
+What cannot be meant is an error that says where it stands: an unknown name (silence would let a typo win), a value out
+of range, an address beyond loopback without `insecure`, since as yet nothing proves who is calling. Whether a mode or a
+storage engine of that name is installed, the registry knows; whether an address is free, the socket.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from trikv.net.doors import split_address
+
+CONFIG_FILE: Final = Path("trikv.toml")
+DATA_ROOT: Final = Path("trikv-data")
+PORT_MAX: Final = 65_535
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be meant. One line: where it stands, and what would do."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    port: int
+    host: str = "127.0.0.1"
+    master: str | None = "127.0.0.1:8000"  # None ("none" in text): wait to be enlisted by one
+    data_dir: Path | None = None
+    storage: str = "rocksdb"
+    max_keys: int | None = None
+    insecure: bool = False
+    exit_with_stdin: bool = False
+
+    @property
+    def directory(self) -> Path:
+        return self.data_dir or DATA_ROOT / f"worker-{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class MasterSettings:
+    port: int = 8000
+    host: str = "127.0.0.1"
+    http: str = "127.0.0.1:8080"
+    mode: str | None = None  # None: as the cluster was founded, else "quorum"
+    replicas: int | None = None  # None: as the cluster was founded, else 3
+    data_dir: Path | None = None
+    workers: tuple[str, ...] = ()
+    timeout_s: float = 2.0
+    insecure: bool = False
+    exit_with_stdin: bool = False
+
+    @property
+    def directory(self) -> Path:
+        return self.data_dir or DATA_ROOT / "master"
+
+
+def worker_settings(
+    flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None = None
+) -> WorkerSettings:
+    """The settings of a worker. `flags` are named as the fields are; None or an empty tuple: not given.
+
+    Raises:
+      SettingsError: see above.
+    """
+    settings = WorkerSettings(**_gather("worker", flags, environ, config))
+    _check_reach(settings.insecure, settings.host)
+    return settings
+
+
+def master_settings(
+    flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None = None
+) -> MasterSettings:
+    """The settings of a master; as `worker_settings`."""
+    settings = MasterSettings(**_gather("master", flags, environ, config))
+    _check_reach(settings.insecure, settings.host, split_address(settings.http)[0])
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Does the host name this machine only, as far as the name alone tells?"""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_reach(insecure: bool, *hosts: str) -> None:
+    for host in hosts:
+        if not insecure and not is_loopback(host):
+            raise SettingsError(
+                f"{host} can be reached from other machines, and nothing yet proves who calls; "
+                "use 127.0.0.1, or --insecure where everyone on that network may read and write"
+            )
+
+
+# --- the three sources ------------------------------------------------------------------------------------------------
+
+_ROLES: Final[dict[str, type[WorkerSettings | MasterSettings]]] = {"worker": WorkerSettings, "master": MasterSettings}
+_FLAG_ONLY: Final = {"exit_with_stdin"}  # says something about one process, not about a node
+
+
+class _Given(NamedTuple):
+    """A value as it was given, and where, for a message."""
+
+    where: str
+    value: object
+
+
+def _gather(role: str, flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None) -> dict[str, Any]:
+    """Every setting that some source gives, read; of several sources the weightiest."""
+    given: dict[str, _Given] = {}
+    given.update(_from_file(role, environ, config))
+    given.update(_from_environment(role, environ))
+    given.update(_from_flags(flags))
+    for field in fields(_ROLES[role]):
+        if field.default is MISSING and field.name not in given:
+            raise SettingsError(f"a {role} needs a {field.name}: trikv {role} {field.name.upper()}")
+    return {name: _read(name, *one) for name, one in given.items()}
+
+
+def _read(name: str, where: str, value: object) -> object:
+    try:
+        return _READERS[name](value)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}") from None
+
+
+def _from_flags(flags: Mapping[str, object]) -> Iterator[tuple[str, _Given]]:
+    for name, value in flags.items():
+        if value is not None and value != ():
+            where = {"port": "PORT", "workers": "WORKER"}.get(name, f"--{name.removesuffix('_s').replace('_', '-')}")
+            yield name, _Given(where, value)
+
+
+def _from_environment(role: str, environ: Mapping[str, str]) -> Iterator[tuple[str, _Given]]:
+    start = f"TRIKV_{role.upper()}_"
+    for variable in sorted(environ):
+        if variable.startswith(start):
+            name = variable.removeprefix(start).lower()
+            _check_name(role, name, variable, lambda known: start + known.upper())
+            yield name, _Given(variable, environ[variable])
+
+
+def _from_file(role: str, environ: Mapping[str, str], config: Path | None) -> Iterator[tuple[str, _Given]]:
+    named = config or (Path(environ["TRIKV_CONFIG"]) if environ.get("TRIKV_CONFIG") else None)
+    if named is None and not CONFIG_FILE.exists():
+        return
+    file = named or CONFIG_FILE
+    try:
+        tables = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}") from None
+    except ValueError as error:  # not TOML, or not text
+        raise SettingsError(f"{file}: {error}") from None
+    # The other role's table is checked as well: a typo there should not wait for that role's next start.
+    for table, settings in tables.items():
+        if table not in _ROLES or not isinstance(settings, dict):
+            raise SettingsError(
+                f"{file}: {table}: there are two tables, [worker] and [master], and nothing outside them"
+            )
+        for name in settings:
+            _check_name(table, name, f"{file}: [{table}] {name}", str)
+    for name, value in tables.get(role, {}).items():
+        yield name, _Given(f"{file}: [{role}] {name}", value)
+
+
+def _check_name(role: str, name: str, where: str, spell: Callable[[str], str]) -> None:
+    known = [field.name for field in fields(_ROLES[role]) if field.name not in _FLAG_ONLY]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        remedy = f"did you mean {spell(near[0])}?" if near else f"there are {', '.join(map(spell, known))}"
+        raise SettingsError(f"{where}: no such setting; {remedy}")
+
+
+# --- one reader for each name -----------------------------------------------------------------------------------------
+
+Read = TypeVar("Read")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{value!r} is not a name")
+    return value
+
+
+def _whole(value: object, what: str, low: int, high: float = math.inf) -> int:
+    """An integer in a range; the environment gives it as text."""
+    number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+    if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
+        raise ValueError(f"{value!r} is not {what}, {low} {f'to {high:.0f}' if high < math.inf else 'or more'}")
+    return number
+
+
+def _seconds(value: object) -> float:
+    try:
+        seconds = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{value!r} is not a time in seconds, more than 0")
+    return seconds
+
+
+def _switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    meaning = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if not isinstance(value, str) or value.lower() not in meaning:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return meaning[value.lower()]
+
+
+def _address(value: object) -> str:
+    text = _text(value)
+    split_address(text)
+    return text
+
+
+def _addresses(value: object) -> tuple[str, ...]:
+    """Several: a list, or one text with commas or spaces between them."""
+    several = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(several, list | tuple):
+        raise ValueError(f"{value!r} is not a list of addresses")
+    return tuple(map(_address, several))
+
+
+def _path(value: object) -> Path:
+    return value if isinstance(value, Path) else Path(_text(value)).expanduser()
+
+
+def _or_none(read: Callable[[object], Read]) -> Callable[[object], Read | None]:
+    return lambda value: None if value == "none" else read(value)
+
+
+_READERS: Final[dict[str, Callable[[object], object]]] = {
+    "port": lambda value: _whole(value, "a port", 0, PORT_MAX),
+    "host": _text,
+    "http": _address,
+    "master": _or_none(_address),
+    "workers": _addresses,
+    "data_dir": _path,
+    "storage": _text,
+    "mode": _text,
+    "replicas": lambda value: _whole(value, "a number of replicas", 1),
+    "max_keys": _or_none(lambda value: _whole(value, "a number of keys", 1)),
+    "timeout_s": _seconds,
+    "insecure": _switch,
+    "exit_with_stdin": _switch,
+}

@@ -1,0 +1,146 @@
+"""A node's data directory: made if it is missing, locked while it is in use, refused where it cannot be ours.
+
+Two files stand in it from the first moment. `LOCK` is locked (flock) for as long as the node lives, and holds its
+process id for the message that a second node prints; the kernel drops the lock with the process, however that ends, so
+there is nothing to clean up. `FORMAT` names the role and the format version, and is written once, durably, before
+anything else: a directory without it is either empty or not ours, and the latter is left alone.
+
+Left out: file systems on which flock does not reach other machines. A data directory belongs on a local disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal
+
+FORMAT_VERSION: Final = 1
+Role = Literal["worker", "master"]
+
+_LOCK: Final = "LOCK"
+_FORMAT: Final = "FORMAT"
+_DRAFT: Final = "FORMAT.new"  # what a crash in the very first moment may leave behind
+
+
+class DataDirError(OSError):
+    """The directory cannot be used; one line that names it, the reason and the remedy."""
+
+
+class DataDir:
+    """A data directory that is ours until `close`."""
+
+    def __init__(self, path: Path, lock_fd: int) -> None:
+        self.path = path
+        self._lock_fd: int | None = lock_fd
+
+    def close(self) -> None:
+        """Let others have it. Closing twice does no harm."""
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def __enter__(self) -> DataDir:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_data_dir(path: Path, role: Role) -> DataDir:
+    """Make or open the directory, and lock it.
+
+    Raises:
+      DataDirError: it is in use, of another role or format version, somebody else's, or cannot be written.
+    """
+    path = path.absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _refuse_strangers(path)
+        lock_fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except DataDirError:
+        raise
+    except OSError as error:
+        raise DataDirError(
+            f"data directory {path} cannot be used: {error.strerror}; choose another with --data-dir"
+        ) from error
+    try:
+        _take_lock(path, lock_fd)
+        _check_format(path, role)
+    except BaseException:  # whatever it was, the lock must not outlive this call
+        os.close(lock_fd)
+        raise
+    return DataDir(path, lock_fd)
+
+
+def _refuse_strangers(path: Path) -> None:
+    """Before anything is written: what holds files and is not ours stays as it is."""
+    if not (path / _FORMAT).exists() and any(entry.name not in (_LOCK, _DRAFT) for entry in path.iterdir()):
+        raise DataDirError(
+            f"data directory {path} holds files that are not trikv's; choose an empty or new one with --data-dir"
+        )
+
+
+def _take_lock(path: Path, lock_fd: int) -> None:
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(lock_fd, 20).decode("ascii", "replace").strip()
+        whose = f"process {holder}" if holder else "another process"  # it may not have written its number yet
+        raise DataDirError(
+            f"data directory {path} is in use by {whose}; stop that, or choose another with --data-dir"
+        ) from None
+    os.ftruncate(lock_fd, 0)
+    os.pwrite(lock_fd, b"%d\n" % os.getpid(), 0)
+
+
+def _check_format(path: Path, role: Role) -> None:
+    """Under the lock: found the directory, or make sure that it is of our role and format."""
+    try:
+        found = (path / _FORMAT).read_text("ascii", "replace").split()
+    except FileNotFoundError:
+        _write_durably(path, f"trikv {role} {FORMAT_VERSION}\n")
+        return
+    except OSError as error:
+        raise DataDirError(f"data directory {path}: {_FORMAT} cannot be read: {error.strerror}") from error
+    match found:
+        case ["trikv", found_role, version] if version != str(FORMAT_VERSION):
+            raise DataDirError(
+                f"data directory {path} is a {found_role}'s of format {version}, and this trikv reads format "
+                f"{FORMAT_VERSION}; use the trikv that wrote it, or choose another with --data-dir"
+            )
+        case ["trikv", found_role, _] if found_role != role:
+            raise DataDirError(
+                f"data directory {path} belongs to a {found_role}, not to a {role}; choose another with --data-dir"
+            )
+        case ["trikv", _, _]:
+            return
+        case _:
+            raise DataDirError(
+                f"data directory {path}: {_FORMAT} is not as trikv wrote it; restore the directory from a backup, "
+                "or choose another with --data-dir"
+            )
+
+
+def _write_durably(path: Path, text: str) -> None:
+    """Under its name the file is there in full or not at all, also after the power failed."""
+    draft = path / _DRAFT
+    try:
+        with draft.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path / _FORMAT)
+        for directory in (path, path.parent):
+            directory_fd = os.open(directory, os.O_RDONLY)
+            try:
+                os.fsync(directory_fd)
+            finally:
+                os.close(directory_fd)
+    except OSError as error:
+        raise DataDirError(
+            f"data directory {path} cannot be written: {error.strerror}; choose another with --data-dir"
+        ) from error

@@ -1,0 +1,219 @@
+"""Which modes and storage engines there are: whatever is installed under the entry-point group `trikv`.
+
+trikv's own are found the same way as a stranger's. pluggy gathers what each plugin's hooks hand over; the loading of
+the entry points is ours, because pluggy silently skips one whose name is taken already, and a mode that is not the one
+that its user installed is worse than none. So two distributions that offer one name are refused, both named; and so is
+a plugin that cannot be imported, or that hands over something malformed: at start, in one line, before any data is at
+stake.
+
+Modes and engines share one set of names. All of it happens once, at start; nothing of it is on a request's path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import Distribution, EntryPoint, distributions
+from typing import Any, Final
+
+import pluggy
+
+from trikv.api import Hooks, Promise, StorageEngine, Strategy
+from trikv.core.errors import Refused
+
+GROUP: Final = "trikv"
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_REPLICAS_TRIED: Final = range(1, 17)  # for each of these n, `copies(n)` must lie from 1 to n
+_SENTENCES: Final = ("gives_up", "use_when", "protocol")
+
+
+class PluginError(Exception):
+    """A plugin that cannot be used, in one line that names who installed it."""
+
+
+@dataclass(frozen=True)
+class Registry:
+    """What is installed. `origins` says of each name which distribution brought it, with its version."""
+
+    strategies: Mapping[str, Strategy] = field(default_factory=dict)
+    storage_engines: Mapping[str, StorageEngine] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def strategy(self, name: str) -> Strategy:
+        """
+        Raises:
+          Refused: there is no such mode; `modes` lists those that there are.
+        """
+        try:
+            return self.strategies[name]
+        except KeyError:
+            modes = sorted(self.strategies)
+            raise Refused("unknown_mode", f"{name!r} is none of {', '.join(modes)}", modes=modes) from None
+
+    def storage_engine(self, name: str) -> StorageEngine:
+        """
+        Raises:
+          Refused: there is no such engine; `storage_engines` lists those that there are.
+        """
+        try:
+            return self.storage_engines[name]
+        except KeyError:
+            engines = sorted(self.storage_engines)
+            detail = f"{name!r} is no installed storage engine; there are {', '.join(engines)}"
+            raise Refused("bad_request", detail, storage_engines=engines) from None
+
+    def with_strategy(self, strategy: Strategy, origin: str) -> Registry:
+        """This registry and one strategy more, which need not be installed.
+
+        Raises:
+          PluginError: it is malformed, or its name is taken.
+        """
+        check_strategy(strategy, origin)
+        return replace(
+            self,
+            strategies={**self.strategies, strategy.name: strategy},
+            origins=self._with_origin(strategy.name, origin),
+        )
+
+    def with_storage_engine(self, engine: StorageEngine, origin: str) -> Registry:
+        """As `with_strategy`."""
+        check_storage_engine(engine, origin)
+        return replace(
+            self,
+            storage_engines={**self.storage_engines, engine.name: engine},
+            origins=self._with_origin(engine.name, origin),
+        )
+
+    def _with_origin(self, name: str, origin: str) -> dict[str, str]:
+        if name in self.origins:
+            raise PluginError(f"{name!r} is offered by {self.origins[name]} and by {origin}; uninstall one of them")
+        return {**self.origins, name: origin}
+
+
+def load_registry(installed: Iterable[Distribution] | None = None) -> Registry:
+    """Everything that the installed distributions (default: those of this Python) offer.
+
+    Raises:
+      PluginError: a plugin cannot be imported or is malformed, two offer one name, or there is none at all.
+    """
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(Hooks)
+    origins: dict[str, str] = {}
+    for entry_point, origin in _entry_points(distributions() if installed is None else installed):
+        if entry_point.name in origins:
+            raise PluginError(
+                f"the plugin {entry_point.name!r} is offered by {origins[entry_point.name]} and by {origin}; "
+                "uninstall one of them"
+            )
+        origins[entry_point.name] = origin
+        _register(manager, entry_point, origin)
+    registry = Registry()
+    for engine, origin in _handed_over(manager.hook.trikv_storage_engines, origins):
+        registry = registry.with_storage_engine(engine, origin)
+    for strategy, origin in _handed_over(manager.hook.trikv_strategies, origins):
+        registry = registry.with_strategy(strategy, origin)
+    if not registry.strategies:
+        raise PluginError(
+            "no mode is installed, not even trikv's own: pip install trikv (a checkout: pip install -e .)"
+        )
+    return registry
+
+
+def _entry_points(installed: Iterable[Distribution]) -> list[tuple[EntryPoint, str]]:
+    """Ours, each with the name and version of its distribution, in the order of their names.
+
+    A distribution that is found twice counts once: a copy further down the path is hidden from imports as well.
+    """
+    found: dict[str, list[tuple[EntryPoint, str]]] = {}
+    for distribution in installed:
+        origin = f"{distribution.name} {distribution.version}"
+        offers = [(one, origin) for one in distribution.entry_points if one.group == GROUP]
+        found.setdefault(re.sub(r"[-_.]+", "-", distribution.name).lower(), offers)
+    return sorted((offer for offers in found.values() for offer in offers), key=lambda offer: offer[0].name)
+
+
+def _register(manager: pluggy.PluginManager, entry_point: EntryPoint, origin: str) -> None:
+    try:
+        manager.register(entry_point.load(), name=entry_point.name)
+        manager.check_pending()  # a hook that trikv does not have is a typo, or of a later trikv
+    except Exception as error:  # a stranger's module may raise anything while it is imported
+        raise PluginError(
+            f"the plugin {entry_point.name!r} of {origin} ({entry_point.value}) cannot be loaded: {_told(error)}"
+        ) from error
+
+
+def _handed_over(hook: pluggy.HookCaller, origins: Mapping[str, str]) -> list[tuple[Any, str]]:
+    """What each plugin's implementation of the hook returns, with where it came from, in the order of their names.
+
+    Each is called on its own: the hook as a whole would give one list, and forget who said what.
+    """
+    offers: list[tuple[Any, str]] = []
+    for implementation in sorted(hook.get_hookimpls(), key=lambda one: one.plugin_name):
+        origin = origins[implementation.plugin_name]
+        try:
+            offers += [(one, origin) for one in implementation.function()]
+        except Exception as error:  # as above
+            raise PluginError(
+                f"the plugin {implementation.plugin_name!r} of {origin} fails in {hook.name}: {_told(error)}"
+            ) from error
+    return offers
+
+
+def _told(error: Exception) -> str:
+    """An exception as part of a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+# --- what a plugin hands over -------------------------------------------------------------------------------------------
+
+
+def check_strategy(strategy: object, origin: str) -> None:
+    """
+    Raises:
+      PluginError: it lacks something that trikv prints or relies on.
+    """
+    complain = _complainer("strategy", strategy, origin)
+    if not isinstance(strategy, Strategy):
+        raise complain("is not an instance of trikv.api.Strategy")
+    if not _is_name(strategy):
+        raise complain("needs a name of lower-case letters, digits, - and _")
+    if not isinstance(getattr(strategy, "promise", None), Promise):
+        raise complain("needs a promise: Promise.CP or Promise.AP")
+    if not isinstance(strategy.compare_and_set, bool):
+        raise complain("needs compare_and_set to be True or False")
+    for sentence in _SENTENCES:
+        text = getattr(strategy, sentence, None)
+        if not isinstance(text, str) or not text.strip():
+            raise complain(f"needs a sentence for {sentence}")
+    for n in _REPLICAS_TRIED:
+        try:
+            copies = strategy.copies(n)
+        except Exception as error:  # a stranger's code
+            raise complain(f"fails in copies({n}): {_told(error)}") from error
+        if not isinstance(copies, int) or isinstance(copies, bool) or not 1 <= copies <= n:
+            raise complain(f"says copies({n}) = {copies!r}, which is not from 1 to {n}")
+
+
+def check_storage_engine(engine: object, origin: str) -> None:
+    """
+    Raises:
+      PluginError: it lacks something that trikv prints or relies on.
+    """
+    complain = _complainer("storage engine", engine, origin)
+    if not isinstance(engine, StorageEngine):
+        raise complain("is not an instance of trikv.api.StorageEngine")
+    if not _is_name(engine):
+        raise complain("needs a name of lower-case letters, digits, - and _")
+    if not isinstance(getattr(engine, "durable", None), bool):
+        raise complain("needs durable to be True or False")
+
+
+def _is_name(offer: object) -> bool:
+    name = getattr(offer, "name", None)
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def _complainer(kind: str, offer: object, origin: str) -> Callable[[str], PluginError]:
+    name = getattr(offer, "name", None) or type(offer).__name__
+    return lambda complaint: PluginError(f"the {kind} {name!r} of {origin} {complaint}")
