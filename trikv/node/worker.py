@@ -80,14 +80,16 @@ class Worker:
 
     @classmethod
     async def open(
-        cls, worker_id: str, storage: Storage, storage_name: str, doors: Doors, *, max_keys: int | None = None
+        cls, worker_id: str | None, storage: Storage, storage_name: str, doors: Doors, *, max_keys: int | None = None
     ) -> Worker:
-        """The worker whose store this is; a store without an incarnation begins a new life."""
+        """The worker whose store this is; an empty store begins a new life. Without a `worker_id` the store has it."""
         meta = storage.meta()
-        incarnation = meta.get("incarnation", b"").decode()
-        if not incarnation:
-            incarnation = doors.new_id(16)
-            await storage.commit(Batch(meta={"incarnation": incarnation.encode()}))
+        if "incarnation" not in meta:
+            new = {"worker": worker_id or f"w-{doors.new_id()}", "incarnation": doors.new_id(16)}
+            await storage.commit(Batch(meta={name: text.encode() for name, text in new.items()}))
+            meta = storage.meta()
+        worker_id = worker_id or meta["worker"].decode()
+        incarnation = meta["incarnation"].decode()
         self = cls(worker_id, incarnation, storage, storage_name, doors, max_keys)
         self.cluster = meta["cluster"].decode() if "cluster" in meta else None
         self._fence = Fence(_numbered(meta.items(), "promise/"))

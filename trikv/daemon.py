@@ -1,0 +1,185 @@
+"""The two roles as processes: doors, directories and signals around `node/`.
+
+    run_worker(settings), run_master(settings)  ->  the exit code
+
+What can be wrong at the start is found before anything is served, in one order: the plugins, the address, the data
+directory, what it holds. Each ends as one line on stderr that names the thing and the remedy, and exit code 1. Once it
+serves, a node says so in one line on stdout; with port 0 that line is where the real port stands.
+
+SIGTERM and SIGINT end a node cleanly: no new requests, a moment for those under way, then everything is closed. With
+`exit_with_stdin` the end of stdin is such a signal too: a child process dies with its parent, however that dies.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from trikv.api import StorageEngine
+from trikv.config import MasterSettings, WorkerSettings
+from trikv.core.errors import TrikvError
+from trikv.net.doors import Doors, Listening, join_address, split_address
+from trikv.node.configstore import ConfigConflict, SqliteConfigStore
+from trikv.node.datadir import DataDirError, open_data_dir
+from trikv.node.master import Master, StartError
+from trikv.node.worker import Worker
+from trikv.registry import PluginError, load_registry
+from trikv.web.app import serve_http
+
+DRAIN_S: Final = 3.0  # for requests under way at the end
+
+_log = logging.getLogger(__name__)
+
+_EXPECTED = (OSError, ValueError, DataDirError, StartError, ConfigConflict, PluginError, TrikvError)
+
+
+def run_worker(settings: WorkerSettings) -> int:
+    """Be a worker until told to stop."""
+    return _run(partial(_worker, settings))
+
+
+def run_master(settings: MasterSettings) -> int:
+    """Be the master until told to stop."""
+    return _run(partial(_master, settings))
+
+
+def _run(main: Callable[[], Awaitable[None]]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    logging.getLogger("hypercorn.error").setLevel(logging.WARNING)
+    code = 0
+    try:
+        trio.run(main)
+    except* _EXPECTED as group:
+        for line in dict.fromkeys(_sentences(group)):
+            print(f"error: {line}", file=sys.stderr)
+        code = 1
+    return code
+
+
+def _sentences(error: BaseException) -> list[str]:
+    """The plain lines of what is, perhaps, a group of groups."""
+    match error:
+        case BaseExceptionGroup():
+            return [line for inner in error.exceptions for line in _sentences(inner)]
+        case OSError(strerror=str(text), filename=name):
+            return [text if name is None else f"{name}: {text}"]
+        case _:
+            return [str(error)]
+
+
+async def _worker(settings: WorkerSettings) -> None:
+    engine = load_registry().storage_engine(settings.storage)
+    doors = Doors()
+    listening = await doors.transport.listen(join_address(settings.host, settings.port))
+    if not engine.durable:
+        await _serve_worker(settings, doors, listening, engine, None)
+        return
+    with open_data_dir(settings.directory, "worker") as data_dir:
+        await _serve_worker(settings, doors, listening, engine, data_dir.path / "records")
+
+
+async def _serve_worker(
+    settings: WorkerSettings, doors: Doors, listening: Listening, engine: StorageEngine, directory: Path | None
+) -> None:
+    """`directory` None: the engine keeps nothing, so the worker is known by its address."""
+    storage = await engine.open(directory)
+    try:
+        worker_id = listening.address if directory is None else None
+        worker = await Worker.open(worker_id, storage, engine.name, doors, max_keys=settings.max_keys)
+        async with trio.open_nursery() as nursery:
+            stop = await nursery.start(_watch_for_stop, settings.exit_with_stdin)
+            await nursery.start(partial(worker.run, listening, master=settings.master))
+            print(f"worker {worker.id} listening on {listening.address}", flush=True)
+            await stop.wait()
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await storage.close()
+
+
+async def _master(settings: MasterSettings) -> None:
+    registry = load_registry()
+    doors = Doors()
+    listening = await doors.transport.listen(join_address(settings.host, settings.port))
+    http_socket = _bind_http(settings.http)
+    http = join_address(split_address(settings.http)[0], http_socket.getsockname()[1])
+    with http_socket, open_data_dir(settings.directory, "master") as data_dir:
+        store = await SqliteConfigStore.open(data_dir.path / "cluster.sqlite")
+        try:
+            master = await Master.open(
+                store,
+                registry,
+                doors,
+                mode=settings.mode,
+                replicas=settings.replicas,
+                named=settings.workers,
+                timeout_s=settings.timeout_s,
+            )
+            async with trio.open_nursery() as nursery:
+                stop = await nursery.start(_watch_for_stop, settings.exit_with_stdin)
+                await nursery.start(master.run, listening)
+                async with trio.open_nursery() as serving:
+                    await serving.start(serve_http, master, http_socket, stop)
+                    print(
+                        f"master {master.cluster.cluster} listening on {listening.address}, http://{http}", flush=True
+                    )
+                    await stop.wait()
+                    # Hypercorn has seen the same event, and lets the requests under way finish.
+                    serving.cancel_scope.deadline = trio.current_time() + DRAIN_S
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await store.close()
+
+
+def _bind_http(address: str) -> socket.socket:
+    """The HTTP socket, bound here, so that a port in use is one line and not an exception group out of Hypercorn.
+
+    Raises:
+      OSError: the address is taken or not ours.
+    """
+    host, port = split_address(address)
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise OSError(error.errno, f"{host} cannot be resolved: {error.strerror}; name another with --http") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+    except OSError as error:
+        sock.close()
+        message = f"cannot serve HTTP on {address}: {error.strerror}; choose another with --http HOST:PORT"
+        raise OSError(error.errno, message) from error
+    return sock
+
+
+async def _watch_for_stop(
+    exit_with_stdin: bool, *, task_status: trio.TaskStatus[trio.Event] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Hand out an event; set it at the first SIGTERM or SIGINT, or at the end of stdin."""
+    stop = trio.Event()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            if exit_with_stdin:
+                nursery.start_soon(_watch_stdin, stop)
+            task_status.started(stop)
+            async for number in signals:
+                _log.info("%s: stopping", signal.Signals(number).name)
+                stop.set()
+
+
+async def _watch_stdin(stop: trio.Event) -> None:
+    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
+        while await stdin.receive_some(1024):
+            pass  # whatever the parent says there means nothing
+    stop.set()
