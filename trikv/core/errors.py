@@ -70,7 +70,9 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("unanswered", _R, 503, 4, "No truthful answer within the deadline", "Try again, or allow more time."),
         Kind("overloaded", _R, 503, 4, "Too much is waiting already", "Try again after a moment."),
         Kind("stopping", _R, 503, 4, "This node is shutting down", "Try again when it is back."),
-        Kind("recover", _R, 503, 4, "This partition's past cannot be proved", "Start the master on its newest data directory."),
+        Kind(
+            "recover", _R, 503, 4, "This partition's past is in doubt", "Start the master on its newest data directory."
+        ),
         Kind("full", _R, 507, 4, "A worker has no room for another key", "Delete keys, or raise --max-keys."),
         # What a client finds out by itself.
         Kind("unreachable", _R, 503, 4, "Nobody answers there", "Start the master, or name its address with --url."),

@@ -21,6 +21,7 @@ from trikv.net.link import Done, Link, LinkError, dial
 DIAL_TIMEOUT_S: Final = 1.0
 REDIAL_FIRST_S: Final = 0.05
 REDIAL_MOST_S: Final = 1.0
+NOT_DIALLED: Final = "not dialled yet"
 
 
 class Peer:
@@ -41,7 +42,7 @@ class Peer:
     ) -> None:
         self.address = address
         self.link: Link | None = None
-        self.why_not = "not dialled yet"  # why there is no link, for a person; empty while there is one
+        self.why_not = NOT_DIALLED  # why there is no link, for a person; empty while there is one
         self.refused = False  # the last dial was refused: nobody listens there
         self._me = me
         self._doors = doors

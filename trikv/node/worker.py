@@ -30,7 +30,7 @@ from trikv.core.record import Record
 from trikv.core.session import Call, Hello, PeerError
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
-from trikv.net.peers import Peer
+from trikv.net.peers import NOT_DIALLED, Peer
 from trikv.net.serve import serve_links
 
 QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -130,6 +130,8 @@ class Worker:
             # Durable with the first batch, so before this worker has acknowledged anything to that cluster.
             self.cluster = hello.cluster
             self._notes["cluster"] = hello.cluster.encode()
+        if hello.cluster is None:
+            return f"this is worker {self.id}; --master wants the RPC address of a master"
         if hello.cluster != self.cluster:
             return (
                 f"worker {self.id} belongs to cluster {self.cluster}, not to {hello.cluster}; "
@@ -144,7 +146,7 @@ class Worker:
         said = ""
         while True:
             while peer.link is None:
-                if peer.why_not != said:
+                if peer.why_not not in (said, NOT_DIALLED):
                     said = peer.why_not
                     _log.info("no link to the master at %s: %s", master, said)
                 await peer.wait_changed()
