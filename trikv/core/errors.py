@@ -58,6 +58,7 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("forbidden", _R, 403, 4, "Refused for its origin", "Call from the same origin, or not from a browser."),
         Kind("no_route", _R, 404, 1, "No such resource", "See README.md for the paths there are."),
         Kind("bad_method", _R, 405, 1, "Method not allowed here", "Use a method from the Allow header."),
+        Kind("too_slow", _R, 408, 4, "The request did not arrive in time", "Send it faster, or in smaller pieces."),
         Kind("value_too_large", _R, 413, 2, "The value is too large", "Values go up to 1 MiB; split it."),
         Kind("bad_media", _R, 415, 2, "This kind of body is not taken", "Send the type that the detail names."),
         Kind("no_compare_and_set", _R, 409, 4, "No compare-and-set in this mode", "Switch to a CP mode."),

@@ -199,14 +199,14 @@ def _refuse_tag(value: Any, immutable: bool) -> Never:
     raise cbor2.CBORDecodeError("tags are not allowed")
 
 
-_EVERY_TAG: Final = _EveryTag()
+REFUSED_TAGS: Final = _EveryTag()
 
 
 def _decode(body: bytes) -> list[Any]:
     stream = BytesIO(body)
     decoder = cbor2.CBORDecoder(
         stream,
-        semantic_decoders=_EVERY_TAG,
+        semantic_decoders=REFUSED_TAGS,
         max_depth=DEPTH_MAX,
         allow_indefinite=False,
         allow_duplicate_keys=False,

@@ -50,3 +50,11 @@ class Expect:
         if current is None or current.is_tombstone:
             return not self.match
         return (self.stamps is None or current.stamp in self.stamps) is self.match
+
+    def describe_failure(self, current: Record | None) -> str:
+        """Why it does not hold, for a person; `current` is what it was asked about."""
+        if current is None or current.is_tombstone:
+            return "the key has no value, and was expected to have one"
+        if self.stamps is None:
+            return f"the key has a value, with the ETag {current.stamp}, and was expected to have none"
+        return f"the key's value has the ETag {current.stamp}, which is {'not ' if self.match else ''}one of those given"
