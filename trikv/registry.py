@@ -152,7 +152,8 @@ def _handed_over(hook: pluggy.HookCaller, origins: Mapping[str, str]) -> list[tu
     for implementation in sorted(hook.get_hookimpls(), key=lambda one: one.plugin_name):
         origin = origins[implementation.plugin_name]
         try:
-            offers += [(one, origin) for one in implementation.function()]
+            handed_over: Any = implementation.function()
+            offers += [(one, origin) for one in handed_over]
         except Exception as error:  # as above
             raise PluginError(
                 f"the plugin {implementation.plugin_name!r} of {origin} fails in {hook.name}: {_told(error)}"
@@ -165,7 +166,7 @@ def _told(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-# --- what a plugin hands over -------------------------------------------------------------------------------------------
+# --- what a plugin hands over -----------------------------------------------------------------------------------------
 
 
 def check_strategy(strategy: object, origin: str) -> None:
@@ -188,7 +189,7 @@ def check_strategy(strategy: object, origin: str) -> None:
             raise complain(f"needs a sentence for {sentence}")
     for n in _REPLICAS_TRIED:
         try:
-            copies = strategy.copies(n)
+            copies: object = strategy.copies(n)
         except Exception as error:  # a stranger's code
             raise complain(f"fails in copies({n}): {_told(error)}") from error
         if not isinstance(copies, int) or isinstance(copies, bool) or not 1 <= copies <= n:
@@ -215,5 +216,5 @@ def _is_name(offer: object) -> bool:
 
 
 def _complainer(kind: str, offer: object, origin: str) -> Callable[[str], PluginError]:
-    name = getattr(offer, "name", None) or type(offer).__name__
+    name = getattr(offer, "name", type(offer).__name__)
     return lambda complaint: PluginError(f"the {kind} {name!r} of {origin} {complaint}")

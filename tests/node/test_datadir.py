@@ -1,0 +1,101 @@
+"""A data directory: who may have it, and what everyone else is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trikv.node.datadir import DataDirError, Role, open_data_dir
+
+HOLD = """
+import sys
+from pathlib import Path
+from trikv.node.datadir import open_data_dir
+held = open_data_dir(Path(sys.argv[1]), "worker")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def refusal(path: Path, role: Role = "worker") -> str:
+    """The one line with which the directory is refused."""
+    with pytest.raises(DataDirError) as error:
+        open_data_dir(path, role)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_new_directory_is_made_and_opens_again(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "down"
+    for _ in range(2):
+        with open_data_dir(path, "worker") as data_dir:
+            assert data_dir.path == path
+            assert (path / "LOCK").read_text() == f"{os.getpid()}\n"
+    assert (path / "FORMAT").read_text() == "trikv worker 1\n"
+
+
+def test_a_directory_in_use_names_the_process(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"held\n"
+            assert f"in use by process {process.pid};" in refusal(tmp_path)
+        finally:
+            process.kill()
+    with open_data_dir(tmp_path, "worker"):  # the lock went with the process
+        pass
+
+
+def test_closing_gives_it_free_and_may_be_repeated(tmp_path: Path) -> None:
+    data_dir = open_data_dir(tmp_path, "worker")
+    assert "in use" in refusal(tmp_path)
+    data_dir.close()
+    data_dir.close()
+    open_data_dir(tmp_path, "worker").close()
+
+
+def test_the_other_role_is_refused_and_leaves_it_free(tmp_path: Path) -> None:
+    open_data_dir(tmp_path, "worker").close()
+    assert "belongs to a worker, not to a master" in refusal(tmp_path, "master")
+    open_data_dir(tmp_path, "worker").close()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("trikv worker 2\n", "is a worker's of format 2, and this trikv reads format 1; use the trikv that wrote it"),
+        ("", "FORMAT is not as trikv wrote it"),
+        ("somebody else's file", "FORMAT is not as trikv wrote it"),
+    ],
+)
+def test_another_format_is_refused_untouched(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "FORMAT").write_text(text)
+    assert complaint in refusal(tmp_path)
+    assert (tmp_path / "FORMAT").read_text() == text
+
+
+def test_a_directory_with_files_of_others_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert "holds files that are not trikv's" in refusal(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_a_crash_in_the_first_moment_leaves_behind_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_text("123\n")
+    (tmp_path / "FORMAT.new").write_text("tri")
+    open_data_dir(tmp_path, "master").close()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["FORMAT", "LOCK"]
+
+
+def test_a_place_that_cannot_hold_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be used" in refusal(tmp_path / "file")
+    assert "cannot be used: Not a directory" in refusal(tmp_path / "file" / "below")
+    assert "cannot be used" in refusal(Path("/proc/trikv"))  # nobody can write there, not even root

@@ -1,0 +1,152 @@
+"""Settings: which source wins, and what each mistake is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from trikv.config import (
+    MasterSettings,
+    SettingsError,
+    WorkerSettings,
+    is_loopback,
+    master_settings,
+    worker_settings,
+)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test stands in a directory of its own, since `trikv.toml` is looked for in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_defaults() -> None:
+    assert worker_settings({"port": 8001}, {}) == WorkerSettings(port=8001)
+    assert worker_settings({"port": 8001}, {}).directory == Path("trikv-data/worker-8001")
+    assert master_settings({}, {}) == MasterSettings()
+    assert master_settings({}, {}).directory == Path("trikv-data/master")
+
+
+def test_flags_win_over_variables_and_those_over_the_file() -> None:
+    Path("trikv.toml").write_text("[master]\nmode = 'file'\nreplicas = 1\nport = 1\ntimeout_s = 1\n")
+    environ = {"TRIKV_MASTER_MODE": "variable", "TRIKV_MASTER_REPLICAS": "2", "HOME": "/", "TRIKV_WORKER_PORT": "9"}
+    settings = master_settings({"mode": "flag", "replicas": None, "port": None, "workers": ()}, environ)
+    assert (settings.mode, settings.replicas, settings.port, settings.timeout_s) == ("flag", 2, 1, 1.0)
+
+
+def test_every_setting_can_come_from_every_source() -> None:
+    values: dict[str, object] = {
+        "port": 0, "host": "::1", "http": "[::1]:0", "mode": "chain", "replicas": 5, "data_dir": Path("/data"),
+        "workers": ("localhost:8001", "localhost:8002"), "timeout_s": 0.5, "insecure": True,
+    }  # fmt: skip
+    expected = MasterSettings(**values)  # type: ignore[arg-type]
+    assert master_settings(values, {}) == expected
+    as_text = {name: str(value) for name, value in values.items()} | {"workers": "localhost:8001, localhost:8002"}
+    assert master_settings({}, {f"TRIKV_MASTER_{name.upper()}": text for name, text in as_text.items()}) == expected
+    lines = (f"{name} = {str(value).lower() if value is True else value!r}" for name, value in values.items())
+    text = "[master]\n" + "\n".join(lines).replace("(", "[").replace(")", "]").replace("PosixPath['/data']", "'/data'")
+    Path("trikv.toml").write_text(text)
+    assert master_settings({}, {}) == expected
+
+
+def test_a_worker_may_wait_for_its_master() -> None:
+    assert worker_settings({"port": 1, "master": "none"}, {}).master is None
+    assert worker_settings({"port": 1}, {"TRIKV_WORKER_MASTER": "h:1", "TRIKV_WORKER_MAX_KEYS": "none"}).master == "h:1"
+
+
+def test_the_file_is_the_named_one() -> None:
+    Path("trikv.toml").write_text("[worker]\nport = 1\n")
+    Path("other.toml").write_text("[worker]\nport = 2\n")
+    Path("third.toml").write_text("[worker]\nport = 3\n")
+    assert worker_settings({}, {}).port == 1
+    assert worker_settings({}, {"TRIKV_CONFIG": "other.toml"}).port == 2
+    assert worker_settings({}, {"TRIKV_CONFIG": "other.toml"}, Path("third.toml")).port == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ({}, "a worker needs a port: trikv worker PORT"),
+        ({"port": 65_536}, "PORT: 65536 is not a port, 0 to 65535"),
+        ({"port": -1}, "PORT: -1 is not a port"),
+        ({"port": "http"}, "PORT: 'http' is not a port"),
+        ({"port": "²"}, "is not a port"),
+        ({"port": True}, "PORT: True is not a port"),
+        ({"port": 1, "master": "8000"}, "--master: '8000' is not an address; write HOST:PORT"),
+        ({"port": 1, "master": "localhost:70000"}, "--master: 'localhost:70000' is not an address"),
+        ({"port": 1, "max_keys": 0}, "--max-keys: 0 is not a number of keys, 1 or more"),
+        ({"port": 1, "storage": " "}, "--storage: ' ' is not a name"),
+        ({"port": 1, "host": "0.0.0.0"}, "0.0.0.0 can be reached from other machines.*--insecure"),
+    ],
+)
+def test_a_worker_is_told_what_it_cannot_be(flags: Mapping[str, object], complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        worker_settings(flags, {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ({"replicas": 0}, "--replicas: 0 is not a number of replicas, 1 or more"),
+        ({"timeout_s": 0.0}, "--timeout: 0.0 is not a time in seconds, more than 0"),
+        ({"timeout_s": "soon"}, "--timeout: 'soon' is not a time"),
+        ({"timeout_s": "nan"}, "--timeout: 'nan' is not a time"),
+        ({"timeout_s": "inf"}, "--timeout: 'inf' is not a time"),
+        ({"workers": ("localhost:1", "localhost")}, "WORKER: 'localhost' is not an address"),
+        ({"http": "8080"}, "--http: '8080' is not an address"),
+        ({"http": "192.168.1.5:8080"}, "192.168.1.5 can be reached from other machines"),
+        ({"host": "example.org"}, "example.org can be reached from other machines"),
+        ({"insecure": "perhaps"}, "--insecure: 'perhaps' is neither true nor false"),
+    ],
+)
+def test_a_master_is_told_what_it_cannot_be(flags: Mapping[str, object], complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        master_settings(flags, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[master]\nmod = 'x'", r"trikv.toml: \[master\] mod: no such setting; did you mean mode\?"),
+        ("[worker]\nzzz = 1", r"\[worker\] zzz: no such setting; there are port, host, master, data_dir, storage"),
+        ("[worker]\nexit_with_stdin = true", r"\[worker\] exit_with_stdin: no such setting"),
+        ("[masters]\nmode = 'x'", r"trikv.toml: masters: there are two tables"),
+        ("mode = 'x'", r"trikv.toml: mode: there are two tables"),
+        ("worker = 8001", r"trikv.toml: worker: there are two tables"),
+        ("[master\n", r"trikv.toml: .*line 1"),
+        ("[master]\nreplicas = '3 of 5'", r"trikv.toml: \[master\] replicas: '3 of 5' is not a number of replicas"),
+        ("[master]\nworkers = [8001]", r"\[master\] workers: 8001 is not a name"),
+        ("[master]\nworkers = 8001", r"\[master\] workers: 8001 is not a list of addresses"),
+    ],
+)
+def test_the_file_is_told_where_it_is_wrong(text: str, complaint: str) -> None:
+    Path("trikv.toml").write_text(text)
+    with pytest.raises(SettingsError, match=complaint) as error:
+        master_settings({}, {})
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_named_must_be_there() -> None:
+    with pytest.raises(SettingsError, match=r"missing\.toml: No such file"):
+        master_settings({}, {}, Path("missing.toml"))
+    Path("binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match=r"binary\.toml"):
+        master_settings({}, {}, Path("binary.toml"))
+
+
+def test_an_unknown_variable_of_a_role_is_named() -> None:
+    with pytest.raises(
+        SettingsError, match="TRIKV_MASTER_TIMEOUT: no such setting; did you mean TRIKV_MASTER_TIMEOUT_S"
+    ):
+        master_settings({}, {"TRIKV_MASTER_TIMEOUT": "1"})
+    with pytest.raises(SettingsError, match="TRIKV_WORKER_PORT: 'x' is not a port"):
+        worker_settings({}, {"TRIKV_WORKER_PORT": "x"})
+
+
+def test_insecure_allows_what_loopback_does_not() -> None:
+    assert worker_settings({"port": 1, "host": "0.0.0.0", "insecure": True}, {}).host == "0.0.0.0"
+    assert [host for host in ("localhost", "127.0.0.1", "127.9.9.9", "::1") if not is_loopback(host)] == []
+    assert [host for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.example.org", "") if is_loopback(host)] == []

@@ -1,0 +1,183 @@
+"""The registry against distributions that are really there: metadata and modules in a directory on the path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trikv.api import Promise, Record, ReplicaSet, Strategy, Write
+from trikv.core.errors import Refused
+from trikv.registry import PluginError, Registry, check_strategy, load_registry
+
+STRATEGY = """
+from trikv.api import Promise, Strategy, hookimpl
+
+class Mine(Strategy):
+    name = "{name}"
+    promise = Promise.CP
+    gives_up = "Speed."
+    use_when = "Never."
+    protocol = "One by one."
+
+    def copies(self, n):
+        return {copies}
+
+    async def write(self, write, replicas):
+        await replicas.store(write)
+
+    async def read(self, key, replicas):
+        return (await replicas.fetch(key))[0].record
+
+@hookimpl
+def trikv_strategies():
+    return [Mine()]
+"""
+Install = Callable[..., list[Distribution]]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Install a distribution with one plugin beside those before it; all that is installed by then."""
+
+    def install(distribution: str, entry_point: str, source: str, version: str = "1.0") -> list[Distribution]:
+        module = f"{tmp_path.name}_{distribution}_{entry_point}".replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(source)
+        metadata = tmp_path / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        (metadata / "entry_points.txt").write_text(f"[trikv]\n{entry_point} = {module}\n")
+        return list(distributions(path=[str(tmp_path)]))
+
+    monkeypatch.syspath_prepend(tmp_path)
+    return install
+
+
+def test_what_comes_with_trikv_is_found_by_entry_point() -> None:
+    registry = load_registry()
+    assert set(registry.strategies) >= {"sync", "async", "chain", "quorum"}
+    assert set(registry.storage_engines) >= {"memory", "rocksdb"}
+    assert set(registry.origins) == {*registry.strategies, *registry.storage_engines}
+    assert registry.origins["quorum"].startswith("trikv ")
+    assert registry.strategy("quorum").promise is Promise.CP
+    assert registry.storage_engine("rocksdb").durable
+
+
+def test_a_strangers_strategy_is_found_beside_ours(install: Install) -> None:
+    registry = load_registry(install("slow-modes", "slow", STRATEGY.format(name="slow", copies="n"), "2.3"))
+    assert registry.strategy("slow").copies(3) == 3
+    assert registry.origins == {"slow": "slow-modes 2.3"}
+
+
+def test_an_unknown_name_is_refused_with_those_there_are() -> None:
+    registry = load_registry()
+    with pytest.raises(Refused, match="'qorum' is none of async, chain, quorum, sync") as refused:
+        registry.strategy("qorum")
+    assert refused.value.kind.code == "unknown_mode"
+    assert set(refused.value.extra["modes"]) == set(registry.strategies)
+    with pytest.raises(Refused, match="there are memory, rocksdb"):
+        registry.storage_engine("floppy")
+
+
+def test_one_entry_point_name_from_two_distributions_is_refused_with_both_named(install: Install) -> None:
+    install("first", "turbo", STRATEGY.format(name="one", copies="n"), "1.1")
+    installed = install("second", "turbo", STRATEGY.format(name="two", copies="n"), "2.2")
+    with pytest.raises(
+        PluginError, match=r"'turbo' is offered by (first 1.1|second 2.2) and by (second 2.2|first 1.1)"
+    ):
+        load_registry(installed)
+
+
+def test_one_mode_name_from_two_distributions_is_refused_with_both_named(install: Install) -> None:
+    install("first", "a", STRATEGY.format(name="turbo", copies="n"), "1.1")
+    installed = install("second", "b", STRATEGY.format(name="turbo", copies="n"), "2.2")
+    with pytest.raises(PluginError, match=r"'turbo' is offered by first 1.1 and by second 2.2; uninstall one"):
+        load_registry(installed)
+
+
+def test_one_distribution_found_twice_counts_once(install: Install) -> None:
+    installed = install("slow-modes", "slow", STRATEGY.format(name="slow", copies="n"))
+    assert set(load_registry(installed * 2).strategies) == {"slow"}
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("import no_such_module", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise RuntimeError('two\\nlines')", "cannot be loaded: RuntimeError: two lines"),
+        ("def broken(:", "cannot be loaded: SyntaxError"),
+        (
+            "from trikv.api import hookimpl\n@hookimpl\ndef trikv_stratgies(): return []",
+            "cannot be loaded: PluginValidationError: unknown hook 'trikv_stratgies'",
+        ),
+        (
+            "from trikv.api import hookimpl\n@hookimpl\ndef trikv_strategies(): return 1 / 0",
+            "fails in trikv_strategies: ZeroDivisionError",
+        ),
+        ("from trikv.api import hookimpl\n@hookimpl\ndef trikv_strategies(): return None", "fails in .*TypeError"),
+        (STRATEGY.format(name="slow", copies="n + 1"), r"strategy 'slow' of .* says copies\(1\) = 2"),
+        (STRATEGY.format(name="slow", copies="0"), r"says copies\(1\) = 0, which is not from 1 to 1"),
+        (STRATEGY.format(name="slow", copies="n / 2"), r"says copies\(1\) = 0.5"),
+        (STRATEGY.format(name="slow", copies="[][n]"), r"fails in copies\(1\): IndexError"),
+        (STRATEGY.format(name="Slow Mode", copies="n"), "needs a name"),
+        (STRATEGY.format(name="slow", copies="n").replace("Promise.CP", "'CP'"), "needs a promise"),
+        (STRATEGY.format(name="slow", copies="n").replace('"Speed."', '" "'), "needs a sentence for gives_up"),
+        (STRATEGY.format(name="slow", copies="n").replace("[Mine()]", "[Mine]"), "is not an instance of"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_one_readable_line(install: Install, source: str, complaint: str) -> None:
+    with pytest.raises(PluginError, match=complaint) as error:
+        load_registry(install("slow-modes", "slow", source))
+    assert "slow-modes 1.0" in str(error.value)
+    assert "'slow'" in str(error.value) or "strategy" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_installed_says_how_to_install(install: Install) -> None:
+    with pytest.raises(PluginError, match="pip install"):
+        load_registry([])
+
+
+class Uninstalled(Strategy):
+    name = "uninstalled"
+    promise = Promise.AP
+    gives_up = use_when = protocol = "A sentence."
+
+    def copies(self, n: int) -> int:
+        return 1
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await replicas.store(write)
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return (await replicas.fetch(key, need=1))[0].record
+
+
+def test_a_strategy_that_is_not_installed_can_join() -> None:
+    registry = load_registry()
+    wider = registry.with_strategy(Uninstalled(), "somewhere:Uninstalled")
+    assert wider.strategy("uninstalled").copies(3) == 1
+    assert wider.origins["uninstalled"] == "somewhere:Uninstalled"
+    assert "uninstalled" not in registry.strategies
+    with pytest.raises(PluginError, match="'uninstalled' is offered by somewhere:Uninstalled and by elsewhere"):
+        wider.with_strategy(Uninstalled(), "elsewhere")
+
+
+def test_modes_and_engines_share_their_names() -> None:
+    class Rival(Uninstalled):
+        name = "memory"
+
+    with pytest.raises(PluginError, match=r"'memory' is offered by trikv .* and by rival"):
+        load_registry().with_strategy(Rival(), "rival")
+
+
+@pytest.mark.parametrize("attribute", ["gives_up", "use_when", "protocol", "promise", "name"])
+def test_each_declaration_is_needed(attribute: str) -> None:
+    lacking: Any = type("Lacking", (Uninstalled,), {attribute: None})()
+    with pytest.raises(PluginError, match="needs a"):
+        Registry().with_strategy(lacking, "here")
+    with pytest.raises(PluginError, match="not an instance"):
+        check_strategy(object(), "here")
