@@ -49,6 +49,7 @@ class Watched:
         self.suspicion = Suspicion(trio.current_time(), down_after_s=grace_s)
         self._on_change = on_change
         self.peer = Peer(enlisted.address, me, doors, judge=self._judge, on_link=self._linked)
+        self.standing = Standing.DOUBTFUL  # as of the last heartbeat or change of the link: operations read it often
 
     @property
     def state(self) -> State:
@@ -64,7 +65,6 @@ class Watched:
         """Watch until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.peer.run)
-            before = self.state
             ticked_s = trio.current_time()
             while True:
                 await trio.sleep(HEARTBEAT_INTERVAL_S)
@@ -76,8 +76,9 @@ class Watched:
                     link.sweep(now)
                     link.call(Op.HEARTBEAT, [], now + 2 * HEARTBEAT_INTERVAL_S, self._heard)
                 ticked_s = now
-                if self.state is not before:
-                    before = self.state
+                before = self.standing
+                self._refresh()
+                if self.standing is not before:
                     self._on_change()
 
     def _judge(self, hello: Hello) -> str | None:
@@ -92,7 +93,13 @@ class Watched:
             link.call(Op.HEARTBEAT, [], now + 2 * HEARTBEAT_INTERVAL_S, self._heard)
         elif self.peer.refused:
             self.suspicion.broken(now)
+        self._refresh()
         self._on_change()
+
+    def _refresh(self) -> None:
+        standing = _STANDINGS[self.state]
+        linked = self.peer.link is not None
+        self.standing = Standing.DOUBTFUL if standing is Standing.UP and not linked else standing
 
     def _heard(self, fault: int, payload: list[Any]) -> None:
         if fault == Fault.OK:
@@ -120,12 +127,9 @@ class Replica:
         if watched.enlisted.incarnation != self.member.incarnation:
             return Standing.DOWN
         link = watched.peer.link
-        if link is None:
-            standing = _STANDINGS[watched.state]
-            return Standing.DOUBTFUL if standing is Standing.UP else standing
-        if link.peer.incarnation != self.member.incarnation:
+        if link is not None and link.peer.incarnation != self.member.incarnation:
             return Standing.DOWN
-        return _STANDINGS[watched.state]
+        return watched.standing
 
     @property
     def full(self) -> bool:
