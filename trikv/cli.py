@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _SHELLS: Final = ("bash", "zsh", "fish")
+_AS_JSON: Final = "trikv.as_json"  # where a context remembers --json, for the error that may come
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,27 +46,34 @@ class Trikv(click.Group):
         try:
             return super().invoke(ctx)
         except TrikvError as error:
-            if ctx.meta.get("json"):
-                told = {"kind": error.kind.code, "outcome": error.kind.outcome.value, "detail": error.detail}
+            if ctx.meta.get(_AS_JSON):
+                told = {"code": error.kind.code, "outcome": error.kind.outcome.value, "detail": error.detail}
                 click.echo(json.dumps({**error.extra, **told}), err=True)
             else:
-                click.echo(f"error: {error_line(error.kind.title, error.detail, error.kind.remedy)}", err=True)
+                _say_error(error_line(error.kind.title, error.detail, error.kind.remedy))
             ctx.exit(error.kind.exit)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else ctx.command_path
+            _say_error(f"{error.format_message().rstrip('.')}; see {command} --help")
+            ctx.exit(error.exit_code)
+        except click.ClickException as error:
+            _say_error(error.format_message())
+            ctx.exit(error.exit_code)
         except BrokenPipeError:
             raise  # `trikv scan | head`: click ends quietly
         except OSError as error:
-            click.echo(f"error: {_os_error_line(error)}", err=True)
+            _say_error(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error))
             ctx.exit(1)
+
+
+def _say_error(line: str) -> None:
+    click.echo(f"error: {line}", err=True)
 
 
 def error_line(title: str, detail: str, remedy: str) -> str:
     """Title, what about, and what to do, as one line."""
     line = f"{title}: {detail}" if detail else title
     return line if remedy == "See the detail." else f"{line.rstrip('.')}. {remedy}"
-
-
-def _os_error_line(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
 
 
 @click.group(cls=Trikv, context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,14 +89,14 @@ def client_options(command: Command) -> Command:
     """What every command has that talks to a cluster: --url, --timeout, --json."""
 
     def note_json(ctx: click.Context, _parameter: click.Parameter, value: bool) -> bool:
-        ctx.meta["json"] = value
+        ctx.meta[_AS_JSON] = value
         return value
 
     for option in (
         click.option("--json", "as_json", is_flag=True, callback=note_json, help="Answer in JSON, for programs."),
         click.option(
-            "--timeout", "timeout_s", type=click.FloatRange(min=0.001), default=10.0, show_default=True,
-            metavar="SECONDS", help="How long to wait for an answer.",
+            "--timeout", "timeout_s", type=click.FloatRange(min=0.001, max=60), metavar="SECONDS",
+            help="How long the cluster may take. Default: as its master was told, 2 s.",
         ),
         click.option(
             "--url", envvar="TRIKV_URL", default=_DEFAULT_URL, show_default=True, show_envvar=True,
@@ -104,7 +112,7 @@ _etag_option = click.option("--etag", "only_etag", is_flag=True, help="Print the
 _prefix_option = click.option("--prefix", default="", help="What each key starts with, before the file's path.")
 
 
-def _connect(url: str, timeout_s: float) -> Client:
+def _connect(url: str, timeout_s: float | None) -> Client:
     from trikv.client import Client
 
     return Client(url, timeout_s=timeout_s)
@@ -133,9 +141,66 @@ def _as_json(data: bytes, name: str) -> dict[str, str]:
 
 # --- nodes ------------------------------------------------------------------------------------------------------------
 
-_exit_with_stdin = click.option("--exit-with-stdin", is_flag=True, hidden=True)
-_insecure_option = click.option("--insecure", is_flag=True, default=None, help="Allow an address beyond loopback.")
-_config_option = click.option("--config", type=click.Path(path_type=Path), help="A TOML file with settings.")
+
+def node_options(command: Command) -> Command:
+    """What both roles have. None has a default here: flags win over variables, those over the file (`config.py`)."""
+    for option in (
+        click.option("--exit-with-stdin", is_flag=True, default=None, hidden=True),
+        click.option(
+            "--config", type=click.Path(path_type=Path), help="Settings in TOML. Default: ./trikv.toml, if any."
+        ),
+        click.option("--insecure", is_flag=True, default=None, help="Allow an address that other machines can reach."),
+        click.option("--data-dir", metavar="DIR", help="Where its data lies. Default: below ./trikv-data."),
+        click.option("--host", help="The address to listen on. Default: 127.0.0.1."),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("port", required=False)
+@click.argument("workers", metavar="[WORKER...]", nargs=-1)
+@click.option("--mode", help="The mode of the cluster, when it is founded. Default: quorum.")
+@click.option("--replicas", metavar="N", help="Copies of each key, when it is founded. Default: 3.")
+@click.option("--http", metavar="HOST:PORT", help="Where HTTP is served. Default: 127.0.0.1:8080.")
+@click.option("--timeout", "timeout_s", metavar="SECONDS", help="The deadline of every request. Default: 2.")
+@node_options
+def master(config: Path | None, **flags: Any) -> None:
+    """Run the master on PORT (default 8000), and enlist each WORKER, an address like localhost:8001.
+
+    Every setting may also come from a variable (TRIKV_MASTER_MODE=chain) or from the file.
+    """
+    from trikv.config import SettingsError, master_settings
+
+    try:
+        settings = master_settings(flags, os.environ, config)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+    from trikv.daemon import run_master
+
+    click.get_current_context().exit(run_master(settings))
+
+
+@main.command()
+@click.argument("port", required=False)
+@click.option("--master", metavar="HOST:PORT", help="The master to enlist with, or none. Default: 127.0.0.1:8000.")
+@click.option("--storage", metavar="ENGINE", help="The storage engine (see trikv plugins). Default: rocksdb.")
+@click.option("--max-keys", metavar="N", help="Take no further keys beyond so many.")
+@node_options
+def worker(config: Path | None, **flags: Any) -> None:
+    """Run a worker on PORT.
+
+    Every setting may also come from a variable (TRIKV_WORKER_STORAGE=memory) or from the file.
+    """
+    from trikv.config import SettingsError, worker_settings
+
+    try:
+        settings = worker_settings(flags, os.environ, config)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+    from trikv.daemon import run_worker
+
+    click.get_current_context().exit(run_worker(settings))
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -159,7 +224,7 @@ def put(
     only_etag: bool,
     in_base64: bool,
     url: str,
-    timeout_s: float,
+    timeout_s: float | None,
     as_json: bool,
 ) -> None:
     """Store VALUE under KEY. A value of - is read from stdin."""
@@ -194,7 +259,7 @@ def _print_committed(stamp: str, only_etag: bool, as_json: bool) -> None:
 @_etag_option
 @_base64_option
 @client_options
-def get(key: str, only_etag: bool, in_base64: bool, url: str, timeout_s: float, as_json: bool) -> None:
+def get(key: str, only_etag: bool, in_base64: bool, url: str, timeout_s: float | None, as_json: bool) -> None:
     """Write the value of KEY to stdout, byte for byte."""
     from trikv.core.errors import TrikvError
     from trikv.show import readable_key
@@ -219,7 +284,7 @@ def get(key: str, only_etag: bool, in_base64: bool, url: str, timeout_s: float, 
 @_base64_option
 @client_options
 def delete(
-    key: str, if_match: str | None, only_etag: bool, in_base64: bool, url: str, timeout_s: float, as_json: bool
+    key: str, if_match: str | None, only_etag: bool, in_base64: bool, url: str, timeout_s: float | None, as_json: bool
 ) -> None:
     """Delete KEY. To delete what is absent is no error."""
     name = _key(key, in_base64)
@@ -235,7 +300,7 @@ def delete(
 @click.option("--base64", "in_base64", is_flag=True, help="PREFIX, --after and the printed keys are in base64.")
 @client_options
 def scan(
-    prefix: str, after: str | None, limit: int | None, in_base64: bool, url: str, timeout_s: float, as_json: bool
+    prefix: str, after: str | None, limit: int | None, in_base64: bool, url: str, timeout_s: float | None, as_json: bool
 ) -> None:
     """List the keys that start with PREFIX, in byte order.
 
@@ -264,7 +329,7 @@ def scan(
 
 @main.command()
 @client_options
-def status(url: str, timeout_s: float, as_json: bool) -> None:
+def status(url: str, timeout_s: float | None, as_json: bool) -> None:
     """Show the cluster: its mode and what that costs, its partitions, its workers."""
     from trikv.show import WORKER_COLUMNS, show, summary_rows, worker_rows
 
@@ -280,7 +345,7 @@ def status(url: str, timeout_s: float, as_json: bool) -> None:
 @main.command()
 @click.argument("name", required=False)
 @client_options
-def mode(name: str | None, url: str, timeout_s: float, as_json: bool) -> None:
+def mode(name: str | None, url: str, timeout_s: float | None, as_json: bool) -> None:
     """List the modes and which is in force, or switch to the one called NAME."""
     from trikv.show import MODE_COLUMNS, mode_rows, show
 
@@ -299,10 +364,13 @@ def mode(name: str | None, url: str, timeout_s: float, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")
 def plugins(as_json: bool) -> None:
     """List the modes and storage engines that are installed here, and by what. Needs no cluster."""
-    from trikv.registry import load_registry
+    from trikv.registry import PluginError, load_registry
     from trikv.show import PLUGIN_COLUMNS, show
 
-    registry = load_registry()
+    try:
+        registry = load_registry()
+    except PluginError as error:
+        raise click.ClickException(str(error)) from None
     rows = [
         ("mode", s.name, s.promise.value, registry.origins[s.name], s.protocol) for s in registry.strategies.values()
     ]
@@ -311,7 +379,7 @@ def plugins(as_json: bool) -> None:
         for e in registry.storage_engines.values()
     ]
     if as_json:
-        _print_json([dict(zip(("kind", "name", "promise", "from", "protocol"), row, strict=True)) for row in rows])
+        _print_json([dict(zip(("kind", "name", "promise", "from", "about"), row, strict=True)) for row in rows])
     else:
         show(PLUGIN_COLUMNS, rows)
 
@@ -327,7 +395,7 @@ def _first_line(documented: type) -> str:
 @click.argument("directory", type=click.Path(path_type=Path))
 @_prefix_option
 @client_options
-def load(directory: Path, prefix: str, url: str, timeout_s: float, as_json: bool) -> None:
+def load(directory: Path, prefix: str, url: str, timeout_s: float | None, as_json: bool) -> None:
     """Store every regular file under DIRECTORY, each under its path below it."""
     from trikv.bulk import load as load_files
 
@@ -341,7 +409,7 @@ def load(directory: Path, prefix: str, url: str, timeout_s: float, as_json: bool
 @click.argument("directory", type=click.Path(path_type=Path))
 @_prefix_option
 @client_options
-def dump(directory: Path, prefix: str, url: str, timeout_s: float, as_json: bool) -> None:
+def dump(directory: Path, prefix: str, url: str, timeout_s: float | None, as_json: bool) -> None:
     """Write every key that starts with the prefix to a file under DIRECTORY: the reverse of load."""
     from trikv.bulk import dump as dump_files
 

@@ -33,6 +33,7 @@ from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX
 __all__ = ["DEFAULT_URL", "Change", "Client", "Entry", "Found", "TrikvError"]
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
+PATIENCE_S: Final = 10.0
 SCAN_PAGE_KEYS: Final = 100
 
 
@@ -60,16 +61,23 @@ class Client:
     """
     Args:
       url: the master's HTTP address.
-      timeout_s: how long to wait for an answer. The cluster has a deadline of its own (2 s unless told otherwise) and
-        answers by then; this one is for a cluster, or a network, that does not.
+      timeout_s: the deadline of a request for keys, up to 60, which the cluster then keeps instead of its own (2 s
+        unless its master was told otherwise).
+      patience_s: how long to wait for any answer, beyond `timeout_s`, before we give the master or the network up.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, *, timeout_s: float | None = None, patience_s: float = PATIENCE_S
+    ) -> None:
         self.url = url.rstrip("/")
+        self._deadline = {} if timeout_s is None else {"timeout": f"{timeout_s:g}"}
         # To read the authorities' certificates takes longer than a whole `trikv get`; plain HTTP has no use for them.
         context = ssl.create_default_context() if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._http = httpx.Client(
-            timeout=timeout_s, trust_env=False, verify=context, limits=httpx.Limits(max_keepalive_connections=32)
+            timeout=patience_s + (timeout_s or 0.0),
+            trust_env=False,
+            verify=context,
+            limits=httpx.Limits(max_keepalive_connections=32),
         )
 
     def __enter__(self) -> Self:
@@ -88,7 +96,7 @@ class Client:
     def get(self, key: bytes) -> Found | None:
         """The value and its stamp; None where there is none."""
         try:
-            answer = self._ask("GET", *_key_path(key))
+            answer = self._ask_for_key("GET", key)
         except TrikvError as error:
             if error.kind.code == "not_found":
                 return None
@@ -100,11 +108,11 @@ class Client:
         if len(value) > VALUE_BYTES_MAX:  # a server that stops listening half-way would make it unknown
             raise TrikvError("value_too_large", f"the value has {len(value):,} bytes; the limit is {VALUE_BYTES_MAX:,}")
         headers = {"content-type": "application/octet-stream", **_conditions(if_match, if_absent)}
-        return _stamp(self._ask("PUT", *_key_path(key), content=value, headers=headers))
+        return _stamp(self._ask_for_key("PUT", key, content=value, headers=headers))
 
     def delete(self, key: bytes, *, if_match: str | None = None) -> str:
         """Delete, and return the stamp of the deletion. To delete what is absent is a success too."""
-        return _stamp(self._ask("DELETE", *_key_path(key), headers=_conditions(if_match, False)))
+        return _stamp(self._ask_for_key("DELETE", key, headers=_conditions(if_match, False)))
 
     def scan(self, prefix: bytes = b"", *, after: bytes | None = None, limit: int | None = None) -> Iterator[Entry]:
         """The live keys that start with `prefix` and come after `after`, in byte order, fetched page by page.
@@ -114,10 +122,10 @@ class Client:
         left = limit
         while left is None or left > 0:
             size = SCAN_PAGE_KEYS if left is None else min(left, SCAN_PAGE_KEYS)
-            query = {"prefix": _encode(prefix), "limit": str(size), "encoding": "base64"}
+            query = {"prefix": _encode(prefix), "limit": str(size), "encoding": "base64", **self._deadline}
             if after is not None:
                 query["after"] = _encode(after)
-            page = _json(self._ask("GET", "/v1/kv", query))
+            page = _json(self._ask("GET", "/v1/kv", params=query))
             entries = [Entry(_decode(row["key"]), _decode(row["value"]), row["etag"]) for row in page["items"]]
             yield from entries
             if page["after"] is None:
@@ -131,11 +139,20 @@ class Client:
         Raises:
           TrikvError: the request as a whole failed; its outcome is that of every change in it.
         """
-        items: list[dict[str, str]] = []
-        for key, value in changes:
-            item = {"op": "delete" if value is None else "put", "key": _encode(key), "encoding": "base64"}
-            items.append(item if value is None else {**item, "value": _encode(value)})
-        results = _json(self._ask("POST", "/v1/batch", json={"items": items}))["results"]
+        import cbor2  # JSON has no bytes; and nothing but a batch needs this
+
+        items = [
+            {"op": "delete", "key": key} if value is None else {"op": "put", "key": key, "value": value}
+            for key, value in changes
+        ]
+        answer = self._ask(
+            "POST",
+            "/v1/batch",
+            params=self._deadline,
+            content=cbor2.dumps({"items": items}),
+            headers={"content-type": "application/cbor"},
+        )
+        results = cbor2.loads(answer.content)["results"]
         return [row["etag"] if row["outcome"] == Outcome.COMMITTED else _error(row) for row in results]
 
     # --- the cluster ----------------------------------------------------------------------------------------------
@@ -151,11 +168,13 @@ class Client:
         """Have the master dial the worker at `address` ("localhost:8006") and take it in."""
         return _json(self._ask("POST", "/v1/workers", json={"address": address}))
 
-    def _ask(
-        self, method: str, path: str, query: Mapping[str, str] | None = None, **request: Any
-    ) -> httpx.Response:
+    def _ask_for_key(self, method: str, key: bytes, **request: Any) -> httpx.Response:
+        path, query = _key_path(key)
+        return self._ask(method, path, params={**query, **self._deadline}, **request)
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
-            answer = self._http.request(method, self.url + path, params=query, **request)
+            answer = self._http.request(method, self.url + path, **request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise TrikvError("unreachable", f"{self.url} ({_why(error)})") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
@@ -173,7 +192,7 @@ class Client:
         raise TrikvError("unanswered" if method == "GET" else "unknown", what)
 
 
-def _key_path(key: bytes) -> tuple[str, dict[str, str] | None]:
+def _key_path(key: bytes) -> tuple[str, dict[str, str]]:
     """Path and query under which a key is addressed: itself if it is text that no URL library rewrites, else base64."""
     if not 0 < len(key) <= KEY_BYTES_MAX:
         raise TrikvError("bad_key", f"the key has {len(key):,} bytes")
@@ -183,7 +202,7 @@ def _key_path(key: bytes) -> tuple[str, dict[str, str] | None]:
     except UnicodeDecodeError:
         plain = False
     if plain:
-        return f"/v1/kv/{quote(key, safe='/')}", None
+        return f"/v1/kv/{quote(key, safe='/')}", {}
     return f"/v1/kv/{_encode(key)}", {"encoding": "base64"}
 
 
@@ -229,9 +248,9 @@ def _problem(answer: httpx.Response) -> dict[str, Any] | None:
 
 def _error(problem: Mapping[str, Any]) -> TrikvError:
     """What a server sent, as our exception. A kind that this client does not know is told by its outcome."""
-    ours = ("type", "title", "status", "kind", "outcome", "detail")
+    ours = ("type", "title", "status", "detail", "code", "outcome", "remedy")
     extra = {name: value for name, value in problem.items() if name not in ours}
-    code = problem.get("kind", "")
+    code = problem.get("code", "")
     if code not in KINDS:
         code = "unknown" if problem["outcome"] == Outcome.UNKNOWN else "conflict"
     return TrikvError(code, str(problem.get("detail", "")), **extra)

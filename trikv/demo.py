@@ -28,7 +28,7 @@ from trikv.client import Client
 from trikv.core.errors import Outcome, TrikvError
 from trikv.show import WORKER_COLUMNS, mode_of, readable_key, summary_rows, table, worker_rows
 from trikv.testing.cluster import LocalCluster, Node, NodeFailed, wait_until
-from trikv.testing.ledger import Audit, Ledger
+from trikv.testing.ledger import Ledger, Reads
 
 MASTER_PORT: Final = 8000
 FIRST_WORKER_PORT: Final = 8001
@@ -53,7 +53,7 @@ def run_demo(*, mode: str, workers: int, storage: str, data_dir: Path | None, ht
             worker_ports=[_port_or_any(FIRST_WORKER_PORT + i) for i in range(workers)],
         )
         print(f"starting a master and {workers} workers in {cluster.directory} ...", flush=True)
-        with cluster, cluster.client(timeout_s=3.0) as client:
+        with cluster, cluster.client(patience_s=3.0) as client:
             print(f"the page is {cluster.url}, the master {cluster.master.address} (pid {cluster.master.pid})")
             print(f"try it: curl '{cluster.url}/put?key=k&value=v'; Ctrl-C stops everything", flush=True)
             _watch(cluster, client)
@@ -116,9 +116,7 @@ def _live_rows(cluster: LocalCluster, client: Client) -> list[tuple[str, ...]]:
 def run_tour(*, mode: str, workers: int, storage: str, data_dir: Path | None) -> int:
     """The guided tour; 0 only if the mode kept its promise."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    cluster = LocalCluster(
-        mode=mode, workers=workers, replicas=min(3, workers), storage=storage, directory=data_dir
-    )
+    cluster = LocalCluster(mode=mode, workers=workers, replicas=min(3, workers), storage=storage, directory=data_dir)
     try:
         with cluster, cluster.client() as client:
             broken = _tour(cluster, client)
@@ -145,7 +143,7 @@ def _tour(cluster: LocalCluster, client: Client) -> list[str]:
     with _step(f"put {TOUR_KEYS} keys and get them back"):
         errors = [error for i in range(TOUR_KEYS) if (error := ledger.put(client, b"tour-%02d" % i, b"first"))]
         broken += [f"with all workers up a write was {error.kind.outcome.value}: {error}" for error in errors]
-        broken += _judge_reads(ledger.audit(client), "with all workers up", may_refuse=False)
+        broken += _judge_reads(ledger.read_back(client), "with all workers up", may_refuse=False)
 
     example = ledger.keys[0]
     victim = cluster.workers[0]
@@ -166,25 +164,25 @@ def _tour(cluster: LocalCluster, client: Client) -> list[str]:
             broken += [f"a write should have been refused, and is unknown: {e}" for e in errors if e not in refused]
             if not 0 < len(refused) < TOUR_KEYS:
                 broken.append(f"{len(refused)} of {TOUR_KEYS} writes were refused; only those that need it should be")
-        broken += _judge_reads(ledger.audit(client), "with one worker dead", may_refuse=not spared)
+        broken += _judge_reads(ledger.read_back(client), "with one worker dead", may_refuse=not spared)
 
     with _step(f"start {victim.name} again, and read every key once more"):
         victim.start()
         cluster.await_up([victim])
         place = next(w["place"] for w in client.cluster()["workers"] if w["id"] == victim.id)
         _say("it came back with its data" if place != "lost" else "it came back without its data and holds no place")
-        broken += _judge_reads(ledger.audit(client), "after its return", may_refuse=place == "lost" and not spared)
+        broken += _judge_reads(ledger.read_back(client), "after its return", may_refuse=place == "lost" and not spared)
 
     found = client.get(example)
     _say(f"{readable_key(example)} is {found.value.decode() if found else 'absent'} at the end")
     return broken
 
 
-def _judge_reads(audit: Audit, when: str, *, may_refuse: bool) -> list[str]:
-    _say(f"reads {when}: {audit.answered} answered, {len(audit.refused)} refused, {len(audit.lies)} untrue")
-    broken = [f"{when}: {lie}" for lie in audit.lies]
+def _judge_reads(reads: Reads, when: str, *, may_refuse: bool) -> list[str]:
+    _say(f"reads {when}: {reads.answered} answered, {len(reads.refused)} refused, {len(reads.lies)} untrue")
+    broken = [f"{when}: {lie}" for lie in reads.lies]
     if not may_refuse:
-        broken += [f"{when} a read was refused: {error}" for error in audit.refused]
+        broken += [f"{when} a read was refused: {error}" for error in reads.refused]
     return broken
 
 

@@ -141,7 +141,7 @@ class Node:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trikv", *self._command(self), "--exit-with-stdin"],
+                [sys.executable, "-m", "trikv", *self._command(self), "--config", os.devnull, "--exit-with-stdin"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -25,7 +25,7 @@ class _Known:
 
 
 @dataclass
-class Audit:
+class Reads:
     """What came of reading many keys: how many were answered, why the others were not, and every untrue answer."""
 
     answered: int = 0
@@ -59,20 +59,20 @@ class Ledger:
         known.current, known.doubtful = value, []
         return None
 
-    def audit(self, client: Client, keys: Iterable[bytes] | None = None) -> Audit:
+    def read_back(self, client: Client, keys: Iterable[bytes] | None = None) -> Reads:
         """Read the keys (default: all), and judge each answer."""
-        audit = Audit()
+        reads = Reads()
         for key in self._keys if keys is None else keys:
             try:
                 found = client.get(key)
             except TrikvError as error:
-                audit.refused.append(error)
+                reads.refused.append(error)
                 continue
-            audit.answered += 1
+            reads.answered += 1
             lie = self.lie(key, found.value if found else None)
             if lie:
-                audit.lies.append(lie)
-        return audit
+                reads.lies.append(lie)
+        return reads
 
     def lie(self, key: bytes, seen: bytes | None) -> str:
         """What is wrong with this answer; empty if it may be given."""

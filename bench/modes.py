@@ -1,0 +1,173 @@
+"""The same load over HTTP in each mode: what do the four promises cost on this machine?
+
+    python bench/modes.py --seconds 5 --connections 32 --read-share 0.5
+
+Each mode gets a cluster of its own, made for the run: a master and five workers as child processes, three replicas.
+The modes take turns, all of them once a round, so that a machine that slows down meanwhile slows all of them. Keys and
+the mix of reads and writes come from one seed. Every connection sends its next request when the last was answered
+(a closed loop), so latency and throughput are two views of one thing, and nothing queues unseen.
+
+The load comes from this process, over bare sockets: a client library costs more than the cluster does. It shares the
+machine with the cluster; the figures are for comparing modes, not for promising anything. There is no threshold here.
+
+What is left out: networks and disks of different machines, contention for one key, values that grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from trikv.testing.cluster import LocalCluster
+
+MODES = ("sync", "async", "chain", "quorum")
+
+
+@dataclass
+class Tally:
+    """What was measured of one mode, over all rounds."""
+
+    seconds: float = 0.0
+    put_s: list[float] = field(default_factory=list)
+    get_s: list[float] = field(default_factory=list)
+    failures: Counter[int] = field(default_factory=Counter)  # by HTTP status
+
+    @property
+    def operations_per_s(self) -> float:
+        return (len(self.put_s) + len(self.get_s)) / self.seconds if self.seconds else 0.0
+
+
+class Connection:
+    """Just enough HTTP/1.1: one request at a time, an answer with a content-length."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+
+    async def ask(self, request: bytes) -> int:
+        """The status of the answer.
+
+        Raises:
+          ConnectionError: the server ended the connection.
+        """
+        await self._stream.send_all(request)
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+            await self._receive()
+        head = bytes(self._buffer[:end]).lower()
+        length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
+        whole = end + 4 + int(length or 0)
+        while len(self._buffer) < whole:
+            await self._receive()
+        del self._buffer[:whole]
+        return int(head[9:12])
+
+    async def _receive(self) -> None:
+        data = await self._stream.receive_some(64 * 1024)
+        if not data:
+            raise ConnectionError("the master closed the connection")
+        self._buffer += data
+
+
+def put_request(key: bytes, value: bytes) -> bytes:
+    head = b"PUT /v1/kv/%s HTTP/1.1\r\nhost: bench\r\ncontent-type: application/octet-stream\r\n" % key
+    return head + b"content-length: %d\r\n\r\n%s" % (len(value), value)
+
+
+def get_request(key: bytes) -> bytes:
+    return b"GET /v1/kv/%s HTTP/1.1\r\nhost: bench\r\n\r\n" % key
+
+
+async def drive(port: int, options: argparse.Namespace, seed: str, tally: Tally) -> None:
+    """Fill the cluster, then load it for `options.seconds`."""
+    dice = random.Random(seed)
+    value = dice.randbytes(options.value_bytes)
+    keys = [b"bench-%08d" % i for i in range(options.keys)]
+
+    async def fill(share: list[bytes]) -> None:
+        connection = Connection(await trio.open_tcp_stream("127.0.0.1", port))
+        for key in share:
+            await connection.ask(put_request(key, value))
+
+    async def load(own_dice: random.Random, until_s: float) -> None:
+        connection = Connection(await trio.open_tcp_stream("127.0.0.1", port))
+        while (began_s := time.perf_counter()) < until_s:
+            key = own_dice.choice(keys)
+            reads = own_dice.random() < options.read_share
+            status = await connection.ask(get_request(key) if reads else put_request(key, value))
+            if status < 300:
+                (tally.get_s if reads else tally.put_s).append(time.perf_counter() - began_s)
+            else:
+                tally.failures[status] += 1
+
+    async with trio.open_nursery() as nursery:
+        for i in range(options.connections):
+            nursery.start_soon(fill, keys[i :: options.connections])
+    began_s = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for i in range(options.connections):
+            nursery.start_soon(load, random.Random(f"{seed}/{i}"), began_s + options.seconds)
+    tally.seconds += time.perf_counter() - began_s
+
+
+def percentile_ms(latencies_s: list[float], share: float) -> str:
+    if not latencies_s:
+        return "-"
+    ordered = sorted(latencies_s)
+    return f"{ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000:.2f}"
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def report(tallies: dict[str, Tally]) -> None:
+    columns = ("mode", "op/s", "put p50", "put p99", "put p99.9", "get p50", "get p99", "get p99.9", "failures")
+    print("\n(latencies in ms)")
+    print("".join(f"{name:>11}" for name in columns))
+    for mode, tally in tallies.items():
+        row = [mode, f"{tally.operations_per_s:,.0f}"]
+        row += [percentile_ms(latencies, p) for latencies in (tally.put_s, tally.get_s) for p in (0.5, 0.99, 0.999)]
+        row += [", ".join(f"{count} x {status}" for status, count in sorted(tally.failures.items())) or "0"]
+        print("".join(f"{cell:>11}" for cell in row))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each mode in each round (default 5)")
+    parser.add_argument("--rounds", type=int, default=2, help="default 2")
+    parser.add_argument("--connections", type=int, default=32, help="default 32")
+    parser.add_argument("--value-bytes", type=int, default=100, help="default 100")
+    parser.add_argument("--read-share", type=float, default=0.5, help="from 0 to 1 (default 0.5)")
+    parser.add_argument("--keys", type=int, default=2_000, help="default 2,000")
+    parser.add_argument("--storage", default="rocksdb", help="the workers' engine (default rocksdb)")
+    parser.add_argument("--seed", type=int, default=1, help="default 1")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), metavar="MODE", help="default: all four")
+    options = parser.parse_args()
+
+    print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}")
+    shown = (f"{name.replace('_', '-')} {value}" for name, value in vars(options).items() if name != "modes")
+    print(", ".join(shown), flush=True)
+    tallies = {mode: Tally() for mode in options.modes}
+    for turn in range(options.rounds):
+        for mode, tally in tallies.items():
+            before = len(tally.put_s) + len(tally.get_s), tally.seconds
+            with LocalCluster(mode=mode, storage=options.storage) as cluster:
+                trio.run(drive, cluster.master.http_port, options, f"{options.seed}/{turn}", tally)
+            done = len(tally.put_s) + len(tally.get_s) - before[0]
+            print(f"round {turn + 1} {mode}: {done / (tally.seconds - before[1]):,.0f} op/s", flush=True)
+    report(tallies)
+
+
+if __name__ == "__main__":
+    main()

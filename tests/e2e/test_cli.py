@@ -1,0 +1,208 @@
+"""The command line against a cluster: what goes to stdout, and what the exit code says."""
+
+import base64
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Trikv
+from trikv.testing.cluster import LocalCluster
+
+EVERY_BYTE = bytes(range(256))
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """The address of a server that takes one request and hangs up instead of answering."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def take_and_hang_up() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65_536)
+
+        thread = threading.Thread(target=take_and_hang_up, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(timeout=10)
+
+
+def test_values_pass_byte_for_byte(quiet_cluster: LocalCluster, trikv: Trikv, tmp_path: Path) -> None:
+    url = quiet_cluster.url
+    assert trikv("put", "bytes/stdin", "-", url=url, stdin=EVERY_BYTE).returncode == 0
+    assert trikv("get", "bytes/stdin", url=url).stdout == EVERY_BYTE
+    source = tmp_path / "value"
+    source.write_bytes(EVERY_BYTE[::-1])
+    assert trikv("put", "bytes/file", "--file", source, url=url).returncode == 0
+    assert trikv("get", "bytes/file", url=url).stdout == EVERY_BYTE[::-1]
+    assert trikv("put", "bytes/empty", "", url=url).returncode == 0
+    assert trikv("get", "bytes/empty", url=url).stdout == b""
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"a/b//c",
+        b"/",
+        b"..",
+        b"a/../b",
+        b"%2F?x=1&y#z",
+        b"\xff\x00\xfe",
+        "clé ☃".encode(),
+        b" ",
+        b"+",
+        b"a\nb",
+        b"x" * 4096,
+    ],
+    ids=repr,
+)
+def test_any_key_comes_back_as_it_went(quiet_cluster: LocalCluster, trikv: Trikv, key: bytes) -> None:
+    with quiet_cluster.client() as client:
+        client.put(key, b"the value of " + key[:100])
+        found = client.get(key)
+        assert found is not None
+        assert found.value == b"the value of " + key[:100]
+        assert key in {entry.key for entry in client.scan(key[:1])}
+    coded = base64.b64encode(key).decode()
+    assert trikv("get", "--base64", coded, url=quiet_cluster.url).stdout == b"the value of " + key[:100]
+    assert trikv("delete", "--base64", coded, url=quiet_cluster.url).returncode == 0
+    assert trikv("get", "--base64", coded, url=quiet_cluster.url).returncode == 3
+
+
+def test_compare_and_set(quiet_cluster: LocalCluster, trikv: Trikv) -> None:
+    url = quiet_cluster.url
+    first = trikv("put", "cas", "1", "--if-absent", "--etag", url=url)
+    assert first.returncode == 0
+    etag = first.stdout.decode().strip()
+    assert trikv("get", "cas", "--etag", url=url).stdout.decode().strip() == etag
+    assert trikv("put", "cas", "2", "--if-absent", url=url).returncode == 5
+    assert trikv("put", "cas", "2", "--if-match", etag, url=url).returncode == 0
+    assert trikv("put", "cas", "3", "--if-match", etag, url=url).returncode == 5
+    assert trikv("delete", "cas", "--if-match", etag, url=url).returncode == 5
+    assert trikv("get", "cas", url=url).stdout == b"2"
+
+
+def test_scan_lists_keys_in_byte_order(quiet_cluster: LocalCluster, trikv: Trikv) -> None:
+    url = quiet_cluster.url
+    with quiet_cluster.client() as client:
+        for key in (b"scan/b", b"scan/a\n", b"scan/\xff", b"scan/B"):
+            client.put(key, b"v")
+    plain = trikv("scan", "scan/", url=url).stdout.decode().splitlines()
+    assert plain == ["scan/B", r"scan/a\n", "scan/b", r"scan/\xff"]
+    coded = trikv("scan", "--base64", base64.b64encode(b"scan/").decode(), url=url).stdout.split()
+    assert [base64.b64decode(line) for line in coded] == [b"scan/B", b"scan/a\n", b"scan/b", b"scan/\xff"]
+    rows = [json.loads(line) for line in trikv("scan", "scan/", "--json", "--limit", "2", url=url).stdout.splitlines()]
+    assert [(row["key"], row["value"]) for row in rows] == [("scan/B", "v"), ("scan/a\n", "v")]
+    assert trikv("scan", "scan/", "--after", "scan/b", "--limit", "1", url=url).stdout == b"scan/\\xff\n"
+
+
+def test_status_and_mode_tell_the_price_in_the_modes_own_words(quiet_cluster: LocalCluster, trikv: Trikv) -> None:
+    url = quiet_cluster.url
+    state = json.loads(trikv("status", "--json", url=url).stdout)
+    words = next(mode for mode in state["modes"] if mode["name"] == "quorum")
+    shown = trikv("status", url=url).stdout.decode()
+    assert words["gives_up"] in shown
+    assert "all 1,024 settled" in shown
+    assert all(worker["id"] in shown and worker["address"] in shown for worker in state["workers"])
+    modes = trikv("mode", url=url).stdout.decode().splitlines()
+    assert sorted(line.split("\t")[1] for line in modes) == ["async", "chain", "quorum", "sync"]
+    assert [line.split("\t")[1] for line in modes if line.startswith("*")] == ["quorum"]
+    unknown = trikv("mode", "sink", url=url)
+    assert unknown.returncode == 2
+    assert "chain" in unknown.stderr.decode()
+
+
+def test_plugins_need_no_cluster(trikv: Trikv) -> None:
+    listed = trikv("plugins")
+    assert listed.returncode == 0
+    rows = [line.split("\t") for line in listed.stdout.decode().splitlines()]
+    assert {row[1] for row in rows if row[0] == "mode"} >= {"sync", "async", "chain", "quorum"}
+    assert {row[1] for row in rows if row[0] == "storage"} >= {"memory", "rocksdb"}
+    assert all(row[3].startswith("trikv ") for row in rows if row[1] in ("sync", "rocksdb"))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(trikv: Trikv, shell: str) -> None:
+    printed = trikv("completion", shell)
+    assert printed.returncode == 0
+    assert "_TRIKV_COMPLETE" in printed.stdout.decode()
+
+
+def test_exit_codes(quiet_cluster: LocalCluster, trikv: Trikv, tmp_path: Path, free_port: int) -> None:
+    url = quiet_cluster.url
+    assert trikv("--version").returncode == 0
+    assert trikv("get", "exit/absent", url=url).returncode == 3
+    assert trikv("delete", "exit/absent", url=url).returncode == 0
+    usage = [
+        ("put", "exit/key"),
+        ("put", "exit/key", "v", "--file", "also"),
+        ("put", "exit/key", "v", "--if-match", "1.0-1", "--if-absent"),
+        ("put", "", "v"),
+        ("put", "x" * 4097, "v"),
+        ("get", "--base64", "not base64!"),
+        ("get", "exit/key", "--timeout", "soon"),
+        ("get", "exit/key", "--url", "nonsense"),
+        ("nothing",),
+    ]
+    assert [(words, code) for words in usage if (code := trikv(*words, url=url).returncode) != 2] == []
+    assert trikv("put", "exit/large", "-", url=url, stdin=b"x" * (1024 * 1024 + 1)).returncode == 2
+    assert trikv("put", "exit/largest", "-", url=url, stdin=b"x" * 1024 * 1024).returncode == 0
+    assert trikv("put", "exit/key", "--file", tmp_path / "nowhere", url=url).returncode == 1
+    nobody = trikv("get", "exit/key", url=f"http://127.0.0.1:{free_port}")
+    assert nobody.returncode == 4
+    assert nobody.stderr.decode().count("\n") == 1
+    assert str(free_port) in nobody.stderr.decode()
+
+
+def test_a_write_whose_answer_is_lost_is_unknown(trikv: Trikv, silent_server: str) -> None:
+    lost = trikv("put", "key", "value", "--json", url=silent_server)
+    assert lost.returncode == 6
+    assert json.loads(lost.stderr)["outcome"] == "unknown"
+
+
+def test_a_read_whose_answer_is_lost_is_refused(trikv: Trikv, silent_server: str) -> None:
+    assert trikv("get", "key", url=silent_server).returncode == 4
+
+
+def test_load_names_what_it_leaves_out(quiet_cluster: LocalCluster, trikv: Trikv, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "fine").write_bytes(EVERY_BYTE)
+    (tmp_path / "huge").write_bytes(b"x" * (1024 * 1024 + 1))
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    loaded = trikv("load", tmp_path, "--prefix", "load/", "--json", url=quiet_cluster.url)
+    assert loaded.returncode == 1
+    report = json.loads(loaded.stdout)
+    assert (report["done"], [name for name, _ in report["skipped"]]) == (1, ["huge"])
+    with quiet_cluster.client() as client:
+        assert [entry.key for entry in client.scan(b"load/")] == [b"load/sub/fine"]
+    assert "huge" in trikv("load", tmp_path, "--prefix", "load/", url=quiet_cluster.url).stderr.decode()
+    assert trikv("load", tmp_path / "nowhere", url=quiet_cluster.url).returncode == 1
+
+
+def test_dump_writes_nothing_outside_its_directory(quiet_cluster: LocalCluster, trikv: Trikv, tmp_path: Path) -> None:
+    bad = [b"../escape", b"/absolute", b"a/../../b", b"nul\0", b"dir/", b"link/through"]
+    with quiet_cluster.client() as client:
+        for name in (b"fine/file", *bad):
+            client.put(b"dump/" + name, name)
+    target = tmp_path / "inner" / "target"
+    target.mkdir(parents=True)
+    (target / "link").symlink_to(tmp_path)
+    dumped = trikv("dump", target, "--prefix", "dump/", "--json", url=quiet_cluster.url)
+    assert dumped.returncode == 1
+    report = json.loads(dumped.stdout)
+    assert report["done"] == 1
+    assert sorted(name for name, _ in report["skipped"]) == sorted("dump/" + name.decode() for name in bad)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [target / "fine" / "file"]
+    assert (target / "fine" / "file").read_bytes() == b"fine/file"
+
+
+def test_a_client_command_does_not_load_the_web_framework() -> None:
+    script = "import sys, trikv.cli, trikv.client; print(*sys.modules, sep='\\n')"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    assert not {"quart", "hypercorn", "trio", "rocksdict"} & set(loaded.stdout.split())

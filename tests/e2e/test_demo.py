@@ -1,0 +1,77 @@
+"""`trikv demo`: the tour's verdict, and that nothing is left behind, however it ends."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Trikv
+from trikv.testing.cluster import wait_until
+
+
+@pytest.mark.parametrize("mode", ["chain", "async"])
+def test_the_tour_finds_the_promise_kept(trikv: Trikv, mode: str) -> None:
+    tour = trikv("demo", "--once", "--mode", mode)
+    told = tour.stdout.decode()
+    assert tour.returncode == 0, told + tour.stderr.decode()
+    assert f"mode {mode} kept its promise" in told
+    assert ("30 refused" in told) is False
+    assert re.search(r"writes: \d+ committed, \d+ refused, 0 unknown", told), told
+
+
+def test_the_demo_killed_with_9_leaves_no_process_and_no_file() -> None:
+    with running_demo() as (demo, processes, directory):
+        demo.kill()
+        demo.wait()
+        wait_until(lambda: not any(map(is_alive, processes)), what="its children are gone")
+        wait_until(lambda: not directory.exists(), what="its directory is gone")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_the_demo_ends_cleanly_when_asked(number: signal.Signals) -> None:
+    with running_demo() as (demo, processes, directory):
+        demo.send_signal(number)
+        assert demo.wait(timeout=20) == 0
+        assert not any(map(is_alive, processes))
+        assert not directory.exists()
+
+
+@contextmanager
+def running_demo() -> "Iterator[tuple[subprocess.Popen[bytes], list[int], Path]]":
+    """A demo that serves, the pids of its children, and its temporary directory."""
+    command = [sys.executable, "-m", "trikv", "demo", "--workers", "3", "--storage", "memory"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as demo:
+        try:
+            assert demo.stdout is not None
+            told = ""
+            while "the page is" not in told:
+                line = demo.stdout.readline().decode()
+                assert line, f"it ended after saying: {told}"
+                told += line
+            directory = re.search(r" in (/\S+) \.\.\.", told)
+            assert directory is not None, told
+            children = children_of(demo.pid)
+            assert len(children) == 5, "a master, three workers and the janitor"
+            yield demo, children, Path(directory[1])
+        finally:
+            demo.kill()
+
+
+def children_of(pid: int) -> list[int]:
+    """The children that its main thread started (proc(5))."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Does it run? One that has ended and that nobody has asked about yet (Z) does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

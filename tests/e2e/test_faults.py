@@ -1,0 +1,217 @@
+"""What must end in one clear line or one truthful answer: bad starts, strangers, paused and full workers."""
+
+import socket
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.e2e.conftest import Trikv
+from trikv.client import Client, TrikvError
+from trikv.core.errors import Outcome
+from trikv.testing.cluster import LocalCluster, wait_until
+
+REPLY_DEADLINE_S = 15.0  # for a peer that must hang up by itself
+
+
+def assert_one_line(ended: "CompletedProcess[bytes]", code: int, *words: str) -> None:
+    lines = ended.stderr.decode().splitlines()
+    assert ended.returncode == code, lines
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+# --- starts that fail -------------------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_named(trikv: Trikv, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        memory = ("--storage", "memory", "--data-dir", tmp_path)
+        assert_one_line(trikv("worker", port, *memory), 1, port, "in use")
+        assert_one_line(
+            trikv("master", port, "--http", "127.0.0.1:0", "--data-dir", tmp_path / "m1"), 1, port, "in use"
+        )
+        http = f"127.0.0.1:{port}"
+        assert_one_line(trikv("master", "0", "--http", http, "--data-dir", tmp_path / "m2"), 1, port, "in use")
+
+
+def test_a_data_directory_in_use_is_named(quiet_cluster: LocalCluster, trikv: Trikv) -> None:
+    used = quiet_cluster.directory / "master"
+    start = ("master", "0", "--http", "127.0.0.1:0", "--data-dir", used)
+    assert_one_line(trikv(*start), 1, str(used), "in use", str(quiet_cluster.master.pid))
+
+
+def test_a_data_directory_of_another_format_is_refused(trikv: Trikv, tmp_path: Path) -> None:
+    with LocalCluster(workers=1, replicas=1, storage="rocksdb", directory=tmp_path):
+        pass
+    for role in ("master", "worker-1"):
+        form = tmp_path / role / "FORMAT"
+        assert form.exists()
+        form.write_text(form.read_text().replace("1", "999"))
+    start = ("worker", "0", "--storage", "rocksdb", "--data-dir", tmp_path / "worker-1")
+    assert_one_line(trikv(*start), 1, "worker-1", "999")
+    assert_one_line(
+        trikv("master", "0", "--http", "127.0.0.1:0", "--data-dir", tmp_path / "master"), 1, "master", "999"
+    )
+
+
+def test_an_unknown_mode_is_answered_with_the_modes_there_are(trikv: Trikv, tmp_path: Path) -> None:
+    start = ("master", "0", "--http", "127.0.0.1:0", "--mode", "sink", "--data-dir", tmp_path)
+    assert_one_line(trikv(*start), 1, "sink", "sync", "async", "chain", "quorum")
+
+
+def test_another_mode_on_a_founded_cluster_is_refused_with_the_remedy(trikv: Trikv, tmp_path: Path) -> None:
+    with LocalCluster(mode="sync", workers=1, replicas=1, directory=tmp_path):
+        pass
+    start = ("master", "0", "--http", "127.0.0.1:0", "--data-dir", tmp_path / "master")
+    assert_one_line(trikv(*start, "--mode", "chain"), 1, "sync", "chain", "without --mode")
+    assert_one_line(trikv(*start, "--replicas", "2"), 1, "1 replica", "without --replicas")
+
+
+def test_an_address_beyond_loopback_needs_a_word_of_consent(trikv: Trikv, tmp_path: Path) -> None:
+    start = ("worker", "0", "--host", "0.0.0.0", "--storage", "memory", "--data-dir", tmp_path)
+    assert_one_line(trikv(*start), 2, "0.0.0.0", "--insecure")
+
+
+# --- strangers on the ports -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 10,
+        b"\xff" * 4096,
+        b"\x7f\xff\xff\xff" + b"x" * 100,
+        b"\x00\x00\x00\x03\x82\x01",
+    ],
+    ids=["http", "ones", "a frame of 2 GiB", "half a frame"],
+)
+def test_garbage_on_an_rpc_port_is_hung_up_on_and_disturbs_nobody(quiet_cluster: LocalCluster, garbage: bytes) -> None:
+    for port in (quiet_cluster.master.port, quiet_cluster.workers[0].port):
+        with socket.create_connection(("127.0.0.1", port), timeout=REPLY_DEADLINE_S) as stranger:
+            stranger.sendall(garbage)
+            assert_works(quiet_cluster)  # while the stranger is still there
+            read_to_the_end(stranger)
+    assert_works(quiet_cluster)
+
+
+def test_slow_bytes_on_an_rpc_port_are_hung_up_on_and_hold_nobody_up(quiet_cluster: LocalCluster) -> None:
+    for port in (quiet_cluster.master.port, quiet_cluster.workers[0].port):
+        slow = [socket.create_connection(("127.0.0.1", port), timeout=REPLY_DEADLINE_S) for _ in range(20)]
+        try:
+            for stranger in slow:
+                stranger.sendall(b"\x00")
+            assert_works(quiet_cluster)
+            read_to_the_end(slow[0])
+        finally:
+            for stranger in slow:
+                stranger.close()
+
+
+def test_garbage_and_slow_bytes_on_the_http_port_hold_nobody_up(quiet_cluster: LocalCluster) -> None:
+    address = ("127.0.0.1", quiet_cluster.master.http_port)
+    with (
+        socket.create_connection(address, timeout=REPLY_DEADLINE_S) as slow,
+        socket.create_connection(address, timeout=REPLY_DEADLINE_S) as stranger,
+    ):
+        slow.sendall(b"PUT /v1/kv/slow HTTP/1.1\r\nhost: x\r\ncontent-len")
+        stranger.sendall(b"\x00\xff\r\n\r\n" * 100)
+        assert_works(quiet_cluster)
+        read_to_the_end(stranger)
+    assert_works(quiet_cluster)
+
+
+def read_to_the_end(stranger: socket.socket) -> None:
+    """Return when the peer has hung up; a timeout of the socket is the failure."""
+    try:
+        while stranger.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass  # it hung up without reading all that we had sent
+
+
+def assert_works(cluster: LocalCluster) -> None:
+    with cluster.client() as client:
+        client.put(b"works", b"yes")
+        found = client.get(b"works")
+    assert found is not None
+    assert found.value == b"yes"
+
+
+# --- workers that do not do what they should --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "chain", "quorum"])
+def test_a_paused_worker_lets_every_request_end_and_the_others_go_on(mode: str) -> None:
+    keys = [b"paused-%02d" % i for i in range(40)]
+    with LocalCluster(mode=mode) as cluster, cluster.client(patience_s=30.0) as client:
+        for key in keys:
+            client.put(key, b"before")
+        paused = cluster.workers[1]
+        paused.pause()
+        with ThreadPoolExecutor(len(keys)) as pool:  # all within the deadline of the first
+            writes = list(pool.map(lambda key: outcome_of_put(client, key), keys))
+            reads = list(pool.map(lambda key: outcome_of_get(client, key), keys))
+        assert writes.count("committed") > 0
+        assert reads.count("committed") > 0
+        if mode in ("quorum", "async"):
+            assert Counter(writes) == {"committed": len(keys)}
+            assert Counter(reads) == {"committed": len(keys)}
+        else:
+            assert Counter(writes).keys() <= {"committed", "refused", "unknown"}
+            assert writes.count("committed") < len(keys)
+        paused.resume()
+        wait_until(lambda: {outcome_of_get(client, key) for key in keys} == {"committed"}, what="all keys can be read")
+
+
+def outcome_of_put(client: Client, key: bytes) -> str:
+    return outcome_of(lambda: client.put(key, b"after"))
+
+
+def outcome_of_get(client: Client, key: bytes) -> str:
+    def get() -> None:
+        found = client.get(key)
+        assert found is not None
+        assert found.value in (b"before", b"after")
+
+    outcome = outcome_of(get)
+    assert outcome != "unknown", "a read that has no answer is refused"
+    return outcome
+
+
+def outcome_of(call: Callable[[], object]) -> str:
+    """What the cluster said came of it; and it must say so itself, by its own deadline, before the client gives up."""
+    try:
+        call()
+    except TrikvError as refusal:
+        error = refusal
+    else:
+        return Outcome.COMMITTED.value
+    assert "no answer came in time" not in error.detail
+    return error.kind.outcome.value
+
+
+def test_a_full_worker_refuses_new_keys_and_still_updates_those_it_has(trikv: Trikv) -> None:
+    most = 20
+    with LocalCluster(workers=3, max_keys=most) as cluster, cluster.client() as client:
+        for i in range(most):
+            client.put(b"key-%02d" % i, b"value")
+        wait_until(
+            lambda: all(w["full"] for w in client.cluster()["workers"]), what="the workers say that they are full"
+        )
+        with pytest.raises(TrikvError) as refusal:
+            client.put(b"one too many", b"value")
+        assert refusal.value.kind.code == "full"
+        assert trikv("put", "one too many", "value", url=cluster.url).returncode == 4
+        assert client.get(b"one too many") is None
+
+        client.put(b"key-00", b"another value")
+        found = client.get(b"key-00")
+        assert found is not None
+        assert found.value == b"another value"

@@ -1,0 +1,110 @@
+"""Each mode on real disks: what it promises with all workers up, with one dead, and after everything was killed."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Trikv
+from trikv.client import Client
+from trikv.core.errors import Outcome
+from trikv.testing.cluster import LocalCluster, wait_until
+from trikv.testing.ledger import Ledger
+
+MODES = ("sync", "async", "chain", "quorum")
+
+
+@pytest.fixture(scope="module", params=MODES)
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    directory = tmp_path_factory.mktemp(request.param)
+    with LocalCluster(mode=request.param, storage="rocksdb", directory=directory) as running:
+        yield running
+
+
+def files_of(directory: Path) -> dict[bytes, bytes]:
+    return {
+        os.fsencode(path.relative_to(directory).as_posix()): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_standard_library_comes_back_byte_for_byte_after_kill_9(
+    cluster: LocalCluster, library: Path, trikv: Trikv, tmp_path: Path
+) -> None:
+    sources = files_of(library)
+    assert len(sources) > 500
+    assert max(map(len, sources.values())) > 256 * 1024
+
+    loaded = trikv("load", library, "--prefix", "lib/", url=cluster.url)
+    assert loaded.returncode == 0, loaded.stderr.decode()
+    assert loaded.stdout.decode().startswith(f"{len(sources):,} files stored")
+    with cluster.client() as client:
+        for name, content in list(sources.items())[::7]:  # one by one, the way of a read
+            found = client.get(b"lib/" + name)
+            assert found is not None
+            assert found.value == content, name
+    assert_dumped(cluster, sources, trikv, tmp_path / "before")  # and all of them, the way of a scan
+
+    cluster.kill_all()
+    cluster.start()
+
+    assert_dumped(cluster, sources, trikv, tmp_path / "after")
+    with cluster.client() as client:
+        listed = [entry.key for entry in client.scan(b"lib/")]
+    assert listed == sorted(b"lib/" + name for name in sources), "every key once, in byte order"
+
+
+def assert_dumped(cluster: LocalCluster, sources: dict[bytes, bytes], trikv: Trikv, target: Path) -> None:
+    dumped = trikv("dump", target, "--prefix", "lib/", url=cluster.url)
+    assert dumped.returncode == 0, dumped.stderr.decode()
+    written = files_of(target)
+    assert written.keys() == sources.keys()
+    assert [name for name in sources if written[name] != sources[name]] == []
+
+
+def test_one_dead_worker_of_five_costs_what_the_mode_says_and_no_refused_write_is_ever_read(
+    cluster: LocalCluster,
+) -> None:
+    with cluster.client() as client:
+        state = client.cluster()
+        ledger = Ledger(stale_reads=state["promise"] == "AP")
+        spared = state["replicas"] - state["copies"]
+        keys = [b"dead-%02d" % i for i in range(60)]
+        assert [error for key in keys if (error := ledger.put(client, key, b"first"))] == []
+
+        victim = cluster.workers[2]
+        victim.kill()
+        for key in keys[:6]:  # before anybody knows that it is dead: any outcome, as long as it is the truth
+            ledger.put(client, key, b"while nobody knows")
+        wait_until(lambda: state_of(client, victim.id) == "down", what="the worker is known to be down")
+
+        errors = [error for key in keys if (error := ledger.put(client, key, b"second"))]
+        if spared:
+            assert errors == []
+        else:
+            assert {(error.kind.code, error.kind.outcome) for error in errors} == {("unavailable", Outcome.REFUSED)}
+            assert 0 < len(errors) < len(keys), "some partitions need the dead worker, and some do not"
+        assert_truthful(client, ledger, all_answered=bool(spared))
+
+        victim.start()
+        cluster.await_up([victim])
+        assert_truthful(client, ledger, all_answered=True)
+
+    cluster.kill_all()
+    cluster.start()
+    with cluster.client() as client:
+        assert_truthful(client, ledger, all_answered=True)
+
+
+def assert_truthful(client: Client, ledger: Ledger, *, all_answered: bool) -> None:
+    reads = ledger.read_back(client)
+    assert reads.lies == []
+    if all_answered:
+        assert reads.refused == []
+    assert reads.answered
+
+
+def state_of(client: Client, worker_id: str) -> str:
+    return str(next(worker["state"] for worker in client.cluster()["workers"] if worker["id"] == worker_id))

@@ -1,0 +1,119 @@
+"""How clusters come up: in any order, with too few workers, with a worker that lost its data."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Trikv
+from trikv.client import TrikvError
+from trikv.core.errors import Outcome
+from trikv.testing.cluster import LocalCluster, Node, wait_until
+
+
+def test_workers_may_start_before_their_master(tmp_path: Path, free_port: int) -> None:
+    cluster = LocalCluster(workers=3, storage="rocksdb", directory=tmp_path, master_port=free_port)
+    try:
+        for node in cluster.workers:
+            node.start()
+        cluster.master.start()
+        cluster.await_up(cluster.workers)
+        with cluster.client() as client:
+            client.put(b"key", b"value")
+
+        cluster.kill_all()
+        for node in reversed(cluster.workers):
+            node.start()
+        cluster.master.start()
+        with cluster.client() as client:
+            found = wait_until(lambda: client.get(b"key"), what="the key can be read")
+        assert found is not None
+        assert found.value == b"value"
+    finally:
+        cluster.stop()
+
+
+def test_a_master_that_starts_before_its_workers_answers_late_rather_than_wrongly(tmp_path: Path) -> None:
+    with LocalCluster(workers=3, storage="rocksdb", directory=tmp_path, timeout_s=30.0) as cluster:
+        with cluster.client() as client:
+            client.put(b"key", b"value")
+        cluster.kill_all()
+        cluster.master.start()
+        with cluster.client(patience_s=60.0) as client, ThreadPoolExecutor() as pool:
+            asked = pool.submit(client.get, b"key")
+            for node in cluster.workers:
+                node.start()
+            found = asked.result()
+        assert found is not None
+        assert found.value == b"value"
+
+
+def test_a_master_enlists_the_workers_that_its_command_line_names(tmp_path: Path, free_port: int) -> None:
+    nobody = f"127.0.0.1:{free_port}"
+
+    def worker_command(node: Node) -> list[str]:
+        data = ["--data-dir", str(tmp_path / node.name), "--storage", "memory"]
+        return ["worker", str(node.port), "--master", nobody, *data]
+
+    workers = [Node(f"worker-{i}", worker_command, log=tmp_path / f"worker-{i}.log") for i in range(3)]
+
+    def master_command(node: Node) -> list[str]:
+        data = ["--data-dir", str(tmp_path / "master"), "--http", f"127.0.0.1:{node.http_port}"]
+        return ["master", *data, str(node.port), *(worker.address for worker in workers)]
+
+    cluster = LocalCluster(workers=0, directory=tmp_path)
+    cluster.master = Node("master", master_command, log=tmp_path / "master.log")
+    cluster.workers = workers
+    with cluster:
+        for node in workers:
+            node.start()
+        cluster.master.start()
+        cluster.await_up(workers)
+        with cluster.client() as client:
+            client.put(b"key", b"value")
+
+
+def test_too_few_workers_refuse_writes_and_say_how_many_are_missing(trikv: Trikv) -> None:
+    cluster = LocalCluster(workers=3, replicas=3)
+    late = cluster.workers[2]
+    try:
+        cluster.master.start()
+        for node in cluster.workers[:2]:
+            node.start()
+        with cluster.client() as client:
+            wait_until(lambda: (client.cluster()["forming"] or {}).get("missing") == 1, what="one worker is missing")
+            with pytest.raises(TrikvError) as refusal:
+                client.put(b"key", b"too early")
+            assert refusal.value.kind.code == "forming"
+            assert refusal.value.kind.outcome is Outcome.REFUSED
+            assert "1 more" in refusal.value.detail
+            shown = trikv("status", url=cluster.url)
+            assert shown.returncode == 0
+            assert "forming\t" in shown.stdout.decode()
+            assert trikv("put", "key", "too early", url=cluster.url).returncode == 4
+
+            late.start()
+            cluster.await_up(cluster.workers)
+            assert client.get(b"key") is None, "a refused write is never read"
+            client.put(b"key", b"value")
+    finally:
+        cluster.stop()
+
+
+def test_a_memory_worker_that_restarts_is_shown_to_hold_no_place(trikv: Trikv) -> None:
+    with LocalCluster(workers=4, storage="memory") as cluster, cluster.client() as client:
+        client.put(b"key", b"value")
+        victim = cluster.workers[0]
+        victim.kill()
+        victim.start()
+
+        def place() -> str:
+            return str(next(w["place"] for w in client.cluster()["workers"] if w["id"] == victim.id))
+
+        wait_until(lambda: place() == "lost", what="the worker is known as another member")
+        line = next(line for line in trikv("status", url=cluster.url).stdout.decode().splitlines() if victim.id in line)
+        assert "without its data" in line
+        assert "holds no place" in line
+        found = client.get(b"key")
+        assert found is not None
+        assert found.value == b"value"
