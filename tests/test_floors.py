@@ -1,0 +1,150 @@
+"""What matters in style, as tests: the floors, the doors, a docstring at the head of every file, documented hooks.
+
+A module imports its own floor and lower ones only. The core knows no clock, dice, network or log; the nodes and what
+moves their bytes reach the clock through Trio and everything else through `trikv.net.doors`, so that all of it runs in
+a simulated world as well. The files are read as syntax trees and not run; each rule is also shown a file that breaks
+it, so that a rule that sees nothing is noticed.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trikv.api import Hooks
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("trikv", "plugins", "scripts", "bench", "tests")
+FLOORS = {
+    "trikv": 0, "trikv.core": 0,
+    "trikv.api": 1,
+    "trikv.storage": 2, "trikv.net": 2,
+    "trikv.registry": 3, "trikv.config": 3,
+    "trikv.node": 4,
+    "trikv.web": 5, "trikv.testing": 5, "trikv.client": 5,
+    "trikv.bulk": 6, "trikv.cli": 6, "trikv.daemon": 6, "trikv.demo": 6, "trikv.show": 6, "trikv.__main__": 6,
+}  # fmt: skip
+
+CLOCKS_AND_DICE = {"time", "datetime", "random", "secrets", "uuid"}
+NOT_IN_CORE = CLOCKS_AND_DICE | {
+    "asyncio", "concurrent", "logging", "multiprocessing", "os", "pathlib", "queue", "select", "selectors", "signal",
+    "socket", "ssl", "subprocess", "tempfile", "threading", "trio",
+}  # fmt: skip
+NOT_BEHIND_DOORS = CLOCKS_AND_DICE | {"asyncio", "multiprocessing", "select", "selectors", "socket", "subprocess"}
+DOORS = "trikv.net.doors"
+
+
+def files(*folders: str) -> list[Path]:
+    return sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def floor_of(module: str) -> int | None:
+    """The floor of the nearest package that has one. `trikv` itself stands for its `__init__` alone."""
+    if module == "trikv":
+        return FLOORS[module]
+    parts = module.split(".")
+    return FLOORS.get(".".join(parts[:2]))
+
+
+def imports(source: str, module: str) -> Iterator[str]:
+    """Every module that the source imports, wherever in it; of `from a import b` both `a` and `a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def complaints(source: str, module: str) -> list[str]:
+    """What a module of trikv, or a plugin of ours, imports and should not."""
+    found = []
+    floor = floor_of(module)
+    for name in sorted(set(imports(source, module))):
+        top = name.partition(".")[0]
+        if top == "trikv" and floor is not None and (floor_of(name) or 0) > floor:
+            found.append(f"{module} (floor {floor}) imports {name} (floor {floor_of(name)})")
+        if module.startswith("trikv.core") and top in NOT_IN_CORE:
+            found.append(f"{module} imports {name}: the core decides, it does not look outside")
+        if module.startswith(("trikv.node", "trikv.net")) and module != DOORS and top in NOT_BEHIND_DOORS:
+            found.append(f"{module} imports {name}: use {DOORS}, or trio's clock")
+        harmless = top in sys.stdlib_module_names or name in ("trikv", "trikv.api") or name.startswith("trikv.api.")
+        if module.startswith("plugins.") and not harmless:
+            found.append(f"{module} imports {name}: a strategy needs trikv.api alone")
+    return found
+
+
+def test_every_module_of_trikv_has_a_floor() -> None:
+    homeless = [module for file in files("trikv") if floor_of(module := module_of(file)) is None]
+    assert homeless == [], "give it a line in FLOORS"
+
+
+@pytest.mark.parametrize("file", files("trikv", "plugins"), ids=module_of)
+def test_a_module_imports_its_own_floor_and_lower_ones_only(file: Path) -> None:
+    assert complaints(file.read_text(), module_of(file)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("trikv.core.tally", "import trio"),
+        ("trikv.core.tally", "def f():\n    from os import urandom"),
+        ("trikv.core.tally", "from trikv.api import Row"),
+        ("trikv.core.tally", "from trikv import api"),
+        ("trikv.core.tally", "from .. import api"),
+        ("trikv.core.tally", "from ..net import link"),
+        ("trikv.api", "import trikv.net.link"),
+        ("trikv.storage.memory", "from trikv import config"),
+        ("trikv.node.worker", "import time"),
+        ("trikv.node.worker", "from datetime import datetime"),
+        ("trikv.node.worker", "from trikv.web import app"),
+        ("trikv.net.link", "import random"),
+        ("trikv.net.link", "from socket import socket"),
+        ("plugins.trikv_sync", "from trikv.core.record import Record"),
+        ("plugins.trikv_sync", "import trio"),
+        ("plugins.trikv_sync", "from trikv import core"),
+    ],
+)
+def test_the_rules_see_what_breaks_them(module: str, source: str) -> None:
+    assert complaints(source, module) != []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("trikv.core.tally", "from trikv.core.record import Record\nimport struct"),
+        ("trikv.net.doors", "import random"),
+        ("trikv.node.worker", "import trio\nfrom trikv import __version__\nfrom trikv.net import link"),
+        ("trikv.testing.cluster", "import time, os, subprocess"),
+        ("plugins.trikv_sync", "from trikv.api import Strategy\nimport struct"),
+    ],
+)
+def test_the_rules_leave_the_rest_alone(module: str, source: str) -> None:
+    assert complaints(source, module) == []
+
+
+@pytest.mark.parametrize("file", files(*FOLDERS), ids=module_of)
+def test_a_file_opens_by_saying_why_it_exists(file: Path) -> None:
+    assert ast.get_docstring(ast.parse(file.read_text())), "a docstring comes first"
+
+
+@pytest.mark.parametrize("hook", [name for name in vars(Hooks) if name.startswith("trikv_")])
+def test_a_hook_is_documented_and_implemented(hook: str) -> None:
+    assert inspect.getdoc(getattr(Hooks, hook))
+    entry_points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["trikv"]
+    modules = [importlib.import_module(module) for module in entry_points.values()]
+    # The mark that `hookimpl` leaves on a function: without it, pluggy never calls the function.
+    assert any(hasattr(getattr(module, hook, None), "trikv_impl") for module in modules)
