@@ -137,7 +137,7 @@ def of_a_register(seed: int, size: int, clients: int, kinds: tuple[Kind, ...]) -
     return recorder.operations
 
 
-@settings(derandomize=True, deadline=None, max_examples=1500)
+@settings(derandomize=True, deadline=None, max_examples=1000)
 @given(histories(KINDS_WITHOUT_CAS))
 def test_zones_decide_puts_gets_and_deletes_as_every_order_does(operations: list[Operation]) -> None:
     ruling = zones.judge("x", operations)
@@ -145,7 +145,7 @@ def test_zones_decide_puts_gets_and_deletes_as_every_order_does(operations: list
     assert (ruling.finding is None) == linearizable(operations)
 
 
-@settings(derandomize=True, deadline=None, max_examples=1500)
+@settings(derandomize=True, deadline=None, max_examples=1000)
 @given(histories(KINDS_WITH_CAS))
 def test_zones_never_err_where_there_is_cas_and_are_right_where_they_are_sure(operations: list[Operation]) -> None:
     ruling = zones.judge("x", operations)
@@ -156,7 +156,7 @@ def test_zones_never_err_where_there_is_cas_and_are_right_where_they_are_sure(op
         assert truth
 
 
-@settings(derandomize=True, deadline=None, max_examples=1500)
+@settings(derandomize=True, deadline=None, max_examples=1000)
 @given(histories(KINDS_WITH_CAS))
 def test_search_decides_all_as_every_order_does_and_what_it_shows_is_a_violation(operations: list[Operation]) -> None:
     result = search.search("x", operations, 100_000)

@@ -15,10 +15,10 @@ cluster of its own. So clusters that are linked this way are one chain with one 
 chain ended before an earlier one of it began. That test is one pass along the chain.
 
 Absence is written by every delete, and was there at first, so reads of absence do not say which delete they saw.
-Still nothing needs to be searched. Deletes and reads of absence are single moments outside all forward zones; first cut
-their times down to that. Consider a delete at the moment p. Absence then lasts until something else must happen, and
-nothing is lost by letting it last as long as it can: a cluster that could happen before p happens just before p, any
-other when absence ends. It must end when the first cluster ends that begins wholly after p. Hence a read of absence
+Still nothing needs to be searched. Deletes and reads of absence are single moments outside all forward zones: one that
+begins within such a zone cannot happen before its end, and has no moment if it ends within it too. Consider a delete
+at the moment p. Absence then lasts until something else must happen, and nothing is lost by letting it last as long as
+it can: a cluster that could happen before p happens just before p, any other when absence ends. It must end when the first cluster ends that begins wholly after p. Hence a read of absence
 that begins at a can be explained by a delete at p exactly if p comes after L(a), the latest `last_begin` among the
 clusters whose `first_end` came before a; and p must not come after the read's end b. So it remains to choose one moment
 within each delete's time so that every [L(a), b] contains one, or has no such cluster and sees the beginning. Take the
@@ -255,18 +255,14 @@ class _Line:
             return self.forward[index]
         return None
 
-    def cut(self, operation: Operation) -> tuple[int, int]:
-        """The first and last moment, outside all forward zones, at which the operation can have happened."""
-        first, last = operation.began, _end(operation)
-        around = self._around(first)
-        if around is not None:
-            first = around.last_begin
-            if last < first:
-                raise _within(around, operation)
-        around = self._around(last)
-        if around is not None:
-            last = around.first_end
-        return first, last
+    def first_moment(self, operation: Operation) -> int:
+        """The first moment outside all forward zones at which the operation can have happened."""
+        around = self._around(operation.began)
+        if around is None:
+            return operation.began
+        if _end(operation) < around.last_begin:
+            raise _within(around, operation)
+        return around.last_begin
 
     def latest_before(self, place: int) -> _Zone | None:
         """Of the zones whose first operation ended before this place, the one whose last operation began last."""
@@ -303,16 +299,17 @@ def _within(around: _Zone, *operations: Operation) -> _Violation:
 
 def _place_absence(line: _Line, deletes: list[Operation], absences: list[Operation]) -> None:
     """Find a moment for each delete such that every operation that saw nothing is explained."""
-    to_come = sorted(((*line.cut(delete), delete) for delete in deletes), key=lambda item: item[0], reverse=True)
+    to_come = sorted(((line.first_moment(d), d) for d in deletes), key=lambda item: item[0], reverse=True)
     waiting: list[tuple[int, int, Operation]] = []  # deletes that can have begun, the one that must end first on top
     placed = _BEFORE_ALL
-    for first, last, absence in sorted(((*line.cut(a), a) for a in absences), key=lambda item: item[1]):
+    for absence in sorted(absences, key=_end):
+        first, last = line.first_moment(absence), _end(absence)
         past = line.latest_before(first)
         if past is None or past.last_begin <= placed:
             continue
         while to_come and to_come[-1][0] <= last:
-            _, delete_last, delete = to_come.pop()
-            heapq.heappush(waiting, (delete_last, delete.began, delete))
+            delete = to_come.pop()[1]
+            heapq.heappush(waiting, (_end(delete), delete.began, delete))
         while waiting and waiting[0][0] < past.last_begin:
             heapq.heappop(waiting)
         if not waiting:
