@@ -35,7 +35,7 @@ BATCHES = st.lists(
 
 
 @pytest.mark.parametrize("engine", [MemoryEngine(), RocksEngine()], ids=lambda engine: engine.name)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batches=BATCHES,
     partitions=st.sets(PARTITIONS),

@@ -27,7 +27,7 @@ async def filled(directory: Path, commits: int) -> None:
 
 def put_raw(directory: Path, place: bytes, data: bytes) -> None:
     options = Options(raw_mode=True)
-    db = Rdict(str(directory / "rocksdb"), options)
+    db = Rdict(str(directory), options)
     db[place] = data
     db.close()
 
@@ -74,7 +74,7 @@ async def test_a_record_of_a_later_format_is_named_not_misread(tmp_path: Path) -
 async def test_a_damaged_table_is_an_error_not_an_absent_key(tmp_path: Path) -> None:
     await filled(tmp_path, 20)
     put_raw(tmp_path, b"\1\0k", b"")  # opening once more moves the log into a table
-    tables = sorted((tmp_path / "rocksdb").glob("*.sst"), key=lambda file: file.stat().st_size)
+    tables = sorted(tmp_path.glob("*.sst"), key=lambda file: file.stat().st_size)
     damage(tables[-1], 0.05)
     storage = await RocksEngine().open(tmp_path)
     unreadable = []
@@ -97,13 +97,13 @@ async def test_damage_inside_the_log_is_refused_and_a_torn_tail_is_not(tmp_path:
     for directory in (whole, torn):
         directory.mkdir()
         commit_until_killed(RocksEngine(), directory, commits=50)
-    [log] = (torn / "rocksdb").glob("*.log")
+    [log] = torn.glob("*.log")
     log.write_bytes(log.read_bytes()[:-3])
     storage = await RocksEngine().open(torn)
     assert storage.get(0, b"k0") is not None
     await storage.close()
 
-    [log] = (whole / "rocksdb").glob("*.log")
+    [log] = whole.glob("*.log")
     damage(log, 0.3)
     with pytest.raises(OSError, match=f"RocksDB cannot open {whole}.*Corruption"):
         await RocksEngine().open(whole)

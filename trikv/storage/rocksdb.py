@@ -42,7 +42,6 @@ from trikv.core.record import pack, unpack
 from trikv.storage.merge import first_key, merge_page
 
 _META: Final = 0xFFFF  # the number under which the notes lie; partitions end one below
-_SUBDIRECTORY: Final = "rocksdb"  # RocksDB keeps files called LOCK and LOG of its own
 
 _WRITE_BUFFER_BYTES: Final = 16 * 1024 * 1024
 _CACHE_BYTES: Final = 32 * 1024 * 1024
@@ -153,11 +152,12 @@ class RocksEngine(StorageEngine):
     async def open(self, directory: Path | None) -> Storage:
         if directory is None:
             raise OSError("the rocksdb engine keeps its records in a directory, and none was given")
-        return await trio.to_thread.run_sync(_open, directory / _SUBDIRECTORY)
+        return await trio.to_thread.run_sync(_open, directory)
 
 
 def _open(directory: Path) -> RocksStorage:
     with _reported(f"RocksDB cannot open {directory}"):
+        directory.mkdir(parents=True, exist_ok=True)
         db = Rdict(str(directory), _options())
         try:
             return RocksStorage(db, directory)
