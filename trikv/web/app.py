@@ -1,0 +1,241 @@
+"""The Quart-Trio app, and how it is served: translation, and what a server owes to clients that misbehave.
+
+For every request: refuse what a foreign page is behind (`guard`), read the body within its bound, call the handler,
+translate what it answers; or what it raises, by the error table. A handler that writes runs in the node's own nursery:
+a client that disconnects cancels whoever waits for the answer, and not the write. What nobody expected is logged with
+its traceback, and answered as `internal`, outcome unknown, without it.
+
+Paths are routed by the framework, and keys are taken from the path as it was sent: the framework's decoded form
+neither tells `%2F` from `/` nor keeps bytes that are not UTF-8, and slashes that follow each other belong to a key.
+
+Bounds: a body by its route (`VALUE_BYTES_MAX`, `batch.BODY_BYTES_MAX`, `SMALL_BODY_BYTES_MAX`), a head of
+`HEAD_BYTES_MAX`, which leaves room for a key of 4 KiB with each byte percent-encoded beside a page of ETags,
+`BODY_TIMEOUT_S` for a whole body to arrive, `IDLE_TIMEOUT_S` for a whole head or the next request.
+A body beyond its bound is refused on its announced length, and the connection closed, since what follows may be
+the rest of it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple, cast
+
+import hypercorn.trio
+import quart
+import trio
+from hypercorn.config import Config
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import BaseConverter
+
+from trikv.core.errors import Refused, TrikvError, Unknown
+from trikv.core.record import VALUE_BYTES_MAX
+from trikv.node.master import Master
+from trikv.web import batch, cluster, keys
+from trikv.web.guard import refuse_foreign
+from trikv.web.message import (
+    SAFE_HEADERS,
+    Request,
+    Response,
+    choice_of,
+    parse_query,
+    problem_response,
+)
+from trikv.web.page import PAGE_HEADERS, REFRESH_S, view_of
+
+SMALL_BODY_BYTES_MAX: Final = 64 * 1024
+HEAD_BYTES_MAX: Final = 32 * 1024
+BODY_TIMEOUT_S: Final = 30
+IDLE_TIMEOUT_S: Final = 15.0
+GRACE_S: Final = 3.0
+BACKLOG: Final = 1024
+
+_log = logging.getLogger(__name__)
+
+
+class Route(NamedTuple):
+    """`detached`: it changes something, so it goes on when its client goes away."""
+
+    path: str
+    methods: str
+    handle: Callable[[Master, Request], Awaitable[Response]]
+    body_bytes_max: int = 0
+    detached: bool = False
+
+
+ROUTES: Final = (
+    Route("/v1/kv/<rest:key>", "GET", keys.get),
+    Route("/v1/kv/<rest:key>", "PUT", keys.put, VALUE_BYTES_MAX, detached=True),
+    Route("/v1/kv/<rest:key>", "DELETE", keys.delete, detached=True),
+    Route("/v1/kv", "GET", keys.scan),
+    Route("/v1/batch", "POST", batch.batch, batch.BODY_BYTES_MAX, detached=True),
+    Route("/v1/cluster", "GET", cluster.describe),
+    Route("/v1/mode", "PUT", cluster.set_mode, SMALL_BODY_BYTES_MAX, detached=True),
+    Route("/v1/workers", "POST", cluster.enlist, SMALL_BODY_BYTES_MAX, detached=True),
+    Route("/livez", "GET", cluster.livez),
+    Route("/readyz", "GET", cluster.readyz),
+    Route("/put", "GET POST", keys.put_by_query, SMALL_BODY_BYTES_MAX, detached=True),
+    Route("/get", "GET", keys.get_by_query),
+    Route("/status", "GET", cluster.describe),
+    Route("/config", "POST", cluster.set_mode, SMALL_BODY_BYTES_MAX, detached=True),
+)
+
+
+class _Rest(BaseConverter):
+    """All of the path that is left, slashes and line ends and nothing at all included."""
+
+    regex = r"[\s\S]*"
+    part_isolating = False
+
+
+def create_app(master: Master, *, loopback_only: bool = True) -> QuartTrio:
+    """The app. `loopback_only`: answer to names of this machine's loopback alone (see `guard`)."""
+    app = QuartTrio("trikv.web", template_folder="templates", static_folder="static")
+    app.config.update(MAX_CONTENT_LENGTH=batch.BODY_BYTES_MAX, BODY_TIMEOUT=BODY_TIMEOUT_S, RESPONSE_TIMEOUT=None)
+    app.url_map.merge_slashes = False
+    app.url_map.converters["rest"] = _Rest
+    for route in ROUTES:
+        methods = route.methods.split()
+        app.add_url_rule(
+            route.path,
+            endpoint=f"{route.methods} {route.path}",
+            view_func=partial(_serve, master, route),
+            methods=methods,
+            strict_slashes=False,
+            provide_automatic_options=False,
+        )
+    app.add_url_rule("/", "page", partial(_serve_page, master), methods=["GET"], provide_automatic_options=False)
+    app.before_request(partial(_guard, loopback_only))
+    app.after_request(_make_safe)
+    app.register_error_handler(TrikvError, _answer_error)
+    app.register_error_handler(HTTPException, _answer_http_error)
+    app.register_error_handler(Exception, _answer_surprise)
+    return app
+
+
+async def serve_http(
+    master: Master,
+    sock: socket.socket,
+    stop: trio.Event,
+    *,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve on `sock`, which is bound already and is taken over, until `stop`; then let requests end, for `GRACE_S`.
+
+    A start tells the URLs at which it can be reached.
+    """
+    loopback_only = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+    config = Config()
+    config.bind = [f"fd://{sock.detach()}"]
+    config.backlog = BACKLOG
+    config.errorlog = logging.getLogger("trikv.web.hypercorn")
+    config.include_server_header = False
+    config.h11_max_incomplete_size = HEAD_BYTES_MAX
+    config.h2_max_header_list_size = HEAD_BYTES_MAX
+    config.keep_alive_timeout = IDLE_TIMEOUT_S
+    config.graceful_timeout = GRACE_S
+    app = create_app(master, loopback_only=loopback_only)
+    await hypercorn.trio.serve(cast("Any", app), config, shutdown_trigger=stop.wait, task_status=task_status)
+
+
+# --- translation ------------------------------------------------------------------------------------------------------
+
+
+async def _serve(master: Master, route: Route, **_path: str) -> quart.Response:
+    request = await _read_request(route.body_bytes_max)
+    if route.detached:
+        answer = await master.run_detached(partial(route.handle, master, request))
+    else:
+        answer = await route.handle(master, request)
+    return _to_quart(answer)
+
+
+async def _serve_page(master: Master) -> quart.Response:
+    parameters = parse_query(quart.request.query_string, "refresh")
+    refresh = choice_of(parameters, "refresh", "on", "off") == "on"
+    page = await quart.render_template(
+        "cluster.html",
+        view=view_of(master.describe()),
+        host=quart.request.host,
+        refresh_s=REFRESH_S if refresh else None,
+    )
+    return quart.Response(page, headers=PAGE_HEADERS, content_type="text/html; charset=utf-8")
+
+
+async def _read_request(body_bytes_max: int) -> Request:
+    sent = quart.request
+    announced = sent.content_length or 0
+    if announced > body_bytes_max > 0:
+        raise Refused("value_too_large", f"the body has {announced:,} bytes; here it may have {body_bytes_max:,}")
+    body = cast("bytes", await sent.get_data(cache=False)) if body_bytes_max else b""
+    if len(body) > body_bytes_max:
+        raise Refused("value_too_large", f"the body has more than {body_bytes_max:,} bytes")
+    return Request(sent.method, _path_as_sent(), sent.query_string, _headers(), body)
+
+
+def _path_as_sent() -> bytes:
+    path = quart.request.scope["raw_path"]
+    if not path.startswith(b"/"):  # the absolute form, http://host/path, which a server has to take
+        path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+    return path
+
+
+def _headers() -> Mapping[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in quart.request.headers:
+        name = name.lower()
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _to_quart(answer: Response) -> quart.Response:
+    response = quart.Response(answer.body, status=answer.status)
+    del response.headers["content-type"]
+    response.headers.update(answer.headers)
+    if answer.status in (204, 304):
+        response.headers.remove("content-length")  # RFC 9110, section 8.6
+    return response
+
+
+async def _guard(loopback_only: bool) -> None:
+    refuse_foreign(_headers(), loopback_only=loopback_only)
+
+
+async def _make_safe(response: quart.Response) -> quart.Response:
+    for name, value in SAFE_HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+async def _answer_error(error: TrikvError) -> quart.Response:
+    return _to_quart(problem_response(error))
+
+
+async def _answer_http_error(error: HTTPException) -> quart.Response:
+    """What the framework itself refuses, in our words."""
+    path = quart.request.path
+    match error.code:
+        case 404:
+            refused = Refused("no_route", f"there is nothing at {path}")
+        case 405:
+            allow = sorted((isinstance(error, MethodNotAllowed) and error.valid_methods) or ())
+            refused = Refused("bad_method", f"{quart.request.method} cannot be asked of {path}", allow=allow)
+        case 408:
+            refused = Refused("too_slow", f"the body did not arrive within {BODY_TIMEOUT_S} s")
+        case 413:
+            refused = Refused("value_too_large", f"no body may have more than {batch.BODY_BYTES_MAX:,} bytes")
+        case _:
+            refused = Refused("bad_request", error.description or error.name)
+    return await _answer_error(refused)
+
+
+async def _answer_surprise(error: Exception) -> quart.Response:
+    _log.error("%s %s failed", quart.request.method, quart.request.path, exc_info=error)
+    return await _answer_error(Unknown("this node met a condition that its authors did not foresee", code="internal"))

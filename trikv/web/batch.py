@@ -1,0 +1,216 @@
+"""Many operations in one request, each with an outcome of its own: `POST /v1/batch`.
+
+    {"items": [{"op": "put", "key": "k", "value": "v"}, {"op": "get", "key": "k"}, {"op": "delete", "key": "k"}]}
+    {"results": [{"status": 204, "outcome": "committed", "etag": "3.0-17"}, ...]}
+
+There is no atomicity: an item that is refused undoes no other. Items of one key are carried out in their order,
+others side by side. An item may demand `if_match` or `if_none_match`: an ETag without quotes, several, or `"*"`; and
+says with `"encoding": "base64"` that its key and value, also the one answered, are base64. A result is what the item
+would have been answered by itself; one that failed is its problem document.
+
+Programs may send and receive `application/cbor` instead: the same maps, with keys and values as byte strings.
+
+A request that is malformed anywhere is refused as a whole, before anything is done. It has at most `ITEMS_MAX` items
+and `BODY_BYTES_MAX` bytes; what is answered is bounded in the same way: once values of `BODY_BYTES_MAX` are read,
+further gets are refused. `AT_ONCE_MAX` keys are under way at a time, so that one batch cannot fill the
+coordinator's queue, and the request's deadline is that of all items together: those that it finds waiting are refused.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from typing import Any, Final
+
+import cbor2
+import trio
+
+from trikv.core.errors import Outcome, Refused, TrikvError
+from trikv.core.frames import REFUSED_TAGS
+from trikv.core.precondition import Expect
+from trikv.core.record import Version
+from trikv.node.master import Master
+from trikv.web.conditions import stamps_of
+from trikv.web.message import (
+    Request,
+    Response,
+    json_response,
+    media_type,
+    members_of,
+    parse_json,
+    parse_query,
+    problem_document,
+    read_bytes,
+    spell,
+    timeout_of,
+)
+
+ITEMS_MAX: Final = 1000
+BODY_BYTES_MAX: Final = 8 * 1024 * 1024
+AT_ONCE_MAX: Final = 64
+CBOR: Final = "application/cbor"
+
+_DEPTH_MAX: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """`encoding`: how the bytes of its result are to be written; None in CBOR, which has bytes."""
+
+    op: str
+    key: bytes
+    value: bytes
+    expect: Expect | None
+    encoding: str | None
+
+
+async def batch(master: Master, request: Request) -> Response:
+    timeout_s = timeout_of(parse_query(request.query, "timeout"))
+    in_cbor = media_type(request) == CBOR
+    document = members_of(_parse_cbor(request.body) if in_cbor else parse_json(request), "the body", required=["items"])
+    rows = document["items"]
+    if not isinstance(rows, list) or len(rows) > ITEMS_MAX:
+        raise Refused("bad_request", f"items must be a list of at most {ITEMS_MAX:,}")
+    items = [_read_item(row, f"item {index}", in_cbor=in_cbor) for index, row in enumerate(rows)]
+    results = await _Run(master, items, timeout_s).results()
+    if in_cbor:
+        return Response(200, {"content-type": CBOR, "cache-control": "no-store"}, cbor2.dumps({"results": results}))
+    return json_response({"results": results})
+
+
+class _Run:
+    """One batch under way."""
+
+    def __init__(self, master: Master, items: list[Item], timeout_s: float | None) -> None:
+        self._coordinator = master.coordinator
+        self._items = items
+        self._deadline_s = trio.current_time() + (self._coordinator.timeout_s if timeout_s is None else timeout_s)
+        self._results: list[dict[str, Any]] = [{}] * len(items)
+        self._answer_bytes = 0
+
+    async def results(self) -> list[dict[str, Any]]:
+        by_key: defaultdict[bytes, list[int]] = defaultdict(list)
+        for index, item in enumerate(self._items):
+            by_key[item.key].append(index)
+        waiting = iter(by_key.values())
+
+        async def work() -> None:
+            for indices in waiting:
+                for index in indices:
+                    self._results[index] = await self._result(self._items[index])
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(AT_ONCE_MAX, len(by_key))):
+                nursery.start_soon(work)
+        return self._results
+
+    async def _result(self, item: Item) -> dict[str, Any]:
+        try:
+            return await self._carry_out(item)
+        except TrikvError as error:
+            return problem_document(error)
+
+    async def _carry_out(self, item: Item) -> dict[str, Any]:
+        left_s = self._deadline_s - trio.current_time()
+        if left_s <= 0:
+            raise Refused("unanswered", "the time for the batch was over before this item's turn came")
+        if item.op == "get":
+            return await self._get(item, left_s)
+        write = (
+            partial(self._coordinator.put, item.key, item.value)
+            if item.op == "put"
+            else partial(self._coordinator.delete, item.key)
+        )
+        return _committed(204, await write(expect=item.expect, timeout_s=left_s))
+
+    async def _get(self, item: Item, left_s: float) -> dict[str, Any]:
+        if self._answer_bytes > BODY_BYTES_MAX:
+            raise Refused("overloaded", f"this batch has read values of {BODY_BYTES_MAX:,} bytes already")
+        record = await self._coordinator.get(item.key, timeout_s=left_s)
+        if record is None or record.value is None:
+            raise TrikvError("not_found", "there is no value under this key")
+        if item.expect is not None and not item.expect.holds(record):
+            raise Refused("precondition_failed", item.expect.describe_failure(record))
+        self._answer_bytes += len(record.value)
+        value = {"value": record.value} if item.encoding is None else spell("value", record.value, item.encoding)
+        return {**_committed(200, record.stamp), **value}
+
+
+def _committed(status: int, stamp: Version) -> dict[str, Any]:
+    return {"status": status, "outcome": Outcome.COMMITTED.value, "etag": str(stamp)}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read_item(row: Any, what: str, *, in_cbor: bool) -> Item:
+    optional = ("value", "if_match", "if_none_match") if in_cbor else ("value", "if_match", "if_none_match", "encoding")
+    members = members_of(row, what, required=("op", "key"), optional=optional)
+    op = members["op"]
+    if op not in ("put", "get", "delete"):
+        raise Refused("bad_request", f"op of {what} must be put, get or delete")
+    if (op == "put") != ("value" in members):
+        raise Refused("bad_request", f"{what} lacks its value" if op == "put" else f"{what}: a {op} has no value")
+    encoding = None if in_cbor else members.get("encoding", "text")
+    if encoding not in (None, "text", "base64"):
+        raise Refused("bad_request", f"encoding of {what} must be text or base64")
+    return Item(
+        op,
+        _read_field(members["key"], encoding, f"the key of {what}"),
+        _read_field(members.get("value", ""), encoding, f"the value of {what}"),
+        _read_expect(members, what),
+        encoding,
+    )
+
+
+def _read_field(field: Any, encoding: str | None, what: str) -> bytes:
+    if encoding is None and isinstance(field, bytes):
+        return field
+    if not isinstance(field, str):
+        raise Refused("bad_request", f"{what} must be a string")
+    try:
+        data = field.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise Refused("bad_request", f"{what} has a character that is none: {error.reason}") from error
+    return read_bytes(data, encoding or "text", what)
+
+
+def _read_expect(members: dict[str, Any], what: str) -> Expect | None:
+    if "if_match" in members and "if_none_match" in members:
+        raise Refused("bad_request", f"{what} has both if_match and if_none_match")
+    for name, any_value, these in (
+        ("if_match", Expect.present, Expect.one_of),
+        ("if_none_match", Expect.absent, Expect.none_of),
+    ):
+        if name not in members:
+            continue
+        tags = members[name] if isinstance(members[name], list) else [members[name]]
+        if not tags or not all(isinstance(tag, str) for tag in tags):
+            raise Refused("bad_request", f'{name} of {what} must be an ETag, a list of them, or "*"')
+        return any_value() if tags == ["*"] else these(stamps_of(tag.strip('"') for tag in tags))
+    return None
+
+
+def _parse_cbor(body: bytes) -> Any:
+    """
+    Raises:
+      Refused: it is not exactly one item of plain CBOR: no tags, no indefinite lengths, no repeated keys.
+    """
+    stream = BytesIO(body)
+    decoder = cbor2.CBORDecoder(
+        stream,
+        semantic_decoders=REFUSED_TAGS,
+        max_depth=_DEPTH_MAX,
+        allow_indefinite=False,
+        allow_duplicate_keys=False,
+        strict_hashable_types=True,
+    )
+    try:
+        item = decoder.decode()
+    except cbor2.CBORDecodeError as error:
+        raise Refused("bad_request", f"the body is not CBOR that is read here: {error}") from error
+    if stream.tell() != len(body):
+        raise Refused("bad_request", f"the body has {len(body) - stream.tell()} bytes after its item")
+    return item

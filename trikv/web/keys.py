@@ -1,0 +1,118 @@
+"""Keys over HTTP: put, get, delete, scan, and the older forms `/put` and `/get` for curl and scripts.
+
+    PUT    /v1/kv/{key}   the body is the value, byte for byte                      204, ETag
+    GET    /v1/kv/{key}   the value, as application/octet-stream                    200, ETag; 304; 404
+    DELETE /v1/kv/{key}   whether or not there is a value                           204, ETag of the deletion
+    GET    /v1/kv         a page of keys in byte order: prefix, after, limit, values
+
+`encoding=base64` says that the key, and in a scan the prefix and all that is answered, are written as base64. A
+`timeout` in seconds bounds the request. A put answers 204 and never 201: whether the key existed would take a read,
+and the promise of a mode is not made better by one. The content type of a put is not kept.
+
+The cursor `after` of a page is opaque, and base64 in either encoding; a page without one was the last.
+
+Handlers raise `TrikvError`, which whoever serves them turns into a problem document.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trikv.core.errors import Refused, TrikvError
+from trikv.node.master import Master
+from trikv.node.scan import PAGE_MAX
+from trikv.web.conditions import etag, expectation, if_match, if_none_match
+from trikv.web.message import (
+    Request,
+    Response,
+    base64_of,
+    choice_of,
+    integer_of,
+    json_response,
+    parse_query,
+    percent_decode,
+    read_bytes,
+    require,
+    spell,
+    timeout_of,
+)
+
+KEY_PATH: Final = b"/v1/kv/"
+SCAN_LIMIT: Final = 100
+
+
+async def put(master: Master, request: Request) -> Response:
+    key, timeout_s = _key_and_timeout(request)
+    stamp = await master.coordinator.put(key, request.body, expect=expectation(request.headers), timeout_s=timeout_s)
+    return Response(204, {"etag": etag(stamp)})
+
+
+async def delete(master: Master, request: Request) -> Response:
+    key, timeout_s = _key_and_timeout(request)
+    stamp = await master.coordinator.delete(key, expect=expectation(request.headers), timeout_s=timeout_s)
+    return Response(204, {"etag": etag(stamp)})
+
+
+async def get(master: Master, request: Request) -> Response:
+    key, timeout_s = _key_and_timeout(request)
+    wanted, unwanted = if_match(request.headers), if_none_match(request.headers)
+    record = await master.coordinator.get(key, timeout_s=timeout_s)
+    if record is None or record.value is None:
+        raise _not_found(key)
+    if wanted is not None and not wanted.holds(record):
+        raise Refused("precondition_failed", wanted.describe_failure(record))
+    headers = {"etag": etag(record.stamp), "cache-control": "no-cache"}
+    if unwanted is not None and not unwanted.holds(record):
+        return Response(304, headers)
+    return Response(200, {**headers, "content-type": "application/octet-stream"}, record.value)
+
+
+async def scan(master: Master, request: Request) -> Response:
+    parameters = parse_query(request.query, "prefix", "after", "limit", "values", "encoding", "timeout")
+    encoding = choice_of(parameters, "encoding", "text", "base64")
+    with_values = choice_of(parameters, "values", "true", "false") == "true"
+    prefix = read_bytes(parameters.get("prefix", b""), encoding, "prefix")
+    after = read_bytes(parameters["after"], "base64", "after") if "after" in parameters else None
+    limit = integer_of(parameters, "limit", default=SCAN_LIMIT, most=PAGE_MAX)
+    page = await master.coordinator.scan(prefix, after=after, limit=limit, timeout_s=timeout_of(parameters))
+    items = []
+    for key, record in page.items:
+        item = {**spell("key", key, encoding), "etag": str(record.stamp)}
+        if with_values and record.value is not None:
+            item |= spell("value", record.value, encoding)
+        items.append(item)
+    return json_response({"items": items, "after": None if page.after is None else base64_of(page.after)})
+
+
+async def put_by_query(master: Master, request: Request) -> Response:
+    """`/put?key=&value=`"""
+    parameters = parse_query(request.query, "key", "value", "timeout")
+    if request.body:
+        raise Refused("bad_request", "the value goes into the query here; PUT /v1/kv/{key} takes a body")
+    key, value = require(parameters, "key", "value")
+    key = read_bytes(key, "text", "the key")
+    stamp = await master.coordinator.put(key, value, timeout_s=timeout_of(parameters))
+    return json_response({"outcome": "committed", "key": key.decode(), "etag": str(stamp)}, etag=etag(stamp))
+
+
+async def get_by_query(master: Master, request: Request) -> Response:
+    """`/get?key=`"""
+    parameters = parse_query(request.query, "key", "timeout")
+    (key,) = require(parameters, "key")
+    key = read_bytes(key, "text", "the key")
+    record = await master.coordinator.get(key, timeout_s=timeout_of(parameters))
+    if record is None or record.value is None:
+        raise _not_found(key)
+    document = {"key": key.decode(), **spell("value", record.value, "text"), "etag": str(record.stamp)}
+    return json_response(document, etag=etag(record.stamp))
+
+
+def _key_and_timeout(request: Request) -> tuple[bytes, float | None]:
+    parameters = parse_query(request.query, "encoding", "timeout")
+    assert request.path.startswith(KEY_PATH), request.path
+    raw = percent_decode(request.path[len(KEY_PATH) :], "the key")
+    return read_bytes(raw, choice_of(parameters, "encoding", "text", "base64"), "the key"), timeout_of(parameters)
+
+
+def _not_found(key: bytes) -> TrikvError:
+    return TrikvError("not_found", "there is no value under this key", **spell("key", key, "text"))

@@ -1,0 +1,245 @@
+"""Requests and responses as plain values, and how what people write in them is read.
+
+Two servers call the same handlers: the Quart app, and in front of it a faster lane for plain data requests. So a
+handler knows neither; it takes a `Request`, the bytes as they were sent, and gives a `Response`. What is read here is
+read strictly, since a parameter that is silently ignored is a precondition or a deadline that silently does not hold:
+unknown, repeated and malformed parameters are refused by name.
+
+Bytes meet text in three places. A *path* or *query* carries a key as percent-encoded text, or as base64 where
+`encoding=base64` says so; bytes that are not UTF-8 are refused in the former, since too many tools on the way would
+make the same replacement character of all of them. *JSON* carries keys and values as text too, or as base64. Base64
+is written with the URL's alphabet (RFC 4648, section 5), and read in either alphabet, with or without padding.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from trikv.core.errors import Refused, TrikvError
+
+TIMEOUT_MOST_S: Final = 60.0
+RETRY_AFTER_S: Final = 1  # what a refusal can wait for, a worker's return or a queue's end, is soon or unforeseeable
+
+# On every response. A value is a stranger's bytes: no browser shall see a page, a script or a style in it.
+SAFE_HEADERS: Final = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+}
+
+_TO_PLAIN_BASE64: Final = bytes.maketrans(b"-_", b"+/")
+_BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2}).{0,2}", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`path` and `query` are as sent, percent-encoded; header names are in lower case, repeated headers joined."""
+
+    method: str
+    path: bytes
+    query: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def json_response(document: Any, *, status: int = 200, **headers: str) -> Response:
+    body = json.dumps(document, ensure_ascii=False, separators=(", ", ": ")).encode() + b"\n"
+    return Response(status, {"content-type": "application/json", "cache-control": "no-store", **headers}, body)
+
+
+def problem_document(error: TrikvError) -> dict[str, Any]:
+    """The error as RFC 9457 wants it: a row of the error table, what happened here, and what a program may need."""
+    kind = error.kind
+    return {
+        "type": f"urn:trikv:error:{kind.code}",
+        "title": kind.title,
+        "status": kind.http,
+        "detail": error.detail,
+        "code": kind.code,
+        "outcome": kind.outcome.value,
+        "remedy": kind.remedy,
+        **error.extra,
+    }
+
+
+def problem_response(error: TrikvError) -> Response:
+    headers = {"content-type": "application/problem+json"}
+    if error.kind.http == 503:
+        headers["retry-after"] = str(RETRY_AFTER_S)
+    if error.kind.code == "bad_method":
+        headers["allow"] = ", ".join(error.extra["allow"])
+    if error.kind.code in ("value_too_large", "too_slow"):
+        headers["connection"] = "close"  # the rest of the body may be on its way, and is nobody's next request
+    answer = json_response(problem_document(error), status=error.kind.http)
+    return Response(answer.status, {**answer.headers, **headers}, answer.body)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def percent_decode(raw: bytes, what: str) -> bytes:
+    """
+    Raises:
+      Refused: a percent sign is not followed by two hexadecimal digits.
+    """
+    if bad := _BAD_ESCAPE.search(raw):
+        sample = bad[0].decode("ascii", "replace")
+        raise Refused("bad_request", f"{what} has {sample!r}, which is no percent-encoding; a percent sign is %25")
+    return unquote_to_bytes(raw)
+
+
+def parse_query(raw: bytes, *allowed: str) -> dict[str, bytes]:
+    """The query's parameters, as HTML forms send them: `+` is a space.
+
+    Raises:
+      Refused: a parameter is not one of `allowed`, is repeated, or is badly encoded.
+    """
+    parameters: dict[str, bytes] = {}
+    for piece in raw.split(b"&") if raw else ():
+        raw_name, _, raw_value = piece.replace(b"+", b" ").partition(b"=")
+        name = percent_decode(raw_name, "the query").decode(errors="replace")
+        if name not in allowed:
+            those = f"there are {', '.join(allowed)}" if allowed else "there are none here"
+            raise Refused("bad_request", f"there is no parameter {name!r}; {those}")
+        if name in parameters:
+            raise Refused("bad_request", f"parameter {name!r} is given twice")
+        parameters[name] = percent_decode(raw_value, f"parameter {name!r}")
+    return parameters
+
+
+def require(parameters: Mapping[str, bytes], *names: str) -> list[bytes]:
+    """
+    Raises:
+      Refused: some are missing; all of those are named.
+    """
+    if missing := [name for name in names if name not in parameters]:
+        raise Refused("bad_request", f"missing: {', '.join(missing)}", missing=missing)
+    return [parameters[name] for name in names]
+
+
+def timeout_of(parameters: Mapping[str, bytes]) -> float | None:
+    """`timeout`, in seconds; None where the node's own is to hold."""
+    if "timeout" not in parameters:
+        return None
+    try:
+        timeout_s = float(parameters["timeout"])
+    except ValueError:
+        timeout_s = 0.0
+    if not 0 < timeout_s <= TIMEOUT_MOST_S:
+        raise Refused("bad_request", f"timeout must be a number of seconds above 0 and up to {TIMEOUT_MOST_S:g}")
+    return timeout_s
+
+
+def choice_of(parameters: Mapping[str, bytes], name: str, *choices: str) -> str:
+    """A parameter with few values; the first is the default."""
+    value = parameters.get(name, choices[0].encode()).decode(errors="replace")
+    if value not in choices:
+        raise Refused("bad_request", f"{name} must be {' or '.join(choices)}, not {value!r}")
+    return value
+
+
+def integer_of(parameters: Mapping[str, bytes], name: str, *, default: int, most: int) -> int:
+    raw = parameters.get(name, str(default).encode())
+    if not raw.isdigit() or len(raw) > 9 or not 1 <= int(raw) <= most:
+        raise Refused("bad_request", f"{name} must be a whole number from 1 to {most:,}")
+    return int(raw)
+
+
+def read_bytes(data: bytes, encoding: str, what: str) -> bytes:
+    """What `data` stands for: itself, if it is text, or what it is the base64 of.
+
+    Raises:
+      Refused: it is neither UTF-8 nor, as announced, base64.
+    """
+    if encoding == "base64":
+        plain = data.translate(_TO_PLAIN_BASE64).rstrip(b"=")
+        try:
+            return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+        except ValueError as error:
+            raise Refused("bad_request", f"{what} is not base64: {error}") from error
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise Refused(
+            "bad_request", f"{what} is not UTF-8 text; send bytes as URL-safe base64, with encoding=base64"
+        ) from error
+    return data
+
+
+def base64_of(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode()
+
+
+def spell(name: str, data: bytes, encoding: str) -> dict[str, str]:
+    """A JSON member that carries bytes: `name` with text, or with base64 if that is wanted; and `name_base64` where
+    text is wanted and the bytes are none."""
+    if encoding == "base64":
+        return {name: base64_of(data)}
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64_of(data)}
+
+
+def media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def parse_json(request: Request) -> Any:
+    """
+    Raises:
+      Refused: the body is announced as something else, or is not JSON; the detail tells where it ends to be.
+    """
+    if media_type(request) not in ("application/json", ""):
+        raise Refused("bad_media", "this body is JSON: send it with the header Content-Type: application/json")
+    try:
+        return json.loads(request.body, object_pairs_hook=_object_without_repeats, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise Refused("bad_request", f"the body is not JSON: {error.msg} at {where}", position=error.pos) from error
+    except (ValueError, RecursionError) as error:
+        raise Refused("bad_request", f"the body is not JSON that can be read here: {error}") from error
+
+
+def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("an object has two members of one name")
+    return members
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def members_of(document: Any, what: str, *, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
+    """`document`, if it is an object with all of `required` and nothing beyond `optional`.
+
+    Raises:
+      Refused: it is not; what is missing or too much is named.
+    """
+    if not isinstance(document, dict):
+        raise Refused("bad_request", f"{what} must be an object")
+    required = tuple(required)
+    if missing := [name for name in required if name not in document]:
+        raise Refused("bad_request", f"{what} lacks {', '.join(missing)}", missing=missing)
+    if strange := sorted(str(name) for name in document.keys() - {*required, *optional}):
+        raise Refused("bad_request", f"{what} has {', '.join(map(repr, strange))}, which means nothing here")
+    return document

@@ -1,0 +1,142 @@
+"""What the page at `/` shows: the cluster's state, turned into the words and numbers that its template prints.
+
+The template only lays out. It carries no script; the page asks for itself again every few seconds, and says where that
+can be switched off, since a page that changes under a reader's eyes is no help to everybody. Sentences about modes
+are the strategies' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+REFRESH_S: Final = 5
+
+PAGE_HEADERS: Final = {
+    "cache-control": "no-store",
+    "content-security-policy": (
+        "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+}
+
+_PROMISES: Final = {"CP": "consistent", "AP": "available"}
+_PROMISE_SENTENCES: Final = {
+    "CP": "Reads return the latest committed write, or are refused.",
+    "AP": "Answers while any replica can; a read may be out of date.",
+}
+_PLACES: Final = {"member": "member", "spare": "spare", "lost": "holds no place"}
+_LOST: Final = (
+    "It came back without its data, so it is a new incarnation: what it held before is not on it, and it holds no "
+    "place in the cluster."
+)
+
+
+def view_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """`state` as `GET /v1/cluster` answers it."""
+    mode: Mapping[str, Any] = next((mode for mode in state["modes"] if mode["name"] == state["mode"]), {})
+    return {
+        "cluster": state["cluster"],
+        "version": state["version"],
+        "term": state["term"],
+        "uptime": _duration(state["uptime_s"]),
+        "health": _health(state),
+        "mode": {
+            **mode,
+            "name": state["mode"],
+            "promise": state["promise"],
+            "promise_word": _PROMISES.get(state["promise"], ""),
+            "promise_sentence": _PROMISE_SENTENCES.get(state["promise"], ""),
+            "copies": _copies(state["copies"], state["replicas"]),
+        },
+        "other_modes": [other for other in state["modes"] if other["name"] != state["mode"]],
+        "forming": state["forming"],
+        "partitions": _partitions(state["partitions"]),
+        "workers": [_worker(worker) for worker in state["workers"]],
+        "operations": [
+            ("committed", state["operations"]["committed"], "done, and the mode's promise holds"),
+            ("refused", state["operations"]["refused"], "not done, and never will be"),
+            ("unknown", state["operations"]["unknown"], "perhaps done: read before you decide"),
+            ("in flight", state["in_flight"], "under way now"),
+            ("in doubt", state["pending"], "keys with a write of unknown outcome"),
+        ],
+    }
+
+
+def _health(state: Mapping[str, Any]) -> dict[str, str]:
+    """The one thing to know: can the cluster be read and written now? `tone` is good, fair or poor."""
+    if state["forming"]:
+        return {"tone": "fair", "word": "Forming", "detail": "nothing can be read or written yet"}
+    parts = state["partitions"]
+    total = parts["total"]
+    if parts["readable"] == parts["writable"] == total:
+        return {"tone": "good", "word": "Serving", "detail": "every key can be read and written"}
+    if parts["readable"] == 0:
+        return {"tone": "poor", "word": "Unavailable", "detail": "no key can be read"}
+    if parts["readable"] == total:
+        return {
+            "tone": "fair",
+            "word": "Degraded",
+            "detail": f"every key can be read, {_share(parts['writable'], total)} can be written",
+        }
+    shares = f"{_share(parts['readable'], total)} can be read, {_share(parts['writable'], total)} written"
+    return {"tone": "poor", "word": "Degraded", "detail": f"of the keys, {shares}"}
+
+
+def _partitions(parts: Mapping[str, int]) -> list[dict[str, Any]]:
+    meanings = {
+        "readable": "enough replicas are up to answer a read",
+        "writable": "enough replicas are up to commit a write",
+        "settled": "one configuration holds all that was written",
+    }
+    total = parts["total"]
+    return [
+        {
+            "name": name,
+            "count": parts[name],
+            "total": total,
+            "share": _share(parts[name], total),
+            "tone": "good" if parts[name] == total else "poor" if parts[name] == 0 else "fair",
+            "meaning": meaning,
+        }
+        for name, meaning in meanings.items()
+    ]
+
+
+def _worker(worker: Mapping[str, Any]) -> dict[str, Any]:
+    notes = [_LOST if worker["place"] == "lost" else worker["note"]]
+    if worker["full"]:
+        notes.append(f"Full: it takes no key beyond its {worker['max_keys']:,}.")
+    return {
+        **worker,
+        "place": _PLACES.get(worker["place"], worker["place"]),
+        "keys": None if worker["keys"] is None else f"{worker['keys']:,}",
+        "last_heard": None if worker["last_heard_s"] is None else f"{_duration(worker['last_heard_s'])} ago",
+        "notes": [note for note in notes if note],
+    }
+
+
+def _copies(copies: int, replicas: int) -> str:
+    if replicas == 1:
+        return "the one copy that there is of each key"
+    if copies == replicas:
+        return f"all {replicas} copies of a key"
+    return f"at least {copies} of {replicas} copies of a key"
+
+
+def _share(count: int, total: int) -> str:
+    """A percentage that says 100 only for all and 0 only for none."""
+    if count in (0, total):
+        return f"{100 if count else 0} %"
+    return f"{min(99, max(1, round(100 * count / total)))} %"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    for unit, size, below in (("d", 86400, "h"), ("h", 3600, "min"), ("min", 60, "s")):
+        if whole >= size:
+            smaller = {"h": 3600, "min": 60, "s": 1}[below]
+            return f"{whole // size} {unit} {whole % size // smaller} {below}"
+    return f"{whole} s"
