@@ -294,6 +294,12 @@ def test_other_forms_are_refused(body: str) -> None:
         decode(bytes.fromhex(body))
 
 
+@pytest.mark.parametrize(("body", "why"), [("81a2616101616102", "Duplicate map key"), ("81a10102", "map key must be")])
+def test_maps_are_not_even_built_where_they_could_do_harm(body: str, why: str) -> None:
+    with pytest.raises(FrameError, match=why):
+        decode(bytes.fromhex(body))
+
+
 @pytest.mark.parametrize("value", [None, True, 7, 1.5, b"bytes", "text"])
 def test_only_a_list_is_a_frame(value: object) -> None:
     with pytest.raises(FrameError, match="where a list belongs"):

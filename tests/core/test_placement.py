@@ -97,6 +97,14 @@ def test_joins_and_leaves_move_little(most: int, factor: float, examples: int) -
     holds()
 
 
+@pytest.mark.parametrize("leaver", range(9))
+def test_a_leave_moves_what_the_worker_held_and_nothing_else(leaver: int) -> None:
+    workers = [f"127.0.0.1:{8001 + n}" for n in range(9)]
+    before = place(workers, 3)
+    gone = workers.pop(leaver)
+    assert all(move.leaves == (gone,) for move in moves(before, place(workers, 3, previous=before)))
+
+
 @settings(max_examples=15)
 @given(st.lists(memberships(9), min_size=2, max_size=5), st.lists(REPLICAS, min_size=5, max_size=5))
 def test_bounds_hold_through_any_history(members: list[list[str]], replicas: list[int]) -> None:

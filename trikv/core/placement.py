@@ -7,9 +7,9 @@ with Bounded Loads", 2016): who is full is passed by. We depart from the paper i
 - There is a lower bound beside the upper one. With N workers, each holds between floor(0.95 x mean) and
   ceil(1.05 x mean) of all copies, and leads (is the first choice of) so many of all partitions. Without it a newcomer
   among twenty would be owed nothing: nobody is above 1.05 times a mean that fell by 5 %.
-- Several copies of a partition need distinct workers, so a walk can end with none that has room left. Then two workers
-  exchange a copy first. There is always such an exchange: a worker that holds more than another holds some partition
-  that the other does not. The same sentence is why evening out never needs more than single, direct moves.
+- Several copies of a partition need distinct workers, so a walk can end with none that has room left. One then gets
+  too much, and a copy of another partition is handed on in return. There always is one to hand: a worker that holds
+  more than another holds some partition that the other does not. So single, direct moves even out any table.
 - The table may start from the previous one. A table made of the membership alone moves at every change what the bounds
   happen to push along, sometimes twice the minimum; one that starts from its predecessor keeps every copy that may
   stay. The price is that the table depends on what went before, and that is kept anyway: it is the configuration.
@@ -22,7 +22,9 @@ did not hold it: `moved(old, new)` counts them. No table within the bounds can d
     shortage  copies by which workers are below the lower one, newcomers above all
 
 A join moves exactly that; its newcomer gets 0.95 to 1.05 times its even share, and all that moves goes to it. A leave
-moves what the worker held, and now and then an exchange more (tests hold it below 1.2 times; see there).
+moves what the worker held; where filling the holes in the order of the walks leaves somebody outside the bounds it
+moves a few more, which thousands of random memberships of up to 20 workers never showed with 1,024 partitions. (With
+forty partitions or fewer it happens, for one leave in fifty.)
 
 Order. Who stays in a list keeps its place before or after the others, so that the next in line comes first when the
 first leaves. Only as far as the bounds on first choices demand it, a later one is drawn to the front; no copy moves
@@ -117,16 +119,16 @@ class _Draft:
                 self.holds[worker].add(partition)
 
     def fill(self) -> None:
-        """Give every partition its number of workers: on its walk, those that are owed a copy, then those with room."""
+        """Give every partition its number of workers: on its walk, first one that is owed a copy, then one with room.
+
+        Where all that have room are in the list already, one gets too much, which `even_out` hands on.
+        """
         for partition, holders in enumerate(self.lists):
             while len(holders) < self.replicas:
                 others = [worker for worker in self.walks[partition] if worker not in holders]
-                choice = next((w for w in others if len(self.holds[w]) < self.bounds.low), None) or next(
-                    (w for w in others if len(self.holds[w]) < self.bounds.high), None
-                )
-                if choice is None:  # whoever has room is in the list already; let it relieve one that is not
-                    choice = others[0]
-                    self._hand_over(choice, self._emptiest())
+                owed = (worker for worker in others if len(self.holds[worker]) < self.bounds.low)
+                roomy = (worker for worker in others if len(self.holds[worker]) < self.bounds.high)
+                choice = next(owed, None) or next(roomy, others[0])
                 holders.append(choice)
                 self.holds[choice].add(partition)
 

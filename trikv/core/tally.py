@@ -5,8 +5,8 @@ found out by a timeout. Here a failure counts too: as soon as those that have no
 count is lost, and whoever waits for it is told at once. (The three values are those of etcd-io/raft's quorum package;
 there a vote is looked up by voter, here a count is kept as the answers come.)
 
-A verdict once reached stays: acknowledgements and failures that come later are still counted, for whoever is curious
-how the laggards fared, and change nothing. Each answer costs one addition and one comparison.
+A verdict once reached stays, since enough acknowledgements leave too few that could fail, and the reverse; answers that
+come later are still counted, for whoever is curious how the laggards fared. Each costs one addition, one comparison.
 
 Left out: who answered. Whoever asks must see to it that each of the n answers or fails once.
 """
@@ -39,7 +39,7 @@ class Tally:
         """One more has it. Returns the verdict."""
         assert self.acks + self.failures < self.total, self
         self.acks += 1
-        if self.acks == self.need and self.verdict is Verdict.PENDING:
+        if self.acks == self.need:
             self.verdict = Verdict.WON
         return self.verdict
 
@@ -47,7 +47,7 @@ class Tally:
         """One more will never answer, or not in time. Returns the verdict."""
         assert self.acks + self.failures < self.total, self
         self.failures += 1
-        if self.total - self.failures < self.need and self.verdict is Verdict.PENDING:
+        if self.total - self.failures < self.need:
             self.verdict = Verdict.LOST
         return self.verdict
 
