@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from trikv.cli import main
 from trikv.testing.cluster import LocalCluster
 
 CLI_DEADLINE_S = 60.0
@@ -22,10 +24,10 @@ Trikv = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 @pytest.fixture(scope="session")
-def trikv() -> Trikv:
-    """Run the command, without a terminal, and wait for it: `trikv("get", "k", url=cluster.url)`."""
+def trikv_process() -> Trikv:
+    """Run the command as a process of its own, without a terminal, and wait for it."""
 
-    def run(*arguments: str | bytes | Path, url: str = "", stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+    def run(*arguments: str | Path, url: str = "", stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
         clean = {name: value for name, value in os.environ.items() if not name.startswith("TRIKV_")}
         return subprocess.run(
             [sys.executable, "-m", "trikv", *arguments],
@@ -35,6 +37,18 @@ def trikv() -> Trikv:
             env={**clean, "TRIKV_URL": url} if url else clean,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trikv() -> Trikv:
+    """Run the command within this process, ten times as fast: `trikv("get", "k", url=cluster.url)`."""
+
+    def run(*arguments: str | Path, url: str = "", stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+        words = [str(argument) for argument in arguments]
+        ended = CliRunner().invoke(main, words, input=stdin, env={"TRIKV_URL": url or None}, catch_exceptions=False)
+        return subprocess.CompletedProcess(words, ended.exit_code, ended.stdout_bytes, ended.stderr_bytes)
 
     return run
 

@@ -58,19 +58,19 @@ def test_values_pass_byte_for_byte(quiet_cluster: LocalCluster, trikv: Trikv, tm
         b" ",
         b"+",
         b"a\nb",
-        b"x" * 4096,
+        pytest.param(b"x" * 4096, id="4 KiB"),
     ],
-    ids=repr,
 )
 def test_any_key_comes_back_as_it_went(quiet_cluster: LocalCluster, trikv: Trikv, key: bytes) -> None:
+    value = b"the value of " + key[:100]
     with quiet_cluster.client() as client:
-        client.put(key, b"the value of " + key[:100])
+        client.put(key, value)
         found = client.get(key)
         assert found is not None
-        assert found.value == b"the value of " + key[:100]
+        assert found.value == value
         assert key in {entry.key for entry in client.scan(key[:1])}
     coded = base64.b64encode(key).decode()
-    assert trikv("get", "--base64", coded, url=quiet_cluster.url).stdout == b"the value of " + key[:100]
+    assert trikv("get", "--base64", coded, url=quiet_cluster.url).stdout == value
     assert trikv("delete", "--base64", coded, url=quiet_cluster.url).returncode == 0
     assert trikv("get", "--base64", coded, url=quiet_cluster.url).returncode == 3
 
@@ -158,6 +158,14 @@ def test_exit_codes(quiet_cluster: LocalCluster, trikv: Trikv, tmp_path: Path, f
     assert nobody.returncode == 4
     assert nobody.stderr.decode().count("\n") == 1
     assert str(free_port) in nobody.stderr.decode()
+
+
+def test_the_process_says_the_same(quiet_cluster: LocalCluster, trikv_process: Trikv) -> None:
+    assert trikv_process("put", "process", "-", url=quiet_cluster.url, stdin=EVERY_BYTE).returncode == 0
+    assert trikv_process("get", "process", url=quiet_cluster.url).stdout == EVERY_BYTE
+    absent = trikv_process("get", "exit/absent", url=quiet_cluster.url)
+    assert (absent.returncode, absent.stdout) == (3, b"")
+    assert absent.stderr.decode().startswith("error: ")
 
 
 def test_a_write_whose_answer_is_lost_is_unknown(trikv: Trikv, silent_server: str) -> None:

@@ -16,12 +16,11 @@ from trikv.testing.cluster import wait_until
 
 
 @pytest.mark.parametrize("mode", ["chain", "async"])
-def test_the_tour_finds_the_promise_kept(trikv: Trikv, mode: str) -> None:
-    tour = trikv("demo", "--once", "--mode", mode)
+def test_the_tour_finds_the_promise_kept(trikv_process: Trikv, mode: str) -> None:
+    tour = trikv_process("demo", "--once", "--mode", mode)
     told = tour.stdout.decode()
     assert tour.returncode == 0, told + tour.stderr.decode()
     assert f"mode {mode} kept its promise" in told
-    assert ("30 refused" in told) is False
     assert re.search(r"writes: \d+ committed, \d+ refused, 0 unknown", told), told
 
 

@@ -29,25 +29,25 @@ def assert_one_line(ended: "CompletedProcess[bytes]", code: int, *words: str) ->
 # --- starts that fail -------------------------------------------------------------------------------------------------
 
 
-def test_a_port_in_use_is_named(trikv: Trikv, tmp_path: Path) -> None:
+def test_a_port_in_use_is_named(trikv_process: Trikv, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         memory = ("--storage", "memory", "--data-dir", tmp_path)
-        assert_one_line(trikv("worker", port, *memory), 1, port, "in use")
+        assert_one_line(trikv_process("worker", port, *memory), 1, port, "in use")
         assert_one_line(
-            trikv("master", port, "--http", "127.0.0.1:0", "--data-dir", tmp_path / "m1"), 1, port, "in use"
+            trikv_process("master", port, "--http", "127.0.0.1:0", "--data-dir", tmp_path / "m1"), 1, port, "in use"
         )
         http = f"127.0.0.1:{port}"
-        assert_one_line(trikv("master", "0", "--http", http, "--data-dir", tmp_path / "m2"), 1, port, "in use")
+        assert_one_line(trikv_process("master", "0", "--http", http, "--data-dir", tmp_path / "m2"), 1, port, "in use")
 
 
-def test_a_data_directory_in_use_is_named(quiet_cluster: LocalCluster, trikv: Trikv) -> None:
+def test_a_data_directory_in_use_is_named(quiet_cluster: LocalCluster, trikv_process: Trikv) -> None:
     used = quiet_cluster.directory / "master"
     start = ("master", "0", "--http", "127.0.0.1:0", "--data-dir", used)
-    assert_one_line(trikv(*start), 1, str(used), "in use", str(quiet_cluster.master.pid))
+    assert_one_line(trikv_process(*start), 1, str(used), "in use", str(quiet_cluster.master.pid))
 
 
-def test_a_data_directory_of_another_format_is_refused(trikv: Trikv, tmp_path: Path) -> None:
+def test_a_data_directory_of_another_format_is_refused(trikv_process: Trikv, tmp_path: Path) -> None:
     with LocalCluster(workers=1, replicas=1, storage="rocksdb", directory=tmp_path):
         pass
     for role in ("master", "worker-1"):
@@ -55,28 +55,28 @@ def test_a_data_directory_of_another_format_is_refused(trikv: Trikv, tmp_path: P
         assert form.exists()
         form.write_text(form.read_text().replace("1", "999"))
     start = ("worker", "0", "--storage", "rocksdb", "--data-dir", tmp_path / "worker-1")
-    assert_one_line(trikv(*start), 1, "worker-1", "999")
+    assert_one_line(trikv_process(*start), 1, "worker-1", "999")
     assert_one_line(
-        trikv("master", "0", "--http", "127.0.0.1:0", "--data-dir", tmp_path / "master"), 1, "master", "999"
+        trikv_process("master", "0", "--http", "127.0.0.1:0", "--data-dir", tmp_path / "master"), 1, "master", "999"
     )
 
 
-def test_an_unknown_mode_is_answered_with_the_modes_there_are(trikv: Trikv, tmp_path: Path) -> None:
+def test_an_unknown_mode_is_answered_with_the_modes_there_are(trikv_process: Trikv, tmp_path: Path) -> None:
     start = ("master", "0", "--http", "127.0.0.1:0", "--mode", "sink", "--data-dir", tmp_path)
-    assert_one_line(trikv(*start), 1, "sink", "sync", "async", "chain", "quorum")
+    assert_one_line(trikv_process(*start), 1, "sink", "sync", "async", "chain", "quorum")
 
 
-def test_another_mode_on_a_founded_cluster_is_refused_with_the_remedy(trikv: Trikv, tmp_path: Path) -> None:
+def test_another_mode_on_a_founded_cluster_is_refused_with_the_remedy(trikv_process: Trikv, tmp_path: Path) -> None:
     with LocalCluster(mode="sync", workers=1, replicas=1, directory=tmp_path):
         pass
     start = ("master", "0", "--http", "127.0.0.1:0", "--data-dir", tmp_path / "master")
-    assert_one_line(trikv(*start, "--mode", "chain"), 1, "sync", "chain", "without --mode")
-    assert_one_line(trikv(*start, "--replicas", "2"), 1, "1 replica", "without --replicas")
+    assert_one_line(trikv_process(*start, "--mode", "chain"), 1, "sync", "chain", "without --mode")
+    assert_one_line(trikv_process(*start, "--replicas", "2"), 1, "1 replica", "without --replicas")
 
 
-def test_an_address_beyond_loopback_needs_a_word_of_consent(trikv: Trikv, tmp_path: Path) -> None:
+def test_an_address_beyond_loopback_needs_a_word_of_consent(trikv_process: Trikv, tmp_path: Path) -> None:
     start = ("worker", "0", "--host", "0.0.0.0", "--storage", "memory", "--data-dir", tmp_path)
-    assert_one_line(trikv(*start), 2, "0.0.0.0", "--insecure")
+    assert_one_line(trikv_process(*start), 2, "0.0.0.0", "--insecure")
 
 
 # --- strangers on the ports -------------------------------------------------------------------------------------------

@@ -157,7 +157,8 @@ class Node:
         told = _LISTENING.fullmatch(line)
         if told is None:
             code = self.kill()
-            raise NodeFailed(f"{self.name} did not start (exit code {code}): {line or _last_line(self.log)}")
+            why = line or _last_line(self.log).removeprefix("error: ")
+            raise NodeFailed(f"{self.name} did not start (exit code {code}): {why}")
         self.id = told["id"]
         self.port = int(told["rpc"].rpartition(":")[2])
         if told["http"]:
