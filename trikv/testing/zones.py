@@ -14,17 +14,18 @@ Compare-and-set. If it took effect, it comes right after the cluster of the valu
 cluster of its own. So clusters that are linked this way are one chain with one zone, provided that no operation of the
 chain ended before an earlier one of it began. That test is one pass along the chain.
 
-Absence is written by every delete, and was there at first, so reads of absence do not say which delete they saw.
-Still nothing needs to be searched. Deletes and reads of absence are single moments outside all forward zones: one that
+Absence is written by every delete, and was there at first, so reads of absence do not say which delete they saw. Still
+nothing needs to be searched. Deletes and reads of absence are single moments outside all forward zones: one that
 begins within such a zone cannot happen before its end, and has no moment if it ends within it too. Consider a delete
 at the moment p. Absence then lasts until something else must happen, and nothing is lost by letting it last as long as
-it can: a cluster that could happen before p happens just before p, any other when absence ends. It must end when the first cluster ends that begins wholly after p. Hence a read of absence
-that begins at a can be explained by a delete at p exactly if p comes after L(a), the latest `last_begin` among the
-clusters whose `first_end` came before a; and p must not come after the read's end b. So it remains to choose one moment
-within each delete's time so that every [L(a), b] contains one, or has no such cluster and sees the beginning. Take the
-reads by increasing b; for one that is not served yet choose, among the deletes that can serve it, the one whose time
-runs out first, and place it as late as it and b allow. By exchange no other choice serves more: any read that is
-served by another choice has its b later, and so its interval reaches as far.
+it can: a cluster that could happen before p happens just before p, any other when absence ends. It must end when the
+first cluster ends that begins wholly after p. Hence a read of absence that begins at a can be explained by a delete at
+p exactly if p comes after L(a), the latest `last_begin` among the clusters whose `first_end` came before a; and p must
+not come after the read's end b. So it remains to choose one moment within each delete's time so that every [L(a), b]
+contains one, or has no such cluster and sees the beginning. Take the reads by increasing b; for one that is not served
+yet choose, among the deletes that can serve it, the one whose time runs out first, and place it as late as it and b
+allow. By exchange no other choice serves more: any read that is served by another choice has its b later, and so its
+interval reaches as far.
 
 An unknown write that nobody saw is left out. One that was seen has no end of its own, its readers have.
 An unknown delete may be used to explain a read, and need not, and no committed one does harm where it is not needed.
