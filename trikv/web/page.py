@@ -50,7 +50,7 @@ def view_of(state: Mapping[str, Any]) -> dict[str, Any]:
             "copies": _copies(state["copies"], state["replicas"]),
         },
         "other_modes": [other for other in state["modes"] if other["name"] != state["mode"]],
-        "forming": state["forming"],
+        "forming": state["forming"] and {**state["forming"], "detail": _sentence(state["forming"]["detail"])},
         "partitions": _partitions(state["partitions"]),
         "workers": [_worker(worker) for worker in state["workers"]],
         "operations": [
@@ -66,28 +66,28 @@ def view_of(state: Mapping[str, Any]) -> dict[str, Any]:
 def _health(state: Mapping[str, Any]) -> dict[str, str]:
     """The one thing to know: can the cluster be read and written now? `tone` is good, fair or poor."""
     if state["forming"]:
-        return {"tone": "fair", "word": "Forming", "detail": "nothing can be read or written yet"}
+        return {"tone": "fair", "word": "Forming", "detail": "Nothing can be read or written yet."}
     parts = state["partitions"]
     total = parts["total"]
     if parts["readable"] == parts["writable"] == total:
-        return {"tone": "good", "word": "Serving", "detail": "every key can be read and written"}
+        return {"tone": "good", "word": "Serving", "detail": "Every key can be read and written."}
     if parts["readable"] == 0:
-        return {"tone": "poor", "word": "Unavailable", "detail": "no key can be read"}
+        return {"tone": "poor", "word": "Unavailable", "detail": "No key can be read."}
     if parts["readable"] == total:
         return {
             "tone": "fair",
             "word": "Degraded",
-            "detail": f"every key can be read, {_share(parts['writable'], total)} can be written",
+            "detail": f"Every key can be read, {_share(parts['writable'], total)} of them can be written.",
         }
-    shares = f"{_share(parts['readable'], total)} can be read, {_share(parts['writable'], total)} written"
-    return {"tone": "poor", "word": "Degraded", "detail": f"of the keys, {shares}"}
+    shares = f"{_share(parts['readable'], total)} can be read, and {_share(parts['writable'], total)} can be written"
+    return {"tone": "poor", "word": "Degraded", "detail": f"Of the keys, {shares}."}
 
 
 def _partitions(parts: Mapping[str, int]) -> list[dict[str, Any]]:
     meanings = {
-        "readable": "enough replicas are up to answer a read",
-        "writable": "enough replicas are up to commit a write",
-        "settled": "one configuration holds all that was written",
+        "readable": "Enough replicas are up to answer a read.",
+        "writable": "Enough replicas are up to commit a write.",
+        "settled": "One configuration holds all that was written.",
     }
     total = parts["total"]
     return [
@@ -96,7 +96,7 @@ def _partitions(parts: Mapping[str, int]) -> list[dict[str, Any]]:
             "count": parts[name],
             "total": total,
             "share": _share(parts[name], total),
-            "tone": "good" if parts[name] == total else "poor" if parts[name] == 0 else "fair",
+            "tone": "good" if parts[name] == total else "poor" if parts[name] == 0 or name == "readable" else "fair",
             "meaning": meaning,
         }
         for name, meaning in meanings.items()
@@ -110,9 +110,10 @@ def _worker(worker: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **worker,
         "place": _PLACES.get(worker["place"], worker["place"]),
-        "keys": None if worker["keys"] is None else f"{worker['keys']:,}",
-        "last_heard": None if worker["last_heard_s"] is None else f"{_duration(worker['last_heard_s'])} ago",
-        "notes": [note for note in notes if note],
+        "key_count": "unknown" if worker["keys"] is None else f"{worker['keys']:,}",
+        "last_heard": "silent" if worker["last_heard_s"] is None else f"{_duration(worker['last_heard_s'])} ago",
+        "notes": [_sentence(note) for note in notes if note],
+        "tone": "poor" if worker["place"] == "lost" or worker["state"] == "down" else "fair",
     }
 
 
@@ -122,6 +123,11 @@ def _copies(copies: int, replicas: int) -> str:
     if copies == replicas:
         return f"all {replicas} copies of a key"
     return f"at least {copies} of {replicas} copies of a key"
+
+
+def _sentence(text: str) -> str:
+    """Details come as sentences or as clauses; here each stands alone."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _share(count: int, total: int) -> str:
