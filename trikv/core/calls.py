@@ -119,12 +119,8 @@ def fetched_from_wire(payload: list[Any]) -> Record | None:
 def listed_from_wire(payload: list[Any]) -> tuple[list[tuple[int, int]], list[tuple[int, bytes, Record]], bool]:
     """A LIST's answer: the stale partitions with what was promised of them, the rows, and whether there is more."""
     match payload:
-        case [list(stale), list(rows), bool(more)]:
-            return (
-                [(partition, promised) for partition, promised in stale],
-                [(partition, key, record_from_wire(record)) for partition, key, record in rows],
-                more,
-            )
+        case [list(stale), list(rows), bool(more)] if rows or not more:
+            return [_pair(pair) for pair in stale], [_row(row) for row in rows], more
     raise PeerError("a listing that is not one")
 
 
@@ -143,14 +139,14 @@ def parse(op: int, arguments: list[Any]) -> Request:
     """
     match op, arguments:
         case Op.STORE, [int(partition), int(epoch), str(incarnation), bytes(key), record, list(onward)]:
-            hops = [Hop(*hop) for hop in onward if isinstance(hop, list) and len(hop) == 3]
-            if _sane(partition, epoch, key) and len(hops) == len(onward):
+            hops = [_hop(hop) for hop in onward]
+            if _sane(partition, epoch, key):
                 return Store(partition, epoch, incarnation, key, record_from_wire(record), hops)
         case Op.FETCH, [int(partition), int(epoch), str(incarnation), bytes(key)] if _sane(partition, epoch, key):
             return Fetch(partition, epoch, incarnation, key)
         case Op.LIST, [str(incarnation), list(partitions), bytes(prefix), bytes() | None as after, int(limit), values]:
-            pairs = [(p, e) for p, e in partitions if isinstance(p, int) and isinstance(e, int) and _sane(p, e, b"-")]
-            if len(pairs) == len(partitions) and 1 <= limit <= LIST_LIMIT_MAX:
+            pairs = [_pair(pair) for pair in partitions]
+            if 1 <= limit <= LIST_LIMIT_MAX:
                 return List(incarnation, pairs, prefix, after, limit, bool(values))
         case Op.DISCARD, [int(partition), int(epoch), str(incarnation)] if _sane(partition, epoch, b"-"):
             return Discard(partition, epoch, incarnation)
@@ -161,5 +157,28 @@ def parse(op: int, arguments: list[Any]) -> Request:
     raise PeerError(f"a call (op {op}) that this protocol does not have, or of another shape")
 
 
+def _hop(hop: Any) -> Hop:
+    match hop:
+        case [str(worker), str(incarnation), str(address)]:
+            return Hop(worker, incarnation, address)
+    raise PeerError("a chain's member that is not [worker, incarnation, address]")
+
+
+def _pair(pair: Any) -> tuple[int, int]:
+    match pair:
+        case [int(partition), int(epoch)] if _sane(partition, epoch, b"-"):
+            return partition, epoch
+    raise PeerError("a partition that is not [partition, epoch]")
+
+
+def _row(row: Any) -> tuple[int, bytes, Record]:
+    match row:
+        case [int(partition), bytes(key), record]:
+            return partition, key, record_from_wire(record)
+    raise PeerError("a listed row that is not [partition, key, record]")
+
+
 def _sane(partition: int, epoch: int, key: bytes) -> bool:
+    if isinstance(partition, bool) or isinstance(epoch, bool):
+        return False  # Python takes them for integers, and the notes on disk would spell them out
     return 0 <= partition < 0xFFFF and 0 <= epoch < 1 << 64 and 1 <= len(key) <= KEY_BYTES_MAX

@@ -89,10 +89,14 @@ class Link:
         Raises:
           PeerError: it broke the protocol.
         """
+        broken: PeerError | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
-                await self._read()
+                try:
+                    await self._read()
+                except PeerError as error:
+                    broken = error  # raised below: out of the nursery it would come as a group
                 nursery.cancel_scope.cancel()
         finally:
             self._over = True
@@ -100,6 +104,8 @@ class Link:
             for _, done in under_way.values():
                 done(Fault.LOST, [])
             await trio.aclose_forcefully(self._stream)
+        if broken is not None:
+            raise broken
 
     async def _read(self) -> None:
         while True:
@@ -120,7 +126,7 @@ class Link:
                         if self._handler is None:
                             raise PeerError("it called where nothing is offered")
                         self._handler(self, calls)
-            while self._queued_bytes > QUEUE_BYTES_MAX:
+            while self._queued_bytes > QUEUE_BYTES_MAX and not self._over:
                 self._drained = trio.Event()
                 await self._drained.wait()
 
@@ -147,7 +153,9 @@ class Link:
                     for frame in self._session.calls(rows):
                         await self._stream.send_all(frame)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                # The reader sees the end too, after whatever the peer had still sent.
+                # The reader sees the end too, after whatever the peer had still sent; if it waits for this task, now.
+                self._over = True
+                self._drained.set()
                 return
             self._drained.set()
 

@@ -83,7 +83,7 @@ class Peer:
             await trio.sleep(pause_s * (0.5 + self._doors.dice.random()))
             try:
                 link = await self._dial()
-            except (OSError, LinkError) as error:
+            except (OSError, ValueError, LinkError) as error:  # ValueError: that is no address
                 self.refused = isinstance(error, OSError)
                 self._set(None, str(error) or type(error).__name__)
                 pause_s = min(max(2 * pause_s, REDIAL_FIRST_S), REDIAL_MOST_S)

@@ -292,10 +292,10 @@ async def _ask_in_turn(round_: Round, able: Sequence[Target], need: int, ask: Ca
     left = len(able)
     late = 0
     while True:
+        failures = round_.tally.failures
         while left and round_.outstanding < need + late:
             left -= 1
             ask(next(waiting))
-        failures = round_.tally.failures
         if await round_.wait(LATE_S if left else None):
             return
         if round_.tally.failures == failures:

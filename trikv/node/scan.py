@@ -164,6 +164,7 @@ async def list_members(
       Refused: one of them did not answer, or has promised a newer epoch.
     """
     listing = Listing({}, None)
+    slot_of = {slot.index: slot for asked in plan.values() for slot in asked}
     failures: list[str] = []
     waiting = len(plan)
     finished = trio.Event()
@@ -178,7 +179,8 @@ async def list_members(
                 stale, rows, more = listed_from_wire(payload)
                 for partition, promised in stale:
                     failures.append(f"{target.member.worker}: {describe_fault(Fault.STALE)} of partition {partition}")
-                    on_stale(slots[partition], promised)
+                    if partition in slot_of:
+                        on_stale(slot_of[partition], promised)
                 for partition, key, record in rows:
                     listing.rows.setdefault(key, (partition, {}))[1][target.member.worker] = record
                 if more:
