@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 
-from trikv.core.record import make_epoch, term_of
+from trikv.core.record import generation_of, make_epoch, term_of
 
 
 class Judgement(Enum):
@@ -27,15 +27,17 @@ class Fence:
         self.term = max(map(term_of, self._promised.values()), default=0)
 
     def promised(self, partition: int) -> int:
-        """The oldest epoch that is still served."""
-        return max(self._promised.get(partition, 0), make_epoch(self.term, 0))
+        """The oldest epoch that is still served. Neither part of it goes back: a later term that comes with an earlier
+        generation is a master's whose document is older than the cluster, and it must hear of that generation."""
+        return make_epoch(self.term, generation_of(self._promised.get(partition, 0)))
 
     def judge(self, partition: int, epoch: int) -> Judgement:
         if self._promised.get(partition) == epoch and term_of(epoch) == self.term:
             return Judgement.KNOWN
-        return Judgement.STALE if epoch < self.promised(partition) else Judgement.NEWER
+        behind = term_of(epoch) < self.term or generation_of(epoch) < generation_of(self.promised(partition))
+        return Judgement.STALE if behind else Judgement.NEWER
 
     def promise(self, partition: int, epoch: int) -> None:
-        assert epoch >= self.promised(partition), (partition, epoch)
+        assert self.judge(partition, epoch) is not Judgement.STALE, (partition, epoch)
         self._promised[partition] = epoch
         self.term = max(self.term, term_of(epoch))

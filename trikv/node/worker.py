@@ -294,7 +294,11 @@ class Worker:
             case Store() | Discard():
                 link.answer(call_id, Fault.OK, [])
             case Fetch():
-                self._answer_fetch(link, call_id, self._storage.get(request.partition, request.key))
+                if self._fence.judge(request.partition, request.epoch) is Judgement.STALE:
+                    # The same batch promised a newer epoch, and may have discarded the partition under it.
+                    link.answer(call_id, Fault.STALE, [self._fence.promised(request.partition)])
+                else:
+                    self._answer_fetch(link, call_id, self._storage.get(request.partition, request.key))
             case List():
                 await self._list(link, call_id, request)
 
