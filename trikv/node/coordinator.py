@@ -224,8 +224,6 @@ class Coordinator:
             await slot.strategy.write(Write(key, record), request.replicas)
         except NotEnough as error:
             raise WriteFailed(str(error)) from error
-        except TrikvError:
-            raise
         except Exception as error:  # a strategy is anybody's code, and a client must still be told the truth
             _log.exception("strategy %s failed in write", slot.strategy.name)
             raise WriteFailed(f"strategy {slot.strategy.name} failed: {error!r}") from error
@@ -324,7 +322,7 @@ class Coordinator:
     def _slot_of(self, key: bytes) -> Slot:
         if not self.slots:
             raise Refused("forming", self.not_formed)
-        slot = self.slots[partition_of(key)]
+        slot = self.slots[partition_of(key, len(self.slots))]
         if slot.blocked:
             raise Refused("recover", slot.blocked)
         return slot

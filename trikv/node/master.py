@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -27,7 +28,7 @@ import trio
 
 from trikv.core.calls import Enlist, Heartbeat, Op, Vitals, parse, vitals_from_wire
 from trikv.core.configuration import Cluster, Configuration, Enlisted, Member, Partition
-from trikv.core.errors import Fault, Refused
+from trikv.core.errors import Fault, Refused, Unknown
 from trikv.core.placement import place
 from trikv.core.record import generation_of, term_of
 from trikv.core.ring import PARTITION_COUNT
@@ -173,7 +174,7 @@ class Master:
         if errors:
             raise errors[0]
         if not results:
-            raise Refused("stopping", "the master is shutting down")
+            raise Unknown("the master was stopped while this was under way")
         return results[0]
 
     def describe(self) -> dict[str, Any]:
@@ -204,13 +205,17 @@ class Master:
         coordinator.stored = cluster.stored
         coordinator.not_formed = self.forming_detail()
         if cluster.formed:
-            old = dict(enumerate(coordinator.slots))
+            former = coordinator.slots
+            old = dict(enumerate(former))
             coordinator.slots = [
                 old[index]
                 if index in old and old[index].is_current(cluster.term, partition)
                 else Slot(index, cluster.term, partition, self.registry.strategy, self._targets)
                 for index, partition in enumerate(cluster.partitions)
             ]
+            for before, slot in zip(former, coordinator.slots, strict=False):
+                if before.partition == slot.partition:
+                    slot.blocked = before.blocked  # a new term proves nothing about the past
         coordinator.note_change()
 
     def _targets(self, configuration: Configuration) -> list[Target]:
@@ -315,11 +320,16 @@ class Master:
                 vitals = vitals_from_wire(payload)
             answered.set()
 
+        async def carry(link: Link) -> None:
+            with suppress(PeerError):  # then nothing was answered, which is noticed below
+                await link.run()
+            answered.set()
+
         try:
             with trio.fail_after(PROBE_TIMEOUT_S):
                 link = await dial(await self._doors.transport.connect(address), self.hello())
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(link.run)
+                    nursery.start_soon(carry, link)
                     link.call(Op.HEARTBEAT, [], trio.current_time() + PROBE_TIMEOUT_S, done)
                     await answered.wait()
                     nursery.cancel_scope.cancel()
@@ -414,17 +424,17 @@ class Master:
     def _note_stale(self, slot: Slot, promised: int) -> None:
         """A worker refused this slot's epoch, since it has promised a newer one."""
         current = self.coordinator.slots[slot.index]
-        if promised <= current.epoch or current.blocked:
+        if current.blocked:
             return
-        if term_of(promised) > self.cluster.term:
-            assert self._nursery is not None
-            self._nursery.start_soon(self._outbid, term_of(promised))
-        else:
+        if generation_of(promised) > current.partition.generation:
             current.blocked = (
                 f"a worker has promised generation {generation_of(promised)} of partition {slot.index}, and the "
                 f"cluster's document knows generation {current.partition.generation}: it is older than the cluster"
             )
             _log.error("%s", current.blocked)
+        elif term_of(promised) > self.cluster.term:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._outbid, term_of(promised))
 
     async def _outbid(self, term: int) -> None:
         async with self._changing:
