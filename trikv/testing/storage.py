@@ -190,20 +190,29 @@ class StorageContract:
 
     async def test_a_scan_beside_commits_sees_whole_batches(self, tmp_path: Path) -> None:
         """Each batch writes one version to every partition; a page that mixes two has seen half of one."""
-        partitions = range(20)
+        partitions = range(200)
+
+        def batch(seq: int) -> Batch:
+            return Batch(puts={(p, b"k%d" % p): record(seq) for p in partitions})
+
         async with self.opened(tmp_path) as storage, trio.open_nursery() as nursery:
 
             async def write() -> None:
-                for seq in range(1, 60):
-                    await storage.commit(Batch(puts={(p, b"k%d" % p): record(seq) for p in partitions}))
+                for seq in range(1, 200):
+                    await storage.commit(batch(seq))
                 nursery.cancel_scope.cancel()
 
-            await storage.commit(Batch(puts={(p, b"k%d" % p): record(0) for p in partitions}))
-            nursery.start_soon(write)
-            while True:
-                page = await storage.scan(partitions, limit=100, bytes_max=PLENTY)
-                assert len(page.rows) == len(partitions)
-                assert len({row.record.version for row in page.rows}) == 1
+            await storage.commit(batch(0))
+            interval_s = sys.getswitchinterval()
+            sys.setswitchinterval(1e-6)  # threads take turns as often as they can
+            try:
+                nursery.start_soon(write)
+                while True:
+                    page = await storage.scan(partitions, limit=1000, bytes_max=PLENTY)
+                    assert len(page.rows) == len(partitions)
+                    assert len({row.record.version for row in page.rows}) == 1
+            finally:
+                sys.setswitchinterval(interval_s)
 
     async def test_a_durable_store_opens_again_as_it_was_left(self, tmp_path: Path) -> None:
         if not self.engine.durable:
