@@ -33,6 +33,7 @@ PROTOCOL: Final = 1
 GREETING_BYTES_MAX: Final = 4096  # before a peer is known, it may make us keep this much and no more
 _MAGIC: Final = "trikv"
 _REFUSAL: Final = "trikv-refuses"
+_NOT_TRIKV: Final = "its first words are not trikv's; is this address a trikv node's RPC port?"
 _CALLS: Final = 1
 _ANSWERS: Final = 2
 
@@ -129,8 +130,9 @@ class Session:
             while not isinstance(frame := self._buffer.next_frame(), frames.NoFrame):
                 yield self._event(frame)
         except frames.FrameError as error:
+            stranger = self.state is State.GREETING
             self.state = State.OVER
-            raise PeerError(str(error)) from error
+            raise PeerError(f"{_NOT_TRIKV} ({error})" if stranger else str(error)) from error
         except PeerError:
             self.state = State.OVER
             raise
@@ -179,7 +181,7 @@ class Session:
                         else:
                             self.state = State.JUDGING
                         return Greeted(Hello(role, node, incarnation, cluster))
-        raise PeerError("its first words are not trikv's; is this address a trikv node's RPC port?")
+        raise PeerError(_NOT_TRIKV)
 
 
 def _call(item: Any) -> Call:

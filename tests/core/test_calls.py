@@ -1,0 +1,183 @@
+"""Calls and answers against their shapes: what we send arrives as it was, what we would never send is a `PeerError`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from trikv.core import frames
+from trikv.core.calls import (
+    LIST_LIMIT_MAX,
+    Discard,
+    Enlist,
+    Fetch,
+    Heartbeat,
+    Hop,
+    List,
+    Op,
+    Request,
+    Store,
+    Vitals,
+    fetched_from_wire,
+    listed_from_wire,
+    parse,
+    record_from_wire,
+    record_to_wire,
+    vitals_from_wire,
+)
+from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version, make_epoch, pack, unpack
+from trikv.core.session import PeerError
+
+EPOCH = make_epoch(3, 1)
+RECORD = Record(Version(EPOCH, 8), Version(EPOCH, 4), b"value")
+
+
+def wired(item: list[Any]) -> list[Any]:
+    """As it comes out at the other end of a link."""
+    buffer = frames.FrameBuffer()
+    buffer.feed(frames.encode(item))
+    arrived = buffer.next_frame()
+    assert isinstance(arrived, list)
+    return arrived
+
+
+CALLS: list[tuple[Op, list[Any], Request]] = [
+    (Op.STORE, [5, EPOCH, "i", b"k", record_to_wire(RECORD), []], Store(5, EPOCH, "i", b"k", RECORD, [])),
+    (
+        Op.STORE,
+        [5, EPOCH, "i", b"k", record_to_wire(RECORD), [["w-2", "i-2", "h:1"], ["w-3", "i-3", "h:2"]]],
+        Store(5, EPOCH, "i", b"k", RECORD, [Hop("w-2", "i-2", "h:1"), Hop("w-3", "i-3", "h:2")]),
+    ),
+    (Op.FETCH, [0, 0, "", b"k" * KEY_BYTES_MAX], Fetch(0, 0, "", b"k" * KEY_BYTES_MAX)),
+    (
+        Op.LIST,
+        ["i", [[1, EPOCH], [2, EPOCH]], b"", None, LIST_LIMIT_MAX, True],
+        List("i", [(1, EPOCH), (2, EPOCH)], b"", None, LIST_LIMIT_MAX, True),
+    ),
+    (Op.LIST, ["i", [], b"p", b"p1", 1, False], List("i", [], b"p", b"p1", 1, False)),
+    (Op.DISCARD, [5, EPOCH, "i"], Discard(5, EPOCH, "i")),
+    (Op.HEARTBEAT, [], Heartbeat()),
+    (Op.ENLIST, ["localhost:8001"], Enlist("localhost:8001")),
+]
+
+
+@pytest.mark.parametrize(("op", "arguments", "request_"), CALLS)
+def test_a_call_arrives_as_it_was_meant(op: Op, arguments: list[Any], request_: Request) -> None:
+    assert parse(op, wired(arguments)) == request_
+
+
+BAD_CALLS: list[tuple[int, list[Any]]] = [
+    (0, []),
+    (99, []),
+    (Op.HEARTBEAT, [1]),
+    (Op.ENLIST, [8001]),
+    (Op.FETCH, [5, EPOCH, "i"]),
+    (Op.FETCH, [5, EPOCH, "i", b""]),
+    (Op.FETCH, [5, EPOCH, "i", "text"]),
+    (Op.FETCH, [5, EPOCH, "i", b"k" * (KEY_BYTES_MAX + 1)]),
+    (Op.FETCH, [-1, EPOCH, "i", b"k"]),
+    (Op.FETCH, [0xFFFF, EPOCH, "i", b"k"]),
+    (Op.FETCH, [5, -1, "i", b"k"]),
+    (Op.FETCH, [5, 1 << 64, "i", b"k"]),
+    (Op.FETCH, [True, EPOCH, "i", b"k"]),
+    (Op.FETCH, [5, True, "i", b"k"]),
+    (Op.FETCH, [5.0, EPOCH, "i", b"k"]),
+    (Op.DISCARD, [5, EPOCH, None]),
+    (Op.STORE, [5, EPOCH, "i", b"k", [], []]),
+    (Op.STORE, [5, EPOCH, "i", b"k", [1, 2, 3, -4, b""], []]),
+    (Op.STORE, [5, EPOCH, "i", b"k", [1, 2, 3, 4, "text"], []]),
+    (Op.STORE, [5, EPOCH, "i", b"k", [1, 2, 3, 4, b"v" * (VALUE_BYTES_MAX + 1)], []]),
+    (Op.STORE, [5, EPOCH, "i", b"k", record_to_wire(RECORD), [["w", "i"]]]),
+    (Op.STORE, [5, EPOCH, "i", b"k", record_to_wire(RECORD), [["w", "i", 8001]]]),
+    (Op.STORE, [5, EPOCH, "i", b"k", record_to_wire(RECORD), [["w", "i", []]]]),
+    (Op.STORE, [5, EPOCH, "i", b"k", record_to_wire(RECORD), ["wih"]]),
+    (Op.LIST, ["i", [1], b"", None, 1, True]),
+    (Op.LIST, ["i", [None], b"", None, 1, True]),
+    (Op.LIST, ["i", ["ab"], b"", None, 1, True]),
+    (Op.LIST, ["i", [[1]], b"", None, 1, True]),
+    (Op.LIST, ["i", [[1, 2, 3]], b"", None, 1, True]),
+    (Op.LIST, ["i", [[True, 2]], b"", None, 1, True]),
+    (Op.LIST, ["i", [[1, EPOCH]], b"", None, 0, True]),
+    (Op.LIST, ["i", [[1, EPOCH]], b"", None, LIST_LIMIT_MAX + 1, True]),
+    (Op.LIST, ["i", [[1, EPOCH]], "", None, 1, True]),
+]
+
+
+@pytest.mark.parametrize(("op", "arguments"), BAD_CALLS)
+def test_another_shape_is_the_peers_error(op: int, arguments: list[Any]) -> None:
+    with pytest.raises(PeerError):
+        parse(op, arguments)
+
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 3)
+    | st.integers(-(2**64), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=5)
+)
+JUNK = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=6), max_leaves=30)
+ARGUMENTS = st.lists(JUNK, max_size=7)
+
+
+@given(st.sampled_from([*Op, 0, -1, 2**64 - 1]), ARGUMENTS)
+@example(Op.LIST, ["", [1], b"", None, 1, True])
+def test_no_arguments_raise_anything_but_a_peer_error(op: int, arguments: list[Any]) -> None:
+    try:
+        parse(op, arguments)
+    except PeerError as error:
+        assert str(error)  # noqa: PT017 raising is allowed, not demanded
+
+
+@given(st.sampled_from(CALLS), st.data())
+def test_nor_does_a_call_with_one_thing_in_it_replaced(
+    call: tuple[Op, list[Any], Request], data: st.DataObject
+) -> None:
+    op, arguments, _ = call
+    place = arguments = wired(arguments)
+    while place:
+        index = data.draw(st.integers(0, len(place) - 1))
+        if not isinstance(place[index], list) or not place[index] or data.draw(st.booleans()):
+            place[index] = data.draw(JUNK)
+            break
+        place = place[index]
+    try:
+        request = parse(op, arguments)
+    except PeerError:
+        return
+    if isinstance(request, Store):
+        assert unpack(pack(request.record)) == request.record  # it fits the disk
+        assert all(isinstance(part, str) for hop in request.onward for part in hop)
+
+
+READERS: list[Callable[[list[Any]], Any]] = [fetched_from_wire, listed_from_wire, vitals_from_wire, record_from_wire]
+
+
+@pytest.mark.parametrize("reader", READERS)
+@given(payload=ARGUMENTS | st.tuples(st.lists(JUNK, max_size=3), st.lists(JUNK, max_size=3), st.booleans()).map(list))
+def test_no_answer_raises_anything_but_a_peer_error(reader: Callable[[list[Any]], Any], payload: list[Any]) -> None:
+    try:
+        reader(payload)
+    except PeerError as error:
+        assert str(error)  # noqa: PT017 raising is allowed, not demanded
+
+
+def test_answers_arrive_as_they_were_meant() -> None:
+    assert fetched_from_wire([]) is None
+    assert fetched_from_wire(wired(record_to_wire(RECORD))) == RECORD
+    tombstone = RECORD._replace(value=None)
+    listing = wired([[[3, EPOCH]], [[5, b"k", record_to_wire(tombstone)]], True])
+    assert listed_from_wire(listing) == ([(3, EPOCH)], [(5, b"k", tombstone)], True)
+    vitals = Vitals(12, False, "rocksdb", None, "p-1")
+    assert vitals_from_wire(wired(list(vitals))) == vitals
+
+
+def test_a_listing_that_promises_more_must_say_from_where() -> None:
+    with pytest.raises(PeerError):
+        listed_from_wire([[], [], True])

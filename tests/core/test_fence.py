@@ -1,0 +1,83 @@
+"""A worker's promises: what is judged here is a sequence of requests, as any network might deliver them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trikv.core.fence import Fence, Judgement
+from trikv.core.record import generation_of, make_epoch, term_of
+
+REQUESTS = st.lists(st.tuples(st.integers(0, 3), st.builds(make_epoch, st.integers(0, 4), st.integers(0, 4))))
+
+
+def met(requests: list[tuple[int, int]]) -> tuple[Fence, dict[int, int]]:
+    """A fence that met these requests, and the notes from which it is made again after a restart."""
+    fence, notes = Fence(), {}
+    for partition, epoch in requests:
+        if fence.judge(partition, epoch) is Judgement.NEWER:
+            fence.promise(partition, epoch)
+            notes[partition] = epoch
+    return fence, notes
+
+
+def test_a_promise_is_made_once_and_then_known() -> None:
+    fence, _ = met([(7, make_epoch(1, 1))])
+    assert fence.judge(7, make_epoch(1, 1)) is Judgement.KNOWN
+    assert fence.judge(7, make_epoch(1, 0)) is Judgement.STALE
+    assert fence.judge(7, make_epoch(1, 2)) is Judgement.NEWER
+
+
+def test_a_higher_term_met_anywhere_makes_every_older_one_stale() -> None:
+    fence, _ = met([(7, make_epoch(1, 5)), (8, make_epoch(2, 1))])
+    assert fence.judge(7, make_epoch(1, 5)) is Judgement.STALE
+    assert fence.judge(7, make_epoch(1, 6)) is Judgement.STALE
+    assert fence.judge(9, make_epoch(1, 9)) is Judgement.STALE
+    assert fence.judge(7, make_epoch(2, 5)) is Judgement.NEWER
+
+
+def test_a_generation_of_one_partition_disturbs_no_other() -> None:
+    fence, _ = met([(7, make_epoch(1, 1)), (8, make_epoch(1, 1)), (7, make_epoch(1, 2))])
+    assert fence.judge(8, make_epoch(1, 1)) is Judgement.KNOWN
+
+
+def test_a_later_term_does_not_excuse_an_earlier_generation() -> None:
+    """Its master's document was restored from a backup: configurations existed that it knows nothing of."""
+    fence, _ = met([(7, make_epoch(6, 5)), (8, make_epoch(7, 1))])
+    assert fence.judge(7, make_epoch(9, 2)) is Judgement.STALE
+    assert fence.promised(7) == make_epoch(7, 5)
+
+
+def test_to_promise_what_is_stale_is_our_own_mistake() -> None:
+    fence, _ = met([(7, make_epoch(2, 2))])
+    with pytest.raises(AssertionError):
+        fence.promise(7, make_epoch(1, 3))
+
+
+@given(REQUESTS)
+def test_promises_never_go_back(requests: list[tuple[int, int]]) -> None:
+    fence = Fence()
+    for partition, epoch in requests:
+        before = {each: fence.promised(each) for each in range(4)}
+        judgement = fence.judge(partition, epoch)
+        if judgement is Judgement.NEWER:
+            fence.promise(partition, epoch)
+            assert fence.judge(partition, epoch) is Judgement.KNOWN
+        after = {each: fence.promised(each) for each in range(4)}
+        for each in before:
+            assert term_of(after[each]) >= term_of(before[each])
+            assert generation_of(after[each]) >= generation_of(before[each])
+        assert (judgement is Judgement.STALE) == (
+            term_of(epoch) < term_of(before[partition]) or generation_of(epoch) < generation_of(before[partition])
+        )
+        assert fence.term == max([0, *map(term_of, after.values())])
+
+
+@given(REQUESTS, REQUESTS)
+def test_a_restart_forgets_nothing(before: list[tuple[int, int]], after: list[tuple[int, int]]) -> None:
+    fence, notes = met(before)
+    again = Fence(notes)
+    for partition, epoch in after:
+        assert again.judge(partition, epoch) is fence.judge(partition, epoch)
+        assert again.promised(partition) == fence.promised(partition)
