@@ -31,6 +31,7 @@ def test_origins(told: Told) -> None:
         (("0-1 c1 put x=a", "2-3 c1 put x=b"), "a", ["acknowledged write lost"]),
         (("0-1 c1 put x=a",), None, ["acknowledged write lost"]),
         (("0-9 c1 put x=a", "2-3 c2 put x=b"), "a", []),  # nobody knows which came first
+        (("0-5 c1 put x=a", "3-9 c2 put x=b"), "a", []),
         (("0-9 c1 put x=a", "1-2 c3 get x=a", "3-4 c2 put x=b"), "a", ["acknowledged write lost"]),  # a was seen first
         (("0-1 c1 put x=a ?", "2-3 c2 put x=b"), "a", []),  # it may have come late
         (("0-1 c1 put x=a", "2-3 c2 put x=b ?"), "a", []),
