@@ -21,12 +21,11 @@ PARTITION_COUNT: Final = 1024  # fixed when a cluster is made: records lie on di
 VNODES: Final = 64
 
 _HASH_BITS: Final = 32
-_PARTITION_SHIFT: Final = _HASH_BITS - PARTITION_COUNT.bit_length() + 1
 
 
-def partition_of(key: bytes) -> int:
-    """The partition of a key, from 0 to `PARTITION_COUNT` - 1: the top bits of its hash."""
-    return crc32(key) >> _PARTITION_SHIFT
+def partition_of(key: bytes, partitions: int = PARTITION_COUNT) -> int:
+    """The partition of a key, from 0 to `partitions` - 1: the top bits of its hash, where that is a power of two."""
+    return crc32(key) * partitions >> _HASH_BITS
 
 
 def tokens(worker: str, vnodes: int = VNODES) -> list[int]:

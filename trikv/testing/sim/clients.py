@@ -1,0 +1,136 @@
+"""The clients: each asks for one thing after the other, retries nothing, and writes down what it was told.
+
+They call the coordinator's public methods inside the master that serves at that moment, as the two HTTP lanes do; HTTP
+itself is not simulated. When that master crashes while a call is in flight, the client learns nothing: unknown.
+
+A compare-and-set expects what the clients saw last of its key, as a client would that read it a moment ago.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import trio
+
+from trikv.core.errors import Outcome, TrikvError
+from trikv.core.precondition import Expect
+from trikv.core.record import Record, Version
+from trikv.node.coordinator import Coordinator
+from trikv.node.scan import ScanPage
+from trikv.testing.history import Finding, Kind, Operation, Recorder, Row
+from trikv.testing.sim.plan import Request
+from trikv.testing.sim.world import World
+
+_SLACK_S = 0.05  # an answer that comes so much after its deadline is late
+_THINK_S = 0.02
+_PAGE = 100
+
+Answer = Record | Version | ScanPage | None
+
+
+class Clients:
+    """The clients of one run, and the history that they write together."""
+
+    def __init__(self, world: World) -> None:
+        self.recorder = Recorder()
+        self._world = world
+        self._seen: dict[str, tuple[str, Version] | None] = {}  # by key: value and stamp, None for absence
+
+    async def run(self) -> None:
+        """Ask for everything in the schedule."""
+        began_s = trio.current_time()
+        schedule = self._world.schedule
+        async with trio.open_nursery() as nursery:
+            for number in range(schedule.clients):
+                requests = [request for request in schedule.requests if request.client == number]
+                nursery.start_soon(self._run_one, began_s, number, requests)
+
+    async def _run_one(self, began_s: float, number: int, requests: list[Request]) -> None:
+        dice = random.Random(f"{self._world.schedule.seed}/client/{number}")
+        for request in requests:
+            # Never two at exactly one instant: equal deadlines would be told apart by where they lie in memory.
+            await trio.sleep(max(0.0, began_s + request.at_s - trio.current_time()) + _THINK_S * dice.random())
+            await self.ask(f"c{number + 1}", request.kind, request.key)
+
+    async def ask(self, client: str, kind: Kind, key: str) -> Operation:
+        """One request, from its beginning to its end."""
+        world, recorder = self._world, self.recorder
+        value = recorder.fresh_value() if kind in (Kind.PUT, Kind.CAS) else None
+        seen = self._seen.get(key) if kind is Kind.CAS else None
+        operation = recorder.begin(
+            client, kind, key, trio.current_time(), value=value, expect=None if seen is None else seen[0]
+        )
+        world.trace.note(operation.invoked_s, "begin", client, f"{kind.value} {key} {value}")
+        master = world.master
+        if master is None:
+            self._end(operation, Outcome.REFUSED, code="unreachable")
+            return operation
+        life = world.network.hosts["master"].life
+        try:
+            answer = await master.run_detached(_call(master.coordinator, operation, seen))
+        except TrikvError as error:
+            crashed = life is None or life.dead
+            self._end(operation, Outcome.UNKNOWN if crashed else error.kind.outcome, code=error.kind.code)
+        else:
+            if life is None or life.dead:
+                self._end(operation, Outcome.UNKNOWN)
+            else:
+                self._end_committed(operation, answer)
+        late_s = trio.current_time() - operation.invoked_s - master.coordinator.timeout_s
+        if late_s > _SLACK_S:
+            world.findings.append(Finding("late answer", key, f"[1] ended {late_s:.3f} s too late", (operation,)))
+        return operation
+
+    def _end_committed(self, operation: Operation, answer: Answer) -> None:
+        key = operation.key
+        if isinstance(answer, ScanPage):
+            rows = tuple(Row(key.decode(), _text(record.value), record.stamp) for key, record in answer.items)
+            operation_end = None if answer.after is None else answer.after.decode()
+            self._end(operation, Outcome.COMMITTED, result=operation_end, rows=rows)
+        elif isinstance(answer, Version):
+            self._seen[key] = None if operation.value is None else (operation.value, answer)
+            self._end(operation, Outcome.COMMITTED, stamp=answer)
+        elif answer is None:
+            self._seen[key] = None
+            self._end(operation, Outcome.COMMITTED)
+        else:
+            value = _text(answer.value)
+            self._seen[key] = (value, answer.stamp)
+            self._end(operation, Outcome.COMMITTED, result=value, stamp=answer.stamp)
+
+    def _end(
+        self,
+        operation: Operation,
+        outcome: Outcome,
+        *,
+        code: str | None = None,
+        result: str | None = None,
+        stamp: Version | None = None,
+        rows: tuple[Row, ...] = (),
+    ) -> None:
+        now_s = trio.current_time()
+        self.recorder.end(operation, now_s, outcome, result=result, stamp=stamp, code=code, rows=rows)
+        self._world.trace.note(now_s, "end", operation.client, str(operation))
+
+
+def _call(
+    coordinator: Coordinator, operation: Operation, seen: tuple[str, Version] | None
+) -> Callable[[], Awaitable[Answer]]:
+    key = operation.key.encode()
+    value = (operation.value or "").encode()
+    if operation.kind is Kind.GET:
+        return partial(coordinator.get, key)
+    if operation.kind is Kind.PUT:
+        return partial(coordinator.put, key, value)
+    if operation.kind is Kind.DELETE:
+        return partial(coordinator.delete, key)
+    if operation.kind is Kind.SCAN:
+        return partial(coordinator.scan, key, limit=_PAGE)
+    return partial(coordinator.put, key, value, expect=Expect.absent() if seen is None else Expect.one_of([seen[1]]))
+
+
+def _text(value: bytes | None) -> str:
+    assert value is not None
+    return value.decode()

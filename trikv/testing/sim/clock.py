@@ -1,0 +1,82 @@
+"""Virtual time, and a scheduler that repeats itself: the floor that a simulated world stands on.
+
+Nothing here waits. When no task can run, Trio asks the clock how long it may sleep; this clock then moves to whatever
+comes next, a deadline of Trio's or an event of the world's, lets the event happen, and answers "not at all". So a
+message that arrives costs a heap entry and a call, not a task; a world made of tasks took twice as long.
+
+The same seed gives the same run, bit for bit, in any process. Two things inside Trio stand in the way, and
+`run_repeatably` is the only place that knows of them: the order in which tasks that can all run are run, and the dice
+that shuffle it. Trio has names for both, which its own Hypothesis plugin sets; they are private, and a test says what
+broke if a release drops them.
+
+Left out: threads and sockets. Time would jump past whatever happens there.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+
+class SimClock(trio.abc.Clock):
+    """Begins at 0. `at` and `after` enter an event; events of one instant happen in the order of their entry."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._entries = 0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+
+    def at(self, time_s: float, event: Callable[[], None]) -> None:
+        """Have `event` happen then. It runs between tasks, must not raise, and may wake, cancel and start some."""
+        self._entries += 1
+        heapq.heappush(self._events, (time_s, self._entries, event))
+
+    def after(self, delay_s: float, event: Callable[[], None]) -> None:
+        self.at(self.now_s + delay_s, event)
+
+    def start_clock(self) -> None:
+        pass
+
+    def current_time(self) -> float:
+        return self.now_s
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        """Trio asks this only when no task can run: so time may pass."""
+        events = self._events
+        if not events or events[0][0] > deadline:
+            if deadline == float("inf"):
+                return deadline  # the run is over, or hangs for good; either is for whoever runs it to see
+            self.now_s = max(self.now_s, deadline)
+            return 0.0
+        self.now_s = max(self.now_s, events[0][0])
+        while events and events[0][0] <= self.now_s:
+            heapq.heappop(events)[2]()
+        return 0.0
+
+
+def run_repeatably(main: Callable[[], Awaitable[T]], clock: SimClock, seed: int) -> T:
+    """`trio.run` in an order of tasks that is drawn from `seed` and from nothing else.
+
+    Raises:
+      RuntimeError: this release of Trio does not offer that any more.
+    """
+    scheduler: Any = trio._core._run
+    if not (hasattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING") and hasattr(scheduler, "_r")):
+        raise RuntimeError(
+            f"Trio {trio.__version__} has no repeatable scheduling under the names that trikv knows "
+            "(_ALLOW_DETERMINISTIC_SCHEDULING and _r in trio._core._run): a seed would give another run each time. "
+            "Look for what Trio's Hypothesis plugin sets now, and set it in run_repeatably."
+        )
+    allowed, state = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r.getstate()
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
+    scheduler._r.seed(seed)
+    try:
+        return trio.run(main, clock=clock)
+    finally:
+        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = allowed
+        scheduler._r.setstate(state)

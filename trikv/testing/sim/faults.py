@@ -1,0 +1,149 @@
+"""Carrying out the faults of a schedule, each by its kind.
+
+Beginning and end of a fault are events of the clock's: between two of them the nodes run undisturbed. Faults overlap
+freely. What can be held twice (a wire, a disk's slowness) is counted or set to the latest; a machine that is off already
+cannot be switched off, so such a fault is passed by and not counted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from trikv.testing.sim.network import Wire
+from trikv.testing.sim.plan import MASTER, Fault, FaultKind
+from trikv.testing.sim.world import World
+
+_SLOW_LINK_S = 0.6
+_LOSS = 0.3
+_SLOW_DISK_S = 0.8
+
+
+class Faults:
+    """The faults of one run. `heal` ends whatever is still in force."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._healers: dict[Fault, Callable[[], None]] = {}
+        self._over = False
+
+    def begin(self) -> None:
+        """Enter every fault of the schedule into the clock."""
+        clock = self._world.clock
+        for fault in self._world.schedule.faults:
+            clock.after(fault.at_s, partial(self._strike, fault))
+
+    def heal(self) -> None:
+        """From now on nothing breaks, and all that is broken is mended. Machines that are off are switched on."""
+        self._over = True
+        for fault in list(self._healers):
+            self._mend(fault)
+        self._world.start_all()
+
+    def _strike(self, fault: Fault) -> None:
+        world = self._world
+        mend = None if self._over else self._carry_out(fault)
+        if mend is None:
+            return
+        world.injected[fault.kind] += 1
+        world.trace.note(world.clock.now_s, "fault", fault.nodes[0], str(fault))
+        self._healers[fault] = mend
+        world.clock.after(fault.lasts_s, partial(self._mend, fault))
+
+    def _mend(self, fault: Fault) -> None:
+        if mend := self._healers.pop(fault, None):
+            self._world.trace.note(self._world.clock.now_s, "heal", fault.nodes[0], str(fault))
+            mend()
+
+    def _carry_out(self, fault: Fault) -> Callable[[], None] | None:
+        """Begin it; what ends it, or None if it cannot befall the world as it is."""
+        world, kind, first = self._world, fault.kind, fault.nodes[0]
+        if kind in (FaultKind.CRASH, FaultKind.POWER_CUT, FaultKind.DISK_LOSS, FaultKind.MASTER_CRASH):
+            return self._crash(fault)
+        if kind is FaultKind.MASTER_STOP:
+            return self._stop(fault)
+        if kind in (FaultKind.PAUSE, FaultKind.PARTITION):
+            return _hold(self._wires_across(fault.nodes))
+        if kind is FaultKind.ONE_WAY:
+            return _hold([world.network.wire(*fault.nodes)])
+        if kind is FaultKind.SLOW_LINK:
+            return _set(world.network.wire(*fault.nodes), "slow_s", _SLOW_LINK_S)
+        if kind is FaultKind.LOSSY_LINK:
+            return _set(world.network.wire(*fault.nodes), "loss", _LOSS)
+        if kind is FaultKind.REPLAY:
+            dice = random.Random(f"{world.schedule.seed}/replay/{fault.at_s}")
+            captured = world.network.capture(first, dice)
+            return None if captured is None else partial(world.network.replay, *captured)
+        if kind is FaultKind.SLOW_DISK:
+            return _set(world.disks[first], "slow_s", _SLOW_DISK_S)
+        assert kind is FaultKind.FULL_DISK, kind
+        return self._fill_disk(first)
+
+    def _crash(self, fault: Fault) -> Callable[[], None] | None:
+        world, name = self._world, fault.nodes[0]
+        life = world.network.hosts[name].life
+        if life is None:
+            return None
+        power_cut = fault.kind is FaultKind.POWER_CUT
+
+        def crash() -> None:
+            world.crash(
+                life, share_kept=0.2 if power_cut else 0.7, silent=power_cut, linger_s=fault.linger_s, why=str(fault)
+            )
+            if fault.kind is FaultKind.DISK_LOSS:
+                world.disks[name].lose()
+                world.disks_lost += 1
+
+        def restart() -> None:
+            life.steps_left = 0
+            world.start(name)
+
+        if fault.after_steps:
+            life.steps_left, life.crash = fault.after_steps, crash
+        else:
+            crash()
+        return restart
+
+    def _stop(self, fault: Fault) -> Callable[[], None] | None:
+        """Its tasks are cancelled while network and disk still work, so clients hear what it says at its end."""
+        world, name = self._world, fault.nodes[0]
+        life = world.network.hosts[name].life
+        if life is None:
+            return None
+        life.scope.cancel()
+        return partial(world.start, name)
+
+    def _fill_disk(self, name: str) -> Callable[[], None]:
+        disk = self._world.disks[name]
+        disk.full = True
+
+        def make_room() -> None:
+            disk.full = False
+            self._world.start(name)
+
+        return make_room
+
+    def _wires_across(self, nodes: Iterable[str]) -> list[Wire]:
+        """All wires between these nodes and all others."""
+        world, inside = self._world, tuple(nodes)
+        outside = [name for name in (MASTER, *world.workers) if name not in inside]
+        return [
+            world.network.wire(*ends) for one in inside for other in outside for ends in ((one, other), (other, one))
+        ]
+
+
+def _hold(wires: list[Wire]) -> Callable[[], None]:
+    for wire in wires:
+        wire.hold()
+
+    def release() -> None:
+        for wire in wires:
+            wire.release()
+
+    return release
+
+
+def _set(thing: object, attribute: str, value: float) -> Callable[[], None]:
+    setattr(thing, attribute, value)
+    return lambda: setattr(thing, attribute, 0.0)

@@ -1,0 +1,211 @@
+"""What is going to happen in a run, as data: every request of every client, every fault, and the world's measures.
+
+A `Plan` says what runs are like; `draw` makes the `Schedule` of one seed from it. The world only carries a schedule
+out. So a failing run is a value: a shrinker removes faults and requests from it one by one, and runs what is left.
+
+Quiet runs prove nothing, so requests crowd round the faults, and one or two keys get most of them. Seeds differ in
+kind: each kind of fault has a weight of its own in each seed, and in about half of the seeds it is none.
+
+Faults end before the last phase, in which everything is healed and read. Disks are lost only as far as the mode's
+promise covers it: W - 1 of them, since then R = n - W + 1 members of every configuration are left (one under async,
+which promises less); and seldom, since what is lost stays lost for the rest of the run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from trikv.api import Promise, Strategy
+from trikv.testing.history import Kind
+
+MASTER: Final = "master"
+
+
+class FaultKind(StrEnum):
+    CRASH = "crash"  # a worker's process dies, and starts again with its disk
+    POWER_CUT = "power cut"  # the same without a word, and what was not flushed is likely lost
+    DISK_LOSS = "disk loss"  # the same, and comes back with an empty disk: as another incarnation
+    PAUSE = "pause"  # a node neither hears nor says anything for a while
+    PARTITION = "partition"  # nothing passes between some nodes and all others
+    ONE_WAY = "one-way partition"  # nothing passes from one node to another
+    SLOW_LINK = "slow link"
+    LOSSY_LINK = "lossy link"  # packets are lost: long delays, and now and then a reset
+    REPLAY = "replay"  # frames that a worker once got from a node that may be dead arrive again
+    SLOW_DISK = "slow disk"
+    FULL_DISK = "full disk"  # commits fail, and the worker stops
+    MASTER_CRASH = "master crash"
+    MASTER_STOP = "master stop"  # it is shut down as an operator would do it
+
+
+_WEIGHTS: Final[Mapping[FaultKind, float]] = {
+    FaultKind.CRASH: 2.0,
+    FaultKind.POWER_CUT: 1.5,
+    FaultKind.DISK_LOSS: 0.3,
+    FaultKind.PAUSE: 1.0,
+    FaultKind.PARTITION: 1.0,
+    FaultKind.ONE_WAY: 1.5,
+    FaultKind.SLOW_LINK: 2.0,
+    FaultKind.LOSSY_LINK: 2.0,
+    FaultKind.REPLAY: 2.0,
+    FaultKind.SLOW_DISK: 2.0,
+    FaultKind.FULL_DISK: 0.5,
+    FaultKind.MASTER_CRASH: 2.0,
+    FaultKind.MASTER_STOP: 0.5,
+}
+_ON_LINKS: Final = (FaultKind.ONE_WAY, FaultKind.SLOW_LINK, FaultKind.LOSSY_LINK)
+_ON_MASTER: Final = (FaultKind.MASTER_CRASH, FaultKind.MASTER_STOP)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`nodes`: whom it hits; of a fault on a link, from whom to whom. What goes down stays down for `lasts_s`.
+
+    `after_steps`: the node dies only when it has, from `at_s` on, sent or begun to write so many things more.
+    `linger_s`: what it had sent is held up on its way for so long.
+    """
+
+    at_s: float
+    kind: FaultKind
+    nodes: tuple[str, ...]
+    lasts_s: float
+    after_steps: int = 0
+    linger_s: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} {'>'.join(self.nodes)} for {self.lasts_s:.3f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One client asks for one thing: at `at_s`, or when its request before has ended. Of a scan, `key` is the prefix."""
+
+    at_s: float
+    client: int
+    kind: Kind
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One run, before it happens. Times count from when the cluster has formed."""
+
+    seed: int
+    workers: int
+    replicas: int
+    clients: int
+    partitions: int
+    latency_s: float
+    fsync_s: float
+    keys: tuple[str, ...]
+    requests: tuple[Request, ...]
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What runs are like. A latency or fsync is drawn between its two bounds, evenly on a scale of powers."""
+
+    lasts_s: float = 60.0  # until the last faults are over; forming and the last phase add a few seconds
+    workers: int = 5
+    replicas: int = 3
+    clients: int = 4
+    partitions: int = 8
+    requests: int = 280
+    faults: int = 20
+    cold_keys: int = 4
+    latency_s: tuple[float, float] = (0.0005, 0.03)
+    fsync_s: tuple[float, float] = (0.0003, 0.01)
+    weights: Mapping[FaultKind, float] = field(default_factory=lambda: dict(_WEIGHTS))
+
+    def draw(self, strategy: Strategy, seed: int) -> Schedule:
+        """The schedule of this seed."""
+        dice = random.Random(f"plan/{seed}")
+        hot = [f"hot{number}" for number in range(dice.randint(1, 2))]
+        cold = [f"cold{number}" for number in range(self.cold_keys)]
+        faults = _draw_faults(self, strategy, dice)
+        return Schedule(
+            seed=seed,
+            workers=self.workers,
+            replicas=self.replicas,
+            clients=self.clients,
+            partitions=self.partitions,
+            latency_s=_between(dice, *self.latency_s),
+            fsync_s=_between(dice, *self.fsync_s),
+            keys=(*hot, *cold),
+            requests=_draw_requests(self, strategy, dice, faults, hot, cold),
+            faults=faults,
+        )
+
+
+def _between(dice: random.Random, low: float, high: float) -> float:
+    return float(low * (high / low) ** dice.random())
+
+
+def _draw_faults(plan: Plan, strategy: Strategy, dice: random.Random) -> tuple[Fault, ...]:
+    weights = {kind: weight * dice.random() * (dice.random() < 0.5) for kind, weight in plan.weights.items()}
+    if not any(weights.values()):
+        return ()
+    disks_to_lose = 1 if strategy.promise is Promise.AP else strategy.copies(plan.replicas) - 1
+    workers = [f"w{number}" for number in range(1, plan.workers + 1)]
+    faults: list[Fault] = []
+    last_s = plan.lasts_s - 4
+    at_s = 0.0
+    while len(faults) < plan.faults:
+        # One in four follows closely upon another: what breaks together is what was not thought of.
+        close = faults and dice.random() < 0.25
+        at_s = min(at_s + dice.random() * 0.6, last_s) if close else 0.5 + dice.random() * (last_s - 0.5)
+        (kind,) = dice.choices(list(weights), list(weights.values()))
+        if kind is FaultKind.DISK_LOSS:
+            if not disks_to_lose:
+                if sum(map(bool, weights.values())) == 1:
+                    break
+                continue
+            disks_to_lose -= 1
+        faults.append(_draw_fault(kind, at_s, workers, dice))
+    return tuple(sorted(faults, key=lambda fault: fault.at_s))
+
+
+def _draw_fault(kind: FaultKind, at_s: float, workers: Sequence[str], dice: random.Random) -> Fault:
+    lasts_s = 0.2 + dice.random() ** 2 * 4
+    after_steps = dice.choice((0, 0, dice.randint(1, 6)))
+    linger_s = dice.choice((0.0, dice.random() * 3))
+    if kind is FaultKind.PAUSE:
+        node = dice.choice([MASTER, *workers, *workers])
+        return Fault(at_s, kind, (node,), 1 + dice.random() * 5)
+    if kind is FaultKind.PARTITION:
+        cut_off = dice.sample([MASTER, *workers], dice.randint(1, 3))
+        return Fault(at_s, kind, tuple(sorted(cut_off)), lasts_s)
+    if kind in _ON_LINKS:
+        # Between workers only chains talk, so most of it should happen at the master's links.
+        ends = [MASTER, dice.choice(workers)] if dice.random() < 0.7 else dice.sample(workers, 2)
+        dice.shuffle(ends)
+        return Fault(at_s, kind, tuple(ends), lasts_s)
+    if kind in _ON_MASTER:
+        return Fault(at_s, kind, (MASTER,), 0.05 + dice.random() ** 2 * 2, after_steps, linger_s)
+    node = (dice.choice(workers),)
+    if kind in (FaultKind.REPLAY, FaultKind.SLOW_DISK):
+        return Fault(at_s, kind, node, lasts_s)
+    return Fault(at_s, kind, node, lasts_s, after_steps, linger_s)
+
+
+def _draw_requests(
+    plan: Plan, strategy: Strategy, dice: random.Random, faults: Sequence[Fault], hot: list[str], cold: list[str]
+) -> tuple[Request, ...]:
+    mix = {Kind.GET: 42, Kind.PUT: 34, Kind.CAS: 14 * strategy.compare_and_set, Kind.DELETE: 7, Kind.SCAN: 3}
+    requests = []
+    for number in range(plan.requests):
+        if faults and dice.random() < 0.75:
+            fault = dice.choice(faults)
+            at_s = max(0.0, fault.at_s + dice.uniform(-0.3, min(fault.lasts_s, 2) + 0.7))
+        else:
+            at_s = dice.random() * (plan.lasts_s - 2)
+        (kind,) = dice.choices(list(mix), list(mix.values()))
+        key = dice.choice(hot if dice.random() < 0.8 else cold)
+        if kind is Kind.SCAN:
+            key = dice.choice(("", key[:3]))
+        requests.append(Request(at_s, number % plan.clients, kind, key))
+    return tuple(sorted(requests, key=lambda request: request.at_s))

@@ -1,0 +1,181 @@
+"""A seed in, a verdict out: one simulated run from forming to the last read, and its judgement.
+
+    forming    machines are switched on, workers enlist, every partition gets its configuration
+    trouble    the schedule's requests and faults, about a minute of virtual time
+    mending    faults are over, everybody is up; the cluster must become whole by itself, in bounded time
+    last reads every client reads every key, and writes it once more
+
+Modes that promise consistency are held to linearizability, the last reads included. Modes that promise convergence are
+held to it: in the end all replicas hold the same on their disks, and, unless a disk was lost, no acknowledged write is
+missing. All modes: no refused write is ever seen, no value comes from nowhere, no answer comes after its deadline, no
+node fails without a reason, and what should be available when nothing is broken is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import trio
+
+from trikv.api import Promise, Strategy
+from trikv.core.errors import Outcome
+from trikv.testing import linear
+from trikv.testing.audit import (
+    Staleness,
+    check_convergence,
+    check_final,
+    check_origins,
+    check_stamps,
+    measure_staleness,
+)
+from trikv.testing.history import Finding, Kind, Operation
+from trikv.testing.sim.clients import Clients
+from trikv.testing.sim.clock import SimClock, run_repeatably
+from trikv.testing.sim.faults import Faults
+from trikv.testing.sim.plan import FaultKind, Plan, Schedule
+from trikv.testing.sim.trace import Event, Trace
+from trikv.testing.sim.world import World
+
+_FORMING_TIMEOUT_S = 20.0
+_MENDING_TIMEOUT_S = 30.0
+_TRIES = 3
+_TRY_AGAIN_S = 0.5
+_HORIZON_S = 600.0  # nothing takes that long: a run that gets there hangs
+
+
+class Verdict(StrEnum):
+    HELD = "held"  # the mode did what it promises
+    VIOLATION = "violation"
+    UNDECIDED = "not decided"  # the checker ran out of steps: never to be taken for a pass
+
+
+@dataclass(slots=True)
+class Run:
+    """What came of one run. `trace` is empty unless it was asked for."""
+
+    mode: str
+    schedule: Schedule
+    history: list[Operation]
+    digest: str
+    faults: Counter[FaultKind]
+    outcomes: Counter[Outcome]
+    virtual_s: float
+    findings: list[Finding]
+    undecided: list[str] = field(default_factory=list)  # keys
+    staleness: Staleness | None = None  # of modes that allow it
+    trace: list[Event] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.findings:
+            return Verdict.VIOLATION
+        return Verdict.UNDECIDED if self.undecided else Verdict.HELD
+
+
+def simulate(strategy: Strategy, seed: int, plan: Plan | None = None, *, trace: bool = False) -> Run:
+    """Run one seed of a plan and judge it."""
+    return run_schedule(strategy, (plan or Plan()).draw(strategy, seed), trace=trace)
+
+
+def run_schedule(strategy: Strategy, schedule: Schedule, *, trace: bool = False) -> Run:
+    """Run exactly this and judge it. `trace`: keep the events, for drawing them."""
+    clock = SimClock()
+    story = Trace(wanted=trace)
+
+    async def main() -> Run:
+        with trio.move_on_after(_HORIZON_S):
+            async with trio.open_nursery() as nursery:
+                world = World(strategy, schedule, clock, story, nursery)
+                clients = Clients(world)
+                await _play(world, clients)
+                run = _judge(world, clients.recorder.operations)
+                nursery.cancel_scope.cancel()
+            return run
+        raise RuntimeError(f"seed {schedule.seed} did not end within {_HORIZON_S:g} s of virtual time")
+
+    return run_repeatably(main, clock, schedule.seed)
+
+
+async def _play(world: World, clients: Clients) -> None:
+    """The run itself."""
+    faults = Faults(world)
+    world.start_all()
+    if not await world.wait_until(world.is_formed, _FORMING_TIMEOUT_S):
+        world.findings.append(Finding("does not form", "-", f"the cluster has not formed in {_FORMING_TIMEOUT_S:g} s"))
+        return
+    faults.begin()
+    await clients.run()
+    faults.heal()
+    whole = await world.wait_until(world.is_whole, _MENDING_TIMEOUT_S)
+    if not whole:
+        why = f"{_MENDING_TIMEOUT_S:g} s after the last fault the cluster is not whole"
+        world.findings.append(Finding("does not mend", "-", f"{why}: {_describe_wounds(world)}"))
+    final = await _read_all(world, clients)
+    if world.strategy_converges:
+        for states in world.replicas().values():
+            world.findings += check_convergence(states)
+    if not (world.strategy_converges and world.disks_lost):
+        world.findings += check_final(clients.recorder.operations, final)
+    for key in world.schedule.keys:
+        await _ask_until_committed(world, clients, "c1", Kind.PUT, key)
+
+
+async def _read_all(world: World, clients: Clients) -> dict[str, str | None]:
+    final: dict[str, str | None] = {}
+
+    async def read(client: str) -> None:
+        for key in world.schedule.keys:
+            operation = await _ask_until_committed(world, clients, client, Kind.GET, key)
+            if operation.outcome is Outcome.COMMITTED:
+                final[key] = operation.result
+
+    async with trio.open_nursery() as nursery:
+        for number in range(world.schedule.clients):
+            nursery.start_soon(read, f"c{number + 1}")
+    return final
+
+
+async def _ask_until_committed(world: World, clients: Clients, client: str, kind: Kind, key: str) -> Operation:
+    """Ask, a few times if need be: a link that a machine took down with it breaks only when it is next used."""
+    operation = await clients.ask(client, kind, key)
+    for _ in range(_TRIES - 1):
+        if operation.outcome is Outcome.COMMITTED or world.disks_lost:
+            return operation
+        await trio.sleep(_TRY_AGAIN_S)
+        operation = await clients.ask(client, kind, key)
+    if operation.outcome is not Outcome.COMMITTED and not world.disks_lost:
+        why = f"[1] was the last of {_TRIES} attempts, though nothing is broken any more"
+        world.findings.append(Finding("not available", key, why, (operation,)))
+    return operation
+
+
+def _describe_wounds(world: World) -> str:
+    master = world.master
+    if master is None:
+        return "there is no master"
+    away = [f"{name} is {watched.state.value}" for name, watched in sorted(master.watched.items())]
+    return f"{', '.join(away)}; {master.coordinator.pending} writes in doubt; partitions {world.differing()} differ"
+
+
+def _judge(world: World, history: list[Operation]) -> Run:
+    run = Run(
+        mode=world.strategy.name,
+        schedule=world.schedule,
+        history=history,
+        digest=world.trace.digest,
+        faults=world.injected,
+        outcomes=Counter(operation.outcome for operation in history),
+        virtual_s=world.clock.now_s,
+        findings=[*world.findings, *check_origins(history)],
+        trace=world.trace.events,
+    )
+    if world.strategy.promise is Promise.CP:
+        verdict = linear.check(history)
+        run.findings += verdict.findings
+        run.undecided = verdict.undecided
+        run.findings += check_stamps(history)
+    else:
+        run.staleness = measure_staleness(history)
+    return run

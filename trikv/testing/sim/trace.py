@@ -1,0 +1,98 @@
+"""What happened in a run, in order: as a digest always, as events that can be drawn when somebody asks for them.
+
+The digest is a hash over every message that arrived, with its bytes and its instant, over every fault, and over the
+beginning and end of every operation. Two runs with one digest were the same run.
+
+Events are for people and cost a decoding of every frame, so they are kept only on demand. A message has two: it is
+sent, and it arrives, later or never; `number` joins them. Frames carry many calls; each is told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from trikv.core import frames
+from trikv.core.calls import Op
+from trikv.core.errors import Fault
+from trikv.core.record import Version
+
+
+class Event(NamedTuple):
+    """`what` is "send", "arrive", "fault", "heal", "begin", "end", "start" or "down"; `text` is for a person.
+
+    Messages also carry `number`, and as far as they have them `call`, `key` and `version`.
+    """
+
+    time_s: float
+    what: str
+    source: str
+    target: str
+    text: str
+    number: int = 0
+    call: str = ""
+    key: str = ""
+    version: Version | None = None
+
+
+class Trace:
+    """Takes down one run. `events` stays empty unless they are wanted."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self.events: list[Event] = []
+        self.wanted = wanted
+        self._hash = blake2b(digest_size=16)
+        self._calls: dict[tuple[int, int], tuple[str, str, Version | None]] = {}  # by connection and id: what was asked
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def note(self, time_s: float, what: str, node: str, text: str) -> None:
+        """Something that is no message."""
+        self._hash.update(f"{time_s!r} {what} {node} {text}\n".encode())
+        if self.wanted:
+            self.events.append(Event(time_s, what, node, node, text))
+
+    def note_arrival(self, time_s: float, source: str, target: str, data: bytes) -> None:
+        self._hash.update(f"{time_s!r} {source}>{target}".encode())
+        self._hash.update(data)
+
+    def note_message(
+        self, time_s: float, what: str, source: str, target: str, number: int, connection: int, data: bytes
+    ) -> None:
+        """Only if `wanted`: the calls and answers in a frame that is sent or arrives."""
+        for call, key, version, text in self._told(connection, data):
+            self.events.append(Event(time_s, what, source, target, text, number, call, key, version))
+
+    def _told(self, connection: int, data: bytes) -> Iterator[tuple[str, str, Version | None, str]]:
+        buffer = frames.FrameBuffer()
+        buffer.feed(data)
+        match buffer.next_frame():
+            case [1, list(calls)]:
+                for call_id, _, op, arguments in calls:
+                    asked = _asked(op, arguments)
+                    self._calls[connection, call_id] = asked
+                    call, key, version = asked
+                    yield call, key, version, f"{call} {key}" + (f" {version}" if version else "")
+            case [2, list(answers)]:
+                for call_id, fault, payload in answers:
+                    call, key, version = self._calls.get((connection, call_id), ("call", "", None))
+                    if call == "fetch" and payload and not fault:
+                        version = Version(payload[0], payload[1])
+                    outcome = Fault(fault).name.lower()
+                    yield f"{call} answer", key, version, f"{call} {key} {outcome}" + (f" {version}" if version else "")
+            case frames.NoFrame():
+                yield "torn", "", None, "a torn frame"
+            case [*words]:
+                yield "greeting", "", None, " ".join(map(str, words))
+
+
+def _asked(op: int, arguments: list[Any]) -> tuple[str, str, Version | None]:
+    """The name of a call, and the key and version that it is about."""
+    name = Op(op).name.lower()
+    if op in (Op.STORE, Op.FETCH):
+        key = arguments[3].decode(errors="replace")
+        return name, key, Version(arguments[4][0], arguments[4][1]) if op == Op.STORE else None
+    return name, "", None

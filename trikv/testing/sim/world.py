@@ -1,0 +1,203 @@
+"""A whole cluster on simulated machines, and what can befall it.
+
+Nodes are the production code's `Master` and `Worker`, unchanged: they get the world's transport, dice, disks and
+clock through the doors that they have anyway. A node lives in a task of its own under a cancel scope. When it crashes,
+it is first cut off from network and disk, at that instant, and only then cancelled: what its tasks still do while they
+unwind, nobody can see.
+
+A node that fails by itself, other than by a disk that failed under it, is a finding: nothing here gives it a reason.
+"""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from trikv.api import Strategy
+from trikv.core.configuration import Cluster
+from trikv.net.doors import Doors
+from trikv.net.replicas import Standing
+from trikv.node.master import Master
+from trikv.node.worker import Worker
+from trikv.registry import Registry
+from trikv.testing.history import Finding
+from trikv.testing.sim.clock import SimClock
+from trikv.testing.sim.disk import ConfigDisk, Disk, SimConfigStore, SimStorage
+from trikv.testing.sim.network import Host, Life, Network, SimTransport
+from trikv.testing.sim.plan import MASTER, FaultKind, Schedule
+from trikv.testing.sim.trace import Trace
+
+_MASTER_ADDRESS = "master:8000"
+
+
+class World:
+    """Made inside the run, with a nursery for its nodes."""
+
+    def __init__(
+        self, strategy: Strategy, schedule: Schedule, clock: SimClock, trace: Trace, nursery: trio.Nursery
+    ) -> None:
+        self.strategy = strategy
+        self.schedule = schedule
+        self.clock = clock
+        self.trace = trace
+        self.network = Network(clock, trace, schedule.seed, schedule.latency_s)
+        self.workers = [f"w{number}" for number in range(1, schedule.workers + 1)]
+        self.disks = {name: Disk(schedule.fsync_s) for name in self.workers}
+        self.master: Master | None = None  # the one that lives, once it serves
+        self.findings: list[Finding] = []
+        self.injected: Counter[FaultKind] = Counter()
+        self.disks_lost = 0
+        self._nursery = nursery
+        self._registry = Registry({strategy.name: strategy})
+        founded = Cluster("c-simulated", strategy.name, schedule.replicas, schedule.partitions)
+        self._config = ConfigDisk(founded.to_document(), schedule.fsync_s)
+        self.network.add_host(MASTER, _MASTER_ADDRESS)
+        for number, name in enumerate(self.workers, start=1):
+            self.network.add_host(name, f"{name}:{8000 + number}")
+
+    # --- lives --------------------------------------------------------------------------------------------------------
+
+    def start(self, name: str) -> None:
+        """Switch the machine on, if it is off."""
+        host = self.network.hosts[name]
+        if host.life is not None:
+            return
+        host.silent = False
+        host.lives += 1
+        dice = random.Random(f"{self.schedule.seed}/{name}/{host.lives}")
+        life = host.life = Life(host, host.lives, dice)
+        self.trace.note(self.clock.now_s, "start", name, f"life {host.lives}")
+        self._nursery.start_soon(self._live, life, self._run_master if name == MASTER else self._run_worker)
+
+    def start_all(self) -> None:
+        for name in self.network.hosts:
+            self.start(name)
+
+    def crash(
+        self, life: Life, *, share_kept: float = 0.5, silent: bool = False, linger_s: float = 0.0, why: str = "crash"
+    ) -> None:
+        """The node is gone, at this instant; unflushed batches survive with probability `share_kept`."""
+        if life.dead:
+            return
+        host = life.host
+        life.dead = True
+        host.life = None
+        host.silent = silent
+        self.trace.note(self.clock.now_s, "down", host.name, why)
+        if host.name == MASTER:
+            self.master = None
+            self._config.crash(life.dice)
+        else:
+            self.disks[host.name].crash(life.dice, share_kept)
+        self.network.bury(life, linger_s=linger_s, silent=silent)
+        life.scope.cancel()
+
+    async def _live(self, life: Life, run: Callable[[Life], Awaitable[None]]) -> None:
+        host = life.host
+        with life.scope:
+            try:
+                await run(life)
+            except Exception as error:  # noqa: BLE001 whatever it is, it ends one node, and is judged here
+                if not life.dead and not self._has_reason(host, error):
+                    where = traceback.format_exception(error)[-12:]
+                    self.findings.append(Finding("node failed", "-", f"{host.name} ended by itself: {''.join(where)}"))
+        self.crash(life, why="ended")
+
+    def _has_reason(self, host: Host, error: Exception) -> bool:
+        """Did its disk fail?"""
+        if host.name == MASTER or not self.disks[host.name].full:
+            return False
+        errors = [error]
+        while isinstance(errors[-1], ExceptionGroup):
+            errors.append(errors[-1].exceptions[0])
+        return isinstance(errors[-1], OSError)
+
+    async def _run_master(self, life: Life) -> None:
+        doors = Doors(SimTransport(self.network, life), life.dice)
+        master = await Master.open(SimConfigStore(self._config, life), self._registry, doors)
+        listening = await doors.transport.listen(life.host.address)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(master.run, listening)
+            if not life.dead:
+                self.master = master
+
+    async def _run_worker(self, life: Life) -> None:
+        name = life.host.name
+        doors = Doors(SimTransport(self.network, life), life.dice)
+        storage = await SimStorage.open(self.disks[name], life)
+        worker = await Worker.open(name, storage, "simulated", doors)
+        await worker.run(await doors.transport.listen(life.host.address), master=_MASTER_ADDRESS)
+
+    # --- what can be seen from outside --------------------------------------------------------------------------------
+
+    async def wait_until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait for something to become true, looking ten times a second."""
+        with trio.move_on_after(timeout_s):
+            while not holds():
+                await trio.sleep(0.1)
+            return True
+        return False
+
+    def is_formed(self) -> bool:
+        """Has everybody enlisted, and got a place?"""
+        master = self.master
+        return (
+            master is not None
+            and master.cluster.formed
+            and len(master.cluster.workers) == len(self.workers)
+            and self._all_up(master)
+        )
+
+    def is_whole(self) -> bool:
+        """Is everything that can be mended mended? What a lost disk took does not come back."""
+        master = self.master
+        if master is None or not self._all_up(master):
+            return False
+        for slot in master.coordinator.slots:
+            up = sum(target.standing is Standing.UP for target in slot.targets)
+            if slot.pending and up >= slot.configuration.copies:
+                return False
+        return not self.strategy_converges or len(self.differing()) == 0
+
+    @property
+    def strategy_converges(self) -> bool:
+        return self.strategy.promise.value == "AP"
+
+    def _all_up(self, master: Master) -> bool:
+        return all(
+            watched.peer.link is not None
+            and watched.peer.link.peer.incarnation == watched.enlisted.incarnation
+            and watched.state.value == "up"
+            for watched in master.watched.values()
+        )
+
+    def replicas(self) -> dict[int, dict[str, dict[str, str | None]]]:
+        """By partition, as far as all its members still live the life that it is placed on: what their disks hold."""
+        master = self.master
+        assert master is not None
+        states: dict[int, dict[str, dict[str, str | None]]] = {}
+        for slot in master.coordinator.slots:
+            members = slot.configuration.members
+            if all(self.disks[m.worker].meta.get("incarnation") == m.incarnation.encode() for m in members):
+                states[slot.index] = {m.worker: self._held(m.worker, slot.index) for m in members}
+        return states
+
+    def _held(self, worker: str, partition: int) -> dict[str, str | None]:
+        records = self.disks[worker].records.items()
+        return {
+            key.decode(): None if record.value is None else record.value.decode()
+            for (index, key), record in records
+            if index == partition
+        }
+
+    def differing(self) -> list[int]:
+        """Partitions whose replicas do not hold the same."""
+        return [
+            index
+            for index, states in self.replicas().items()
+            if any(state != next(iter(states.values())) for state in states.values())
+        ]
