@@ -74,6 +74,7 @@ def demo(arguments: list[str]) -> int:
 
 def test(arguments: list[str]) -> int:
     find_browser()
+    os.chdir(ROOT)  # pytest finds its settings and the tests from there
     become([BIN / "python", "-m", "pytest", *arguments])
 
 
@@ -174,7 +175,6 @@ def need(command: Sequence[str | Path], otherwise: str) -> None:
 
 def become(command: Sequence[str | Path]) -> NoReturn:
     sys.stdout.flush()
-    os.chdir(ROOT)
     os.execve(command[0], [str(part) for part in command], environment())
 
 
