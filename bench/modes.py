@@ -77,12 +77,12 @@ class Connection:
 
 
 def put_request(key: bytes, value: bytes) -> bytes:
-    head = b"PUT /v1/kv/%s HTTP/1.1\r\nhost: bench\r\ncontent-type: application/octet-stream\r\n" % key
+    head = b"PUT /v1/kv/%s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/octet-stream\r\n" % key
     return head + b"content-length: %d\r\n\r\n%s" % (len(value), value)
 
 
 def get_request(key: bytes) -> bytes:
-    return b"GET /v1/kv/%s HTTP/1.1\r\nhost: bench\r\n\r\n" % key
+    return b"GET /v1/kv/%s HTTP/1.1\r\nhost: localhost\r\n\r\n" % key
 
 
 async def drive(port: int, options: argparse.Namespace, seed: str, tally: Tally) -> None:

@@ -161,6 +161,11 @@ class Client:
         """Its state: mode, forming, partitions, workers. README.md tells the fields."""
         return _json(self._ask("GET", "/v1/cluster"))
 
+    def locate(self, key: bytes) -> list[str]:
+        """The ids of the workers that hold the key, first choice first."""
+        place = _json(self._ask("GET", "/v1/locate", params={"key": _encode(key), "encoding": "base64"}))
+        return [replica["id"] for replica in place["replicas"]]
+
     def set_mode(self, mode: str) -> dict[str, Any]:
         return _json(self._ask("PUT", "/v1/mode", json={"mode": mode}))
 

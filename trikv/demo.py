@@ -117,6 +117,7 @@ def run_tour(*, mode: str, workers: int, storage: str, data_dir: Path | None) ->
     """The guided tour; 0 only if the mode kept its promise."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cluster = LocalCluster(mode=mode, workers=workers, replicas=min(3, workers), storage=storage, directory=data_dir)
+    print(f"starting a master and {workers} workers in {cluster.directory}", flush=True)
     try:
         with cluster, cluster.client() as client:
             broken = _tour(cluster, client)
@@ -144,9 +145,11 @@ def _tour(cluster: LocalCluster, client: Client) -> list[str]:
         errors = [error for i in range(TOUR_KEYS) if (error := ledger.put(client, b"tour-%02d" % i, b"first"))]
         broken += [f"with all workers up a write was {error.kind.outcome.value}: {error}" for error in errors]
         broken += _judge_reads(ledger.read_back(client), "with all workers up", may_refuse=False)
+        example = ledger.keys[0]
+        holders = [cluster.worker(worker_id) for worker_id in client.locate(example)]
+        _say(f"{readable_key(example)} is held by {', '.join(node.name for node in holders)}, in this order")
 
-    example = ledger.keys[0]
-    victim = cluster.workers[0]
+    victim = holders[0]
     with _step(f"kill -9 one worker of {len(cluster.workers)}: {_describe(victim, state)}"):
         victim.kill()
         wait_until(lambda: _state_of(client, victim) == "down", what="the master notices that the worker is gone")
@@ -165,6 +168,7 @@ def _tour(cluster: LocalCluster, client: Client) -> list[str]:
             if not 0 < len(refused) < TOUR_KEYS:
                 broken.append(f"{len(refused)} of {TOUR_KEYS} writes were refused; only those that need it should be")
         broken += _judge_reads(ledger.read_back(client), "with one worker dead", may_refuse=not spared)
+        _say(_reading(client, example))
 
     with _step(f"start {victim.name} again, and read every key once more"):
         victim.start()
@@ -173,17 +177,26 @@ def _tour(cluster: LocalCluster, client: Client) -> list[str]:
         _say("it came back with its data" if place != "lost" else "it came back without its data and holds no place")
         broken += _judge_reads(ledger.read_back(client), "after its return", may_refuse=place == "lost" and not spared)
 
-    found = client.get(example)
-    _say(f"{readable_key(example)} is {found.value.decode() if found else 'absent'} at the end")
+        _say(_reading(client, example))
     return broken
 
 
 def _judge_reads(reads: Reads, when: str, *, may_refuse: bool) -> list[str]:
-    _say(f"reads {when}: {reads.answered} answered, {len(reads.refused)} refused, {len(reads.lies)} untrue")
+    older = f" ({reads.stale} with an older value, as AP allows)" if reads.stale else ""
+    _say(f"reads {when}: {reads.answered} answered{older}, {len(reads.refused)} refused, {len(reads.lies)} untrue")
     broken = [f"{when}: {lie}" for lie in reads.lies]
     if not may_refuse:
         broken += [f"{when} a read was refused: {error}" for error in reads.refused]
     return broken
+
+
+def _reading(client: Client, key: bytes) -> str:
+    """What a read of the key is answered, as a sentence."""
+    try:
+        found = client.get(key)
+    except TrikvError as error:
+        return f"a read of {readable_key(key)} is {error.kind.outcome.value}: {error}"
+    return f"{readable_key(key)} reads {found.value.decode()!r}" if found else f"{readable_key(key)} is absent"
 
 
 def _state_of(client: Client, node: Node) -> str:

@@ -39,7 +39,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
     for row in rows:
         drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))  # Text: a cell is never markup
     return drawn

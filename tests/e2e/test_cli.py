@@ -75,6 +75,14 @@ def test_any_key_comes_back_as_it_went(quiet_cluster: LocalCluster, trikv: Trikv
     assert trikv("get", "--base64", coded, url=quiet_cluster.url).returncode == 3
 
 
+def test_the_workers_that_hold_a_key_can_be_asked_for(quiet_cluster: LocalCluster) -> None:
+    with quiet_cluster.client() as client:
+        holders = client.locate(b"locate/\xff")
+        assert sorted(holders) == sorted(node.id for node in quiet_cluster.workers)
+        firsts = {client.locate(b"locate/%d" % i)[0] for i in range(50)}
+    assert firsts == set(holders), "first choices are spread"
+
+
 def test_compare_and_set(quiet_cluster: LocalCluster, trikv: Trikv) -> None:
     url = quiet_cluster.url
     first = trikv("put", "cas", "1", "--if-absent", "--etag", url=url)

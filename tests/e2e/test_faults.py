@@ -1,5 +1,6 @@
 """What must end in one clear line or one truthful answer: bad starts, strangers, paused and full workers."""
 
+import contextlib
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from tests.e2e.conftest import Trikv
 from trikv.client import Client, TrikvError
 from trikv.core.errors import Outcome
-from trikv.testing.cluster import LocalCluster, wait_until
+from trikv.testing.cluster import LocalCluster, Node, wait_until
 
 REPLY_DEADLINE_S = 15.0  # for a peer that must hang up by itself
 
@@ -93,25 +94,32 @@ def test_an_address_beyond_loopback_needs_a_word_of_consent(trikv_process: Trikv
     ids=["http", "ones", "a frame of 2 GiB", "half a frame"],
 )
 def test_garbage_on_an_rpc_port_is_hung_up_on_and_disturbs_nobody(quiet_cluster: LocalCluster, garbage: bytes) -> None:
-    for port in (quiet_cluster.master.port, quiet_cluster.workers[0].port):
-        with socket.create_connection(("127.0.0.1", port), timeout=REPLY_DEADLINE_S) as stranger:
+    with contextlib.ExitStack() as open_ones:
+        strangers = [open_ones.enter_context(dial(node)) for node in nodes_of(quiet_cluster)]
+        for stranger in strangers:
             stranger.sendall(garbage)
-            assert_works(quiet_cluster)  # while the stranger is still there
+        assert_works(quiet_cluster)  # while they are still there
+        for stranger in strangers:
             read_to_the_end(stranger)
     assert_works(quiet_cluster)
 
 
 def test_slow_bytes_on_an_rpc_port_are_hung_up_on_and_hold_nobody_up(quiet_cluster: LocalCluster) -> None:
-    for port in (quiet_cluster.master.port, quiet_cluster.workers[0].port):
-        slow = [socket.create_connection(("127.0.0.1", port), timeout=REPLY_DEADLINE_S) for _ in range(20)]
-        try:
-            for stranger in slow:
-                stranger.sendall(b"\x00")
-            assert_works(quiet_cluster)
-            read_to_the_end(slow[0])
-        finally:
-            for stranger in slow:
-                stranger.close()
+    with contextlib.ExitStack() as open_ones:
+        strangers = [open_ones.enter_context(dial(node)) for node in nodes_of(quiet_cluster) for _ in range(20)]
+        for stranger in strangers:
+            stranger.sendall(b"\x00")
+        assert_works(quiet_cluster)
+        for stranger in strangers:
+            read_to_the_end(stranger)
+
+
+def nodes_of(cluster: LocalCluster) -> list[Node]:
+    return [cluster.master, cluster.workers[0]]
+
+
+def dial(node: Node) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", node.port), timeout=REPLY_DEADLINE_S)
 
 
 def test_garbage_and_slow_bytes_on_the_http_port_hold_nobody_up(quiet_cluster: LocalCluster) -> None:

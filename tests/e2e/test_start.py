@@ -48,29 +48,25 @@ def test_a_master_that_starts_before_its_workers_answers_late_rather_than_wrongl
         assert found.value == b"value"
 
 
-def test_a_master_enlists_the_workers_that_its_command_line_names(tmp_path: Path, free_port: int) -> None:
-    nobody = f"127.0.0.1:{free_port}"
-
+def test_a_master_enlists_the_workers_that_its_command_line_names(tmp_path: Path) -> None:
     def worker_command(node: Node) -> list[str]:
-        data = ["--data-dir", str(tmp_path / node.name), "--storage", "memory"]
-        return ["worker", str(node.port), "--master", nobody, *data]
-
-    workers = [Node(f"worker-{i}", worker_command, log=tmp_path / f"worker-{i}.log") for i in range(3)]
+        return ["worker", str(node.port), "--master", "none", "--storage", "memory"]
 
     def master_command(node: Node) -> list[str]:
         data = ["--data-dir", str(tmp_path / "master"), "--http", f"127.0.0.1:{node.http_port}"]
-        return ["master", *data, str(node.port), *(worker.address for worker in workers)]
+        return ["master", *data, str(node.port), *(worker.address for worker in cluster.workers)]
 
     cluster = LocalCluster(workers=0, directory=tmp_path)
     cluster.master = Node("master", master_command, log=tmp_path / "master.log")
-    cluster.workers = workers
-    with cluster:
-        for node in workers:
+    cluster.workers = [Node(f"worker-{i}", worker_command, log=tmp_path / f"worker-{i}.log") for i in range(3)]
+    try:
+        for node in cluster.workers:
             node.start()
-        cluster.master.start()
-        cluster.await_up(workers)
+        cluster.start()
         with cluster.client() as client:
             client.put(b"key", b"value")
+    finally:
+        cluster.stop()
 
 
 def test_too_few_workers_refuse_writes_and_say_how_many_are_missing(trikv: Trikv) -> None:

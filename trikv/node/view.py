@@ -13,8 +13,10 @@ import trio
 from trikv import __version__
 from trikv.api import Strategy
 from trikv.core.configuration import Enlisted
+from trikv.core.errors import Refused
+from trikv.core.ring import partition_of
 from trikv.net.replicas import Standing
-from trikv.node.coordinator import can_read
+from trikv.node.coordinator import can_read, check_key
 from trikv.node.slot import Slot
 
 if TYPE_CHECKING:
@@ -82,9 +84,18 @@ def describe_strategy(strategy: Strategy) -> dict[str, Any]:
     }
 
 
-def locate(master: Master, key: bytes, partition: int) -> dict[str, Any]:
-    """Where a key lives: its partition and the preference list."""
-    slot = master.coordinator.slots[partition]
+def locate(master: Master, key: bytes) -> dict[str, Any]:
+    """Where a key lives, be there a value or not: its partition and the preference list.
+
+    Raises:
+      Refused: it can be no key, or the cluster has not formed.
+    """
+    check_key(key)
+    slots = master.coordinator.slots
+    if not slots:
+        raise Refused("forming", master.coordinator.not_formed)
+    partition = partition_of(key)
+    slot = slots[partition]
     return {
         "key": key.decode(errors="replace"),
         "partition": partition,

@@ -26,9 +26,13 @@ class _Known:
 
 @dataclass
 class Reads:
-    """What came of reading many keys: how many were answered, why the others were not, and every untrue answer."""
+    """What came of reading many keys: how many were answered, why the others were not, and every untrue answer.
+
+    `stale` of those answered had a value that was committed once and is not the newest, in a mode that allows it.
+    """
 
     answered: int = 0
+    stale: int = 0
     refused: list[TrikvError] = field(default_factory=list)
     lies: list[str] = field(default_factory=list)
 
@@ -69,18 +73,24 @@ class Ledger:
                 reads.refused.append(error)
                 continue
             reads.answered += 1
-            lie = self.lie(key, found.value if found else None)
-            if lie:
+            seen = found.value if found else None
+            reads.stale += self.is_stale(key, seen)
+            if lie := self.lie(key, seen):
                 reads.lies.append(lie)
         return reads
 
     def lie(self, key: bytes, seen: bytes | None) -> str:
         """What is wrong with this answer; empty if it may be given."""
         known = self._keys[key]
-        if seen == known.current or seen in known.doubtful or (self._stale_reads and seen in known.past):
+        if seen == known.current or seen in known.doubtful or self.is_stale(key, seen):
             return ""
         what = "a write that was refused" if seen in known.refused else "neither the last write nor one in doubt"
         return f"{key!r} reads as {_short(seen)}, {what}; last committed: {_short(known.current)}"
+
+    def is_stale(self, key: bytes, seen: bytes | None) -> bool:
+        """Is this an older value, in a mode that may answer with one?"""
+        known = self._keys[key]
+        return self._stale_reads and seen != known.current and seen not in known.doubtful and seen in known.past
 
 
 def _short(value: bytes | None) -> str:

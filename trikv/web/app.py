@@ -74,6 +74,7 @@ ROUTES: Final = (
     Route("/v1/kv", "GET", keys.scan),
     Route("/v1/batch", "POST", batch.batch, batch.BODY_BYTES_MAX, detached=True),
     Route("/v1/cluster", "GET", cluster.describe),
+    Route("/v1/locate", "GET", cluster.locate),
     Route("/v1/mode", "PUT", cluster.set_mode, SMALL_BODY_BYTES_MAX, detached=True),
     Route("/v1/workers", "POST", cluster.enlist, SMALL_BODY_BYTES_MAX, detached=True),
     Route("/livez", "GET", cluster.livez),

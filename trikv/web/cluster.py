@@ -1,6 +1,7 @@
 """The cluster over HTTP: its state, its mode, its workers, and whether it is alive and ready.
 
     GET  /v1/cluster, /status    everything there is to know, as JSON
+    GET  /v1/locate?key=         which workers hold a key, in the order of its preference list
     PUT  /v1/mode, POST /config  {"mode": NAME}
     POST /v1/workers             {"address": "localhost:8006"}: enlist the worker that listens there
     GET  /livez                  this process answers
@@ -12,13 +13,32 @@ Nothing here is on the path of a data request. The state is computed when it is 
 from __future__ import annotations
 
 from trikv.core.errors import Refused
+from trikv.node import view
 from trikv.node.master import Master
-from trikv.web.message import RETRY_AFTER_S, Request, Response, json_response, members_of, parse_json, parse_query
+from trikv.web.message import (
+    RETRY_AFTER_S,
+    Request,
+    Response,
+    choice_of,
+    json_response,
+    members_of,
+    parse_json,
+    parse_query,
+    read_bytes,
+    require,
+)
 
 
 async def describe(master: Master, request: Request) -> Response:
     parse_query(request.query)
     return json_response(master.describe())
+
+
+async def locate(master: Master, request: Request) -> Response:
+    parameters = parse_query(request.query, "key", "encoding")
+    raw = require(parameters, "key")[0]
+    key = read_bytes(raw, choice_of(parameters, "encoding", "text", "base64"), "the key")
+    return json_response(view.locate(master, key))
 
 
 async def set_mode(master: Master, request: Request) -> Response:
