@@ -7,7 +7,8 @@
 
 The first run makes `.venv` beside this directory and installs trikv into it, editable, with its development tools: by
 uv and the lock file where uv is on the PATH, else by venv and pip within the ranges of pyproject.toml. A stamp in
-`.venv` holds a digest of what was installed from, so later runs start at once and install again only after a change.
+`.venv` says by whom it was made and from what, so later runs start at once: after a change they install again, and for
+another interpreter they begin afresh.
 
 The command then takes the place of this process: signals reach it undisturbed, and its exit code is ours.
 
@@ -102,26 +103,26 @@ def install() -> None:
     with PROJECT.open("rb") as project:
         fcntl.flock(project, fcntl.LOCK_EX)
         uv = shutil.which("uv")
-        wanted = digest("uv" if uv else "pip")
-        if STAMP.exists() and STAMP.read_text() == wanted:
+        maker, wanted = f"{'uv' if uv else 'pip'}, {sys.executable}, {sys.version}, {ROOT}".replace("\n", " "), digest()
+        had = STAMP.read_text().splitlines() if STAMP.exists() else []
+        if had == [maker, wanted]:
             return
         say(f"installing trikv and its tools into {VENV} ({'uv' if uv else 'pip'}) ...")
         STAMP.unlink(missing_ok=True)  # an install that is cut short must not look done
         if uv:
             need([uv, "sync", "--quiet", "--python", sys.executable], "uv sync failed")
         else:
-            need_venv_module()
-            need([sys.executable, "-m", "venv", "--clear", VENV], f"cannot make {VENV}")
+            if had[:1] != [maker]:
+                need_venv_module()
+                need([sys.executable, "-m", "venv", "--clear", VENV], f"cannot make {VENV}")
             pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
             need([BIN / "python", *pip, "install", "--editable", f"{ROOT}[dev]"], "pip install failed")
-        STAMP.write_text(wanted)
+        STAMP.write_text(f"{maker}\n{wanted}\n")
 
 
-def digest(installer: str) -> str:
-    """What an installation depends on, as one line: another interpreter or installer starts afresh."""
-    parts = [installer.encode(), sys.version.encode(), str(ROOT).encode()]
-    parts += [file.read_bytes() for file in (PROJECT, ROOT / "uv.lock") if file.exists()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest() + "\n"
+def digest() -> str:
+    files = (file for file in (PROJECT, ROOT / "uv.lock") if file.exists())
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def need_venv_module() -> None:

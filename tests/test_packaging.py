@@ -1,4 +1,4 @@
-"""What a stranger gets: a lock file that works anywhere, a package that is typed, a developer's script that explains."""
+"""What a stranger gets: a lock file that works anywhere, a typed package, a developer's script that explains."""
 
 from __future__ import annotations
 
