@@ -35,7 +35,7 @@ else. They are then replaced by their parts (a read of absence and a write, and 
 so is one; if none is found, the answer is not `exact`, and search.py has to decide. So it has where two writes share
 a value.
 
-Cost: sorting. A million operations take about four seconds.
+Cost: sorting. A million operations take five or six seconds.
 """
 
 from __future__ import annotations
