@@ -108,14 +108,8 @@ class Link:
             raise broken
 
     async def _read(self) -> None:
+        data: bytes | bytearray = b""  # at first, what came in one piece with the greeting
         while True:
-            try:
-                data = await self._stream.receive_some(_READ_BYTES)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
-            if not data:
-                return
-            self.last_heard_s = trio.current_time()
             for event in self._session.receive(data):
                 match event:
                     case Answers(answers):
@@ -129,6 +123,13 @@ class Link:
             while self._queued_bytes > QUEUE_BYTES_MAX and not self._over:
                 self._drained = trio.Event()
                 await self._drained.wait()
+            try:
+                data = await self._stream.receive_some(_READ_BYTES)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            if not data:
+                return
+            self.last_heard_s = trio.current_time()
 
     async def _write(self) -> None:
         while True:

@@ -86,9 +86,10 @@ class Peer:
             except (OSError, ValueError, LinkError) as error:  # ValueError: that is no address
                 self.refused = isinstance(error, OSError)
                 self._set(None, str(error) or type(error).__name__)
-                pause_s = min(max(2 * pause_s, REDIAL_FIRST_S), REDIAL_MOST_S)
+                pause_s = _longer(pause_s)
                 continue
             self.refused = False
+            linked_s = trio.current_time()
             self._set(link, "")
             try:
                 await link.run()
@@ -98,7 +99,8 @@ class Peer:
             finally:
                 self.link = None
             self._set(None, why_not)
-            pause_s = 0.0
+            # A node that greets and then hangs up, again and again, is not to be redialled at its own pace.
+            pause_s = 0.0 if trio.current_time() - linked_s >= REDIAL_MOST_S else _longer(pause_s)
 
     async def _dial(self) -> Link:
         with trio.move_on_after(DIAL_TIMEOUT_S):
@@ -116,3 +118,7 @@ class Peer:
         self._on_link(link)
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _longer(pause_s: float) -> float:
+    return min(max(2 * pause_s, REDIAL_FIRST_S), REDIAL_MOST_S)

@@ -1,0 +1,427 @@
+"""Links over memory and over real sockets; what goes over the wire is looked at from outside, frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trikv.core import frames
+from trikv.core.errors import Fault
+from trikv.core.session import Call, Hello, PeerError, Session
+from trikv.net.doors import TcpTransport
+from trikv.net.link import CALLS_MAX, GREETING_TIMEOUT_S, QUEUE_BYTES_MAX, Handler, Link, LinkError, accept, dial
+
+NEAR = Hello("master", "c-1", "term-1", "c-1")
+FAR = Hello("worker", "w-1", "i-1", "c-1")
+PATIENCE_S = 20.0
+
+Streams = tuple[trio.abc.Stream, trio.abc.Stream]
+
+
+@pytest.fixture(params=["memory", "tcp"])
+async def streams(request: pytest.FixtureRequest) -> Streams:
+    """A connection's two ends."""
+    if request.param == "memory":
+        return trio.testing.memory_stream_pair()
+    listening = await TcpTransport().listen("127.0.0.1:0")
+    near = await TcpTransport().connect(listening.address)
+    far = await listening.listener.accept()
+    await listening.listener.aclose()
+    return near, far
+
+
+class Tap(trio.abc.Stream):
+    """A stream of which one sees every write, and can hold it up."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.frames: list[list[Any]] = []
+        self.gate = trio.Event()
+        self.gate.set()
+        self._buffer = frames.FrameBuffer()
+
+    async def send_all(self, data: Any) -> None:
+        self._buffer.feed(data)
+        while not isinstance(frame := self._buffer.next_frame(), frames.NoFrame):
+            self.frames.append(frame)
+        await self.gate.wait()
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+class Answered:
+    """Where the answers to numbered calls end up."""
+
+    def __init__(self) -> None:
+        self.results: dict[int, tuple[int, list[Any]]] = {}
+        self._arrived = trio.Event()
+
+    def expect(self, number: int) -> partial[None]:
+        return partial(self._done, number)
+
+    def _done(self, number: int, fault: int, payload: list[Any]) -> None:
+        assert number not in self.results, "a call ended twice"
+        self.results[number] = (fault, payload)
+        self._arrived.set()
+
+    async def wait(self, count: int) -> dict[int, tuple[int, list[Any]]]:
+        with trio.fail_after(PATIENCE_S):
+            while len(self.results) < count:
+                self._arrived = trio.Event()
+                await self._arrived.wait()
+        return self.results
+
+
+def echo(link: Link, calls: list[Call]) -> None:
+    for call in calls:
+        link.answer(call.id, Fault.OK, call.arguments)
+
+
+async def link_up(streams: Streams, handler: Handler | None) -> tuple[Link, Link]:
+    links: dict[str, Link] = {}
+    near, far = streams
+
+    async def take() -> None:
+        links["far"] = await accept(far, FAR, lambda hello: None, handler)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        links["near"] = await dial(near, NEAR)
+    return links["near"], links["far"]
+
+
+@asynccontextmanager
+async def linked(streams: Streams, handler: Handler | None = echo) -> AsyncIterator[tuple[Link, Link]]:
+    near, far = await link_up(streams, handler)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(near.run)
+        nursery.start_soon(far.run)
+        yield near, far
+        nursery.cancel_scope.cancel()
+
+
+def soon() -> float:
+    return trio.current_time() + PATIENCE_S
+
+
+async def test_both_know_who_the_other_is(streams: Streams) -> None:
+    async with linked(streams) as (near, far):
+        assert (near.peer, far.peer) == (FAR, NEAR)
+
+
+async def test_many_calls_are_under_way_and_answered_in_any_order(streams: Streams) -> None:
+    held: list[Call] = []
+    answered = Answered()
+
+    def backwards(link: Link, calls: list[Call]) -> None:
+        held.extend(calls)
+        if len(held) == 1000:
+            for call in reversed(held):
+                link.answer(call.id, call.arguments[0] % 7, [call.arguments[0] * 2])
+
+    async with linked(streams, backwards) as (near, _):
+        for number in range(1000):
+            near.call(1, [number], soon(), answered.expect(number))
+            if number % 100 == 0:
+                await trio.lowlevel.checkpoint()
+        assert await answered.wait(1000) == {n: (n % 7, [n * 2]) for n in range(1000)}
+
+
+async def test_large_answers_come_whole(streams: Streams) -> None:
+    answered = Answered()
+    value = bytes(range(256)) * 4096
+    async with linked(streams) as (near, _):
+        for number in range(20):
+            near.call(1, [number, value], soon(), answered.expect(number), len(value))
+        assert await answered.wait(20) == {n: (Fault.OK, [n, value]) for n in range(20)}
+
+
+async def test_what_waits_goes_out_as_one_frame_and_comes_back_as_one() -> None:
+    near_end, far_end = trio.testing.memory_stream_pair()
+    near_tap, far_tap = Tap(near_end), Tap(far_end)
+    answered = Answered()
+    async with linked((near_tap, far_tap)) as (near, _):
+        for number in range(64):
+            near.call(1, [number], soon(), answered.expect(number))
+        await answered.wait(64)
+    greeting, *calls = near_tap.frames
+    assert greeting[0] == "trikv"
+    assert [len(rows) for _, rows in calls] == [64]
+    assert [len(rows) for _, rows in far_tap.frames[1:]] == [64]
+
+
+async def test_what_is_asked_during_a_send_shares_the_next_frame() -> None:
+    near_end, far_end = trio.testing.memory_stream_pair()
+    tap = Tap(near_end)
+    answered = Answered()
+    async with linked((tap, far_end)) as (near, _):
+        tap.gate = trio.Event()
+        near.call(1, [0], soon(), answered.expect(0))
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(1, 51):
+            near.call(1, [number], soon(), answered.expect(number))
+            await trio.lowlevel.checkpoint()
+        tap.gate.set()
+        await answered.wait(51)
+    assert [len(rows) for _, rows in tap.frames[1:]] == [1, 50]
+
+
+async def test_a_break_ends_what_is_under_way_as_lost_and_what_follows_as_not_sent(streams: Streams) -> None:
+    answered = Answered()
+    near, far = await link_up(streams, lambda link, calls: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(near.run)
+        far_scope = trio.CancelScope()
+
+        async def far_side() -> None:
+            with far_scope:
+                await far.run()
+
+        nursery.start_soon(far_side)
+        for number in range(3):
+            near.call(1, [], soon(), answered.expect(number))
+        far_scope.cancel()
+        assert await answered.wait(3) == dict.fromkeys(range(3), (Fault.LOST, []))
+    near.call(1, [], soon(), answered.expect(3))
+    assert answered.results[3] == (Fault.NOT_SENT, [])
+
+
+async def test_a_cancelled_link_leaves_nothing_behind(streams: Streams) -> None:
+    answered = Answered()
+    near, far = await link_up(streams, lambda link, calls: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(far.run)  # it ends by itself, since its peer hangs up
+        with trio.CancelScope() as scope:
+            near.call(1, [], soon(), answered.expect(0))
+            scope.cancel()
+            await near.run()
+        assert answered.results == {0: (Fault.LOST, [])}
+    with pytest.raises(trio.ClosedResourceError):
+        await streams[0].send_all(b"more")
+
+
+async def test_a_call_ends_late_when_it_is_swept_and_its_answer_is_then_of_no_use() -> None:
+    held: list[Call] = []
+    answered = Answered()
+    async with linked(trio.testing.memory_stream_pair(), lambda link, calls: held.extend(calls)) as (near, far):
+        near.call(1, [], trio.current_time() + 1, answered.expect(0))
+        near.call(1, [], soon(), answered.expect(1))
+        await trio.testing.wait_all_tasks_blocked()
+        near.sweep(trio.current_time())
+        assert answered.results == {}
+        near.sweep(trio.current_time() + 1)
+        assert answered.results == {0: (Fault.LATE, [])}
+        for call in held:
+            far.answer(call.id, Fault.OK, [])
+        assert await answered.wait(2) == {0: (Fault.LATE, []), 1: (Fault.OK, [])}
+
+
+async def test_a_deadline_travels_as_a_budget(mock_clock: trio.testing.MockClock) -> None:
+    near_end, far_end = trio.testing.memory_stream_pair()
+    tap = Tap(near_end)
+    answered = Answered()
+    async with linked((tap, far_end)) as (near, _):
+        tap.gate = trio.Event()
+        near.call(1, [], trio.current_time() + 2, answered.expect(0))
+        await trio.testing.wait_all_tasks_blocked()
+        near.call(1, [], trio.current_time() + 0.5, answered.expect(1))
+        near.call(1, [], trio.current_time() + 2, answered.expect(2))
+        mock_clock.jump(0.75)
+        tap.gate.set()
+        await answered.wait(3)
+    budgets = {row[0]: row[1] for _, rows in tap.frames[1:] for row in rows}
+    assert budgets == {1: 2000, 3: 1250}
+    assert answered.results[1] == (Fault.NOT_SENT, [])  # its time was up before it could leave
+
+
+async def test_beyond_the_bound_of_bytes_a_call_is_not_sent() -> None:
+    near_end, far_end = trio.testing.memory_stream_pair()
+    tap = Tap(near_end)
+    answered = Answered()
+    async with linked((tap, far_end)) as (near, _):
+        tap.gate = trio.Event()
+        near.call(1, [], soon(), answered.expect(0))
+        await trio.testing.wait_all_tasks_blocked()
+        near.call(1, [], soon(), answered.expect(1), QUEUE_BYTES_MAX + 1)
+        near.call(1, [], soon(), answered.expect(2))
+        assert answered.results == {2: (Fault.NOT_SENT, [])}
+        tap.gate.set()
+        await answered.wait(3)
+        near.call(1, [], soon(), answered.expect(3))
+        await answered.wait(4)
+    assert {n: fault for n, (fault, _) in answered.results.items()} == {0: 0, 1: 0, 2: Fault.NOT_SENT, 3: 0}
+
+
+async def test_beyond_the_bound_of_calls_a_call_is_not_sent() -> None:
+    answered = Answered()
+    near, _ = await link_up(trio.testing.memory_stream_pair(), None)
+    for number in range(CALLS_MAX):
+        near.call(1, [], soon(), answered.expect(number), 1)
+    assert not answered.results
+    near.call(1, [], soon(), answered.expect(-1), 1)
+    assert answered.results == {-1: (Fault.NOT_SENT, [])}
+    await near.close()
+
+
+def answer_amply(link: Link, calls: list[Call]) -> None:
+    for call in calls:
+        link.answer(call.id, Fault.OK, [], QUEUE_BYTES_MAX // 4)
+
+
+async def test_who_does_not_take_its_answers_is_not_read_from() -> None:
+    near, far = trio.testing.lockstep_stream_pair()  # a write lasts until it is read
+    session = Session(NEAR, dialer=True)
+    taken = 0
+
+    async def take() -> None:
+        link = await accept(far, FAR, lambda hello: None, answer_amply)
+        await link.run()
+
+    async def ask() -> None:
+        nonlocal taken
+        for number in range(20):
+            for frame in session.calls([[number, 1000, 1, []]]):
+                await near.send_all(frame)
+            taken += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        await near.send_all(session.greet())
+        list(session.receive(await near.receive_some()))
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        assert taken < 10
+        answers: set[int] = set()
+        with trio.fail_after(PATIENCE_S):
+            while len(answers) < 20:
+                for event in session.receive(await near.receive_some()):
+                    answers |= {answer.id for answer in event.answers}  # type: ignore[union-attr]  # none other comes
+        assert taken == 20
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_leaves_with_its_answers_untaken_is_let_go() -> None:
+    near, far = trio.testing.lockstep_stream_pair()
+    session = Session(NEAR, dialer=True)
+    ended = trio.Event()
+
+    async def take() -> None:
+        link = await accept(far, FAR, lambda hello: None, answer_amply)
+        await link.run()
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        await near.send_all(session.greet())
+        list(session.receive(await near.receive_some()))
+        for frame in session.calls([[number, 1000, 1, []] for number in range(8)]):
+            await near.send_all(frame)
+        await trio.testing.wait_all_tasks_blocked()  # its writer waits for us, and its reader for its writer
+        await near.aclose()
+        with trio.fail_after(PATIENCE_S):
+            await ended.wait()
+
+
+@pytest.mark.parametrize("data", [b"\0\0\0\1\xff", frames.encode([1, [[1, 2]]]), frames.encode([3, []])])
+async def test_a_peer_that_breaks_the_protocol_ends_the_link_with_a_plain_error(data: bytes) -> None:
+    near_end, far_end = trio.testing.memory_stream_pair()
+    answered = Answered()
+    near, _ = await link_up((near_end, far_end), None)
+    near.call(1, [], soon(), answered.expect(0))
+    await far_end.send_all(data)
+    with pytest.raises(PeerError):
+        await near.run()
+    assert answered.results == {0: (Fault.LOST, [])}
+
+
+async def test_a_call_where_nothing_is_offered_breaks_the_protocol() -> None:
+    near_end, far_end = trio.testing.memory_stream_pair()
+    near, _ = await link_up((near_end, far_end), None)
+    await far_end.send_all(frames.encode([1, [[1, 2000, 5, []]]]))
+    with pytest.raises(PeerError, match="nothing is offered"):
+        await near.run()
+
+
+async def test_an_answer_to_nothing_that_was_asked_is_ignored() -> None:
+    near_end, far_end = trio.testing.memory_stream_pair()
+    answered = Answered()
+    async with linked((near_end, far_end)) as (near, _):
+        await far_end.send_all(frames.encode([2, [[77, 0, []]]]))
+        near.call(1, [5], soon(), answered.expect(0))
+        assert await answered.wait(1) == {0: (Fault.OK, [5])}
+
+
+async def test_what_comes_in_one_piece_with_the_greeting_is_not_left_lying() -> None:
+    near, far = trio.testing.memory_stream_pair()
+    ahead = Session(NEAR, dialer=True)
+    call = frames.encode([1, [[1, 2000, 1, ["early"]]]])
+    await near.send_all(ahead.greet() + call)
+    link = await accept(far, FAR, lambda hello: None, echo)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.run)
+        buffer = frames.FrameBuffer()
+        heard: list[Any] = []
+        with trio.fail_after(PATIENCE_S):
+            while len(heard) < 2:
+                buffer.feed(await near.receive_some())
+                while not isinstance(frame := buffer.next_frame(), frames.NoFrame):
+                    heard.append(frame)
+        nursery.cancel_scope.cancel()
+    assert heard[1] == [2, [[1, 0, ["early"]]]]
+
+
+async def test_who_is_not_welcome_is_told_why_and_hung_up_on(streams: Streams) -> None:
+    near, far = streams
+
+    async def take() -> None:
+        with pytest.raises(LinkError, match="another cluster"):
+            await accept(far, FAR, lambda hello: f"{hello.node} is of another cluster", None)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        with pytest.raises(LinkError, match="c-1 is of another cluster"):
+            await dial(near, NEAR)
+    with pytest.raises(trio.ClosedResourceError):
+        await far.send_all(b"more")
+
+
+@pytest.mark.parametrize("reply", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\0\1\xff", frames.encode(["hello"])])
+async def test_dialling_something_else_says_so(reply: bytes, streams: Streams) -> None:
+    near, far = streams
+    await far.send_all(reply)
+    with pytest.raises(LinkError, match="is this address a trikv node's RPC port"):
+        await dial(near, NEAR)
+    await trio.aclose_forcefully(far)
+
+
+async def test_dialling_someone_who_hangs_up_says_so(streams: Streams) -> None:
+    near, far = streams
+    await far.aclose()
+    with pytest.raises(LinkError):
+        await dial(near, NEAR)
+
+
+async def test_silence_is_not_waited_for_for_ever(autojump_clock: trio.testing.MockClock) -> None:
+    near, far = trio.testing.memory_stream_pair()
+    with pytest.raises(LinkError, match="in time"):
+        await dial(near, NEAR)
+    with pytest.raises(LinkError, match="in time"):
+        await accept(trio.testing.memory_stream_pair()[0], FAR, lambda hello: None, None)
+    assert trio.current_time() == 2 * GREETING_TIMEOUT_S
+    with pytest.raises(trio.ClosedResourceError):
+        await near.send_all(b"more")
+    await far.aclose()
