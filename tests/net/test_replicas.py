@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -94,12 +93,6 @@ async def scene(nursery: trio.Nursery, autojump_clock: MockClock) -> Scene:
     return Scene(await InProcessCluster.start(nursery, mode="quorum"))
 
 
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(30):
-        while not condition():
-            await trio.sleep(0.01)
-
-
 # --- store --------------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +122,7 @@ async def test_a_store_is_won_at_its_need_and_laggards_finish_behind(scene: Scen
     assert trio.current_time() == began_s
     assert scene.holders(1) == [1, 2]
     scene.release(3)
-    await until(lambda: scene.holders(1) == [1, 2, 3])
+    await scene.cluster.until(lambda: scene.holders(1) == [1, 2, 3])
 
 
 async def test_hopelessness_is_noticed_at_once(scene: Scene, autojump_clock: MockClock) -> None:
@@ -211,7 +204,7 @@ async def test_a_chain_has_it_everywhere_when_it_is_acknowledged(scene: Scene, a
 async def test_a_chain_whose_tail_is_silent_is_not_acknowledged(scene: Scene, autojump_clock: MockClock) -> None:
     scene.hold(3)
     request = scene.request()
-    with pytest.raises(NotEnough, match="the chain behind it broke|no answer in time"):
+    with pytest.raises(NotEnough, match=r"the chain behind it broke|no answer in time"):
         await request.replicas.head.store(scene.write(1), onward=request.replicas.rest)
     assert scene.holders(1) == [1, 2]
 
@@ -222,14 +215,14 @@ async def test_a_store_for_later_goes_to_those_not_sent_to(scene: Scene, autojum
     sent = set(request.sent_to)
     request.replicas.store_later(scene.write(1))
     assert [target.member in sent for target in request.targets] == [True, False, False]
-    await until(lambda: scene.holders(1) == [1, 2, 3])
+    await scene.cluster.until(lambda: scene.holders(1) == [1, 2, 3])
     assert (len(scene.sends), scene.missed) == (1, 0)
 
 
 async def test_a_store_for_later_that_cannot_be_is_noted(scene: Scene, autojump_clock: MockClock) -> None:
     await scene.kill(3)
     scene.request().replicas.store_later(scene.write(1))
-    await until(lambda: scene.holders(1) == [1, 2])
+    await scene.cluster.until(lambda: scene.holders(1) == [1, 2])
     assert scene.missed == 1
 
 
@@ -277,7 +270,7 @@ async def test_a_fetch_takes_another_for_one_that_fails(scene: Scene, autojump_c
 
 async def test_those_in_doubt_are_asked_last(scene: Scene, autojump_clock: MockClock) -> None:
     scene.hold(1)
-    await until(lambda: scene.standing(1) is Standing.DOUBTFUL)
+    await scene.cluster.until(lambda: scene.standing(1) is Standing.DOUBTFUL)
     began_s = trio.current_time()
     assert names(await scene.request().replicas.fetch(KEY, need=2), scene) == [2, 3]
     assert trio.current_time() == began_s
