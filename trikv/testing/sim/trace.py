@@ -14,15 +14,15 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from trikv.core import frames
-from trikv.core.calls import Op
+from trikv.core.calls import Op, fetched_from_wire, record_from_wire
 from trikv.core.errors import Fault
-from trikv.core.record import Version
+from trikv.core.record import Record
 
 
 class Event(NamedTuple):
     """`what` is "send", "arrive", "fault", "heal", "begin", "end", "start" or "down"; `text` is for a person.
 
-    Messages also carry `number`, and as far as they have them `call`, `key` and `version`.
+    Messages also carry `number`, and as far as they have them `call`, `key` and `record`; answers their `fault`.
     """
 
     time_s: float
@@ -33,7 +33,8 @@ class Event(NamedTuple):
     number: int = 0
     call: str = ""
     key: str = ""
-    version: Version | None = None
+    record: Record | None = None
+    fault: Fault | None = None
 
 
 class Trace:
@@ -43,7 +44,7 @@ class Trace:
         self.events: list[Event] = []
         self.wanted = wanted
         self._hash = blake2b(digest_size=16)
-        self._calls: dict[tuple[int, int], tuple[str, str, Version | None]] = {}  # by connection and id: what was asked
+        self._calls: dict[tuple[int, int], tuple[str, str, Record | None]] = {}  # by connection and id: what was asked
 
     @property
     def digest(self) -> str:
@@ -63,36 +64,36 @@ class Trace:
         self, time_s: float, what: str, source: str, target: str, number: int, connection: int, data: bytes
     ) -> None:
         """Only if `wanted`: the calls and answers in a frame that is sent or arrives."""
-        for call, key, version, text in self._told(connection, data):
-            self.events.append(Event(time_s, what, source, target, text, number, call, key, version))
+        for call, key, record, fault in self._told(connection, data):
+            outcome = "" if fault is None else fault.name.lower()
+            version = "" if record is None else str(record.version)
+            text = " ".join(filter(None, (call, key, outcome, version)))
+            self.events.append(Event(time_s, what, source, target, text, number, call, key, record, fault))
 
-    def _told(self, connection: int, data: bytes) -> Iterator[tuple[str, str, Version | None, str]]:
+    def _told(self, connection: int, data: bytes) -> Iterator[tuple[str, str, Record | None, Fault | None]]:
         buffer = frames.FrameBuffer()
         buffer.feed(data)
         match buffer.next_frame():
             case [1, list(calls)]:
                 for call_id, _, op, arguments in calls:
-                    asked = _asked(op, arguments)
-                    self._calls[connection, call_id] = asked
-                    call, key, version = asked
-                    yield call, key, version, f"{call} {key}" + (f" {version}" if version else "")
+                    asked = self._calls[connection, call_id] = _asked(op, arguments)
+                    yield *asked, None
             case [2, list(answers)]:
                 for call_id, fault, payload in answers:
-                    call, key, version = self._calls.get((connection, call_id), ("call", "", None))
-                    if call == "fetch" and payload and not fault:
-                        version = Version(payload[0], payload[1])
-                    outcome = Fault(fault).name.lower()
-                    yield f"{call} answer", key, version, f"{call} {key} {outcome}" + (f" {version}" if version else "")
+                    call, key, record = self._calls.get((connection, call_id), ("call", "", None))
+                    if call == "fetch" and fault == Fault.OK:
+                        record = fetched_from_wire(payload)
+                    yield f"{call} answer", key, record, Fault(fault)
             case frames.NoFrame():
-                yield "torn", "", None, "a torn frame"
-            case [*words]:
-                yield "greeting", "", None, " ".join(map(str, words))
+                yield "torn frame", "", None, None
+            case [*_]:
+                yield "greeting", "", None, None
 
 
-def _asked(op: int, arguments: list[Any]) -> tuple[str, str, Version | None]:
-    """The name of a call, and the key and version that it is about."""
+def _asked(op: int, arguments: list[Any]) -> tuple[str, str, Record | None]:
+    """The name of a call, and the key and record that it is about."""
     name = Op(op).name.lower()
     if op in (Op.STORE, Op.FETCH):
         key = arguments[3].decode(errors="replace")
-        return name, key, Version(arguments[4][0], arguments[4][1]) if op == Op.STORE else None
+        return name, key, record_from_wire(arguments[4]) if op == Op.STORE else None
     return name, "", None
