@@ -10,7 +10,8 @@ neither tells `%2F` from `/` nor keeps bytes that are not UTF-8, and slashes tha
 
 Bounds: a body by its route (`VALUE_BYTES_MAX`, `batch.BODY_BYTES_MAX`, `SMALL_BODY_BYTES_MAX`), a head of
 `HEAD_BYTES_MAX`, which leaves room for a key of 4 KiB with each byte percent-encoded beside a page of ETags,
-`BODY_TIMEOUT_S` for a whole body to arrive, `IDLE_TIMEOUT_S` for a whole head or the next request.
+`BODY_TIMEOUT_S` for a whole body to arrive, `IDLE_TIMEOUT_S` for a whole head or the next request, `STALLED_TIMEOUT_S`
+for a client to take some of its answer: Hypercorn shields its sends, so that only the kernel can end one.
 A body beyond its bound is refused on its announced length, and the connection closed, since what follows may be
 the rest of it.
 """
@@ -28,7 +29,12 @@ import hypercorn.trio
 import quart
 import trio
 from hypercorn.config import Config
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+from quart import Quart
+from quart.asgi import ASGIHTTPConnection
+from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter
 
@@ -51,6 +57,7 @@ SMALL_BODY_BYTES_MAX: Final = 64 * 1024
 HEAD_BYTES_MAX: Final = 32 * 1024
 BODY_TIMEOUT_S: Final = 30
 IDLE_TIMEOUT_S: Final = 15.0
+STALLED_TIMEOUT_S: Final = 10.0
 GRACE_S: Final = 3.0
 BACKLOG: Final = 1024
 
@@ -86,6 +93,42 @@ ROUTES: Final = (
 )
 
 
+class _Connection(TrioASGIHTTPConnection):
+    """One request, of which a disconnect cancels the handler, but not an answer that is under way.
+
+    The server reports a disconnect also when an answer is complete, and cleans up in the task that sends the last of
+    it. Were that task cancelled, as quart-trio does, connections would be neither closed nor timed out.
+    """
+
+    _answering = False
+
+    def __init__(self, app: Quart, scope: HTTPScope) -> None:
+        if not scope["path"]:  # `GET ?key=k`: quart takes the first letter for granted
+            scope["path"] = "*"
+        super().__init__(app, scope)
+
+    async def handle_messages(  # type: ignore[override]  # quart-trio's has a nursery more than quart's
+        self, nursery: trio.Nursery, request: quart.Request, receive: ASGIReceiveCallable
+    ) -> None:
+        await ASGIHTTPConnection.handle_messages(self, request, receive)
+        if not self._answering:
+            nursery.cancel_scope.cancel()
+
+    async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
+        self._answering = True
+        await super()._send_response(send, response)
+
+
+class _App(QuartTrio):
+    asgi_http_class = _Connection
+
+    async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] == "websocket":  # there are none here; the server answers 403
+            await send({"type": "websocket.close", "code": 1000, "reason": None})
+        else:
+            await super().asgi_app(scope, receive, send)
+
+
 class _Rest(BaseConverter):
     """All of the path that is left, slashes and line ends and nothing at all included."""
 
@@ -95,7 +138,7 @@ class _Rest(BaseConverter):
 
 def create_app(master: Master, *, loopback_only: bool = True) -> QuartTrio:
     """The app. `loopback_only`: answer to names of this machine's loopback alone (see `guard`)."""
-    app = QuartTrio("trikv.web", template_folder="templates", static_folder="static")
+    app = _App("trikv.web", template_folder="templates", static_folder="static")
     app.config.update(MAX_CONTENT_LENGTH=batch.BODY_BYTES_MAX, BODY_TIMEOUT=BODY_TIMEOUT_S, RESPONSE_TIMEOUT=None)
     app.url_map.merge_slashes = False
     app.url_map.converters["rest"] = _Rest
@@ -131,7 +174,6 @@ async def serve_http(
     """
     loopback_only = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
     config = Config()
-    config.bind = [f"fd://{sock.detach()}"]
     config.backlog = BACKLOG
     config.errorlog = logging.getLogger("trikv.web.hypercorn")
     config.include_server_header = False
@@ -140,6 +182,9 @@ async def serve_http(
     config.keep_alive_timeout = IDLE_TIMEOUT_S
     config.graceful_timeout = GRACE_S
     app = create_app(master, loopback_only=loopback_only)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; the connections inherit it
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STALLED_TIMEOUT_S * 1000))
+    config.bind = [f"fd://{sock.detach()}"]
     await hypercorn.trio.serve(cast("Any", app), config, shutdown_trigger=stop.wait, task_status=task_status)
 
 

@@ -1,0 +1,153 @@
+"""Batches: an outcome for each item, and nothing done where the request as a whole is wrong."""
+
+import base64
+import json
+from typing import Any
+
+import cbor2
+import httpx
+import pytest
+
+CBOR = {"content-type": "application/cbor"}
+
+
+def run(web: httpx.Client, *items: dict[str, Any], **query: str) -> list[dict[str, Any]]:
+    answer = web.post("/v1/batch", json={"items": items}, params=query).raise_for_status()
+    results: list[dict[str, Any]] = answer.json()["results"]
+    return results
+
+
+def test_items_of_one_key_keep_their_order(web: httpx.Client) -> None:
+    writes = [{"op": "put", "key": "order", "value": str(number)} for number in range(50)]
+    results = run(
+        web, *writes, {"op": "get", "key": "order"}, {"op": "delete", "key": "order"}, {"op": "get", "key": "order"}
+    )
+    assert [result["status"] for result in results] == [204] * 50 + [200, 204, 404]
+    assert results[50]["value"] == "49"
+    assert results[50]["etag"] == results[49]["etag"]
+    assert results[52]["code"] == "not_found"
+
+
+def test_a_refused_item_undoes_no_other(web: httpx.Client) -> None:
+    results = run(
+        web,
+        {"op": "put", "key": "b/1", "value": "1"},
+        {"op": "put", "key": "", "value": "2"},
+        {"op": "put", "key": "k" * 4097, "value": "3"},
+        {"op": "put", "key": "b/4", "value": "v" * (1024 * 1024 + 1)},
+        {"op": "put", "key": "b/1", "value": "5", "if_none_match": "*"},
+        {"op": "put", "key": "b/6", "value": "6"},
+    )
+    assert [result["status"] for result in results] == [204, 400, 400, 413, 412, 204]
+    assert [result["outcome"] for result in results] == ["committed", *["refused"] * 4, "committed"]
+    assert web.get("/v1/kv/b/1").content == b"1"
+    assert web.get("/v1/kv/b/6").content == b"6"
+    assert web.get("/v1/kv/b/4").status_code == 404
+
+
+def test_conditions_of_items(web: httpx.Client) -> None:
+    web.delete("/v1/kv/c")
+    (first,) = run(web, {"op": "put", "key": "c", "value": "1", "if_none_match": "*"})
+    seen = first["etag"]
+    second, third, fourth = run(
+        web,
+        {"op": "put", "key": "c", "value": "2", "if_match": ["0.0-0", seen]},
+        {"op": "put", "key": "c", "value": "3", "if_match": seen},
+        {"op": "get", "key": "c", "if_match": f'"{seen}"'},
+    )
+    assert [second["status"], third["status"], fourth["status"]] == [204, 412, 412]
+
+
+def test_base64_items(web: httpx.Client) -> None:
+    key, value = base64.urlsafe_b64encode(b"\xff\xfe").decode(), base64.b64encode(bytes(range(256))).decode()
+    put, got = run(
+        web,
+        {"op": "put", "key": key, "value": value, "encoding": "base64"},
+        {"op": "get", "key": key, "encoding": "base64"},
+    )
+    assert put["status"] == 204
+    assert base64.urlsafe_b64decode(got["value"]) == bytes(range(256))
+    assert web.get(f"/v1/kv/{key}?encoding=base64").content == bytes(range(256))
+
+
+def test_cbor(web: httpx.Client) -> None:
+    items = [
+        {"op": "put", "key": b"\xff\0", "value": b"\0\xff"},
+        {"op": "get", "key": b"\xff\0"},
+        {"op": "put", "key": "text", "value": "text"},
+        {"op": "get", "key": "text", "if_none_match": "*"},
+    ]
+    answer = web.post("/v1/batch", content=cbor2.dumps({"items": items}), headers=CBOR).raise_for_status()
+    assert answer.headers["content-type"] == "application/cbor"
+    results = cbor2.loads(answer.content)["results"]
+    assert [result["status"] for result in results] == [204, 200, 204, 412]
+    assert results[1]["value"] == b"\0\xff"
+
+
+def test_a_thousand_items_and_none(web: httpx.Client) -> None:
+    results = run(web, *({"op": "put", "key": f"many/{number}", "value": "v"} for number in range(1000)), timeout="60")
+    assert {result["status"] for result in results} == {204}
+    assert run(web) == []
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ([], "the body must be an object"),
+        ({}, "the body lacks items"),
+        ({"items": {}}, "items must be a list"),
+        ({"items": [], "item": []}, "has 'item'"),
+        ({"items": [{"op": "get", "key": "a"}] * 1001}, "at most 1,000"),
+        ({"items": [7]}, "item 0 must be an object"),
+        ({"items": [{"op": "get"}]}, "item 0 lacks key"),
+        ({"items": [{"op": "steal", "key": "a"}]}, "op of item 0"),
+        ({"items": [{"op": "put", "key": "untouched"}]}, "item 0 lacks its value"),
+        ({"items": [{"op": "get", "key": "a", "value": "b"}]}, "a get has no value"),
+        ({"items": [{"op": "put", "key": "untouched", "value": 7}]}, "the value of item 0 must be a string"),
+        ({"items": [{"op": "get", "key": None}]}, "the key of item 0 must be a string"),
+        ({"items": [{"op": "get", "key": "a", "encoding": "hex"}]}, "encoding of item 0"),
+        ({"items": [{"op": "get", "key": "!", "encoding": "base64"}]}, "not base64"),
+        ({"items": [{"op": "get", "key": "\ud800"}]}, "a character that is none"),
+        ({"items": [{"op": "get", "key": "a", "if_match": 7}]}, "if_match of item 0"),
+        ({"items": [{"op": "get", "key": "a", "if_match": []}]}, "if_match of item 0"),
+        ({"items": [{"op": "get", "key": "a", "if_match": "*", "if_none_match": "*"}]}, "both"),
+        (
+            {"items": [{"op": "put", "key": "untouched", "value": "1"}, {"op": "put", "if-match": "x"}]},
+            "item 1 lacks key",
+        ),
+        ({"items": [{"op": "put", "key": "untouched", "value": "1", "ifmatch": "x"}]}, "has 'ifmatch'"),
+    ],
+)
+def test_a_malformed_batch_is_refused_as_a_whole(web: httpx.Client, document: Any, said: str) -> None:
+    answer = web.post("/v1/batch", content=json.dumps(document), headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["code"], answer.json()["outcome"]) == (400, "bad_request", "refused")
+    assert said in answer.json()["detail"]
+    assert web.get("/v1/kv/untouched").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        cbor2.dumps({"items": []}) + b"\0",
+        cbor2.dumps({"items": []})[:-1],
+        bytes.fromhex("bf656974656d7380ff"),  # a map of indefinite length
+        bytes.fromhex("a2656974656d7380656974656d7380"),  # the same key twice
+        bytes.fromhex("c11a514b67b0"),  # a date by its tag
+        bytes.fromhex("a1656974656d7381") + b"\x81" * 40 + b"\0",  # nested deeply
+        cbor2.dumps({"items": [{"op": "get", "key": 7}]}),
+        cbor2.dumps({1: []}),
+    ],
+)
+def test_what_is_not_plain_cbor_is_refused(web: httpx.Client, body: bytes) -> None:
+    answer = web.post("/v1/batch", content=body, headers=CBOR)
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+
+
+def test_bodies_of_other_kinds_and_sizes(web: httpx.Client) -> None:
+    form = web.post("/v1/batch", data={"items": "[]"})
+    assert (form.status_code, form.json()["code"]) == (415, "bad_media")
+    large = web.post("/v1/batch", content=bytes(8 * 1024 * 1024 + 1), headers=CBOR)
+    assert (large.status_code, large.json()["code"], large.headers["connection"]) == (413, "value_too_large", "close")
+    assert run(web) == []
