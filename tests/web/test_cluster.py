@@ -128,7 +128,7 @@ def test_the_page(web: httpx.Client) -> None:
         assert web.get(path).status_code == 200
 
 
-def test_a_memory_worker_that_restarts_holds_no_place_and_a_forming_cluster_says_what_it_waits_for() -> None:
+def test_a_memory_worker_that_restarts_holds_no_place() -> None:
     with (
         LocalCluster(workers=3, storage="memory") as cluster,
         httpx.Client(base_url=cluster.url, trust_env=False) as web,
@@ -154,7 +154,7 @@ def test_a_memory_worker_that_restarts_holds_no_place_and_a_forming_cluster_says
         assert "Unavailable" in web.get("/").text
 
 
-def test_a_cluster_that_is_forming() -> None:
+def test_a_forming_cluster_says_what_it_waits_for() -> None:
     cluster = LocalCluster(workers=2, replicas=3, storage="memory")
     try:
         for node in (cluster.master, *cluster.workers):
