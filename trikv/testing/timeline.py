@@ -1,0 +1,400 @@
+"""A space-time diagram: who was sent what when, what got there, and what clients were told. As text, and as SVG.
+
+A `Timeline` is plain data: lanes (a client, the coordinator, a replica), messages between them, calls of clients, and
+bands of trouble. It knows nothing of where they come from, so one drawing serves a failing run of the simulator and a
+single request on a dashboard.
+
+Time runs down. It is not to scale: what is interesting happens within microseconds, and between two such moments lie
+seconds. The distance of two moments on paper grows with the logarithm of their distance in time, and gives way where
+two labels of one lane would touch. So order is exact, and length is a hint; the margin has the seconds.
+
+`to_svg` draws a picture that takes its colours from `STYLE`, light or dark as the reader's screen is. It has no
+scripts, and every piece of text in it is escaped. Cost: n log n in what is drawn. A caller bounds that: a few hundred
+messages are as much as a person can read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from html import escape
+from typing import Final
+
+
+class Role(StrEnum):
+    CLIENT = "client"
+    COORDINATOR = "coordinator"
+    REPLICA = "replica"
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One participant, in the order in which they stand side by side: clients, the coordinator, replicas."""
+
+    name: str
+    role: Role
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """`arrived_s` None: it was lost, or is still under way where the picture ends."""
+
+    source: str
+    target: str
+    sent_s: float
+    arrived_s: float | None
+    text: str
+    is_answer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a client asked, and what it was told. `number` is that of the evidence which it is part of; 0: none."""
+
+    lane: str
+    began_s: float
+    ended_s: float | None
+    text: str
+    answer: str
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Trouble on some lanes for a while. `is_down`: the node is not there at all."""
+
+    lanes: tuple[str, ...]
+    began_s: float
+    ended_s: float | None
+    text: str
+    is_down: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """`broken_s`: the moment from which on the promise was broken, for those who watch the clients."""
+
+    lanes: tuple[Lane, ...]
+    messages: tuple[Message, ...] = ()
+    calls: tuple[Call, ...] = ()
+    bands: tuple[Band, ...] = ()
+    broken_s: float | None = None
+
+    def moments(self) -> list[float]:
+        """Every instant at which something begins or ends, in order."""
+        found = {message.sent_s for message in self.messages}
+        found |= {message.arrived_s for message in self.messages if message.arrived_s is not None}
+        spans: tuple[Call | Band, ...] = (*self.calls, *self.bands)
+        for span in spans:
+            found |= {time_s for time_s in (span.began_s, span.ended_s) if time_s is not None}
+        if self.broken_s is not None:
+            found.add(self.broken_s)
+        return sorted(found)
+
+
+# --- as text ----------------------------------------------------------------------------------------------------------
+
+
+def to_text(timeline: Timeline) -> str:
+    """One line for each thing that happened, in order: when, to whom, what."""
+    rows = sorted(_rows(timeline), key=lambda row: row[0])
+    names = max((len(name) for _, name, _, _ in rows), default=0)
+    verbs = max((len(verb) for _, _, verb, _ in rows), default=0)
+    return "\n".join(f"{time_s:11.4f} s  {name:<{names}}  {verb:<{verbs}}  {text}" for time_s, name, verb, text in rows)
+
+
+def _rows(timeline: Timeline) -> Iterator[tuple[float, str, str, str]]:
+    for band in timeline.bands:
+        yield band.began_s, ", ".join(band.lanes), "down" if band.is_down else "trouble", band.text
+        if band.ended_s is not None:
+            yield band.ended_s, ", ".join(band.lanes), "up again" if band.is_down else "mended", band.text
+    for call in timeline.calls:
+        mark = f"[{call.number}] " if call.number else ""
+        yield call.began_s, call.lane, "asks", mark + call.text
+        if call.ended_s is not None:
+            yield call.ended_s, call.lane, "is told", f"{mark}{call.answer}"
+    for message in timeline.messages:
+        if message.arrived_s is None:
+            yield message.sent_s, message.target, "misses", f"{message.text}, from {message.source}"
+        else:
+            took_ms = (message.arrived_s - message.sent_s) * 1000
+            told = f"{message.text}, from {message.source} after {took_ms:.1f} ms"
+            yield message.arrived_s, message.target, "gets", told
+    if timeline.broken_s is not None:
+        yield timeline.broken_s, "", "", "HERE THE PROMISE IS BROKEN"
+
+
+# --- as a picture -----------------------------------------------------------------------------------------------------
+
+_MARGIN_X: Final = 96  # where the seconds stand
+_LANE_X: Final = {Role.CLIENT: 190, Role.COORDINATOR: 190, Role.REPLICA: 176}  # from a lane to the next
+_TOP_Y: Final = 74
+_BOTTOM_Y: Final = 40
+_CALL_HALF: Final = 6  # half the width of a client's call, of a band, of a lost message's cross
+_BAND_HALF: Final = 13
+_CROSS_HALF: Final = 5
+_LABEL_Y: Final = 14  # two labels in one column are at least so far apart
+_GAP_Y: Final = (3.0, 64.0)  # between two moments, at least and at most
+_GAP_UNIT_S: Final = 0.0002  # from which on distances grow with their logarithm
+_BREAK_S: Final = 1.0  # a silence so long is said in the margin
+
+
+@dataclass(frozen=True, slots=True)
+class _Label:
+    """A text that belongs to a moment and a column, and may push the moments after it down."""
+
+    time_s: float
+    column: str
+    offset: float
+    text: str
+    anchor: str
+    x: float
+    style: str
+
+
+class _Paper:
+    """Where moments and lanes lie on the drawing."""
+
+    def __init__(self, timeline: Timeline, labels: Sequence[_Label], xs: dict[str, float]) -> None:
+        self.xs = xs
+        self.width = max(xs.values(), default=0) + 190
+        self.moments = timeline.moments()
+        self._ys: dict[float, float] = {}
+        waiting: dict[float, list[_Label]] = {}
+        for label in labels:
+            waiting.setdefault(label.time_s, []).append(label)
+        taken: dict[str, float] = {}  # by column: the lowest label so far
+        y, before_s = float(_TOP_Y), None
+        for moment_s in self.moments:
+            if before_s is not None:
+                y += _distance(moment_s - before_s)
+            here = sorted(waiting.get(moment_s, ()), key=lambda label: label.offset)
+            y = max([y, *(taken[label.column] + _LABEL_Y - label.offset for label in here if label.column in taken)])
+            for label in here:
+                taken[label.column] = y + label.offset
+            self._ys[moment_s] = y
+            before_s = moment_s
+        self.end_y = y + _BOTTOM_Y
+        self.height = self.end_y + 16
+
+    def y(self, time_s: float | None) -> float:
+        """None: the end of the picture."""
+        return self.end_y if time_s is None else self._ys[time_s]
+
+
+def _distance(seconds: float) -> float:
+    low, high = _GAP_Y
+    return min(high, max(low, 13 * math.log10(1 + seconds / _GAP_UNIT_S)))
+
+
+def to_svg(timeline: Timeline) -> str:
+    """The `<svg>` element, to be put into a page that has `STYLE`."""
+    xs = _place_lanes(timeline.lanes)
+    labels = [*_message_labels(timeline.messages, xs), *_call_labels(timeline.calls, xs)]
+    paper = _Paper(timeline, labels, xs)
+    parts = [
+        *_draw_lanes(timeline.lanes, paper),
+        *_draw_bands(timeline.bands, paper),
+        *_draw_broken(timeline.broken_s, paper),
+        *_draw_messages(timeline.messages, paper),
+        *_draw_calls(timeline.calls, timeline.lanes, paper),
+        *(_text(one.x, paper.y(one.time_s) + one.offset, one.text, one.style, one.anchor) for one in labels),
+        *_draw_seconds(paper),
+    ]
+    size = f'viewBox="0 0 {paper.width:.0f} {paper.height:.0f}" width="{paper.width:.0f}" height="{paper.height:.0f}"'
+    return f'<svg class="spacetime" xmlns="http://www.w3.org/2000/svg" role="img" {size}>\n' + "\n".join(
+        ["<title>Space-time diagram: lanes from left to right, time runs down</title>", _DEFINITIONS, *parts, "</svg>"]
+    )
+
+
+_DEFINITIONS: Final = """<defs>
+<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto-start-reverse">\
+<path class="head" d="M0 .8 7.5 4 0 7.2z"/></marker>
+<pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">\
+<rect class="hatch-ground" width="6" height="6"/><path class="hatch-line" d="M0 0V6"/></pattern>
+</defs>"""
+
+
+def _place_lanes(lanes: Sequence[Lane]) -> dict[str, float]:
+    xs: dict[str, float] = {}
+    x = float(_MARGIN_X + 30)
+    for lane in lanes:
+        xs[lane.name] = x
+        x += _LANE_X[lane.role]
+    return xs
+
+
+def _draw_lanes(lanes: Sequence[Lane], paper: _Paper) -> Iterator[str]:
+    for lane in lanes:
+        x = paper.xs[lane.name]
+        yield f'<path class="lane" d="M{x:.1f} 44V{paper.end_y:.1f}"/>'
+        half = max(34.0, len(lane.name) * 4.4 + 12)
+        yield f'<rect class="name {lane.role}" x="{x - half:.1f}" y="8" width="{half * 2:.1f}" height="28" rx="14"/>'
+        yield _text(x, 27, lane.name, f"name {lane.role}", "middle")
+        if lane.note:
+            yield _text(x, 54, lane.note, "note", "middle")
+
+
+def _draw_bands(bands: Sequence[Band], paper: _Paper) -> Iterator[str]:
+    taken: list[tuple[float, float]] = []
+    for band in sorted(bands, key=lambda band: band.began_s):
+        top, bottom = paper.y(band.began_s), paper.y(band.ended_s)
+        kind = "down" if band.is_down else "trouble"
+        for name in band.lanes:
+            x = paper.xs[name]
+            yield (
+                f'<rect class="band {kind}" x="{x - _BAND_HALF:.1f}" y="{top:.1f}" width="{_BAND_HALF * 2}" '
+                f'height="{max(6.0, bottom - top):.1f}" rx="4"><title>{escape(band.text)}</title></rect>'
+            )
+        x = paper.xs[band.lanes[-1]]
+        y = top + 12
+        while any(abs(y - other_y) < _LABEL_Y and x == other_x for other_x, other_y in taken):
+            y += _LABEL_Y
+        taken.append((x, y))
+        yield _text(x + _BAND_HALF + 5, y, band.text, f"label {kind}", "start")
+
+
+def _draw_messages(messages: Sequence[Message], paper: _Paper) -> Iterator[str]:
+    for message in messages:
+        x1, x2 = paper.xs[message.source], paper.xs[message.target]
+        y1 = paper.y(message.sent_s)
+        lost = message.arrived_s is None
+        y2 = y1 + 12 if lost else paper.y(message.arrived_s)
+        if lost:
+            x2 -= (x2 - x1) * 0.3
+        kind = " ".join(["message", *(["answer"] if message.is_answer else []), *(["lost"] if lost else [])])
+        told = f"{message.source} to {message.target}: {message.text}" + (", lost" if lost else "")
+        end = "" if lost else ' marker-end="url(#head)"'
+        yield f'<g class="{kind}"><title>{escape(told)}</title><path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}"{end}/>'
+        if lost:
+            c = _CROSS_HALF
+            cross = f"M{x2 - c:.1f} {y2 - c:.1f}l{2 * c} {2 * c}M{x2 - c:.1f} {y2 + c:.1f}l{2 * c} {-2 * c}"
+            yield f'<path class="cross" d="{cross}"/>'
+        yield "</g>"
+
+
+def _message_labels(messages: Iterable[Message], xs: dict[str, float]) -> Iterator[_Label]:
+    """A call is named where it arrives, an answer where it leaves: the replica's end is the one with room."""
+    for message in messages:
+        near, other = (message.source, message.target) if message.is_answer else (message.target, message.source)
+        lost = message.arrived_s is None
+        to_the_left = xs[other] < xs[near]
+        x = xs[near] + (-_BAND_HALF if to_the_left else _BAND_HALF)
+        if lost and not message.is_answer:
+            x -= (xs[near] - xs[other]) * 0.3
+        time_s = message.sent_s if message.is_answer or message.arrived_s is None else message.arrived_s
+        offset = 15.0 if message.is_answer else (0.0 if lost else -6.0)
+        style = "label lost" if lost else ("label answer" if message.is_answer else "label")
+        side = "left" if to_the_left else "right"
+        text = f"{message.text}, lost" if lost else message.text
+        yield _Label(time_s, f"{near} {side}", offset, text, "end" if to_the_left else "start", x, style)
+
+
+def _draw_calls(calls: Sequence[Call], lanes: Sequence[Lane], paper: _Paper) -> Iterator[str]:
+    coordinator = next((lane.name for lane in lanes if lane.role is Role.COORDINATOR), None)
+    for call in calls:
+        x, top, bottom = paper.xs[call.lane], paper.y(call.began_s), paper.y(call.ended_s)
+        kind = "call evidence" if call.number else "call"
+        told = escape(f"{call.text}: {call.answer}")
+        yield (
+            f'<rect class="{kind}" x="{x - _CALL_HALF}" y="{top:.1f}" width="{_CALL_HALF * 2}" '
+            f'height="{max(4.0, bottom - top):.1f}" rx="3"><title>{told}</title></rect>'
+        )
+        if coordinator is not None:
+            far = paper.xs[coordinator]
+            yield f'<path class="{kind} ask" d="M{x + _CALL_HALF} {top:.1f}H{far:.1f}" marker-end="url(#head)"/>'
+            if call.ended_s is not None:
+                back = f"M{far:.1f} {bottom:.1f}H{x + _CALL_HALF}"
+                yield f'<path class="{kind} told" d="{back}" marker-end="url(#head)"/>'
+        if call.number:
+            yield f'<circle class="badge" cx="{x - 20}" cy="{top + 9:.1f}" r="10"/>'
+            yield _text(x - 20, top + 13, str(call.number), "badge", "middle")
+
+
+def _call_labels(calls: Iterable[Call], xs: dict[str, float]) -> Iterator[_Label]:
+    for call in calls:
+        x = xs[call.lane] + _CALL_HALF + 6
+        style = "label call evidence" if call.number else "label call"
+        yield _Label(call.began_s, call.lane, -5.0, call.text, "start", x, style)
+        if call.ended_s is not None:
+            yield _Label(call.ended_s, call.lane, 14.0, call.answer, "start", x, style)
+
+
+def _draw_broken(broken_s: float | None, paper: _Paper) -> Iterator[str]:
+    if broken_s is not None:
+        y = paper.y(broken_s)
+        yield f'<path class="broken" d="M{_MARGIN_X - 14} {y:.1f}H{paper.width:.1f}"/>'
+        yield _text(paper.width - 8, y - 7, "here the promise is broken", "label broken", "end")
+
+
+def _draw_seconds(paper: _Paper) -> Iterator[str]:
+    """The seconds in the margin, as many as there is room for, and how long silences were."""
+    last_y, before_s = -math.inf, None
+    for moment_s in paper.moments:
+        y = paper.y(moment_s)
+        if before_s is not None and moment_s - before_s >= _BREAK_S:
+            middle = (y + paper.y(before_s)) / 2
+            yield _text(_MARGIN_X - 24, middle + 4, f"⋮ {moment_s - before_s:.1f} s", "seconds silence", "end")
+        if y - last_y >= _LABEL_Y:
+            yield f'<path class="tick" d="M{_MARGIN_X - 18} {y:.1f}h8"/>'
+            yield _text(_MARGIN_X - 24, y + 4, f"{moment_s:.4f}", "seconds", "end")
+            last_y = y
+        before_s = moment_s
+
+
+def _text(x: float, y: float, text: str, style: str, anchor: str) -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+STYLE: Final = """
+:root {
+  color-scheme: light dark;
+  --paper: #f6f5f1; --card: #fff; --ink: #1b1f24; --quiet: #5b636d; --line: #d5d2c9;
+  --accent: #0f766e; --fair: #9a5b00; --fair-soft: #fbe3b1; --poor: #b42318; --poor-soft: #fde8e6;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #0f1317; --card: #171c22; --ink: #e7eaee; --quiet: #9aa4b0; --line: #343d48;
+    --accent: #4fd1c1; --fair: #f2b84b; --fair-soft: #4a3710; --poor: #ff8a80; --poor-soft: #431c19;
+  }
+}
+.spacetime { font: 12px/1 ui-sans-serif, system-ui, "Segoe UI", "Noto Sans", "Liberation Sans", sans-serif; }
+.spacetime text { fill: var(--ink); font-variant-numeric: tabular-nums; }
+.spacetime path { fill: none; stroke: var(--ink); stroke-width: 1.3; }
+.spacetime .lane { stroke: var(--line); stroke-width: 1.5; }
+.spacetime rect.name { fill: var(--paper); stroke: var(--quiet); stroke-width: 1.3; }
+.spacetime rect.name.coordinator { fill: var(--ink); stroke: var(--ink); }
+.spacetime text.name { font-weight: 650; font-size: 13px; }
+.spacetime text.name.coordinator { fill: var(--card); }
+.spacetime .note, .spacetime .seconds { fill: var(--quiet); font-size: 11px; }
+.spacetime .silence { font-style: italic; }
+.spacetime .tick { stroke: var(--line); }
+.spacetime .label { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
+.spacetime .label.answer { fill: var(--quiet); }
+.spacetime .message path { stroke: var(--ink); }
+.spacetime .message.answer path { stroke: var(--quiet); stroke-dasharray: 5 3; }
+.spacetime .message.lost path { stroke: var(--poor); }
+.spacetime .message .cross { stroke: var(--poor); stroke-width: 2.2; stroke-dasharray: none; }
+.spacetime .head { fill: context-stroke; stroke: none; }
+.spacetime .label.lost { fill: var(--poor); }
+.spacetime .band.trouble { fill: var(--fair-soft); opacity: .8; }
+.spacetime .band.down { fill: url(#hatch); stroke: var(--quiet); stroke-width: 1; }
+.spacetime .hatch-ground { fill: var(--card); }
+.spacetime .hatch-line { stroke: var(--quiet); stroke-width: 1.6; }
+.spacetime .label.trouble { fill: var(--fair); }
+.spacetime .label.down { fill: var(--quiet); }
+.spacetime rect.call { fill: var(--accent); opacity: .75; }
+.spacetime path.call { stroke: var(--accent); }
+.spacetime path.told { stroke-dasharray: 5 3; }
+.spacetime .label.call { fill: var(--accent); }
+.spacetime rect.evidence { fill: var(--poor); opacity: 1; }
+.spacetime path.evidence { stroke: var(--poor); stroke-width: 1.8; }
+.spacetime .label.evidence { fill: var(--poor); font-weight: 650; }
+.spacetime circle.badge { fill: var(--poor); }
+.spacetime text.badge { fill: var(--card); font-weight: 700; }
+.spacetime .broken { stroke: var(--poor); stroke-width: 1.5; stroke-dasharray: 2 4; }
+.spacetime .label.broken { fill: var(--poor); font-weight: 650; }
+"""
