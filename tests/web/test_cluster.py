@@ -60,7 +60,18 @@ def test_enlisting(web: httpx.Client, cluster: LocalCluster) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/nope", "/v1", "/v1/", "/v1/kvx", "/static/nope.css", "/static/../app.py", "/static/%2e%2e/app.py", "*"]
+    "path",
+    [
+        "/nope",
+        "/v1",
+        "/v1/",
+        "/v1/kvx",
+        "/static/nope.css",
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+        "*",
+        "/v1//kv/a",
+    ],
 )
 def test_where_there_is_nothing(ask: Ask, path: str) -> None:
     told = ask("GET", path)
