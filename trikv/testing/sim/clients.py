@@ -54,10 +54,16 @@ class Clients:
             await trio.sleep(max(0.0, began_s + request.at_s - trio.current_time()) + _THINK_S * dice.random())
             await self.ask(f"c{number + 1}", request.kind, request.key)
 
-    async def ask(self, client: str, kind: Kind, key: str) -> Operation:
-        """One request, from its beginning to its end."""
+    def last_seen(self, key: str) -> str | None:
+        """The value that a compare-and-set which begins now would expect; None for absence."""
+        seen = self._seen.get(key)
+        return None if seen is None else seen[0]
+
+    async def ask(self, client: str, kind: Kind, key: str, value: str | None = None) -> Operation:
+        """One request, from its beginning to its end. What it writes is `value`, or else a fresh one."""
         world, recorder = self._world, self.recorder
-        value = recorder.fresh_value() if kind in (Kind.PUT, Kind.CAS) else None
+        if value is None and kind in (Kind.PUT, Kind.CAS):
+            value = recorder.fresh_value()
         seen = self._seen.get(key) if kind is Kind.CAS else None
         operation = recorder.begin(
             client, kind, key, trio.current_time(), value=value, expect=None if seen is None else seen[0]

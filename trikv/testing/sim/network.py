@@ -161,6 +161,13 @@ class Pipe:
             self._due -= 1
             self._deliver(*self._flight.popleft())
 
+    def set_aside(self) -> list[bytes]:
+        """Take back whatever is still under way."""
+        frames = [data for _, data in self._flight if data]
+        self._flight.clear()
+        self._due = 0
+        return frames
+
     def wake(self) -> None:
         if self.waiter is not None:
             task, self.waiter = self.waiter, None
@@ -408,8 +415,13 @@ class Network:
         pipe = dice.choice(pipes)
         return pipe, sorted(dice.sample(pipe.recent, min(len(pipe.recent), 3)), key=pipe.recent.index)
 
+    def set_aside(self, source: str, target: str) -> list[tuple[Pipe, list[bytes]]]:
+        """Take off the wire what a dead node still had under way there: to be replayed when it suits."""
+        pipes = [pipe for pipe in self.wire(source, target).pipes if pipe.writer.dead]
+        return [(pipe, frames) for pipe in pipes if (frames := pipe.set_aside())]
+
     def replay(self, pipe: Pipe, frames: Sequence[bytes]) -> None:
-        """Have these frames arrive again, at whoever lives there now. Nobody hears the answers."""
+        """Have these frames arrive, or arrive again, at whoever lives there now. Nobody hears the answers."""
         host = pipe.reader.host
         if host.life is None or host.listener is None:
             return

@@ -54,7 +54,7 @@ class World:
         self._nursery = nursery
         self._registry = Registry({strategy.name: strategy})
         founded = Cluster("c-simulated", strategy.name, schedule.replicas, schedule.partitions)
-        self._config = ConfigDisk(founded.to_document(), schedule.fsync_s)
+        self.config = ConfigDisk(founded.to_document(), schedule.fsync_s)
         self.network.add_host(MASTER, _MASTER_ADDRESS)
         for number, name in enumerate(self.workers, start=1):
             self.network.add_host(name, f"{name}:{8000 + number}")
@@ -90,7 +90,7 @@ class World:
         self.trace.note(self.clock.now_s, "down", host.name, why)
         if host.name == MASTER:
             self.master = None
-            self._config.crash(life.dice)
+            self.config.crash(life.dice)
         else:
             self.disks[host.name].crash(life.dice, share_kept)
         self.network.bury(life, linger_s=linger_s, silent=silent)
@@ -118,7 +118,7 @@ class World:
 
     async def _run_master(self, life: Life) -> None:
         doors = Doors(SimTransport(self.network, life), life.dice)
-        master = await Master.open(SimConfigStore(self._config, life), self._registry, doors)
+        master = await Master.open(SimConfigStore(self.config, life), self._registry, doors)
         listening = await doors.transport.listen(life.host.address)
         async with trio.open_nursery() as nursery:
             await nursery.start(master.run, listening)
