@@ -115,6 +115,8 @@ class Coordinator:
     ) -> ScanPage:
         """The first `limit` (at most `PAGE_MAX`) live keys with `prefix` after `after`, in byte order."""
         async with self._operation(timeout_s) as attempt:
+            if limit < 1:
+                raise Refused("bad_request", f"a page of {limit} keys; ask for 1 at least")
             if not self.slots:
                 raise Refused("forming", self.not_formed)
 

@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import trio
 import trio.testing
@@ -29,6 +30,7 @@ import trio.testing
 from trikv.api import Storage, Strategy
 from trikv.core.ring import partition_of
 from trikv.net.doors import Doors, Listening, Transport, join_address, split_address
+from trikv.net.replicas import Standing
 from trikv.node.configstore import ConfigStore, MemoryConfigStore
 from trikv.node.coordinator import Coordinator
 from trikv.node.master import Master
@@ -202,7 +204,7 @@ class InProcessCluster:
         doors: Doors | None = None,
     ) -> InProcessCluster:
         """A cluster that has formed, and of which every worker is up. `strategies` come on top of those installed."""
-        registry = load_registry()
+        registry = _installed()
         registry = replace(registry, strategies={**registry.strategies, **{s.name: s for s in strategies}})
         doors = doors or Doors(transport=MemoryTransport())
         self = cls(nursery, registry, MemoryConfigStore(), doors, timeout_s)
@@ -233,7 +235,11 @@ class InProcessCluster:
                     await self.coordinator.wait_change()
 
     async def until_all_up(self) -> None:
-        await self.until(lambda: all(w["state"] == "up" for w in self.master.describe()["workers"]))
+        await self.until(lambda: all(w.standing is Standing.UP for w in self.master.watched.values()))
+
+    async def until_down(self, *nodes: Node) -> None:
+        down = {node.worker.id for node in nodes}
+        await self.until(lambda: all(self.master.watched[worker].standing is Standing.DOWN for worker in down))
 
     # --- the master ---------------------------------------------------------------------------------------------------
 
@@ -310,6 +316,12 @@ class InProcessCluster:
                 )
 
         await self._nursery.start(run)
+
+
+@cache
+def _installed() -> Registry:
+    """Looked up once: a suite starts many clusters, and finding plugins is the slowest part of it."""
+    return load_registry()
 
 
 @asynccontextmanager
