@@ -18,7 +18,7 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -35,6 +35,7 @@ _SHELLS: Final = ("bash", "zsh", "fish")
 _AS_JSON: Final = "trikv.as_json"  # where a context remembers --json, for the error that may come
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Settings = TypeVar("Settings")
 
 
 class Trikv(click.Group):
@@ -122,9 +123,13 @@ def _key(text: str, in_base64: bool = False) -> bytes:
     if not in_base64:
         return os.fsencode(text)
     try:
-        return base64.b64decode(text.encode(), altchars=b"-_" if set(text) & set("-_") else None, validate=True)
+        return base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)  # either alphabet (RFC 4648)
     except ValueError as error:
         raise click.UsageError(f"{text!r} is not base64 ({error}); leave --base64 out for a key that is text") from None
+
+
+def _spell_base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode()
 
 
 def _print_json(document: object) -> None:
@@ -136,7 +141,7 @@ def _as_json(data: bytes, name: str) -> dict[str, str]:
     try:
         return {name: data.decode()}
     except UnicodeDecodeError:
-        return {f"{name}_base64": base64.b64encode(data).decode()}
+        return {f"{name}_base64": _spell_base64(data)}
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------
@@ -157,6 +162,19 @@ def node_options(command: Command) -> Command:
     return command
 
 
+def _settings(
+    read: Callable[[Mapping[str, object], Mapping[str, str], Path | None], Settings],
+    flags: Mapping[str, object],
+    config: Path | None,
+) -> Settings:
+    from trikv.config import SettingsError
+
+    try:
+        return read(flags, os.environ, config)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+
+
 @main.command()
 @click.argument("port", required=False)
 @click.argument("workers", metavar="[WORKER...]", nargs=-1)
@@ -170,15 +188,10 @@ def master(config: Path | None, **flags: Any) -> None:
 
     Every setting may also come from a variable (TRIKV_MASTER_MODE=chain) or from the file.
     """
-    from trikv.config import SettingsError, master_settings
-
-    try:
-        settings = master_settings(flags, os.environ, config)
-    except SettingsError as error:
-        raise click.UsageError(str(error)) from None
+    from trikv.config import master_settings
     from trikv.daemon import run_master
 
-    click.get_current_context().exit(run_master(settings))
+    click.get_current_context().exit(run_master(_settings(master_settings, flags, config)))
 
 
 @main.command()
@@ -192,15 +205,10 @@ def worker(config: Path | None, **flags: Any) -> None:
 
     Every setting may also come from a variable (TRIKV_WORKER_STORAGE=memory) or from the file.
     """
-    from trikv.config import SettingsError, worker_settings
-
-    try:
-        settings = worker_settings(flags, os.environ, config)
-    except SettingsError as error:
-        raise click.UsageError(str(error)) from None
+    from trikv.config import worker_settings
     from trikv.daemon import run_worker
 
-    click.get_current_context().exit(run_worker(settings))
+    click.get_current_context().exit(run_worker(_settings(worker_settings, flags, config)))
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -315,7 +323,7 @@ def scan(
             for entry in entries:
                 _print_json({**_as_json(entry.key, "key"), **_as_json(entry.value, "value"), "etag": entry.stamp})
             return
-        spell: Callable[[bytes], str] = (lambda k: base64.b64encode(k).decode()) if in_base64 else readable_key
+        spell: Callable[[bytes], str] = _spell_base64 if in_base64 else readable_key
         if not sys.stdout.isatty():
             for entry in entries:
                 click.echo(spell(entry.key))
@@ -384,6 +392,25 @@ def plugins(as_json: bool) -> None:
         show(PLUGIN_COLUMNS, rows)
 
 
+@main.command("new-strategy")
+@click.argument("name")
+@click.option("--directory", type=click.Path(path_type=Path), help="A new one. Default: trikv-NAME, here.")
+def new_strategy(name: str, directory: Path | None) -> None:
+    """Write the starting files of a replication strategy of your own: a package that works as it is."""
+    from trikv.newstrategy import NotWritten, write_starting_files
+    from trikv.registry import PluginError, load_registry
+
+    try:
+        written = write_starting_files(name, directory, load_registry())
+    except PluginError as error:
+        raise click.ClickException(str(error)) from None
+    except NotWritten as error:
+        raise click.UsageError(str(error)) from None
+    for file in written:
+        click.echo(f"wrote {file}")
+    click.echo(f"next: pip install -e {written[0].parent}, and trikv plugins lists {name}")
+
+
 def _first_line(documented: type) -> str:
     return (documented.__doc__ or "").strip().partition("\n")[0]
 
@@ -397,11 +424,10 @@ def _first_line(documented: type) -> str:
 @client_options
 def load(directory: Path, prefix: str, url: str, timeout_s: float | None, as_json: bool) -> None:
     """Store every regular file under DIRECTORY, each under its path below it."""
-    from trikv.bulk import load as load_files
+    from trikv import bulk
 
     with _connect(url, timeout_s) as client:
-        start = os.fsencode(prefix)
-        report = _with_progress("loading", lambda progress: load_files(client, directory, start, progress))
+        report = _with_progress(lambda progress: bulk.load(client, directory, os.fsencode(prefix), progress))
     _print_report(report, "stored", as_json)
 
 
@@ -411,15 +437,14 @@ def load(directory: Path, prefix: str, url: str, timeout_s: float | None, as_jso
 @client_options
 def dump(directory: Path, prefix: str, url: str, timeout_s: float | None, as_json: bool) -> None:
     """Write every key that starts with the prefix to a file under DIRECTORY: the reverse of load."""
-    from trikv.bulk import dump as dump_files
+    from trikv import bulk
 
     with _connect(url, timeout_s) as client:
-        start = os.fsencode(prefix)
-        report = _with_progress("dumping", lambda progress: dump_files(client, directory, start, progress))
+        report = _with_progress(lambda progress: bulk.dump(client, directory, os.fsencode(prefix), progress))
     _print_report(report, "written", as_json)
 
 
-def _with_progress(what: str, work: Callable[[Progress], Report]) -> Report:
+def _with_progress(work: Callable[[Progress], Report]) -> Report:
     """Do the work behind a progress bar, where a person sees stderr."""
     if not sys.stderr.isatty():
         return work(lambda done, total: None)
@@ -427,7 +452,7 @@ def _with_progress(what: str, work: Callable[[Progress], Report]) -> Report:
     from rich.progress import Progress as Bar
 
     with Bar(console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task("files", total=None)
         return work(lambda done, total: bar.update(task, completed=done, total=total or None))
 
 

