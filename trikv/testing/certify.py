@@ -38,7 +38,7 @@ from trikv.testing.history import Finding, Judgement
 from trikv.testing.load import load_strategy
 from trikv.testing.shrink import RUNS_MAX, shrink
 from trikv.testing.sim import FaultKind, Run, Schedule
-from trikv.testing.story import draw_failure
+from trikv.testing.story import draw_failure, with_last_read
 from trikv.testing.timeline import Timeline
 
 SEEDS: Final = 200  # about a minute on two cores
@@ -171,10 +171,19 @@ def _example_to_json(example: Counterexample) -> dict[str, Any]:
 
 # --- how far it is ----------------------------------------------------------------------------------------------------
 
-Progress = Callable[[str, int, int], None]  # what is being done; how many runs of how many
+
+class Stage(StrEnum):
+    """What is being done."""
+
+    PLAYING = "playing every seed"
+    WEAKENED = "as if less had been promised"
+    SHRINKING = "making the failure smaller"
 
 
-def _no_progress(what: str, done: int, total: int) -> None:
+Progress = Callable[[Stage, int, int], None]  # how many runs of how many
+
+
+def _no_progress(stage: Stage, done: int, total: int) -> None:
     pass
 
 
@@ -227,7 +236,7 @@ def _play_all(crew: Crew, certificate: Certificate, seeds: Sequence[int], progre
         _enter(certificate, played)
         if played.run is not None:
             digests[played.task.seed] = played.run.digest
-        progress("playing", count, len(seeds))
+        progress(Stage.PLAYING, count, len(seeds))
     certificate.elapsed_s = time.monotonic() - began_s
     certificate.broken.sort(key=lambda one: one.seed)
     certificate.undecided.sort()
@@ -267,7 +276,7 @@ def _play_weakened(crew: Crew, seeds: Sequence[int], progress: Progress) -> tupl
     kept = 0
     for count, played in enumerate(crew.play(Task(seed, promise=Promise.AP) for seed in seeds), start=1):
         kept += played.run is not None and all(one.rule in _AVAILABILITY for one in played.run.findings)
-        progress("as if less had been promised", count, len(seeds))
+        progress(Stage.WEAKENED, count, len(seeds))
     return len(seeds), kept
 
 
@@ -299,7 +308,7 @@ def _find_smallest(crew: Crew, broken: Broken, runs_max: int, progress: Progress
             tasks = [Task(broken.seed, number, schedule) for number, schedule in enumerate(window, start=start)]
             failing = sorted(played.task.number for played in crew.play(tasks) if fails(played))
             runs += len(tasks)
-            progress("looking for the smallest failing schedule", min(runs, runs_max), runs_max)
+            progress(Stage.SHRINKING, min(runs, runs_max), runs_max)
             if failing:
                 return failing[0]
         return None
@@ -307,12 +316,13 @@ def _find_smallest(crew: Crew, broken: Broken, runs_max: int, progress: Progress
     whole = _play_full(crew, Task(broken.seed, full=True))
     if whole is None or not whole.findings:
         return None
-    failed_s = max((one.returned_s or 0.0 for one in _weightiest(whole).operations), default=whole.virtual_s)
+    evidence = with_last_read(_weightiest(whole), whole.history).operations
+    failed_s = max((one.returned_s or 0.0 for one in evidence), default=whole.virtual_s)
     shrunk = shrink(whole.schedule, first_failing, failed_s=failed_s, runs_max=runs_max)
     smallest = _play_full(crew, Task(broken.seed, schedule=shrunk.schedule, full=True))
     if smallest is None or not smallest.findings:
         return None
-    finding = _weightiest(smallest)
+    finding = with_last_read(_weightiest(smallest), smallest.history)
     return Counterexample(
         seed=broken.seed,
         schedule=smallest.schedule,

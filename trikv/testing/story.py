@@ -10,7 +10,7 @@ Values are clients' (`v3`), where a message's record has one that a client wrote
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -24,6 +24,7 @@ from trikv.testing.timeline import Band, Call, Lane, Message, Role, Timeline
 MESSAGES_MAX: Final = 240  # the last ones before the failure; nobody reads more
 _AFTER_S: Final = 0.02  # so long after the failure the picture goes on
 _BEFORE_S: Final = 0.2
+_OF_LAST_READS: Final = ("acknowledged write lost", "deleted value is back")
 _DRAWN_CALLS: Final = ("store", "fetch")
 _DOWN: Final = (
     FaultKind.CRASH,
@@ -38,12 +39,12 @@ def draw_failure(run: Run, finding: Finding) -> Timeline:
     """What led to this finding. The run needs its trace."""
     key = finding.key
     ended = [op.returned_s for op in finding.operations if op.returned_s is not None and op.ended is not None]
-    broken_s = max(ended, default=None)
-    until_s = run.virtual_s if broken_s is None else broken_s + _AFTER_S
-    operations = [op for op in run.history if _concerns(op, key) and op.invoked_s <= until_s]
-    messages = [one for one in _messages(run.trace, key, until_s) if one.sent_s <= until_s][-MESSAGES_MAX:]
+    until_s = broken_s = max(ended, default=run.virtual_s)
+    operations = [op for op in run.history if _concerns(op, key) and op.invoked_s < until_s]
+    messages = [one for one in _messages(run.trace, key, until_s + _AFTER_S) if one.sent_s <= until_s][-MESSAGES_MAX:]
     if len(messages) == MESSAGES_MAX:
         operations = [op for op in operations if op.returned_s is None or op.returned_s >= messages[0].sent_s]
+    until_s += _AFTER_S
     from_s = min([*(op.invoked_s for op in operations), *(one.sent_s for one in messages), until_s]) - _BEFORE_S
     concerned = {MASTER} | {name for one in messages for name in (one.source, one.target)}
     bands = [band for band in _bands(run, from_s, until_s) if concerned.intersection(band.lanes)]
@@ -58,8 +59,17 @@ def draw_failure(run: Run, finding: Finding) -> Timeline:
         messages=tuple(messages),
         calls=tuple(_call(op, finding, until_s) for op in operations),
         bands=tuple(bands),
-        broken_s=broken_s,
+        broken_s=broken_s if ended else None,
     )
+
+
+def with_last_read(finding: Finding, history: Sequence[Operation]) -> Finding:
+    """Of a write that was lost, also the read that shows it: the last one of all."""
+    reads = [op for op in history if op.kind is Kind.GET and op.key == finding.key and op.outcome is Outcome.COMMITTED]
+    if finding.rule not in _OF_LAST_READS or not reads:
+        return finding
+    number = len(finding.operations) + 1
+    return replace(finding, why=f"{finding.why}: [{number}]", operations=(*finding.operations, reads[-1]))
 
 
 def _concerns(operation: Operation, key: str) -> bool:
@@ -111,12 +121,20 @@ def _messages(events: Iterable[Event], key: str, until_s: float) -> Iterator[Mes
             continue
         if event.what == "send":
             sent.append(event)
-        elif event.what == "arrive" and event.time_s <= until_s:
+        elif event.what == "arrive":
             arrivals[event.number, event.text] = event.time_s
     for event in sent:
         arrived_s = arrivals.get((event.number, event.text))
-        is_answer = event.fault is not None
-        yield Message(event.source, event.target, event.time_s, arrived_s, _said(event), is_answer)
+        is_under_way = arrived_s is not None and arrived_s > until_s
+        yield Message(
+            source=event.source,
+            target=event.target,
+            sent_s=event.time_s,
+            arrived_s=None if is_under_way else arrived_s,
+            text=_said(event),
+            is_answer=event.fault is not None,
+            is_under_way=is_under_way,
+        )
 
 
 def _said(event: Event) -> str:

@@ -40,7 +40,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """`arrived_s` None: it was lost, or is still under way where the picture ends."""
+    """`arrived_s` None: it was lost, or (`is_under_way`) it arrives after the picture ends."""
 
     source: str
     target: str
@@ -48,6 +48,11 @@ class Message:
     arrived_s: float | None
     text: str
     is_answer: bool = False
+    is_under_way: bool = False
+
+    @property
+    def is_lost(self) -> bool:
+        return self.arrived_s is None and not self.is_under_way
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,8 @@ def _rows(timeline: Timeline) -> Iterator[tuple[float, str, str, str]]:
             yield call.ended_s, call.lane, "is told", f"{mark}{call.answer}"
     for message in timeline.messages:
         if message.arrived_s is None:
-            yield message.sent_s, message.target, "misses", f"{message.text}, from {message.source}"
+            verb = "misses" if message.is_lost else "has yet to get"
+            yield message.sent_s, message.target, verb, f"{message.text}, from {message.source}"
         else:
             took_ms = (message.arrived_s - message.sent_s) * 1000
             told = f"{message.text}, from {message.source} after {took_ms:.1f} ms"
@@ -261,7 +267,7 @@ def _draw_messages(messages: Sequence[Message], paper: _Paper) -> Iterator[str]:
     for message in messages:
         x1, x2 = paper.xs[message.source], paper.xs[message.target]
         y1 = paper.y(message.sent_s)
-        lost = message.arrived_s is None
+        lost = message.is_lost
         y2 = y1 + 12 if lost else paper.y(message.arrived_s)
         if lost:
             x2 -= (x2 - x1) * 0.3
@@ -280,7 +286,7 @@ def _message_labels(messages: Iterable[Message], xs: dict[str, float]) -> Iterat
     """A call is named where it arrives, an answer where it leaves: the replica's end is the one with room."""
     for message in messages:
         near, other = (message.source, message.target) if message.is_answer else (message.target, message.source)
-        lost = message.arrived_s is None
+        lost = message.is_lost
         to_the_left = xs[other] < xs[near]
         x = xs[near] + (-_BAND_HALF if to_the_left else _BAND_HALF)
         if lost and not message.is_answer:
