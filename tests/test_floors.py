@@ -30,6 +30,7 @@ FLOORS = {
     "trikv.node": 4,
     "trikv.web": 5, "trikv.testing": 5, "trikv.client": 5,
     "trikv.bulk": 6, "trikv.cli": 6, "trikv.daemon": 6, "trikv.demo": 6, "trikv.show": 6, "trikv.__main__": 6,
+    "trikv.certify_cli": 6, "trikv.newstrategy": 6,
 }  # fmt: skip
 
 CLOCKS_AND_DICE = {"time", "datetime", "random", "secrets", "uuid"}
@@ -92,7 +93,12 @@ def test_every_module_of_trikv_has_a_floor() -> None:
     assert homeless == [], "give it a line in FLOORS"
 
 
-@pytest.mark.parametrize("file", files("trikv", "plugins"), ids=module_of)
+def is_test(file: Path) -> bool:
+    """A plugin that is a distribution of its own brings its own tests, which use more than the plugin may."""
+    return file.name.startswith("test_")
+
+
+@pytest.mark.parametrize("file", [file for file in files("trikv", "plugins") if not is_test(file)], ids=module_of)
 def test_a_module_imports_its_own_floor_and_lower_ones_only(file: Path) -> None:
     assert complaints(file.read_text(), module_of(file)) == []
 
