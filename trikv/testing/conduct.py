@@ -57,6 +57,7 @@ class Misconduct(StrEnum):
     CLOCK = "reads a clock"
     DICE = "draws its own random numbers"
     ENDS = "ends the process that it runs in"
+    BREAKS = "breaks the simulation"
     UNREPEATABLE = "does not repeat itself"
 
 

@@ -22,11 +22,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self
 
@@ -37,6 +39,7 @@ from trikv.testing.history import Judgement
 from trikv.testing.load import load_strategy
 from trikv.testing.sim import Run, Schedule, run_schedule
 from trikv.testing.sim.plan import Plan
+from trikv.testing.sim.run import DidNotEndError
 
 HANG_S: Final = 20.0  # a run takes well below a second, so this hangs, even where much else runs
 
@@ -178,9 +181,20 @@ def _play(strategy: Strategy, watch: Watch, task: Task) -> Played:
     schedule = task.schedule or Plan().draw(watched, task.seed)
     try:
         run = run_schedule(watched, schedule, trace=task.full)
+    except DidNotEndError as error:
+        return Played(task, misconduct={**watch.noticed, Misconduct.HANGS: str(error)})
     except Exception as error:  # noqa: BLE001 what a strategy's code can break in a simulation has no bound
-        return Played(task, misconduct={**watch.noticed, Misconduct.HANGS: f"seed {task.seed}: {error}"})
+        breaks = f"seed {task.seed}: {_describe(error)}"
+        return Played(task, misconduct={**watch.noticed, Misconduct.BREAKS: breaks})
     judgement = linear.check(run.history).judgement if watched.promise is Promise.AP else Judgement.UNDECIDED
     if not task.full:
         run.history = []
     return Played(task, run, watch.noticed, judgement)
+
+
+def _describe(error: BaseException) -> str:
+    """The first error of a group of them, and where it came from."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {error}"

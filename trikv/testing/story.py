@@ -113,26 +113,29 @@ def _told(operation: Operation, key: str) -> str:
 
 
 def _messages(events: Iterable[Event], key: str, until_s: float) -> Iterator[Message]:
-    """Every call about this key and its answer, each with its arrival, in the order of their sending."""
-    arrivals: dict[tuple[int, str], float] = {}
-    sent: list[Event] = []
+    """Every call about this key and its answer, each with its arrival, in the order of their sending.
+
+    What goes out in one frame is one message.
+    """
+    sent: dict[tuple[int, bool], list[Event]] = {}
+    arrived: dict[int, float] = {}
     for event in events:
-        if event.key != key or not event.call.startswith(_DRAWN_CALLS):
-            continue
-        if event.what == "send":
-            sent.append(event)
-        elif event.what == "arrive":
-            arrivals[event.number, event.text] = event.time_s
-    for event in sent:
-        arrived_s = arrivals.get((event.number, event.text))
+        if event.key == key and event.call.startswith(_DRAWN_CALLS):
+            if event.what == "send":
+                sent.setdefault((event.number, event.fault is not None), []).append(event)
+            else:
+                arrived[event.number] = event.time_s
+    for (number, is_answer), together in sent.items():
+        first = together[0]
+        arrived_s = arrived.get(number)
         is_under_way = arrived_s is not None and arrived_s > until_s
         yield Message(
-            source=event.source,
-            target=event.target,
-            sent_s=event.time_s,
+            source=first.source,
+            target=first.target,
+            sent_s=first.time_s,
             arrived_s=None if is_under_way else arrived_s,
-            text=_said(event),
-            is_answer=event.fault is not None,
+            text=" + ".join(dict.fromkeys(map(_said, together))),
+            is_answer=is_answer,
             is_under_way=is_under_way,
         )
 

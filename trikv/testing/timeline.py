@@ -105,32 +105,35 @@ class Timeline:
 
 def to_text(timeline: Timeline) -> str:
     """One line for each thing that happened, in order: when, to whom, what."""
-    rows = sorted(_rows(timeline), key=lambda row: row[0])
-    names = max((len(name) for _, name, _, _ in rows), default=0)
-    verbs = max((len(verb) for _, _, verb, _ in rows), default=0)
-    return "\n".join(f"{time_s:11.4f} s  {name:<{names}}  {verb:<{verbs}}  {text}" for time_s, name, verb, text in rows)
+    rows = sorted(_rows(timeline), key=lambda row: row[:2])
+    names = max((len(name) for _, _, name, _, _ in rows), default=0)
+    verbs = max((len(verb) for _, _, _, verb, _ in rows), default=0)
+    return "\n".join(
+        f"{time_s:11.4f} s  {name:<{names}}  {verb:<{verbs}}  {text}" for time_s, _, name, verb, text in rows
+    )
 
 
-def _rows(timeline: Timeline) -> Iterator[tuple[float, str, str, str]]:
+def _rows(timeline: Timeline) -> Iterator[tuple[float, int, str, str, str]]:
+    """When, and what comes first among things of one instant; to whom, what, and the details."""
     for band in timeline.bands:
-        yield band.began_s, ", ".join(band.lanes), "down" if band.is_down else "trouble", band.text
+        yield band.began_s, 0, ", ".join(band.lanes), "down" if band.is_down else "trouble", band.text
         if band.ended_s is not None:
-            yield band.ended_s, ", ".join(band.lanes), "up again" if band.is_down else "mended", band.text
-    for call in timeline.calls:
-        mark = f"[{call.number}] " if call.number else ""
-        yield call.began_s, call.lane, "asks", mark + call.text
-        if call.ended_s is not None:
-            yield call.ended_s, call.lane, "is told", f"{mark}{call.answer}"
+            yield band.ended_s, 0, ", ".join(band.lanes), "up again" if band.is_down else "mended", band.text
     for message in timeline.messages:
         if message.arrived_s is None:
             verb = "misses" if message.is_lost else "has yet to get"
-            yield message.sent_s, message.target, verb, f"{message.text}, from {message.source}"
+            yield message.sent_s, 4, message.target, verb, f"{message.text}, from {message.source}"
         else:
             took_ms = (message.arrived_s - message.sent_s) * 1000
             told = f"{message.text}, from {message.source} after {took_ms:.1f} ms"
-            yield message.arrived_s, message.target, "gets", told
+            yield message.arrived_s, 1, message.target, "gets", told
+    for call in timeline.calls:
+        mark = f"[{call.number}] " if call.number else ""
+        yield call.began_s, 3, call.lane, "asks", mark + call.text
+        if call.ended_s is not None:
+            yield call.ended_s, 2, call.lane, "is told", mark + call.answer
     if timeline.broken_s is not None:
-        yield timeline.broken_s, "", "", "HERE THE PROMISE IS BROKEN"
+        yield timeline.broken_s, 5, "", "", "HERE THE PROMISE IS BROKEN"
 
 
 # --- as a picture -----------------------------------------------------------------------------------------------------
@@ -401,6 +404,6 @@ STYLE: Final = """
 .spacetime .label.evidence { fill: var(--poor); font-weight: 650; }
 .spacetime circle.badge { fill: var(--poor); }
 .spacetime text.badge { fill: var(--card); font-weight: 700; }
-.spacetime .broken { stroke: var(--poor); stroke-width: 1.5; stroke-dasharray: 2 4; }
+.spacetime path.broken { stroke: var(--poor); stroke-width: 1.5; stroke-dasharray: 2 4; }
 .spacetime .label.broken { fill: var(--poor); font-weight: 650; }
 """

@@ -45,6 +45,10 @@ _TRY_AGAIN_S = 0.5
 _HORIZON_S = 600.0  # nothing takes that long: a run that gets there hangs
 
 
+class DidNotEndError(Exception):
+    """A run that hangs: nothing in it takes so long."""
+
+
 class Verdict(StrEnum):
     HELD = "held"  # the mode did what it promises
     VIOLATION = "violation"
@@ -93,7 +97,7 @@ def run_schedule(strategy: Strategy, schedule: Schedule, *, trace: bool = False)
                 run = _judge(world, clients.recorder.operations)
                 nursery.cancel_scope.cancel()
             return run
-        raise RuntimeError(f"seed {schedule.seed} did not end within {_HORIZON_S:g} s of virtual time")
+        raise DidNotEndError(f"seed {schedule.seed} did not end within {_HORIZON_S:g} s of virtual time")
 
     return run_repeatably(main, clock, schedule.seed)
 
