@@ -24,7 +24,10 @@ from trikv.testing.sim.plan import Request
 from trikv.testing.sim.world import World
 
 _SLACK_S = 0.05  # an answer that comes so much after its deadline is late
+_TIMEOUT_S = 2.0
+_TIMEOUT_APART_S = 1e-6
 _THINK_S = 0.02
+_PATIENCE_S = 5.0  # for a master to come back, before a request is given up as refused
 _PAGE = 100
 
 Answer = Record | Version | ScanPage | None
@@ -36,6 +39,7 @@ class Clients:
     def __init__(self, world: World) -> None:
         self.recorder = Recorder()
         self._world = world
+        self._numbers: dict[str, int] = {}  # of the clients, as they come
         self._seen: dict[str, tuple[str, Version] | None] = {}  # by key: value and stamp, None for absence
 
     async def run(self) -> None:
@@ -50,8 +54,9 @@ class Clients:
     async def _run_one(self, began_s: float, number: int, requests: list[Request]) -> None:
         dice = random.Random(f"{self._world.schedule.seed}/client/{number}")
         for request in requests:
-            # Never two at exactly one instant: equal deadlines would be told apart by where they lie in memory.
             await trio.sleep(max(0.0, began_s + request.at_s - trio.current_time()) + _THINK_S * dice.random())
+            if self._world.master is None:  # a request that nobody hears proves nothing
+                await self._world.wait_until(lambda: self._world.master is not None, _PATIENCE_S)
             await self.ask(f"c{number + 1}", request.kind, request.key)
 
     def last_seen(self, key: str) -> str | None:
@@ -64,6 +69,8 @@ class Clients:
         world, recorder = self._world, self.recorder
         if value is None and kind in (Kind.PUT, Kind.CAS):
             value = recorder.fresh_value()
+        # Trio tells equal deadlines apart by where they lie in memory, so no two clients have one.
+        timeout_s = _TIMEOUT_S + _TIMEOUT_APART_S * self._numbers.setdefault(client, len(self._numbers))
         seen = self._seen.get(key) if kind is Kind.CAS else None
         operation = recorder.begin(
             client, kind, key, trio.current_time(), value=value, expect=None if seen is None else seen[0]
@@ -75,7 +82,7 @@ class Clients:
             return operation
         life = world.network.hosts["master"].life
         try:
-            answer = await master.run_detached(_call(master.coordinator, operation, seen))
+            answer = await master.run_detached(_call(master.coordinator, operation, seen, timeout_s))
         except TrikvError as error:
             crashed = life is None or life.dead
             self._end(operation, Outcome.UNKNOWN if crashed else error.kind.outcome, code=error.kind.code)
@@ -84,7 +91,7 @@ class Clients:
                 self._end(operation, Outcome.UNKNOWN)
             else:
                 self._end_committed(operation, answer)
-        late_s = trio.current_time() - operation.invoked_s - master.coordinator.timeout_s
+        late_s = trio.current_time() - operation.invoked_s - timeout_s
         if late_s > _SLACK_S:
             world.findings.append(Finding("late answer", key, f"[1] ended {late_s:.3f} s too late", (operation,)))
         return operation
@@ -122,19 +129,20 @@ class Clients:
 
 
 def _call(
-    coordinator: Coordinator, operation: Operation, seen: tuple[str, Version] | None
+    coordinator: Coordinator, operation: Operation, seen: tuple[str, Version] | None, timeout_s: float
 ) -> Callable[[], Awaitable[Answer]]:
     key = operation.key.encode()
     value = (operation.value or "").encode()
     if operation.kind is Kind.GET:
-        return partial(coordinator.get, key)
+        return partial(coordinator.get, key, timeout_s=timeout_s)
     if operation.kind is Kind.PUT:
-        return partial(coordinator.put, key, value)
+        return partial(coordinator.put, key, value, timeout_s=timeout_s)
     if operation.kind is Kind.DELETE:
-        return partial(coordinator.delete, key)
+        return partial(coordinator.delete, key, timeout_s=timeout_s)
     if operation.kind is Kind.SCAN:
-        return partial(coordinator.scan, key, limit=_PAGE)
-    return partial(coordinator.put, key, value, expect=Expect.absent() if seen is None else Expect.one_of([seen[1]]))
+        return partial(coordinator.scan, key, limit=_PAGE, timeout_s=timeout_s)
+    expect = Expect.absent() if seen is None else Expect.one_of([seen[1]])
+    return partial(coordinator.put, key, value, expect=expect, timeout_s=timeout_s)
 
 
 def _text(value: bytes | None) -> str:

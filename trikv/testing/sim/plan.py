@@ -3,8 +3,9 @@
 A `Plan` says what runs are like; `draw` makes the `Schedule` of one seed from it. The world only carries a schedule
 out. So a failing run is a value: a shrinker removes faults and requests from it one by one, and runs what is left.
 
-Quiet runs prove nothing, so requests crowd round the faults, and one or two keys get most of them. Seeds differ in
-kind: each kind of fault has a weight of its own in each seed, and in about half of the seeds it is none.
+Quiet runs prove nothing. So requests and faults gather in a few *storms* of some seconds, in which clients ask without
+a pause; one or two keys get most of the requests, and their replicas most of the faults. Seeds differ in kind: each
+kind of fault has a weight of its own in each seed, and in about half of the seeds it is none.
 
 Faults end before the last phase, in which everything is healed and read. Disks are lost only as far as the mode's
 promise covers it: W - 1 of them, since then R = n - W + 1 members of every configuration are left (one under async,
@@ -20,6 +21,8 @@ from enum import StrEnum
 from typing import Final
 
 from trikv.api import Promise, Strategy
+from trikv.core.placement import place
+from trikv.core.ring import partition_of
 from trikv.testing.history import Kind
 
 MASTER: Final = "master"
@@ -44,7 +47,7 @@ class FaultKind(StrEnum):
 _WEIGHTS: Final[Mapping[FaultKind, float]] = {
     FaultKind.CRASH: 2.0,
     FaultKind.POWER_CUT: 1.5,
-    FaultKind.DISK_LOSS: 0.3,
+    FaultKind.DISK_LOSS: 1.0,
     FaultKind.PAUSE: 1.0,
     FaultKind.PARTITION: 1.0,
     FaultKind.ONE_WAY: 1.5,
@@ -116,6 +119,8 @@ class Plan:
     partitions: int = 8
     requests: int = 280
     faults: int = 20
+    storms: tuple[int, int] = (4, 8)
+    storm_s: float = 2.5
     cold_keys: int = 4
     latency_s: tuple[float, float] = (0.0005, 0.03)
     fsync_s: tuple[float, float] = (0.0003, 0.01)
@@ -126,7 +131,8 @@ class Plan:
         dice = random.Random(f"plan/{seed}")
         hot = [f"hot{number}" for number in range(dice.randint(1, 2))]
         cold = [f"cold{number}" for number in range(self.cold_keys)]
-        faults = _draw_faults(self, strategy, dice)
+        last_s = self.lasts_s - self.storm_s - 4
+        storms = [0.5 + dice.random() * last_s for _ in range(dice.randint(*self.storms))]
         return Schedule(
             seed=seed,
             workers=self.workers,
@@ -136,76 +142,73 @@ class Plan:
             latency_s=_between(dice, *self.latency_s),
             fsync_s=_between(dice, *self.fsync_s),
             keys=(*hot, *cold),
-            requests=_draw_requests(self, strategy, dice, faults, hot, cold),
-            faults=faults,
+            requests=self._draw_requests(strategy, dice, storms, hot, cold),
+            faults=self._draw_faults(strategy, dice, storms, hot),
         )
+
+    def _draw_requests(
+        self, strategy: Strategy, dice: random.Random, storms: Sequence[float], hot: list[str], cold: list[str]
+    ) -> tuple[Request, ...]:
+        mix = {Kind.GET: 44, Kind.PUT: 34, Kind.CAS: 12 * strategy.compare_and_set, Kind.DELETE: 7, Kind.SCAN: 3}
+        requests = []
+        for number in range(self.requests):
+            (kind,) = dice.choices(list(mix), list(mix.values()))
+            key = dice.choice(hot if dice.random() < 0.85 else cold)
+            if kind is Kind.SCAN:
+                key = dice.choice(("", key[:3]))
+            if dice.random() < 0.85:
+                at_s = dice.choice(storms) + dice.random() * self.storm_s
+            else:
+                at_s = dice.random() * (self.lasts_s - 2)
+            requests.append(Request(at_s, number % self.clients, kind, key))
+        return tuple(sorted(requests, key=lambda request: request.at_s))
+
+    def _draw_faults(
+        self, strategy: Strategy, dice: random.Random, storms: Sequence[float], hot: Sequence[str]
+    ) -> tuple[Fault, ...]:
+        weights = {kind: weight * dice.random() * (dice.random() < 0.5) for kind, weight in self.weights.items()}
+        workers = [f"w{number}" for number in range(1, self.workers + 1)]
+        table = place(workers, self.replicas, partitions=self.partitions)
+        targets = [*workers, *(worker for key in hot for worker in table[partition_of(key.encode(), self.partitions)])]
+        disks_to_lose = 1 if strategy.promise is Promise.AP else strategy.copies(self.replicas) - 1
+        faults: list[Fault] = []
+        while len(faults) < self.faults and any(weights.values()):
+            (kind,) = dice.choices(list(weights), list(weights.values()))
+            if kind is FaultKind.DISK_LOSS:
+                disks_to_lose -= 1
+                if disks_to_lose <= 0:
+                    weights[kind] = 0.0
+                if disks_to_lose < 0:
+                    continue
+            at_s = dice.choice(storms) + dice.random() * self.storm_s
+            faults.append(_draw_fault(kind, at_s, targets, dice))
+        return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 
 def _between(dice: random.Random, low: float, high: float) -> float:
     return float(low * (high / low) ** dice.random())
 
 
-def _draw_faults(plan: Plan, strategy: Strategy, dice: random.Random) -> tuple[Fault, ...]:
-    weights = {kind: weight * dice.random() * (dice.random() < 0.5) for kind, weight in plan.weights.items()}
-    if not any(weights.values()):
-        return ()
-    disks_to_lose = 1 if strategy.promise is Promise.AP else strategy.copies(plan.replicas) - 1
-    workers = [f"w{number}" for number in range(1, plan.workers + 1)]
-    faults: list[Fault] = []
-    last_s = plan.lasts_s - 4
-    at_s = 0.0
-    while len(faults) < plan.faults:
-        # One in four follows closely upon another: what breaks together is what was not thought of.
-        close = faults and dice.random() < 0.25
-        at_s = min(at_s + dice.random() * 0.6, last_s) if close else 0.5 + dice.random() * (last_s - 0.5)
-        (kind,) = dice.choices(list(weights), list(weights.values()))
-        if kind is FaultKind.DISK_LOSS:
-            if not disks_to_lose:
-                if sum(map(bool, weights.values())) == 1:
-                    break
-                continue
-            disks_to_lose -= 1
-        faults.append(_draw_fault(kind, at_s, workers, dice))
-    return tuple(sorted(faults, key=lambda fault: fault.at_s))
-
-
 def _draw_fault(kind: FaultKind, at_s: float, workers: Sequence[str], dice: random.Random) -> Fault:
-    lasts_s = 0.2 + dice.random() ** 2 * 4
+    """`workers`: whom it may hit; one that is named twice is hit more often."""
+    lasts_s = 0.1 + dice.random() ** 2 * 4
     after_steps = dice.choice((0, 0, dice.randint(1, 6)))
     linger_s = dice.choice((0.0, dice.random() * 3))
     if kind is FaultKind.PAUSE:
         node = dice.choice([MASTER, *workers, *workers])
         return Fault(at_s, kind, (node,), 1 + dice.random() * 5)
     if kind is FaultKind.PARTITION:
-        cut_off = dice.sample([MASTER, *workers], dice.randint(1, 3))
+        cut_off = {dice.choice([MASTER, *workers]) for _ in range(dice.randint(1, 3))}
         return Fault(at_s, kind, tuple(sorted(cut_off)), lasts_s)
     if kind in _ON_LINKS:
         # Between workers only chains talk, so most of it should happen at the master's links.
-        ends = [MASTER, dice.choice(workers)] if dice.random() < 0.7 else dice.sample(workers, 2)
+        one, other = dice.choice(workers), dice.choice(workers)
+        ends = [MASTER if one == other or dice.random() < 0.6 else one, other]
         dice.shuffle(ends)
         return Fault(at_s, kind, tuple(ends), lasts_s)
     if kind in _ON_MASTER:
-        return Fault(at_s, kind, (MASTER,), 0.05 + dice.random() ** 2 * 2, after_steps, linger_s)
+        return Fault(at_s, kind, (MASTER,), 0.02 + dice.random() ** 3 * 2, after_steps, linger_s)
     node = (dice.choice(workers),)
     if kind in (FaultKind.REPLAY, FaultKind.SLOW_DISK):
         return Fault(at_s, kind, node, lasts_s)
     return Fault(at_s, kind, node, lasts_s, after_steps, linger_s)
-
-
-def _draw_requests(
-    plan: Plan, strategy: Strategy, dice: random.Random, faults: Sequence[Fault], hot: list[str], cold: list[str]
-) -> tuple[Request, ...]:
-    mix = {Kind.GET: 42, Kind.PUT: 34, Kind.CAS: 14 * strategy.compare_and_set, Kind.DELETE: 7, Kind.SCAN: 3}
-    requests = []
-    for number in range(plan.requests):
-        if faults and dice.random() < 0.75:
-            fault = dice.choice(faults)
-            at_s = max(0.0, fault.at_s + dice.uniform(-0.3, min(fault.lasts_s, 2) + 0.7))
-        else:
-            at_s = dice.random() * (plan.lasts_s - 2)
-        (kind,) = dice.choices(list(mix), list(mix.values()))
-        key = dice.choice(hot if dice.random() < 0.8 else cold)
-        if kind is Kind.SCAN:
-            key = dice.choice(("", key[:3]))
-        requests.append(Request(at_s, number % plan.clients, kind, key))
-    return tuple(sorted(requests, key=lambda request: request.at_s))

@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""How fast is the simulated world? Histories per CPU second, in each mode, on one core.
+
+    python bench/sim.py [--seeds 20]
+
+A history is a cluster of a master and five workers, four clients, a minute of virtual time; what is in it is printed
+beside. CPU time, not wall time: a shared machine then only disturbs as far as its caches and cores are shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import statistics
+import time
+
+from trikv.registry import load_registry
+from trikv.testing.sim import simulate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    seeds = parser.parse_args().seeds
+    logging.getLogger("trikv").setLevel(logging.CRITICAL)
+    print(f"{platform.platform()}, Python {platform.python_version()}, seeds 0 to {seeds - 1}")
+    for name, strategy in load_registry().strategies.items():
+        simulate(strategy, 0)  # imports and caches
+        spent_s, operations, faults, virtual_s = [], 0, 0, 0.0
+        for seed in range(seeds):
+            began_s = time.process_time()
+            run = simulate(strategy, seed)
+            spent_s.append(time.process_time() - began_s)
+            operations += len(run.history)
+            faults += sum(run.faults.values())
+            virtual_s += run.virtual_s
+        print(
+            f"{name:8} {seeds / sum(spent_s):5.1f} histories/s (the median one took {statistics.median(spent_s):.3f} s), "
+            f"each {operations / seeds:.0f} operations, {faults / seeds:.1f} faults, {virtual_s / seeds:.1f} virtual s: "
+            f"{virtual_s / sum(spent_s):.0f} times real time"
+        )
+
+
+if __name__ == "__main__":
+    main()

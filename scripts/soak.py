@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Simulate many seeds of a mode, on all cores, and tell which broke its promise.
+
+    python scripts/soak.py --mode quorum --seeds 0..5000
+    python scripts/soak.py --mode all --seeds 17..18 --story     one seed, with all that happened in it
+
+Exit code 1 if a seed was a violation, 3 if none was and one was not decided.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+
+from trikv.registry import load_registry
+from trikv.testing.sim import Run, Verdict, simulate
+
+_FINDINGS_SHOWN = 3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mode", default="all", help="an installed mode, or all")
+    parser.add_argument("--seeds", default="0..100", help="A..B: from A up to, not including, B")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--story", action="store_true", help="print every event of every run")
+    arguments = parser.parse_args()
+    first, _, end = arguments.seeds.partition("..")
+    seeds = range(int(first), int(end))
+    modes = list(load_registry().strategies) if arguments.mode == "all" else [arguments.mode]
+    worst = 0
+    for mode in modes:
+        verdicts = soak(mode, seeds, arguments.processes, story=arguments.story)
+        worst = 1 if verdicts[Verdict.VIOLATION] or worst == 1 else 3 if verdicts[Verdict.UNDECIDED] else worst
+    return worst
+
+
+def soak(mode: str, seeds: range, processes: int, *, story: bool) -> Counter[Verdict]:
+    """Run these seeds and print what is to be said about them."""
+    began_s = time.perf_counter()
+    verdicts: Counter[Verdict] = Counter()
+    outcomes: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    virtual_s = cpu_s = 0.0
+    for seed, run, spent_s in _runs(mode, seeds, processes, story):
+        verdicts[run.verdict] += 1
+        outcomes.update(run.outcomes)
+        faults.update(run.faults)
+        virtual_s += run.virtual_s
+        cpu_s += spent_s
+        for event in run.trace:
+            print(f"{event.time_s:10.6f} {event.what:7} {event.source:>8} > {event.target:8} {event.text}")
+        if run.verdict is not Verdict.HELD:
+            print(f"{mode}, seed {seed}: {run.verdict.value} {', '.join(run.undecided)}", flush=True)
+            for finding in run.findings[:_FINDINGS_SHOWN]:
+                print(f"  {finding}", flush=True)
+    wall_s = time.perf_counter() - began_s
+    print(
+        f"{mode}: {len(seeds):,} histories, {_counted(verdicts)}; {sum(outcomes.values()):,} operations "
+        f"({_counted(outcomes)}); {sum(faults.values()):,} faults ({_counted(faults)}); "
+        f"{virtual_s / 3600:.1f} simulated hours in {wall_s:.0f} s, {len(seeds) / cpu_s:.1f} histories per CPU second",
+        flush=True,
+    )
+    return verdicts
+
+
+def _runs(mode: str, seeds: range, processes: int, story: bool) -> Iterator[tuple[int, Run, float]]:
+    one = partial(_run_one, mode, story)
+    if processes == 1 or len(seeds) == 1:
+        yield from map(one, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes, _quieten) as pool:
+        yield from pool.imap(one, seeds, chunksize=4)
+
+
+def _run_one(mode: str, story: bool, seed: int) -> tuple[int, Run, float]:
+    began_s = time.process_time()
+    run = simulate(load_registry().strategy(mode), seed, trace=story)
+    run.history.clear()  # judged already, and dear to send
+    return seed, run, time.process_time() - began_s
+
+
+def _counted(counts: Counter[str] | Counter[Verdict]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+
+
+def _quieten() -> None:
+    """Nodes that die by design say much about it."""
+    logging.getLogger("trikv").setLevel(logging.CRITICAL)
+
+
+if __name__ == "__main__":
+    _quieten()
+    sys.exit(main())
