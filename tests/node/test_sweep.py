@@ -1,0 +1,124 @@
+"""What the master mends by itself: async replicas that differ, and writes in doubt."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trikv.api import Batch
+from trikv.core.calls import Op
+from trikv.core.record import Record, Version, make_epoch, term_of
+from trikv.core.ring import partition_of
+from trikv.net.link import dial
+from trikv.node.sweep import PERIOD_S
+from trikv.testing.inprocess import InProcessCluster, Node
+
+KEYS = [b"k%d" % number for number in range(8)]
+
+
+def held(cluster: InProcessCluster, key: bytes) -> list[bytes | None]:
+    """What each replica has of the key: its value, b"" for a tombstone, None for nothing."""
+    records = [node.storage.get(partition_of(key), key) for node in cluster.replicas_of(key)]
+    return [None if record is None else record.value or b"" for record in records]
+
+
+async def lay_down(node: Node, key: bytes, seq: int, value: bytes | None) -> None:
+    version = Version(make_epoch(1, 1), seq)
+    await node.storage.commit(Batch(puts={(partition_of(key), key): Record(version, version, value)}))
+
+
+async def differ(cluster: InProcessCluster) -> None:
+    """Each key is newest somewhere else, and for half of them the newest is a tombstone."""
+    for number, key in enumerate(KEYS):
+        replicas = cluster.replicas_of(key)
+        await lay_down(replicas[number % 3], key, 3, None if number % 2 else b"new")
+        await lay_down(replicas[(number + 1) % 3], key, 2, b"old")
+
+
+def converged(cluster: InProcessCluster) -> bool:
+    return all(held(cluster, key) == [b"" if number % 2 else b"new"] * 3 for number, key in enumerate(KEYS))
+
+
+async def test_async_replicas_that_differ_converge_at_the_masters_start(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Background copies die with the master that had them in hand (schedule 9)."""
+    cluster = await InProcessCluster.start(nursery, mode="async")
+    await cluster.stop_master()
+    await differ(cluster)
+    await cluster.start_master()
+    await cluster.until(lambda: converged(cluster))
+    assert all(node.storage.get(partition_of(KEYS[0]), KEYS[0]) is not None for node in cluster.workers)
+    record = await cluster.coordinator.get(KEYS[0])
+    assert record is not None
+    assert record.version == Version(make_epoch(1, 1), 3)  # the newest goes to all, as it is
+
+
+async def test_they_converge_from_time_to_time_in_any_case(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="async")
+    await cluster.coordinator.put(b"any", b"thing")
+    await trio.sleep(10)
+    await differ(cluster)
+    await trio.sleep(10)
+    assert not converged(cluster)
+    await trio.sleep(PERIOD_S)
+    assert converged(cluster)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+async def test_a_copy_that_a_replica_missed_reaches_it_when_it_is_back(
+    number: int, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="async")
+    await cluster.coordinator.put(KEYS[0], b"1")
+    await trio.sleep(5)
+    missing = cluster.replicas_of(KEYS[0])[number]
+    await cluster.kill(missing)
+    await cluster.coordinator.put(KEYS[0], b"2")
+    await trio.sleep(20)
+    assert held(cluster, KEYS[0]).count(b"2") == 2
+    await cluster.restart(missing)
+    await cluster.until_all_up()
+    await trio.sleep(3)  # far less than the period: it was noted that a copy is missing
+    assert held(cluster, KEYS[0]) == [b"2"] * 3
+
+
+@pytest.mark.parametrize("mode", ["sync", "chain", "quorum", "async"])
+async def test_a_write_in_doubt_is_finished_once_its_replicas_are_back(
+    mode: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode=mode)
+    await cluster.coordinator.put(b"any", b"thing")
+    for node in cluster.workers:
+        cluster.network.hold(node.address)
+    with trio.move_on_after(1):
+        await cluster.coordinator.put(KEYS[0], b"v")
+    assert cluster.coordinator.pending == 1
+    for node in cluster.workers:
+        cluster.network.cut(node.address)  # nothing of it arrives
+        cluster.network.mend(node.address)
+        cluster.network.release(node.address)
+    assert held(cluster, KEYS[0]) == [None] * 3
+    await cluster.until(lambda: cluster.coordinator.pending == 0)
+    await cluster.until(lambda: held(cluster, KEYS[0]).count(b"v") >= cluster.coordinator.slots[0].configuration.copies)
+    record = await cluster.coordinator.get(KEYS[0])
+    assert record is not None
+    assert record.value == b"v"
+
+
+async def test_being_fenced_during_a_sweep_is_survived(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="async")
+    await cluster.coordinator.put(KEYS[0], b"v")
+    await trio.sleep(5)
+    node = cluster.workers[0]
+    slot = cluster.coordinator.slots[1023]
+    link = await dial(await cluster.network.connect(node.address), cluster.master.hello())
+    nursery.start_soon(link.run)
+    later = make_epoch(40, slot.partition.generation)
+    arguments = [slot.index, later, node.worker.incarnation, b"k"]
+    link.call(Op.FETCH, arguments, trio.current_time() + 1, lambda fault, payload: None)
+    slot.note_missed()  # so that it is swept at the next tick
+    await cluster.until(lambda: cluster.master.cluster.term == 41)
+    assert {term_of(slot.epoch) for slot in cluster.coordinator.slots} == {41}
+    assert (await cluster.coordinator.get(KEYS[0])) is not None
