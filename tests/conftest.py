@@ -7,6 +7,10 @@ test says nothing about time.
 
 import os
 import random
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -27,3 +31,29 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     seed = config.getoption("--hypothesis-seed")
     return f"examples: {PROFILE}" + (f", --hypothesis-seed={seed}" if seed is not None else "")
+
+
+@pytest.fixture
+def install_beside(tmp_path: Path) -> Callable[[Path], dict[str, str]]:
+    """Install the package in a directory beside trikv, as far as trikv can tell; the environment that has it.
+
+    The modules and the metadata lie on the path, as pip would leave them. pip itself would need an index.
+    """
+
+    def install(package: Path) -> dict[str, str]:
+        written = tomllib.loads((package / "pyproject.toml").read_text())
+        project = written["project"]
+        site = tmp_path / "site-packages"
+        information = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+        information.mkdir(parents=True)
+        for module in written["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]:
+            shutil.copy(package / module, site)
+        (information / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        )
+        offers = "".join(f"{name} = {module}\n" for name, module in project["entry-points"]["trikv"].items())
+        (information / "entry_points.txt").write_text(f"[trikv]\n{offers}")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("TRIKV_")}
+        return {**clean, "PYTHONPATH": os.pathsep.join([str(site), *filter(None, [clean.get("PYTHONPATH")])])}
+
+    return install
