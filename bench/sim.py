@@ -35,10 +35,11 @@ def main() -> None:
             operations += len(run.history)
             faults += sum(run.faults.values())
             virtual_s += run.virtual_s
+        total_s = sum(spent_s)
         print(
-            f"{name:8} {seeds / sum(spent_s):5.1f} histories/s (the median one took {statistics.median(spent_s):.3f} s), "
-            f"each {operations / seeds:.0f} operations, {faults / seeds:.1f} faults, {virtual_s / seeds:.1f} virtual s: "
-            f"{virtual_s / sum(spent_s):.0f} times real time"
+            f"{name:8} {seeds / total_s:5.1f} histories/s (the median one took {statistics.median(spent_s):.3f} s), each "
+            f"{operations / seeds:.0f} operations, {faults / seeds:.1f} faults, {virtual_s / seeds:.1f} virtual s: "
+            f"{virtual_s / total_s:.0f} times real time"
         )
 
 

@@ -39,7 +39,10 @@ class SimClock(trio.abc.Clock):
         self._events: list[tuple[float, int, Callable[[], None]]] = []
 
     def at(self, time_s: float, event: Callable[[], None]) -> None:
-        """Have `event` happen at the first tick that is not before. It runs between tasks, must not raise, and may wake, cancel and start some."""
+        """Have `event` happen at the first tick that is not before `time_s`.
+
+        It runs between tasks, which it may wake, cancel and start; it must not raise.
+        """
         self._entries += 1
         heapq.heappush(self._events, (_next_tick(time_s), self._entries, event))
 

@@ -1,7 +1,7 @@
 """Carrying out the faults of a schedule, each by its kind.
 
 Beginning and end of a fault are events of the clock's: between two of them the nodes run undisturbed. Faults overlap
-freely. What can be held twice (a wire, a disk's slowness) is counted or set to the latest; a machine that is off already
+freely: holds of a wire are counted, other properties are as the latest fault left them. A machine that is off already
 cannot be switched off, so such a fault is passed by and not counted.
 """
 

@@ -84,7 +84,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One client asks for one thing: at `at_s`, or when its request before has ended. Of a scan, `key` is the prefix."""
+    """One client asks for one thing: at `at_s`, or when its last request has ended. Of a scan, `key` is the prefix."""
 
     at_s: float
     client: int
@@ -191,7 +191,7 @@ def _between(dice: random.Random, low: float, high: float) -> float:
 
 def _draw_fault(kind: FaultKind, at_s: float, workers: Sequence[str], dice: random.Random) -> Fault:
     """`workers`: whom it may hit; one that is named twice is hit more often."""
-    lasts_s = 0.1 + dice.random() ** 2 * 4
+    lasts_s = 0.1 + dice.random() ** 2 * 3
     after_steps = dice.choice((0, 0, dice.randint(1, 6)))
     linger_s = dice.choice((0.0, dice.random() * 3))
     if kind is FaultKind.PAUSE:
@@ -208,7 +208,7 @@ def _draw_fault(kind: FaultKind, at_s: float, workers: Sequence[str], dice: rand
         return Fault(at_s, kind, tuple(ends), lasts_s)
     if kind in _ON_MASTER:
         return Fault(at_s, kind, (MASTER,), 0.02 + dice.random() ** 3 * 2, after_steps, linger_s)
-    node = (dice.choice(workers),)
+    worker = dice.choice(workers)
     if kind in (FaultKind.REPLAY, FaultKind.SLOW_DISK):
-        return Fault(at_s, kind, node, lasts_s)
-    return Fault(at_s, kind, node, lasts_s, after_steps, linger_s)
+        return Fault(at_s, kind, (worker,), 2 * lasts_s)
+    return Fault(at_s, kind, (worker,), lasts_s, after_steps, linger_s)

@@ -137,7 +137,7 @@ class World:
     async def wait_until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
         """Wait for something to become true, looking ten times a second."""
         with trio.move_on_after(timeout_s):
-            while not holds():
+            while not holds():  # noqa: ASYNC110 nothing in the production code should have to tell us
                 await trio.sleep(0.1)
             return True
         return False
