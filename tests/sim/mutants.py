@@ -1,0 +1,336 @@
+"""Broken strategies and broken cores, kept to test the ground that tests trikv: a ground that passes one is broken.
+
+A `Mutant` breaks exactly one thing, for as long as its `breaks()` is entered: it replaces one function by one that
+forgets what the real one takes care of, or it is a strategy with one step wrong. `by_search` says that random schedules
+find it, and `seed` with which one they did; the others need a schedule made for them, in `scripts/`.
+
+Three of them, sync that stores at the head first or everywhere at once, and chain that reads its head, do nothing wrong
+until a configuration is changed: as long as one replica answers all reads, what it says is the truth by definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import trio
+
+from trikv.api import Batch, Record, ReplicaSet, Strategy, Version, Write, newest
+from trikv.core.calls import Hop, Op, Store
+from trikv.core.configuration import Cluster, Configuration
+from trikv.core.errors import Fault, Refused, TrikvError
+from trikv.core.fence import Fence, Judgement
+from trikv.core.record import term_of
+from trikv.core.session import Call
+from trikv.net.link import Link
+from trikv.net.replicas import NotEnough, Replicas, Standing
+from trikv.node import sweep
+from trikv.node.coordinator import Attempt, Coordinator
+from trikv.node.heartbeat import Replica
+from trikv.node.locks import KeyLocks
+from trikv.node.repair import fetch_history
+from trikv.node.slot import Slot
+from trikv.node.worker import Worker, _Item
+from trikv.testing.sim import Plan
+from trikv.testing.sim.disk import SimStorage
+from trikv_async import Async
+from trikv_chain import Chain
+from trikv_quorum import Quorum
+from trikv_sync import Sync
+
+Break = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`seed`: one under which the ground caught it, None for those that are driven by hand; `plan`: if not the usual."""
+
+    name: str
+    strategy: Strategy
+    breaks: Break = nullcontext
+    seed: int | None = None
+    plan: Plan | None = None
+
+    @property
+    def by_search(self) -> bool:
+        return self.seed is not None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@contextmanager
+def replaced(owner: Any, name: str, broken: Any) -> Iterator[None]:
+    """Inside, `owner.name` is `broken`."""
+    real = vars(owner)[name]
+    setattr(owner, name, broken)
+    try:
+        yield
+    finally:
+        setattr(owner, name, real)
+
+
+# --- strategies -------------------------------------------------------------------------------------------------------
+
+
+class ForgetfulQuorum(Quorum):
+    """A read answers the newest that it met, and leaves it where it is."""
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return newest(await replicas.fetch(key, need=replicas.majority))
+
+
+class HeadFirstSync(Sync):
+    """The head's copy comes first, so a read may meet what the others never get."""
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await replicas.head.store(write)
+        await replicas.rest.store(write)
+
+
+class ParallelSync(Sync):
+    """All copies at once."""
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await replicas.store(write)
+
+
+class HeadReadChain(Chain):
+    """The head answers reads, though what it has may not have reached the tail."""
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return newest(await replicas.head.fetch(key))
+
+
+# --- the worker -------------------------------------------------------------------------------------------------------
+
+
+def stop_relays() -> AbstractContextManager[None]:
+    """What is not newer here is not passed on."""
+    real = Worker._relay
+
+    def relay(self: Worker, item: _Item, request: Store, hop: Hop, rest: list[Hop]) -> None:
+        held = self._storage.get(request.partition, request.key)
+        if held is not None and held.version > request.record.version:
+            item.link.answer(item.call_id, Fault.OK, [])
+        else:
+            real(self, item, request, hop, rest)
+
+    return replaced(Worker, "_relay", relay)
+
+
+def acknowledge_before_the_tail() -> AbstractContextManager[None]:
+    """A chain's member acknowledges when it has stored, and passes the write on besides."""
+    real = Worker._relay
+
+    def relay(self: Worker, item: _Item, request: Store, hop: Hop, rest: list[Hop]) -> None:
+        item.link.answer(item.call_id, Fault.OK, [])
+        real(self, item, request, hop, rest)  # its answer is the second one, and nobody waits for it
+
+    return replaced(Worker, "_relay", relay)
+
+
+def acknowledge_before_fsync() -> AbstractContextManager[None]:
+    """A store is acknowledged when it is in the batch, which may never reach the disk."""
+    real = Worker._decide
+
+    def decide(self: Worker, item: _Item, batch: Batch) -> bool:
+        granted = real(self, item, batch)
+        if granted and isinstance(item.request, Store) and not item.request.onward:
+            item.link.answer(item.call_id, Fault.OK, [])
+        return granted
+
+    return replaced(Worker, "_decide", decide)
+
+
+def flush_one_batch_late() -> AbstractContextManager[None]:
+    """An engine whose `commit` returns before the flush: all is well until the power goes."""
+
+    async def commit(self: SimStorage, batch: Batch) -> None:
+        self._life.step()
+        await trio.sleep(self._disk.fsync_s)
+        self._disk.flush()
+        self._disk.under_way = batch
+        await self._view.commit(batch)
+
+    return replaced(SimStorage, "commit", commit)
+
+
+def overwrite_newer() -> AbstractContextManager[None]:
+    """A store replaces whatever is there."""
+    real = Worker._apply
+
+    def apply(self: Worker, request: Store, batch: Batch) -> None:
+        real(self, request, batch)
+        batch.puts[request.partition, request.key] = request.record
+
+    return replaced(Worker, "_apply", apply)
+
+
+@contextmanager
+def ignore_incarnations() -> Iterator[None]:
+    """A worker is known by its name alone: it answers for every life that it ever had."""
+    real = Worker.handle
+    place_of = {Op.STORE: 2, Op.FETCH: 2, Op.DISCARD: 2, Op.LIST: 0}
+
+    def handle(self: Worker, link: Link, incoming: list[Call]) -> None:
+        for call in incoming:
+            if call.op in place_of:
+                call.arguments[place_of[Op(call.op)]] = self.incarnation
+        real(self, link, incoming)
+
+    def standing(self: Replica) -> Standing:
+        return self._watched.standing
+
+    with replaced(Worker, "handle", handle), replaced(Replica, "standing", property(standing)):
+        yield
+
+
+def forget_epochs() -> AbstractContextManager[None]:
+    """No epoch is ever too old."""
+
+    def judge(self: Fence, partition: int, epoch: int) -> Judgement:
+        return Judgement.KNOWN
+
+    return replaced(Fence, "judge", judge)
+
+
+def promise_in_memory() -> AbstractContextManager[None]:
+    """A promise is kept, until the worker restarts."""
+    real = Worker._pass_fence
+
+    def pass_fence(self: Worker, partition: int, epoch: int, batch: Batch) -> bool:
+        passes = real(self, partition, epoch, batch)
+        batch.meta.pop(f"promise/{partition}", None)
+        return passes
+
+    return replaced(Worker, "_pass_fence", pass_fence)
+
+
+# --- the coordinator --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def lock_nothing() -> Iterator[None]:
+    """Whoever wants a key's lock has it."""
+
+    async def acquire(self: KeyLocks, key: bytes, *, exclusive: bool) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def release(self: KeyLocks, key: bytes) -> None:
+        pass
+
+    with replaced(KeyLocks, "_acquire", acquire), replaced(KeyLocks, "_release", release):
+        yield
+
+
+def repair_with_the_old_version() -> AbstractContextManager[None]:
+    """What a repair found is written as it is; something newer may be hidden from it."""
+    real = Coordinator.repair
+
+    async def repair(self: Coordinator, slot: Slot, key: bytes, deadline_s: float) -> Record | None:
+        if key not in slot.pending:
+            try:
+                found = await fetch_history(slot, key, deadline_s, self._on_stale)
+            except NotEnough as error:
+                raise Refused("unavailable", str(error)) from error
+            if found is None:
+                return None
+            slot.pending[key] = found  # which the real repair then writes again, same version
+        return await real(self, slot, key, deadline_s)
+
+    return replaced(Coordinator, "repair", repair)
+
+
+def ask_too_few() -> AbstractContextManager[None]:
+    """n - W members are asked where R = n - W + 1 are needed to meet every committed write."""
+
+    def recovery(self: Configuration) -> int:
+        return len(self.members) - self.copies
+
+    return replaced(Configuration, "recovery", property(recovery))
+
+
+def call_the_unknown_refused() -> AbstractContextManager[None]:
+    """A client is told that its write did not happen, whatever was sent."""
+
+    def failure(attempt: Attempt, code: str, reason: str) -> TrikvError:
+        return Refused(code, reason)
+
+    return replaced(Coordinator, "_failure", staticmethod(failure))
+
+
+def halve_majorities() -> AbstractContextManager[None]:
+    """A majority of n is n // 2."""
+
+    def majority(self: Replicas) -> int:
+        return len(self) // 2
+
+    return replaced(Replicas, "majority", property(majority))
+
+
+def take_versions_from_the_clock() -> AbstractContextManager[None]:
+    """Versions are the time of day on the coordinator's machine, which each term's has a little wrong."""
+    real = Slot.next_version
+
+    def next_version(self: Slot) -> Version:
+        unique = real(self).seq  # two readings of a clock may be the same
+        wrong_by_s = term_of(self.epoch) * 7 % 5
+        return Version(0, round((trio.current_time() + wrong_by_s) * 1e6) << 20 | unique)
+
+    return replaced(Slot, "next_version", next_version)
+
+
+def leave_out_pending_first() -> AbstractContextManager[None]:
+    """A compare-and-set compares with what it reads, while another write may still be on its way there."""
+
+    async def read_for_write(self: Coordinator, slot: Slot, key: bytes, deadline_s: float) -> Record | None:
+        return await self.own_read(slot, key, deadline_s, exclusive=True)
+
+    return replaced(Coordinator, "_read_for_write", read_for_write)
+
+
+def restart_in_the_old_epoch() -> AbstractContextManager[None]:
+    """A master that starts goes on under the term of the one before it."""
+
+    def with_term(self: Cluster, term: int) -> Cluster:
+        return replace(self, term=self.term or term)
+
+    return replaced(Cluster, "with_term", with_term)
+
+
+def sweep_nothing() -> AbstractContextManager[None]:
+    """Nobody brings replicas together whose background copies were lost."""
+
+    def is_due(slot: Slot, up: Sequence[Any], last: Any) -> bool:
+        return False
+
+    return replaced(sweep, "_is_due", is_due)
+
+
+MUTANTS = [
+    Mutant("relay that stops", Chain(), stop_relays, seed=0),
+    Mutant("incarnation unchecked", Sync(), ignore_incarnations, seed=0),
+    Mutant("no key lock", Quorum(), lock_nothing, seed=0),
+    Mutant("quorum read without write-back", ForgetfulQuorum(), seed=0),
+    Mutant("write-back with the old version", Quorum(), repair_with_the_old_version, seed=0),
+    Mutant("n - W instead of R", Quorum(), ask_too_few, seed=0),
+    Mutant("unknown reported as refused", Sync(), call_the_unknown_refused, seed=0),
+    Mutant("acknowledge before fsync", Sync(), acknowledge_before_fsync, seed=0),
+    Mutant("engine that flushes one batch late", Quorum(), flush_one_batch_late, seed=0),
+    Mutant("acknowledge before the tail", Chain(), acknowledge_before_the_tail, seed=0),
+    Mutant("majority of n // 2", Quorum(), halve_majorities, seed=0),
+    Mutant("version from the wall clock", Sync(), take_versions_from_the_clock, seed=0),
+    Mutant("store that overwrites newer", Sync(), overwrite_newer, seed=0),
+    Mutant("no sweep", Async(), sweep_nothing, seed=0),
+    Mutant("no epoch check", Sync(), forget_epochs),
+    Mutant("pending-first left out", Chain(), leave_out_pending_first),
+    Mutant("restart in the old epoch", Sync(), restart_in_the_old_epoch),
+    Mutant("promise kept in memory", Sync(), promise_in_memory),
+    Mutant("sync head first", HeadFirstSync()),
+    Mutant("sync in parallel", ParallelSync()),
+    Mutant("chain read from the head", HeadReadChain()),
+]
+BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
