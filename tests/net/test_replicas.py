@@ -9,9 +9,11 @@ import trio
 from trio.testing import MockClock
 
 from trikv.api import Answer, Write
+from trikv.core.errors import Fault
 from trikv.core.record import Record, Version
 from trikv.core.ring import partition_of
-from trikv.net.replicas import LATE_S, NotEnough, Request, Standing
+from trikv.net.link import Done
+from trikv.net.replicas import LATE_S, NotEnough, Request, Standing, Target
 from trikv.node.slot import Slot
 from trikv.testing.inprocess import InProcessCluster, Node
 
@@ -185,13 +187,29 @@ async def test_in_order_goes_on_to_the_next_when_the_first_is_late(scene: Scene,
     assert (scene.holders(2), trio.current_time()) == ([3], began_s + 3 * LATE_S)
 
 
+class Unlinked:
+    """A replica to which nothing leaves: its link has broken just now, or is full."""
+
+    def __init__(self, target: Target) -> None:
+        self.member = target.member
+        self.address = target.address
+        self.standing = Standing.UP
+
+    def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int) -> None:
+        done(Fault.NOT_SENT, [])
+
+
 async def test_in_order_goes_on_at_once_when_the_first_fails_and_asks_no_third(
     scene: Scene, autojump_clock: MockClock
 ) -> None:
-    await scene.cluster.restart(scene.node(1), wiped=True)  # whoever answers there is another member
     began_s = trio.current_time()
-    await scene.request().replicas.store(scene.write(1), need=1, in_order=True)
+    request = scene.request()
+    first, *others = request.targets
+    request.targets = [Unlinked(first), *others]
+    await request.replicas.store(scene.write(1), need=1, in_order=True)
     assert (scene.holders(1), trio.current_time()) == ([2], began_s)
+    await trio.sleep(1)
+    assert scene.holders(1) == [2]
 
 
 async def test_a_chain_has_it_everywhere_when_it_is_acknowledged(scene: Scene, autojump_clock: MockClock) -> None:

@@ -72,6 +72,20 @@ async def test_every_live_key_comes_once_and_in_order(
     assert (page.items, page.after) == ([], None)
 
 
+async def test_a_page_ends_where_the_first_listing_did(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    """The first keys all lie at one worker: beyond what it listed of them, the others' keys must wait."""
+    cluster = await start(nursery, "sync")
+    crowded = cluster.workers[0]
+    keys: dict[bytes, list[bytes]] = {b"a": [], b"b": []}
+    for number in range(1000):
+        for letter, held in keys.items():
+            key = b"%s%03d" % (letter, number)
+            if len(held) < 40 and (cluster.replicas_of(key)[0] is crowded) is (letter == b"a"):
+                held.append(key)
+                await cluster.coordinator.put(key, b"v")
+    assert [key for key, _ in await scan_all(cluster, limit=30)] == keys[b"a"] + keys[b"b"]
+
+
 @pytest.mark.parametrize("mode", ["quorum", "async"])
 async def test_with_a_worker_down_nothing_is_left_out(
     mode: str, nursery: trio.Nursery, autojump_clock: MockClock

@@ -31,7 +31,7 @@ Reply = tuple[int, list[Any]]
 
 
 class GatedStorage(MemoryStorage):
-    """Its disk is as slow as a test wants: a commit waits at the gate."""
+    """Its disk is as slow as a test wants: a commit is written at once, and its flush waits at the gate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,8 +39,8 @@ class GatedStorage(MemoryStorage):
         self.gate.set()
 
     async def commit(self, batch: Batch) -> None:
-        await self.gate.wait()
         await super().commit(batch)
+        await self.gate.wait()
 
 
 class BrokenStorage(MemoryStorage):
