@@ -9,7 +9,7 @@ all a grade is made, of what the strategy *delivers*:
     linearizable   every run was
     convergent     some were not; but replicas came to hold the same, and no value was lost or made up
     neither        not even that
-    not decided    the checker ran out of steps in some run. That is never a pass.
+    not decided    the checker ran out of steps in some run, or nothing was ever committed. That is never a pass.
 
 A strategy that promises consistency and breaks it is played once more as if it had promised convergence only, since
 its author will want to know whether it is good for that. And since a strategy that always raises breaks no promise,
@@ -37,7 +37,7 @@ from trikv.testing.crew import HANG_S, Crew, Played, Task
 from trikv.testing.history import Finding, Judgement
 from trikv.testing.load import load_strategy
 from trikv.testing.shrink import RUNS_MAX, shrink
-from trikv.testing.sim import FaultKind, Run, Schedule
+from trikv.testing.sim import FaultKind, Plan, Run, Schedule
 from trikv.testing.story import draw_failure, with_last_read
 from trikv.testing.timeline import Timeline
 
@@ -108,8 +108,8 @@ class Certificate:
     @property
     def delivers(self) -> Grade:
         unsafe = [one for one in self.broken if one.finding.rule not in _AVAILABILITY]
-        if not self.runs or not self.outcomes[Outcome.COMMITTED]:
-            return Grade.NEITHER
+        if not self.outcomes[Outcome.COMMITTED]:
+            return Grade.UNDECIDED
         if self.promise is Promise.AP:
             if unsafe:
                 return Grade.NEITHER
@@ -121,11 +121,8 @@ class Certificate:
     @property
     def is_kept(self) -> bool:
         """Everything that was promised, in every run, by a strategy that behaves."""
-        return bool(
-            self.runs
-            and self.outcomes[Outcome.COMMITTED]
-            and not (self.broken or self.undecided or self.noticed or self.stuck)
-        )
+        committed = self.outcomes[Outcome.COMMITTED] > 0
+        return committed and not (self.broken or self.undecided or self.noticed or self.stuck)
 
     @property
     def replay_command(self) -> str:
@@ -195,33 +192,39 @@ def certify(
     *,
     seeds: Sequence[int],
     jobs: int = 2,
+    plan: Plan | None = None,
     runs_max: int = RUNS_MAX,
     hang_s: float = HANG_S,
     progress: Progress = _no_progress,
 ) -> Certificate:
     """Put the strategy that `target` names to the test.
 
-    `runs_max`: how many runs the search for a small failing schedule may cost. `hang_s`: when a run counts as hanging.
+    `plan`: what runs are like. `runs_max`: how many of them the search for a small failing schedule may cost. `hang_s`:
+    when a run counts as hanging.
 
     Raises:
       LoadError: there is no such strategy.
     """
     loaded = load_strategy(target)
     strategy = loaded.strategy
+    plan = plan or Plan()
     certificate = Certificate(target, strategy.name, loaded.origin, strategy.promise, seeds=(min(seeds), max(seeds)))
     with Crew(target, jobs, hang_s=hang_s) as crew:
-        digests = _play_all(crew, certificate, seeds, progress)
+        digests = _play_all(crew, certificate, plan, seeds, progress)
         if certificate.broken and strategy.promise is Promise.CP:
-            certificate.weakened = _play_weakened(crew, seeds[:WEAKENED_MAX], progress)
+            certificate.weakened = _play_weakened(crew, plan, seeds[:WEAKENED_MAX], progress)
         if certificate.broken:
-            certificate.counterexample = _find_smallest(crew, certificate.broken[0], runs_max, progress)
+            certificate.counterexample = _find_smallest(crew, plan, certificate.broken[0], runs_max, progress)
     if certificate.stuck < STUCK_MAX:
         with Crew(target, 1, hash_seed=1, hang_s=hang_s) as other:
-            _play_again(other, certificate, {seed: digests[seed] for seed in seeds[:REPEATED] if seed in digests})
+            again = {seed: digests[seed] for seed in seeds[:REPEATED] if seed in digests}
+            _play_again(other, certificate, plan, again)
     return certificate
 
 
-def _play_all(crew: Crew, certificate: Certificate, seeds: Sequence[int], progress: Progress) -> dict[int, str]:
+def _play_all(
+    crew: Crew, certificate: Certificate, plan: Plan, seeds: Sequence[int], progress: Progress
+) -> dict[int, str]:
     """Play every seed and enter what came of it; the digests."""
     digests: dict[int, str] = {}
     began_s = time.monotonic()
@@ -230,7 +233,7 @@ def _play_all(crew: Crew, certificate: Certificate, seeds: Sequence[int], progre
         for seed in seeds:
             if certificate.stuck >= STUCK_MAX:
                 return
-            yield Task(seed)
+            yield Task(seed, plan)
 
     for count, played in enumerate(crew.play(tasks()), start=1):
         _enter(certificate, played)
@@ -271,18 +274,18 @@ def _weightiest(run: Run) -> Finding:
     return min(run.findings, key=weight)
 
 
-def _play_weakened(crew: Crew, seeds: Sequence[int], progress: Progress) -> tuple[int, int]:
+def _play_weakened(crew: Crew, plan: Plan, seeds: Sequence[int], progress: Progress) -> tuple[int, int]:
     """Play them under the weaker promise: how many, and how many of them kept it."""
     kept = 0
-    for count, played in enumerate(crew.play(Task(seed, promise=Promise.AP) for seed in seeds), start=1):
+    for count, played in enumerate(crew.play(Task(seed, plan, promise=Promise.AP) for seed in seeds), start=1):
         kept += played.run is not None and all(one.rule in _AVAILABILITY for one in played.run.findings)
         progress(Stage.WEAKENED, count, len(seeds))
     return len(seeds), kept
 
 
-def _play_again(crew: Crew, certificate: Certificate, digests: dict[int, str]) -> None:
+def _play_again(crew: Crew, certificate: Certificate, plan: Plan, digests: dict[int, str]) -> None:
     """Does a seed give the same run in another process?"""
-    for played in crew.play(Task(seed) for seed in digests):
+    for played in crew.play(Task(seed, plan) for seed in digests):
         seed = played.task.seed
         if played.run is not None and played.run.digest != digests[seed]:
             certificate.noticed.setdefault(
@@ -291,7 +294,7 @@ def _play_again(crew: Crew, certificate: Certificate, digests: dict[int, str]) -
             certificate.seen_in[Misconduct.UNREPEATABLE] += 1
 
 
-def _find_smallest(crew: Crew, broken: Broken, runs_max: int, progress: Progress) -> Counterexample | None:
+def _find_smallest(crew: Crew, plan: Plan, broken: Broken, runs_max: int, progress: Progress) -> Counterexample | None:
     """Play the seed again, with everything written down, and shrink it. None: it does not fail a second time."""
     is_unsafe = broken.finding.rule not in _AVAILABILITY
     runs = 0
@@ -305,7 +308,7 @@ def _find_smallest(crew: Crew, broken: Broken, runs_max: int, progress: Progress
         nonlocal runs
         for start in range(0, len(candidates), crew.size):
             window = candidates[start : start + crew.size]
-            tasks = [Task(broken.seed, number, schedule) for number, schedule in enumerate(window, start=start)]
+            tasks = [Task(broken.seed, plan, number, schedule) for number, schedule in enumerate(window, start=start)]
             failing = sorted(played.task.number for played in crew.play(tasks) if fails(played))
             runs += len(tasks)
             progress(Stage.SHRINKING, min(runs, runs_max), runs_max)
@@ -313,13 +316,13 @@ def _find_smallest(crew: Crew, broken: Broken, runs_max: int, progress: Progress
                 return failing[0]
         return None
 
-    whole = _play_full(crew, Task(broken.seed, full=True))
+    whole = _play_full(crew, Task(broken.seed, plan, full=True))
     if whole is None or not whole.findings:
         return None
     evidence = with_last_read(_weightiest(whole), whole.history).operations
     failed_s = max((one.returned_s or 0.0 for one in evidence), default=whole.virtual_s)
     shrunk = shrink(whole.schedule, first_failing, failed_s=failed_s, runs_max=runs_max)
-    smallest = _play_full(crew, Task(broken.seed, schedule=shrunk.schedule, full=True))
+    smallest = _play_full(crew, Task(broken.seed, plan, schedule=shrunk.schedule, full=True))
     if smallest is None or not smallest.findings:
         return None
     finding = with_last_read(_weightiest(smallest), smallest.history)

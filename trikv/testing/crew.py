@@ -46,12 +46,13 @@ HANG_S: Final = 20.0  # a run takes well below a second, so this hangs, even whe
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a member plays: a seed of the default plan, or exactly this schedule. `number` is the caller's own.
+    """What a member plays: a seed of a plan, or exactly this schedule. `number` is the caller's own.
 
     `promise`: what the strategy is to promise instead of what it does promise. `full`: send history and trace as well.
     """
 
     seed: int
+    plan: Plan
     number: int = 0
     schedule: Schedule | None = None
     promise: Promise | None = None
@@ -178,7 +179,7 @@ def _serve(target: str, pipe: Connection, hang_s: float) -> None:
 def _play(strategy: Strategy, watch: Watch, task: Task) -> Played:
     watch.noticed = {}
     watched = Watched(strategy, watch, task.promise)
-    schedule = task.schedule or Plan().draw(watched, task.seed)
+    schedule = task.schedule or task.plan.draw(watched, task.seed)
     try:
         run = run_schedule(watched, schedule, trace=task.full)
     except DidNotEndError as error:
