@@ -44,6 +44,7 @@ class FaultKind(StrEnum):
     MASTER_STOP = "master stop"  # it is shut down as an operator would do it
 
 
+_MIX: Final[Mapping[Kind, float]] = {Kind.GET: 44, Kind.PUT: 34, Kind.CAS: 12, Kind.DELETE: 7, Kind.SCAN: 3}
 _WEIGHTS: Final[Mapping[FaultKind, float]] = {
     FaultKind.CRASH: 2.0,
     FaultKind.POWER_CUT: 1.5,
@@ -124,6 +125,7 @@ class Plan:
     cold_keys: int = 4
     latency_s: tuple[float, float] = (0.0005, 0.03)
     fsync_s: tuple[float, float] = (0.0003, 0.01)
+    mix: Mapping[Kind, float] = field(default_factory=lambda: dict(_MIX))
     weights: Mapping[FaultKind, float] = field(default_factory=lambda: dict(_WEIGHTS))
 
     def draw(self, strategy: Strategy, seed: int) -> Schedule:
@@ -149,7 +151,7 @@ class Plan:
     def _draw_requests(
         self, strategy: Strategy, dice: random.Random, storms: Sequence[float], hot: list[str], cold: list[str]
     ) -> tuple[Request, ...]:
-        mix = {Kind.GET: 44, Kind.PUT: 34, Kind.CAS: 12 * strategy.compare_and_set, Kind.DELETE: 7, Kind.SCAN: 3}
+        mix = {kind: share * (kind is not Kind.CAS or strategy.compare_and_set) for kind, share in self.mix.items()}
         requests = []
         for number in range(self.requests):
             (kind,) = dice.choices(list(mix), list(mix.values()))
