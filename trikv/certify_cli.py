@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -27,12 +26,12 @@ if TYPE_CHECKING:
     "--replay", type=click.IntRange(min=0), metavar="SEED", help="Play this seed alone, and show its failure."
 )
 @click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--html", type=click.File("w", encoding="utf-8", lazy=False, atomic=True), metavar="FILE",
     help="Write the certificate there as a page, with a failure as a space-time diagram.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")
 def certify(
-    strategy: str, seeds: int | None, first: int, jobs: int, replay: int | None, html: Path | None, as_json: bool
+    strategy: str, seeds: int | None, first: int, jobs: int, replay: int | None, html: TextIO | None, as_json: bool
 ) -> None:
     """Test whether a strategy keeps its promise, in a simulated cluster with faults.
 
@@ -56,7 +55,7 @@ def certify(
     except LoadError as error:
         raise click.UsageError(str(error)) from None
     if html is not None:
-        html.write_text(to_html(certificate), encoding="utf-8")
+        html.write(to_html(certificate))
     if as_json:
         click.echo(json.dumps(certificate.to_json(), indent=2))
     else:

@@ -102,6 +102,7 @@ class Certificate:
     not_linearizable: int = 0  # runs of a mode that does not promise it
     noticed: dict[Misconduct, str] = field(default_factory=dict)
     seen_in: Counter[Misconduct] = field(default_factory=Counter)
+    digests: dict[int, str] = field(default_factory=dict)  # by seed: that of its run
     weakened: tuple[int, int] | None = None  # runs under the weaker promise, and how many of them kept that one
     counterexample: Counterexample | None = None
 
@@ -210,23 +211,19 @@ def certify(
     plan = plan or Plan()
     certificate = Certificate(target, strategy.name, loaded.origin, strategy.promise, seeds=(min(seeds), max(seeds)))
     with Crew(target, jobs, hang_s=hang_s) as crew:
-        digests = _play_all(crew, certificate, plan, seeds, progress)
+        _play_all(crew, certificate, plan, seeds, progress)
         if certificate.broken and strategy.promise is Promise.CP:
             certificate.weakened = _play_weakened(crew, plan, seeds[:WEAKENED_MAX], progress)
         if certificate.broken:
             certificate.counterexample = _find_smallest(crew, plan, certificate.broken[0], runs_max, progress)
     if certificate.stuck < STUCK_MAX:
         with Crew(target, 1, hash_seed=1, hang_s=hang_s) as other:
-            again = {seed: digests[seed] for seed in seeds[:REPEATED] if seed in digests}
-            _play_again(other, certificate, plan, again)
+            _play_again(other, certificate, plan, seeds[:REPEATED])
     return certificate
 
 
-def _play_all(
-    crew: Crew, certificate: Certificate, plan: Plan, seeds: Sequence[int], progress: Progress
-) -> dict[int, str]:
-    """Play every seed and enter what came of it; the digests."""
-    digests: dict[int, str] = {}
+def _play_all(crew: Crew, certificate: Certificate, plan: Plan, seeds: Sequence[int], progress: Progress) -> None:
+    """Play every seed and enter what came of it."""
     began_s = time.monotonic()
 
     def tasks() -> Iterator[Task]:
@@ -237,13 +234,10 @@ def _play_all(
 
     for count, played in enumerate(crew.play(tasks()), start=1):
         _enter(certificate, played)
-        if played.run is not None:
-            digests[played.task.seed] = played.run.digest
         progress(Stage.PLAYING, count, len(seeds))
     certificate.elapsed_s = time.monotonic() - began_s
     certificate.broken.sort(key=lambda one: one.seed)
     certificate.undecided.sort()
-    return digests
 
 
 def _enter(certificate: Certificate, played: Played) -> None:
@@ -255,6 +249,7 @@ def _enter(certificate: Certificate, played: Played) -> None:
         certificate.stuck += 1
         return
     certificate.runs += 1
+    certificate.digests[played.task.seed] = run.digest
     certificate.faults += run.faults
     certificate.outcomes += run.outcomes
     certificate.virtual_s += run.virtual_s
@@ -283,11 +278,11 @@ def _play_weakened(crew: Crew, plan: Plan, seeds: Sequence[int], progress: Progr
     return len(seeds), kept
 
 
-def _play_again(crew: Crew, certificate: Certificate, plan: Plan, digests: dict[int, str]) -> None:
+def _play_again(crew: Crew, certificate: Certificate, plan: Plan, seeds: Sequence[int]) -> None:
     """Does a seed give the same run in another process?"""
-    for played in crew.play(Task(seed, plan) for seed in digests):
+    for played in crew.play(Task(seed, plan) for seed in seeds if seed in certificate.digests):
         seed = played.task.seed
-        if played.run is not None and played.run.digest != digests[seed]:
+        if played.run is not None and played.run.digest != certificate.digests[seed]:
             certificate.noticed.setdefault(
                 Misconduct.UNREPEATABLE, f"seed {seed} gave another run the second time, in another process"
             )

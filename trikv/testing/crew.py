@@ -179,8 +179,8 @@ def _serve(target: str, pipe: Connection, hang_s: float) -> None:
 def _play(strategy: Strategy, watch: Watch, task: Task) -> Played:
     watch.noticed = {}
     watched = Watched(strategy, watch, task.promise)
-    schedule = task.schedule or task.plan.draw(watched, task.seed)
     try:
+        schedule = task.schedule or task.plan.draw(watched, task.seed)
         run = run_schedule(watched, schedule, trace=task.full)
     except DidNotEndError as error:
         return Played(task, misconduct={**watch.noticed, Misconduct.HANGS: str(error)})
