@@ -38,7 +38,7 @@ def main() -> None:
         total_s = sum(spent_s)
         print(
             f"{name:8} {seeds / total_s:5.1f} histories/s (the median one took {statistics.median(spent_s):.3f} s), each "
-            f"{operations / seeds:.0f} operations, {faults / seeds:.1f} faults, {virtual_s / seeds:.1f} virtual s: "
+            f"{operations / seeds:.0f} operations, {faults / seeds:.1f} faults, {virtual_s / seeds:.1f} s of virtual time: "
             f"{virtual_s / total_s:.0f} times real time"
         )
 

@@ -3,7 +3,7 @@
 Nothing here waits. When no task can run, Trio asks the clock how long it may sleep; this clock then moves to whatever
 comes next, a deadline of Trio's or an event of the world's, lets the event happen, and answers "not at all". So a
 message that arrives costs a heap entry and a call, not a task; a world made of tasks took twice as long. The clock
-moves by whole ticks of a millisecond or so, and what falls into one tick happens together, which spares Trio a third of
+moves by whole ticks of two milliseconds, and what falls into one tick happens together, which spares Trio a third of
 its rounds; the order of the tasks that it wakes is drawn all the same.
 
 The same seed gives the same run, bit for bit, in any process. Two things inside Trio stand in the way, and
@@ -27,7 +27,7 @@ import trio
 T = TypeVar("T")
 
 
-TICKS_PER_S: Final = 1024  # a power of two: every instant is a float without an error
+TICKS_PER_S: Final = 512  # a power of two: every instant is a float without an error
 
 
 class SimClock(trio.abc.Clock):

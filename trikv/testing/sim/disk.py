@@ -69,7 +69,8 @@ class SimStorage(Storage):
     @classmethod
     async def open(cls, disk: Disk, life: Life) -> SimStorage:
         self = cls(disk, life)
-        await self._view.commit(Batch(puts=dict(disk.records), meta=dict(disk.meta)))
+        await trio.lowlevel.checkpoint()
+        self._view.apply(Batch(puts=disk.records, meta=disk.meta))
         return self
 
     def get(self, partition: int, key: bytes) -> Record | None:
@@ -87,13 +88,13 @@ class SimStorage(Storage):
         disk.under_way = batch
         seen_early = dice.random() < 0.5
         if seen_early:
-            await self._view.commit(batch)
+            self._view.apply(batch)
         await trio.sleep(disk.fsync_s * (0.5 + dice.random()) + disk.slow_s * dice.random())
         if disk.full:
             raise OSError(errno.ENOSPC, "no space left on the simulated disk")
         disk.flush()
         if not seen_early:
-            await self._view.commit(batch)
+            self._view.apply(batch)
 
     def meta(self) -> Mapping[str, bytes]:
         return self._view.meta()
