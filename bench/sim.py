@@ -37,9 +37,9 @@ def main() -> None:
             virtual_s += run.virtual_s
         total_s = sum(spent_s)
         print(
-            f"{name:8} {seeds / total_s:5.1f} histories/s (the median one took {statistics.median(spent_s):.3f} s), each "
-            f"{operations / seeds:.0f} operations, {faults / seeds:.1f} faults, {virtual_s / seeds:.1f} s of virtual time: "
-            f"{virtual_s / total_s:.0f} times real time"
+            f"{name:8} {seeds / total_s:5.1f} histories/s (the median one took {statistics.median(spent_s):.3f} s), "
+            f"{virtual_s / total_s:.0f} times real time; each has {operations / seeds:.0f} operations, "
+            f"{faults / seeds:.1f} faults, {virtual_s / seeds:.1f} s of virtual time"
         )
 
 
