@@ -298,6 +298,7 @@ async def test_a_master_that_starts_before_its_workers_answers_late_rather_than_
 ) -> None:
     cluster = await start(nursery, mode)
     await cluster.coordinator.put(KEY, b"1")
+    await trio.sleep(10)  # an async write's background copies arrive, by the sweep if need be
     await cluster.stop_master()
     for node in cluster.workers:
         await cluster.kill(node)
