@@ -310,6 +310,7 @@ async def test_who_does_not_take_its_answers_is_not_read_from() -> None:
             while len(answers) < 20:
                 for event in session.receive(await near.receive_some()):
                     answers |= {answer.id for answer in event.answers}  # type: ignore[union-attr]  # none other comes
+        await trio.testing.wait_all_tasks_blocked()
         assert taken == 20
         nursery.cancel_scope.cancel()
 
