@@ -46,6 +46,8 @@ HEAD = "cluster quorum, 4 workers\n"
         (HEAD + "\n# x\nfrobnicate m1", "s, line 4: `frobnicate m1` is none of the lines that there are"),
         (HEAD + "crash m4", "s, line 2: there is no 'm4' in this cluster, only m1, m2, m3, master, s1"),
         (HEAD + "crash", "s, line 2: `crash`: whom?"),
+        (HEAD + "reconfigure m1 m1", "s, line 2: `reconfigure m1 m1`: one of them twice"),
+        (HEAD + "client a put k nothing -> ?", "s, line 2: a client can `put KEY VALUE`, "),
         (HEAD + "freeze master", "s, line 2: `freeze master`: that can befall workers only"),
         (HEAD + "hold m1", "s, line 2: 'm1' is not of the form FROM>TO"),
         (HEAD + "hold m1>m1", "s, line 2: 'm1>m1' is not of the form FROM>TO"),
