@@ -1,8 +1,9 @@
 """The workers as the master sees them: a link to each, a heartbeat over it, and what follows from the silence.
 
-Every `HEARTBEAT_INTERVAL_S` each linked worker is asked for its vitals; whatever arrives on the link counts as a sign
-of life. The arithmetic (suspect, down, and a refused dial as evidence) is `core/suspicion.py`; this file only supplies
-the time. When the master itself was stopped for a while, nobody is blamed for not having been heard.
+Whatever arrives on a link counts as a sign of life; a link that was silent for `HEARTBEAT_INTERVAL_S` is asked for the
+worker's vitals. One task beats for all of them. The arithmetic (suspect, down, and a refused dial as evidence) is
+`core/suspicion.py`; this file only supplies the time. When the master itself was stopped for a while, nobody is blamed
+for not having been heard.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from trikv.net.peers import Peer
 from trikv.net.replicas import Standing
 
 HEARTBEAT_INTERVAL_S: Final = 0.5
+VITALS_INTERVAL_S: Final = (
+    1.0  # a busy link is a sign of life; what the worker says of itself is asked for all the same
+)
 
 _STANDINGS: Final = {
     State.UNKNOWN: Standing.DOUBTFUL,
@@ -33,7 +37,7 @@ _STANDINGS: Final = {
 
 
 class Watched:
-    """One worker, linked and watched while `run` runs. `on_change` is told whenever its state may have changed."""
+    """One worker: linked while `peer.run` runs, watched by ticks. `on_change` hears when its state may have changed."""
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class Watched:
         self.suspicion = Suspicion(trio.current_time(), down_after_s=grace_s)
         self._on_change = on_change
         self.peer = Peer(enlisted.address, me, doors, judge=self._judge, on_link=self._linked)
+        self._asked_s = -VITALS_INTERVAL_S
         self.standing = Standing.DOUBTFUL  # as of the last heartbeat or change of the link: operations read it often
 
     @property
@@ -61,25 +66,18 @@ class Watched:
         link = self.peer.link
         return None if link is None else trio.current_time() - link.last_heard_s
 
-    async def run(self) -> None:
-        """Watch until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.peer.run)
-            ticked_s = trio.current_time()
-            while True:
-                await trio.sleep(HEARTBEAT_INTERVAL_S)
-                now = trio.current_time()
-                link = self.peer.link
-                if link is not None:
-                    stopped = now - ticked_s > 3 * HEARTBEAT_INTERVAL_S
-                    self.suspicion.heartbeat(now if stopped else link.last_heard_s)
-                    link.sweep(now)
-                    link.call(Op.HEARTBEAT, [], now + 2 * HEARTBEAT_INTERVAL_S, self._heard)
-                ticked_s = now
-                before = self.standing
-                self._refresh()
-                if self.standing is not before:
-                    self._on_change()
+    def tick(self, now: float, *, forgive: bool) -> None:
+        """One heartbeat's time has passed. `forgive`: much more has, since this process was stopped."""
+        link = self.peer.link
+        if link is not None:
+            self.suspicion.heartbeat(now if forgive else link.last_heard_s)
+            link.sweep(now)
+            if now - link.last_heard_s >= HEARTBEAT_INTERVAL_S or now - self._asked_s >= VITALS_INTERVAL_S:
+                self._ask(link, now)
+        before = self.standing
+        self._refresh()
+        if self.standing is not before:
+            self._on_change()
 
     def _judge(self, hello: Hello) -> str | None:
         if hello.role != "worker" or hello.node != self.enlisted.worker:
@@ -90,7 +88,7 @@ class Watched:
         now = trio.current_time()
         if link is not None:
             self.suspicion.heartbeat(now)
-            link.call(Op.HEARTBEAT, [], now + 2 * HEARTBEAT_INTERVAL_S, self._heard)
+            self._ask(link, now)
         elif self.peer.refused:
             self.suspicion.broken(now)
         self._refresh()
@@ -101,9 +99,24 @@ class Watched:
         linked = self.peer.link is not None
         self.standing = Standing.DOUBTFUL if standing is Standing.UP and not linked else standing
 
+    def _ask(self, link: Link, now: float) -> None:
+        self._asked_s = now
+        link.call(Op.HEARTBEAT, [], now + 2 * VITALS_INTERVAL_S, self._heard)
+
     def _heard(self, fault: int, payload: list[Any]) -> None:
         if fault == Fault.OK:
             self.vitals = vitals_from_wire(payload)
+
+
+async def beat_forever(workers: Mapping[str, Watched]) -> None:
+    """Tick for every worker, those that enlist later included, until cancelled."""
+    ticked_s = trio.current_time()
+    while True:
+        await trio.sleep(HEARTBEAT_INTERVAL_S)
+        now = trio.current_time()
+        for watched in list(workers.values()):
+            watched.tick(now, forgive=now - ticked_s > 3 * HEARTBEAT_INTERVAL_S)
+        ticked_s = now
 
 
 class Replica:

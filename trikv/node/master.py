@@ -39,7 +39,7 @@ from trikv.net.replicas import Target
 from trikv.net.serve import serve_links
 from trikv.node.configstore import ConfigStore
 from trikv.node.coordinator import Coordinator
-from trikv.node.heartbeat import Replica, Watched
+from trikv.node.heartbeat import Replica, Watched, beat_forever
 from trikv.node.slot import Slot
 from trikv.node.sweep import sweep_forever
 from trikv.node.view import describe
@@ -147,6 +147,7 @@ class Master:
             await nursery.start(serve_links, listening.listener, self.hello, self.judge, self._handle)
             for address in self.named:
                 nursery.start_soon(self._enlist_named, address)
+            nursery.start_soon(beat_forever, self.watched)
             nursery.start_soon(sweep_forever, self.coordinator, self._note_stale)
             task_status.started()
 
@@ -396,7 +397,7 @@ class Master:
 
         async def watch() -> None:
             with scope:
-                await watched.run()
+                await watched.peer.run()
 
         assert self._nursery is not None
         self._nursery.start_soon(watch)
