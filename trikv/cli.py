@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from trikv import __version__
+from trikv.certify_cli import certify
 
 if TYPE_CHECKING:
     from trikv.bulk import Progress, Report
@@ -509,3 +510,6 @@ def completion(shell: str) -> None:
     completer = get_completion_class(shell)
     assert completer is not None
     click.echo(completer(main, {}, "trikv", "_TRIKV_COMPLETE").source())
+
+
+main.add_command(certify)
