@@ -211,9 +211,7 @@ class Pipe:
 
     def _tell(self, what: str, number: int, data: bytes) -> None:
         network, wire = self._network, self._wire
-        network.trace.note_message(
-            network.clock.now_s, what, wire.source, wire.target, number, self._connection, data
-        )
+        network.trace.note_message(network.clock.now_s, what, wire.source, wire.target, number, self._connection, data)
 
 
 class SimStream(trio.abc.Stream):
