@@ -76,7 +76,7 @@ def test_what_is_no_script_is_refused(text: str, complaint: str) -> None:
         ("crash m1\ncrash m1", "s, line 3: m1 is off already"),
         ("start m1", "s, line 2: m1 is on already"),
         ("release m1>m2", "s, line 2: m1>m2 is not held"),
-        ("set aside m1>m2", "s, line 2: m1>m2 is not held"),
+        ("hold m1>m2\nset aside m1>m2", "s, line 3: no m1 that is dead has anything under way to m2"),
         ("deliver m1>m2", "s, line 2: nothing from m1 to m2 was set aside"),
         ("reconfigure m1 m2", "s, line 2: the document can be changed by hand only while the master is off"),
     ],

@@ -406,8 +406,12 @@ class Stage:
 
     async def set_aside(self, *, wire: tuple[str, str]) -> None:
         held = self._wire(wire)
-        self._aside[wire] = self._world.network.set_aside(held.source, held.target)
-        await self.release(wire=wire)
+        frames = self._world.network.set_aside(held.source, held.target)
+        if not frames:
+            raise ScriptError(f"no {wire[0]} that is dead has anything under way to {wire[1]}")
+        self._aside[wire] = frames
+        while held in self._held:
+            await self.release(wire=wire)
 
     async def deliver(self, *, wire: tuple[str, str]) -> None:
         if not self._aside.get(wire):
