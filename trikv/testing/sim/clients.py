@@ -17,6 +17,7 @@ import trio
 from trikv.core.errors import Outcome, TrikvError
 from trikv.core.precondition import Expect
 from trikv.core.record import Record, Version
+from trikv.node.configstore import ConfigStoreError
 from trikv.node.coordinator import Coordinator
 from trikv.node.scan import ScanPage
 from trikv.testing.history import Finding, Kind, Operation, Recorder, Row
@@ -86,6 +87,10 @@ class Clients:
         except TrikvError as error:
             crashed = life is None or life.dead
             self._end(operation, Outcome.UNKNOWN if crashed else error.kind.outcome, code=error.kind.code)
+        except ConfigStoreError:
+            if life is not None and not life.dead:
+                raise
+            self._end(operation, Outcome.UNKNOWN)  # it died while it had its document written
         else:
             if life is None or life.dead:
                 self._end(operation, Outcome.UNKNOWN)
