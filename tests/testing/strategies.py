@@ -22,15 +22,6 @@ class AcksBeforeStoring(Quorum):
         replicas.store_later(write)
 
 
-class NoWriteBack(Quorum):
-    """A read answers the newest it met, which may be on one replica alone."""
-
-    name = "no-write-back"
-
-    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
-        return newest(await replicas.fetch(key, need=replicas.majority))
-
-
 class HalfIsEnough(Quorum):
     """Takes n // 2 for a majority, so that two of them need not meet."""
 

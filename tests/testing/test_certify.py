@@ -1,7 +1,7 @@
 """Certificates: given to the built-in modes, refused to strategies that break their promise or misbehave.
 
 The runs are real ones, in processes of their own. Each broken strategy comes with a seed that is known to show it, so
-that no test searches; `trikv certify` finds such seeds by itself, in the number of runs that is noted beside them.
+that no test searches; a change of the simulated world may ask for other seeds, which `trikv certify` finds.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from trikv_quorum import Quorum
 ROOT = Path(__file__).resolve().parent.parent.parent
 STRATEGIES = "tests.testing.strategies"
 SHORT = Plan(lasts_s=12.0, requests=40, faults=3)
+DENSE = Plan(lasts_s=20.0, workers=3, requests=160, faults=12, storms=(2, 3), cold_keys=1)
 
 
 @pytest.fixture(autouse=True)
@@ -50,21 +51,21 @@ def run_cli(*words: str) -> Result:
     ],
 )
 def test_the_built_in_modes_keep_their_promises(mode: str, grade: Grade) -> None:
-    certificate = certify(mode, seeds=range(1, 3), jobs=2)
+    certificate = certify(mode, seeds=range(1, 6), jobs=2, plan=DENSE)
     assert certificate.is_kept, "\n".join(to_lines(certificate))
     assert certificate.delivers in (grade, Grade.LINEARIZABLE)  # few runs may not show what async may do
-    assert certificate.runs == 2
+    assert certificate.runs == 5
     assert certificate.outcomes[Outcome.COMMITTED] > 300
     assert sum(certificate.faults.values()) > 5
 
 
 def test_being_watched_changes_nothing() -> None:
     digests = {run.schedule.seed: run.digest for run in (simulate(Quorum(), seed, SHORT) for seed in (5, 6))}
-    certificate = certify("quorum", seeds=(5, 6), jobs=1, plan=SHORT)
+    certificate = certify("quorum", seeds=(5, 6), jobs=2, plan=SHORT)
     assert certificate.digests == digests
 
 
-def test_an_installed_mode_may_be_named_by_its_class() -> None:
+def test_an_installed_mode_may_be_named_by_its_class_and_seen_as_json() -> None:
     result = run_cli("trikv_quorum:Quorum", "--replay", "1", "--json")
     told = json.loads(result.stdout)
     assert (result.exit_code, told["kept"], told["from"]) == (0, True, "trikv_quorum")
@@ -76,37 +77,42 @@ def test_an_installed_mode_may_be_named_by_its_class() -> None:
 
 @pytest.mark.parametrize(
     ("strategy", "seed"),
-    [
-        ("AcksBeforeStoring", 2),  # the 2nd run shows it
-        ("NoWriteBack", 4),  # the 4th
-        ("HalfIsEnough", 11),  # the 11th
-    ],
+    [("AcksBeforeStoring", 1), ("HalfIsEnough", 1)],
 )
-def test_a_broken_promise_is_caught_shrunk_and_drawn(strategy: str, seed: int, tmp_path: Path) -> None:
-    page = tmp_path / "failure.html"
-    result = run_cli(f"{STRATEGIES}:{strategy}", "--replay", str(seed), "--html", str(page))
-    assert result.exit_code == 1, result.output
-    told = result.stdout
-    assert "breaks its promise to be linearizable" in told
+def test_a_broken_promise_is_caught_shrunk_and_drawn(strategy: str, seed: int) -> None:
+    certificate = certify(f"{STRATEGIES}:{strategy}", seeds=[seed], jobs=2, plan=DENSE)
+    told = "\n".join(to_lines(certificate))
+    assert not certificate.is_kept, told
+    assert certificate.delivers is not Grade.LINEARIZABLE
+    example = certificate.counterexample
+    assert example is not None, told
+    left = len(example.schedule.faults) + len(example.schedule.requests)
+    assert left < sum(example.shrunk_from) / 5, told
     assert f"Play it again: trikv certify {STRATEGIES}:{strategy} --replay {seed}" in told
-    size = re.search(r"(\d+) faults? and (\d+) requests?, of (\d+) and (\d+);", told)
-    assert size is not None, told
-    faults, requests, faults_before, requests_before = map(int, size.groups())
-    assert faults + requests < (faults_before + requests_before) / 5
     assert re.search(r"\d s +w\d +gets +store v\d+, from master", told)
     assert "HERE THE PROMISE IS BROKEN" in told
+    assert {call.number for call in example.timeline.calls if call.number} == set(
+        range(1, len(example.finding.operations) + 1)
+    )
+
+
+def test_the_command_shows_a_broken_promise_as_text_and_as_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "failure.html"
+    result = run_cli(f"{STRATEGIES}:AcksBeforeStoring", "--seeds", "1", "--html", str(page))
+    assert result.exit_code == 1, result.output
+    assert "acks-before-storing breaks its promise to be linearizable" in result.stdout
     html = page.read_text()
-    svg = ET.fromstring(html[html.index("<svg class=") : html.index("</svg>\n", html.index("<svg class=")) + 6])
+    start = html.index('<svg class="spacetime"')
+    svg = ET.fromstring(html[start : html.index("</svg>", start) + len("</svg>")])
     assert [one for one in svg.iter() if "evidence" in one.get("class", "").split()]
     assert "<script" not in html
-    assert not re.search(r"""(src|href)=["']?http""", html)
+    assert not re.search(r"""(src|href)\s*=""", html)
 
 
-def test_a_replay_shows_the_same_failure() -> None:
+def test_a_failure_is_the_same_again_whoever_plays_it() -> None:
     target = f"{STRATEGIES}:AcksBeforeStoring"
-    one, other = (certify(target, seeds=[2], jobs=jobs, runs_max=25).counterexample for jobs in (1, 2))
+    one, other = (certify(target, seeds=[1], jobs=jobs, plan=DENSE, runs_max=12).counterexample for jobs in (1, 2))
     assert one is not None
-    assert other is not None
     assert one == other
 
 
@@ -126,9 +132,9 @@ def test_a_replay_shows_the_same_failure() -> None:
     ],
 )
 def test_misconduct_is_named(strategy: str, misconduct: Misconduct, detail: str) -> None:
-    certificate = certify(f"{STRATEGIES}:{strategy}", seeds=[1, 2], jobs=2, plan=SHORT, runs_max=0)
+    certificate = certify(f"{STRATEGIES}:{strategy}", seeds=[1, 2], jobs=1, plan=SHORT, runs_max=0)
     assert re.search(detail, certificate.noticed[misconduct]), certificate.noticed
-    assert certificate.runs == 2
+    assert certificate.runs == 2  # it goes on
     assert not certificate.is_kept
     assert any(misconduct.value in line for line in to_lines(certificate))
 

@@ -108,6 +108,14 @@ def test_labels_of_one_lane_never_touch() -> None:
     assert min(after - before for before, after in itertools.pairwise(heights)) >= 13.9
 
 
+def test_labels_of_one_instant_are_stacked() -> None:
+    lanes = (Lane("master", Role.COORDINATOR), Lane("w1", Role.REPLICA))
+    burst = tuple(Message("master", "w1", 1.0 + number / 10, 2.0, f"store v{number}") for number in range(5))
+    labels = classed(drawn(Timeline(lanes, burst)), "text", "label")
+    heights = sorted(float(one.get("y", "")) for one in labels)
+    assert min(after - before for before, after in itertools.pairwise(heights)) >= 13.9
+
+
 def test_what_strangers_write_stays_text() -> None:
     hostile = '<script>alert("1")</script>&amp;'
     lanes = (Lane(hostile, Role.CLIENT), Lane("master", Role.COORDINATOR), Lane("w1", Role.REPLICA))

@@ -26,7 +26,8 @@ def verdict_of(certificate: Certificate) -> str:
     if certificate.is_kept:
         return f"{mode} keeps its promise: {promised} in {_all(certificate.runs)}"
     if certificate.broken:
-        return f"{mode} breaks its promise to be {promised}: in {len(certificate.broken)} of {runs}"
+        where = "the one run" if certificate.runs == 1 else f"{len(certificate.broken)} of {runs}"
+        return f"{mode} breaks its promise to be {promised} in {where}"
     if certificate.noticed or certificate.stuck:
         how = ", ".join(certificate.noticed) or "hangs"
         return f"{mode} cannot be certified: it {how}"
@@ -54,7 +55,14 @@ def facts_of(certificate: Certificate) -> list[tuple[str, str]]:
     if certificate.broken:
         shown = [f"{one.seed} ({one.finding.rule})" for one in certificate.broken[:_BROKEN_SHOWN]]
         more = len(certificate.broken) - len(shown)
-        facts.append(("broken by", "seeds " + ", ".join(shown) + (f" and {more} more" if more else "")))
+        facts.append(
+            (
+                "broken by",
+                ("seed " if len(certificate.broken) == 1 else "seeds ")
+                + ", ".join(shown)
+                + (f" and {more} more" if more else ""),
+            )
+        )
     if certificate.undecided:
         seeds = ", ".join(map(str, certificate.undecided[:_BROKEN_SHOWN]))
         facts.append(("not decided", f"{len(certificate.undecided)} histories, of seeds {seeds}"))
@@ -138,7 +146,7 @@ def _body(certificate: Certificate, title: str) -> Iterator[str]:
 
 def _example(example: Counterexample, certificate: Certificate) -> Iterator[str]:
     finding = example.finding
-    why = re.sub(r"\[(\d+)\]", r'<b class="badge">\1</b>', escape(finding.why))
+    why = re.sub(r"\[(\d+)\]", r'<b class="badge">\1</b>', escape(finding.why[:1].upper() + finding.why[1:]))
     yield f"<section><h2>{escape(finding.rule.capitalize())}, key {escape(finding.key)}</h2><p>{why}.</p>"
     yield '<ol class="evidence">'
     for number, operation in enumerate(finding.operations, start=1):

@@ -145,7 +145,7 @@ def _said(event: Event) -> str:
     if record is None:
         value = "nothing"
     elif record.value is None:
-        value = f"a delete ({record.version})"
+        value = "a delete"
     else:
         value = record.value.decode(errors="replace")
     if event.fault is None:

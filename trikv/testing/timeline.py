@@ -16,8 +16,9 @@ messages are as much as a person can read.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from html import escape
 from typing import Final
@@ -194,6 +195,17 @@ class _Paper:
         return self.end_y if time_s is None else self._ys[time_s]
 
 
+def _stacked(labels: Iterable[_Label]) -> list[_Label]:
+    """Labels of one moment and column, one above (or below) the other."""
+    stacked: list[_Label] = []
+    heights: Counter[tuple[float, str, float]] = Counter()
+    for label in labels:
+        place = (label.time_s, label.column, label.offset)
+        stacked.append(replace(label, offset=label.offset + math.copysign(_LABEL_Y * heights[place], label.offset)))
+        heights[place] += 1
+    return stacked
+
+
 def _distance(seconds: float) -> float:
     low, high = _GAP_Y
     return min(high, max(low, 13 * math.log10(1 + seconds / _GAP_UNIT_S)))
@@ -202,7 +214,7 @@ def _distance(seconds: float) -> float:
 def to_svg(timeline: Timeline) -> str:
     """The `<svg>` element, to be put into a page that has `STYLE`."""
     xs = _place_lanes(timeline.lanes)
-    labels = [*_message_labels(timeline.messages, xs), *_call_labels(timeline.calls, xs)]
+    labels = _stacked([*_message_labels(timeline.messages, xs), *_call_labels(timeline.calls, xs)])
     paper = _Paper(timeline, labels, xs)
     parts = [
         *_draw_lanes(timeline.lanes, paper),
