@@ -5,7 +5,7 @@ forgets what the real one takes care of, or it is a strategy with one step wrong
 find it, and `seed` with which one they did; the others need a schedule made for them, in `scripts/`.
 
 A write-back with the old version shows only if two masters after each other die in the middle of a write, the second
-one of a compare-and-set, and a third meets what they left in the wrong order: 700 random runs did not get there.
+one of a compare-and-set, and a third meets what they left in the wrong order: 600 random runs did not get there.
 
 Three more, sync that stores at the head first or everywhere at once, and chain that reads its head, do nothing wrong
 until a configuration is changed: as long as one replica answers all reads, what it says is the truth by definition.
