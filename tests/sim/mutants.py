@@ -26,13 +26,14 @@ from trikv.core.configuration import Cluster, Configuration
 from trikv.core.errors import Fault, Refused, TrikvError
 from trikv.core.fence import Fence, Judgement
 from trikv.core.record import term_of
-from trikv.core.session import Call
+from trikv.core.session import Call, Hello
 from trikv.net.link import Link
 from trikv.net.replicas import NotEnough, Replicas, Standing
 from trikv.node import sweep
 from trikv.node.coordinator import Attempt, Coordinator
 from trikv.node.heartbeat import Replica
 from trikv.node.locks import KeyLocks
+from trikv.node.master import Master
 from trikv.node.repair import fetch_history
 from trikv.node.slot import Slot
 from trikv.node.worker import Worker, _Item
@@ -318,13 +319,18 @@ def leave_out_pending_first() -> AbstractContextManager[None]:
     return replaced(Coordinator, "_read_for_write", read_for_write)
 
 
-def restart_in_the_old_epoch() -> AbstractContextManager[None]:
-    """A master that starts goes on under the term of the one before it."""
+@contextmanager
+def restart_in_the_old_epoch() -> Iterator[None]:
+    """A master that starts goes on as the one before it: under its term, and by its name."""
 
     def with_term(self: Cluster, term: int) -> Cluster:
         return replace(self, term=self.term or term)
 
-    return replaced(Cluster, "with_term", with_term)
+    def hello(self: Master) -> Hello:
+        return Hello("master", self.cluster.cluster, f"{self.cluster.term}/the one", self.cluster.cluster)
+
+    with replaced(Cluster, "with_term", with_term), replaced(Master, "hello", hello):
+        yield
 
 
 def sweep_nothing() -> AbstractContextManager[None]:
