@@ -174,7 +174,7 @@ def test_answers_arrive_as_they_were_meant() -> None:
     tombstone = RECORD._replace(value=None)
     listing = wired([[[3, EPOCH]], [[5, b"k", record_to_wire(tombstone)]], True])
     assert listed_from_wire(listing) == ([(3, EPOCH)], [(5, b"k", tombstone)], True)
-    vitals = Vitals(12, False, "rocksdb", None, "p-1")
+    vitals = Vitals(12, False, "rocksdb", None, "p-1", "3/m-1")
     assert vitals_from_wire(wired(list(vitals))) == vitals
 
 

@@ -288,8 +288,13 @@ async def test_a_master_that_was_superseded_changes_nothing_any_more(
     cluster = await start(nursery)
     await Master.open(cluster.store, cluster.registry, cluster.doors)
     document = await cluster.store.read()
-    with pytest.raises(ConfigConflict):
-        await cluster.master.enlist((await cluster.add_worker(enlist=False)).address)
+    listening = await cluster.doors.transport.listen("m2:1")
+    newcomer = await cluster.add_worker(enlist=False)
+    with pytest.RaisesGroup(ConfigConflict, flatten_subgroups=True):
+        async with trio.open_nursery() as inner:
+            await inner.start(cluster.master.run, listening)
+            with pytest.raises(Refused, match="another master has taken over"):
+                await cluster.master.enlist(newcomer.address)
     assert await cluster.store.read() == document
 
 

@@ -9,7 +9,7 @@ partition and the epoch. A reader of this file knows all that a worker can be as
     LIST       [incarnation, [[partition, epoch], ...], prefix, after, limit, with_values]
                                                                -> [[stale partition, promised], ...], rows, more
     DISCARD    [partition, epoch, incarnation]                            -> []
-    HEARTBEAT  []                                                         -> [keys, full, storage, max_keys, process]
+    HEARTBEAT  []                                    -> [keys, full, storage, max_keys, process, master]
     ENLIST     [address]                     (worker to master)           -> [], or a sentence
 
 A record is [version epoch, version seq, stamp epoch, stamp seq, value or None]; `onward` the rest of a chain as
@@ -85,13 +85,15 @@ class Enlist(NamedTuple):
 
 
 class Vitals(NamedTuple):
-    """What a worker says of itself with every heartbeat. `process` is drawn at each start."""
+    """What a worker says of itself with every heartbeat. `process` is drawn at each start; `master` is the incarnation
+    of the master of the highest term that has ever greeted it."""
 
     keys: int
     full: bool
     storage: str
     max_keys: int | None
     process: str
+    master: str
 
 
 Request = Store | Fetch | List | Discard | Heartbeat | Enlist
@@ -124,10 +126,15 @@ def listed_from_wire(payload: list[Any]) -> tuple[list[tuple[int, int]], list[tu
     raise PeerError("a listing that is not one")
 
 
+def is_epoch(payload: list[Any]) -> bool:
+    """Is that the payload of STALE: the epoch that was promised?"""
+    return len(payload) == 1 and type(payload[0]) is int and 0 <= payload[0] < 1 << 64
+
+
 def vitals_from_wire(payload: list[Any]) -> Vitals:
     match payload:
-        case [int(keys), bool(full), str(storage), int() | None as max_keys, str(process)]:
-            return Vitals(keys, full, storage, max_keys, process)
+        case [int(keys), bool(full), str(storage), int() | None as max_keys, str(process), str(master)]:
+            return Vitals(keys, full, storage, max_keys, process, master)
     raise PeerError("a heartbeat that is not one")
 
 

@@ -57,4 +57,6 @@ class Expect:
             return "the key has no value, and was expected to have one"
         if self.stamps is None:
             return f"the key has a value, with the ETag {current.stamp}, and was expected to have none"
-        return f"the key's value has the ETag {current.stamp}, which is {'not ' if self.match else ''}one of those given"
+        return (
+            f"the key's value has the ETag {current.stamp}, which is {'not ' if self.match else ''}one of those given"
+        )

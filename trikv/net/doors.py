@@ -29,7 +29,8 @@ class Transport(ABC):
     async def connect(self, address: str) -> trio.abc.Stream:
         """
         Raises:
-          OSError: nobody answers there.
+          ConnectionRefusedError: nobody listens there; the machine itself says so.
+          OSError: it cannot be reached, or that cannot be found out.
         """
 
     @abstractmethod
@@ -44,7 +45,14 @@ class Transport(ABC):
 class TcpTransport(Transport):
     async def connect(self, address: str) -> trio.abc.Stream:
         host, port = split_address(address)
-        return await trio.open_tcp_stream(host, port)
+        try:
+            return await trio.open_tcp_stream(host, port)
+        except OSError as error:
+            tried = error.__cause__
+            causes = tried.exceptions if isinstance(tried, BaseExceptionGroup) else (tried,)
+            if all(isinstance(cause, ConnectionRefusedError) for cause in causes):
+                raise ConnectionRefusedError(f"nobody listens at {address}") from error
+            raise
 
     async def listen(self, address: str) -> Listening:
         host, port = split_address(address)

@@ -26,6 +26,7 @@ from trikv.core.session import Answers, Call, Calls, Greeted, Hello, PeerError, 
 QUEUE_BYTES_MAX: Final = 32 * 1024 * 1024
 CALLS_MAX: Final = 100_000
 GREETING_TIMEOUT_S: Final = 5.0
+SILENCE_MOST_S: Final = 5.0  # with calls that went unanswered
 _READ_BYTES: Final = 256 * 1024
 
 Done = Callable[[int, list[Any]], None]
@@ -49,27 +50,29 @@ class Link:
         self._under_way: dict[int, tuple[float, Done]] = {}  # in the order of their ids, so the oldest is first
         self._calls: list[tuple[float, list[Any], int]] = []  # deadline, row, size in bytes
         self._answers: list[list[Any]] = []
-        self._queued_bytes = 0
+        self._calls_bytes = 0
+        self._answers_bytes = 0
         self._wake = trio.Event()
         self._drained = trio.Event()
+        self._scope = trio.CancelScope()
         self._over = False
 
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int = 64) -> None:
         """Ask; `done(fault, payload)` follows. `deadline_s` is an absolute `trio.current_time`."""
-        if self._over or self._queued_bytes > QUEUE_BYTES_MAX or len(self._under_way) >= CALLS_MAX:
+        if self._over or self._calls_bytes > QUEUE_BYTES_MAX or len(self._under_way) >= CALLS_MAX:
             done(Fault.NOT_SENT, [])
             return
         self._next_id += 1
         self._under_way[self._next_id] = (deadline_s, done)
         self._calls.append((deadline_s, [self._next_id, 0, int(op), arguments], size_bytes))
-        self._queued_bytes += size_bytes
+        self._calls_bytes += size_bytes
         self._wake.set()
 
     def answer(self, call_id: int, fault: int, payload: list[Any], size_bytes: int = 16) -> None:
         """Answer a call of the peer's. After the link is over: of no use to anyone, and dropped."""
         if not self._over:
             self._answers.append([call_id, int(fault), payload])
-            self._queued_bytes += size_bytes
+            self._answers_bytes += size_bytes
             self._wake.set()
 
     async def close(self) -> None:
@@ -78,28 +81,38 @@ class Link:
         await trio.aclose_forcefully(self._stream)
 
     def sweep(self, now: float) -> None:
-        """End the calls whose deadline has passed: nobody waits for them any more."""
+        """End the calls whose deadline has passed: nobody waits for them any more. If all was silence meanwhile, end
+        the link: a machine that lost its power says no goodbye, and whoever dials anew finds out where it is now."""
         late = [call_id for call_id, (deadline_s, _) in self._under_way.items() if deadline_s <= now]
         for call_id in late:
             self._under_way.pop(call_id)[1](Fault.LATE, [])
+        if late and now - self.last_heard_s > SILENCE_MOST_S:
+            self.end()
 
-    async def run(self) -> None:
-        """Carry calls and answers until the peer goes away, or this is cancelled. Then every open call is `LOST`.
+    def end(self) -> None:
+        """Hang up: `run` returns soon."""
+        self._scope.cancel()
+
+    async def run(self, on_over: Callable[[], None] = lambda: None) -> None:
+        """Carry calls and answers until the peer goes away, or this is ended or cancelled. Then every open call is
+        `LOST`; `on_over` is called before the first of them learns it.
 
         Raises:
           PeerError: it broke the protocol.
         """
         broken: PeerError | None = None
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
-                try:
-                    await self._read()
-                except PeerError as error:
-                    broken = error  # raised below: out of the nursery it would come as a group
-                nursery.cancel_scope.cancel()
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    try:
+                        await self._read()
+                    except PeerError as error:
+                        broken = error  # raised below: out of the nursery it would come as a group
+                    nursery.cancel_scope.cancel()
         finally:
             self._over = True
+            on_over()
             under_way, self._under_way = self._under_way, {}
             for _, done in under_way.values():
                 done(Fault.LOST, [])
@@ -120,7 +133,8 @@ class Link:
                         if self._handler is None:
                             raise PeerError("it called where nothing is offered")
                         self._handler(self, calls)
-            while self._queued_bytes > QUEUE_BYTES_MAX and not self._over:
+            # Only answers hold the reader back: if calls did too, two nodes could wait for each other's readers.
+            while self._answers_bytes > QUEUE_BYTES_MAX and not self._over:
                 self._drained = trio.Event()
                 await self._drained.wait()
             try:
@@ -137,7 +151,8 @@ class Link:
             self._wake = trio.Event()
             calls, self._calls = self._calls, []
             answers, self._answers = self._answers, []
-            self._queued_bytes = 0
+            self._calls_bytes = self._answers_bytes = 0
+            self._drained.set()
             now = trio.current_time()
             rows = []
             for deadline_s, row, _ in calls:
@@ -158,7 +173,6 @@ class Link:
                 self._over = True
                 self._drained.set()
                 return
-            self._drained.set()
 
 
 async def dial(stream: trio.abc.Stream, me: Hello, handler: Handler | None = None) -> Link:

@@ -72,6 +72,11 @@ class Peer:
             await answered.wait()
         return result
 
+    def redial(self) -> None:
+        """Hang up, and greet anew."""
+        if self.link is not None:
+            self.link.end()
+
     async def wait_changed(self) -> None:
         """Wait for the next link, break or failed dial."""
         await self._changed.wait()
@@ -84,7 +89,7 @@ class Peer:
             try:
                 link = await self._dial()
             except (OSError, ValueError, LinkError) as error:  # ValueError: that is no address
-                self.refused = isinstance(error, OSError)
+                self.refused = isinstance(error, ConnectionRefusedError)
                 self._set(None, str(error) or type(error).__name__)
                 pause_s = _longer(pause_s)
                 continue
@@ -92,13 +97,9 @@ class Peer:
             linked_s = trio.current_time()
             self._set(link, "")
             try:
-                await link.run()
-                why_not = "the connection ended"
+                await link.run(self._link_over)
             except PeerError as error:
-                why_not = str(error)
-            finally:
-                self.link = None
-            self._set(None, why_not)
+                self.why_not = str(error)
             # A node that greets and then hangs up, again and again, is not to be redialled at its own pace.
             pause_s = 0.0 if trio.current_time() - linked_s >= REDIAL_MOST_S else _longer(pause_s)
 
@@ -111,6 +112,9 @@ class Peer:
                 raise LinkError(reason)
             return link
         raise LinkError(f"no answer from {self.address} within {DIAL_TIMEOUT_S:g} s")
+
+    def _link_over(self) -> None:
+        self._set(None, "the connection ended")
 
     def _set(self, link: Link | None, why_not: str) -> None:
         self.link = link

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from trikv.api import Answer, ReplicaSet, Write, newest
-from trikv.core.calls import Op, fetched_from_wire, record_to_wire
+from trikv.core.calls import Op, fetched_from_wire, is_epoch, record_to_wire
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault
 from trikv.core.record import Record
@@ -253,7 +253,7 @@ class Round:
                 self.answers.append((target, payload))
                 verdict = tally.ack()
             else:
-                if fault == Fault.STALE and payload:
+                if fault == Fault.STALE and is_epoch(payload):
                     self._on_stale(payload[0])
                 self._faults.append(f"{target.member.worker}: {describe_fault(fault)}")
                 on_failure()

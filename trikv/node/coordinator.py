@@ -31,10 +31,11 @@ from trikv.core.errors import Outcome, Refused, TrikvError, Unknown
 from trikv.core.precondition import Expect
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
 from trikv.core.ring import partition_of
+from trikv.core.session import PeerError
 from trikv.net.replicas import NotEnough, Request, Standing
 from trikv.node.repair import fetch_history
 from trikv.node.scan import PAGE_MAX, ScanPage, scan_page
-from trikv.node.slot import PENDING_MAX, Slot
+from trikv.node.slot import PENDING_BYTES_MAX, PENDING_MAX, Doubt, Slot
 
 IN_FLIGHT_MAX: Final = 4096
 TIMEOUT_MOST_S: Final = 60.0
@@ -74,11 +75,13 @@ class Coordinator:
         self.outcomes = dict.fromkeys(Outcome, 0)
         self._before_first_store = before_first_store
         self._on_stale = on_stale
+        self.doubt = Doubt()
         self._changed = trio.Event()
 
     def note_change(self) -> None:
         """Something that an operation may be waiting for has changed: a worker's state, or the slots."""
         self._changed.set()
+        self.doubt = Doubt()
         self._changed = trio.Event()
 
     async def wait_change(self) -> None:
@@ -143,6 +146,8 @@ class Coordinator:
                 )
             if key not in slot.pending and len(slot.pending) >= PENDING_MAX:
                 raise Refused("overloaded", f"{PENDING_MAX:,} keys of this partition are in doubt already")
+            if self.doubt.size_bytes > PENDING_BYTES_MAX:
+                raise Refused("overloaded", f"writes of {PENDING_BYTES_MAX:,} bytes are under way or in doubt already")
             await self._await_members(slot)
             creates_blindly = value is not None and any(getattr(target, "full", False) for target in slot.targets)
             if expect is None and not creates_blindly:
@@ -194,7 +199,7 @@ class Coordinator:
         if record is None:
             try:
                 found = await fetch_history(slot, key, deadline_s, self._on_stale)
-            except NotEnough as error:
+            except (NotEnough, PeerError) as error:
                 raise Refused("unavailable", f"the key needs a repair, and too few replicas answer: {error}") from error
             if found is None:
                 return None

@@ -16,7 +16,7 @@ import trio
 from trikv.core.calls import Op, Vitals, vitals_from_wire
 from trikv.core.configuration import Enlisted, Member
 from trikv.core.errors import Fault
-from trikv.core.session import Hello
+from trikv.core.session import Hello, Reign
 from trikv.core.suspicion import State, Suspicion
 from trikv.net.doors import Doors
 from trikv.net.link import Link
@@ -46,12 +46,16 @@ class Watched:
         doors: Doors,
         on_change: Callable[[], None],
         *,
+        on_rival: Callable[[int], None],
         grace_s: float,
     ) -> None:
         self.enlisted = enlisted
         self.vitals: Vitals | None = None
         self.suspicion = Suspicion(trio.current_time(), down_after_s=grace_s)
+        self._me = me
         self._on_change = on_change
+        self._on_rival = on_rival  # the worker knows another master of this term, or of a higher one
+        self._acknowledged = False  # the worker has said, on this link, that it knows no other
         self.peer = Peer(enlisted.address, me, doors, judge=self._judge, on_link=self._linked)
         self._asked_s = -VITALS_INTERVAL_S
         self.standing = Standing.DOUBTFUL  # as of the last heartbeat or change of the link: operations read it often
@@ -88,6 +92,7 @@ class Watched:
         now = trio.current_time()
         if link is not None:
             self.suspicion.heartbeat(now)
+            self._acknowledged = False
             self._ask(link, now)
         elif self.peer.refused:
             self.suspicion.broken(now)
@@ -96,16 +101,24 @@ class Watched:
 
     def _refresh(self) -> None:
         standing = _STANDINGS[self.state]
-        linked = self.peer.link is not None
-        self.standing = Standing.DOUBTFUL if standing is Standing.UP and not linked else standing
+        usable = self.peer.link is not None and self._acknowledged
+        self.standing = Standing.DOUBTFUL if standing is Standing.UP and not usable else standing
 
     def _ask(self, link: Link, now: float) -> None:
         self._asked_s = now
         link.call(Op.HEARTBEAT, [], now + 2 * VITALS_INTERVAL_S, self._heard)
 
     def _heard(self, fault: int, payload: list[Any]) -> None:
-        if fault == Fault.OK:
-            self.vitals = vitals_from_wire(payload)
+        if fault != Fault.OK:
+            return
+        self.vitals = vitals_from_wire(payload)
+        self._acknowledged = self.vitals.master == self._me().incarnation
+        if not self._acknowledged:
+            self._on_rival(Reign.parse(self.vitals.master).term)
+        before = self.standing
+        self._refresh()
+        if self.standing is not before:
+            self._on_change()
 
 
 async def beat_forever(workers: Mapping[str, Watched]) -> None:

@@ -34,6 +34,10 @@ class KeyLocks:
         """How many keys are held or waited for."""
         return len(self._locks)
 
+    def held(self, key: bytes) -> bool:
+        """Is it held, or waited for?"""
+        return key in self._locks
+
     @asynccontextmanager
     async def shared(self, key: bytes) -> AsyncIterator[None]:
         await self._acquire(key, exclusive=False)

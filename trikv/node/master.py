@@ -32,12 +32,12 @@ from trikv.core.errors import Fault, Refused, Unknown
 from trikv.core.placement import place
 from trikv.core.record import generation_of, term_of
 from trikv.core.ring import PARTITION_COUNT
-from trikv.core.session import Call, Hello, PeerError
+from trikv.core.session import Call, Hello, PeerError, Reign
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link, LinkError, dial
 from trikv.net.replicas import Target
 from trikv.net.serve import serve_links
-from trikv.node.configstore import ConfigStore
+from trikv.node.configstore import ConfigConflict, ConfigStore
 from trikv.node.coordinator import Coordinator
 from trikv.node.heartbeat import Replica, Watched, beat_forever
 from trikv.node.slot import Slot
@@ -50,6 +50,7 @@ T = TypeVar("T")
 DOWN_AFTER_S: Final = 5.0
 PROBE_TIMEOUT_S: Final = 2.0
 NAMED_AGAIN_S: Final = 0.5
+TERM_JUMP_MAX: Final = 1 << 20  # restarts that a backup may be behind; beyond it somebody is talking nonsense
 
 _log = logging.getLogger(__name__)
 
@@ -84,10 +85,12 @@ class Master:
         self._revision = revision
         self._store = store
         self._doors = doors
+        self._name = doors.new_id(16)
         self._changing = trio.Lock()
         self._replicas: dict[Member, Replica] = {}
         self._watch_scopes: dict[str, trio.CancelScope] = {}
         self._enlisting: set[str] = set()
+        self._enlisting_links: set[Link] = set()
         self._nursery: trio.Nursery | None = None
 
     @classmethod
@@ -133,7 +136,7 @@ class Master:
         return cls(cluster, revision, store, registry, doors, named=named, timeout_s=timeout_s)
 
     def hello(self) -> Hello:
-        return Hello("master", self.cluster.cluster, f"term-{self.cluster.term}", self.cluster.cluster)
+        return Hello("master", self.cluster.cluster, str(Reign(self.cluster.term, self._name)), self.cluster.cluster)
 
     async def run(self, listening: Listening, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled.
@@ -190,7 +193,12 @@ class Master:
         if changed == self.cluster:
             return
         with trio.CancelScope(shield=True):  # durable and not effective would be a lie of this process's own
-            self._revision = await self._store.compare_and_set(changed.to_document(), self._revision)
+            try:
+                self._revision = await self._store.compare_and_set(changed.to_document(), self._revision)
+            except ConfigConflict as error:
+                assert self._nursery is not None
+                self._nursery.start_soon(_raise, error)  # ends `run`: this master has been superseded
+                raise Refused("stopping", "another master has taken over") from error
         self._install(changed)
 
     def _install(self, cluster: Cluster) -> None:
@@ -211,10 +219,12 @@ class Master:
             coordinator.slots = [
                 old[index]
                 if index in old and old[index].is_current(cluster.term, partition)
-                else Slot(index, cluster.term, partition, self.registry.strategy, self._targets)
+                else Slot(index, cluster.term, partition, self.registry.strategy, self._targets, coordinator.doubt)
                 for index, partition in enumerate(cluster.partitions)
             ]
             for before, slot in zip(former, coordinator.slots, strict=False):
+                if slot is not before:
+                    before.retire()
                 if before.partition == slot.partition:
                     slot.blocked = before.blocked  # a new term proves nothing about the past
         coordinator.note_change()
@@ -228,8 +238,11 @@ class Master:
         return self._replicas[member]
 
     async def _note_first_store(self) -> None:
-        async with self._changing:
-            await self._change(lambda cluster: replace(cluster, stored=True))
+        async def note() -> None:
+            async with self._changing:
+                await self._change(lambda cluster: replace(cluster, stored=True))
+
+        await self.run_detached(note)  # a slow config store must not hold a request beyond its deadline
 
     # --- forming ------------------------------------------------------------------------------------------------------
 
@@ -302,9 +315,8 @@ class Master:
             enlisted = Enlisted(hello.node, hello.incarnation, address, vitals.storage, vitals.max_keys)
 
             def change(cluster: Cluster) -> Cluster:
-                known_already = cluster.workers.get(enlisted.worker) == enlisted
                 changed = replace(cluster, workers={**cluster.workers, enlisted.worker: enlisted})
-                return changed if cluster.stored or (known_already and cluster.formed) else self._placed(changed)
+                return changed if cluster.stored or _is_placed(changed) else self._placed(changed)
 
             await self._change(change)
         _log.info("worker %s enlisted at %s", enlisted.worker, enlisted.address)
@@ -373,7 +385,10 @@ class Master:
             request = parse(call.op, call.arguments)
             if not isinstance(request, Enlist | Heartbeat):
                 raise PeerError("asked a master for records")
-            if isinstance(request, Enlist):
+            if isinstance(request, Enlist) and link in self._enlisting_links:
+                link.answer(call.id, Fault.OK, ["it is being enlisted already"])
+            elif isinstance(request, Enlist):
+                self._enlisting_links.add(link)
                 self._nursery.start_soon(self._answer_enlist, link, call.id, request.address)
 
     async def _answer_enlist(self, link: Link, call_id: int, address: str) -> None:
@@ -383,6 +398,8 @@ class Master:
             link.answer(call_id, Fault.OK, [error.detail])
         else:
             link.answer(call_id, Fault.OK, [])
+        finally:
+            self._enlisting_links.discard(link)
 
     # --- the workers --------------------------------------------------------------------------------------------------
 
@@ -391,7 +408,12 @@ class Master:
         if scope := self._watch_scopes.pop(enlisted.worker, None):
             scope.cancel()
         watched = self.watched[enlisted.worker] = Watched(
-            enlisted, self.hello, self._doors, lambda: self._note_worker_change(enlisted.worker), grace_s=DOWN_AFTER_S
+            enlisted,
+            self.hello,
+            self._doors,
+            lambda: self._note_worker_change(enlisted.worker),
+            on_rival=self._note_rival,
+            grace_s=DOWN_AFTER_S,
         )
         scope = self._watch_scopes[enlisted.worker] = trio.CancelScope()
 
@@ -434,12 +456,31 @@ class Master:
             )
             _log.error("%s", current.blocked)
         elif term_of(promised) > self.cluster.term:
-            assert self._nursery is not None
-            self._nursery.start_soon(self._outbid, term_of(promised))
+            self._note_rival(term_of(promised))
+
+    def _note_rival(self, term: int) -> None:
+        """A worker knows a master of this term that is not this one: the document was restored from a backup."""
+        if term > self.cluster.term + TERM_JUMP_MAX:
+            _log.error("a worker names term %d, far beyond %d: it is not believed", term, self.cluster.term)
+        elif term >= self.cluster.term and self._nursery is not None:
+            self._nursery.start_soon(self._outbid, term)
 
     async def _outbid(self, term: int) -> None:
         async with self._changing:
             known = self.cluster.term
             if term >= known:
-                _log.warning("workers have promised term %d, the document knew %d: going beyond", term, known)
-                await self._change(lambda cluster: cluster.with_term(term + 1))
+                _log.warning("workers know a master of term %d, the document knew %d: going beyond", term, known)
+                # Stored: under that other term there may be records, so a newcomer must stay spare.
+                await self._change(lambda cluster: replace(cluster.with_term(term + 1), stored=cluster.formed))
+                for watched in self.watched.values():
+                    watched.peer.redial()
+
+
+def _is_placed(cluster: Cluster) -> bool:
+    """Do its workers, all of them and as they are now, hold its partitions?"""
+    members = {member for partition in cluster.partitions for member in partition.active.members}
+    return members == {worker.member for worker in cluster.workers.values()}
+
+
+async def _raise(error: Exception) -> None:
+    raise error

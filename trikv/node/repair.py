@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from trikv.core.calls import Op, fetched_from_wire
+from trikv.core.calls import Op, fetched_from_wire, is_epoch
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault
 from trikv.core.record import Record, newest
@@ -29,6 +29,7 @@ async def fetch_history(
 
     Raises:
       NotEnough: too few of some configuration answered.
+      PeerError: one of them answered nonsense.
     """
     targets: dict[Member, Target] = {}
     tallies: list[tuple[frozenset[Member], Tally]] = []
@@ -36,17 +37,17 @@ async def fetch_history(
         targets.update({target.member: target for target in past.targets})
         tallies.append((frozenset(past.configuration.members), Tally(past.recovery_need(), len(past.targets))))
 
-    found: list[Record | None] = []
+    answers: list[list[Any]] = []
     faults: list[str] = []
     wake = trio.Event()
 
     def expect(target: Target) -> Callable[[int, list[Any]], None]:
         def done(fault: int, payload: list[Any]) -> None:
             if fault == Fault.OK:
-                found.append(fetched_from_wire(payload))
+                answers.append(payload)
             else:
                 faults.append(f"{target.member.worker}: {describe_fault(fault)}")
-                if fault == Fault.STALE and payload:
+                if fault == Fault.STALE and is_epoch(payload):
                     on_stale(slot, payload[0])
             for members, tally in tallies:
                 if target.member in members:
@@ -67,6 +68,6 @@ async def fetch_history(
         if Verdict.LOST in verdicts:
             raise NotEnough("; ".join(faults))
         if verdicts == {Verdict.WON}:
-            return newest(found)
+            return newest([fetched_from_wire(payload) for payload in answers])
         await wake.wait()
         wake = trio.Event()

@@ -24,6 +24,7 @@ from trikv.core.calls import LIST_BYTES_MAX, LIST_LIMIT_MAX, Op, listed_from_wir
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault, Refused
 from trikv.core.record import Record
+from trikv.core.session import PeerError
 from trikv.net.replicas import Replicas, Request, Standing, Target, describe_fault
 from trikv.node.slot import Slot
 
@@ -67,10 +68,11 @@ async def scan_page(
     """
     items: list[tuple[bytes, Record]] = []
     size_bytes = 0
+    enough_s = (trio.current_time() + deadline_s) / 2
     while True:
         plan = await _plan(slots, wait_change)
         listing = await list_members(
-            slots, plan, on_stale, prefix=prefix, after=after, limit=limit + 1, with_values=True, deadline_s=deadline_s
+            plan, on_stale, prefix=prefix, after=after, limit=limit + 1, with_values=True, deadline_s=deadline_s
         )
         sources = _sources(plan)
         for key in sorted(listing.rows):
@@ -87,6 +89,9 @@ async def scan_page(
         if listing.bound is None:
             return ScanPage(items, None)
         after = listing.bound
+        if trio.current_time() > enough_s:
+            # A long run of tombstones: a short page that goes on from here, rather than none at the deadline.
+            return ScanPage(items, after)
 
 
 async def _plan(slots: list[Slot], wait_change: Callable[[], Any]) -> dict[Target, list[Slot]]:
@@ -128,7 +133,8 @@ def choose_members(slot: Slot) -> list[Target] | None:
     chosen: dict[Member, Target] = {}
     for past in slot.history:
         up = [target for target in past.targets if target.standing is Standing.UP]
-        need = past.recovery_need()
+        # A lenient mode answers from whoever is up, and promises no more.
+        need = max(1, len(up)) if past.lenient else past.recovery_need()
         if past is slot.history[-1] and not past.lenient:
             need = max(need, past.configuration.copies)
         if len(up) < need:
@@ -148,7 +154,6 @@ def _sources(plan: dict[Target, list[Slot]]) -> dict[int, list[str]]:
 
 
 async def list_members(
-    slots: list[Slot],
     plan: dict[Target, list[Slot]],
     on_stale: Callable[[Slot, int], None],
     *,
@@ -161,32 +166,16 @@ async def list_members(
     """One LIST call to each member of the plan, merged.
 
     Raises:
-      Refused: one of them did not answer, or has promised a newer epoch.
+      Refused: one of them did not answer in time, or has promised a newer epoch.
     """
-    listing = Listing({}, None)
-    slot_of = {slot.index: slot for asked in plan.values() for slot in asked}
-    failures: list[str] = []
-    waiting = len(plan)
+    slots = {slot.index: slot for asked in plan.values() for slot in asked}
+    answers: list[tuple[Target, int, list[Any]]] = []
     finished = trio.Event()
 
     def expect(target: Target) -> Callable[[int, list[Any]], None]:
         def done(fault: int, payload: list[Any]) -> None:
-            nonlocal waiting
-            waiting -= 1
-            if fault != Fault.OK:
-                failures.append(f"{target.member.worker}: {describe_fault(fault)}")
-            else:
-                stale, rows, more = listed_from_wire(payload)
-                for partition, promised in stale:
-                    failures.append(f"{target.member.worker}: {describe_fault(Fault.STALE)} of partition {partition}")
-                    if partition in slot_of:
-                        on_stale(slot_of[partition], promised)
-                for partition, key, record in rows:
-                    listing.rows.setdefault(key, (partition, {}))[1][target.member.worker] = record
-                if more:
-                    last = rows[-1][1]
-                    listing.bound = last if listing.bound is None else min(listing.bound, last)
-            if not waiting:
+            answers.append((target, fault, payload))
+            if len(answers) == len(plan):
                 finished.set()
 
         return done
@@ -203,7 +192,39 @@ async def list_members(
         ]
         target.call(Op.LIST, arguments, deadline_s, expect(target), 64 + 16 * len(asked))
     if plan:
-        await finished.wait()
+        with trio.move_on_at(deadline_s):
+            await finished.wait()
+    return _merge(plan, slots, answers, on_stale)
+
+
+def _merge(
+    plan: dict[Target, list[Slot]],
+    slots: dict[int, Slot],
+    answers: list[tuple[Target, int, list[Any]]],
+    on_stale: Callable[[Slot, int], None],
+) -> Listing:
+    listing = Listing({}, None)
+    failures = [f"{target.member.worker}: {describe_fault(fault)}" for target, fault, _ in answers if fault != Fault.OK]
+    if len(answers) < len(plan):
+        failures.append(f"{len(plan) - len(answers)} members: {describe_fault(Fault.LATE)}")
+    for target, fault, payload in answers:
+        worker = target.member.worker
+        if fault != Fault.OK:
+            continue
+        try:
+            stale, rows, more = listed_from_wire(payload)
+        except PeerError as error:
+            failures.append(f"{worker}: {error}")
+            continue
+        for partition, promised in stale:
+            failures.append(f"{worker}: {describe_fault(Fault.STALE)} of partition {partition}")
+            if partition in slots:
+                on_stale(slots[partition], promised)
+        for partition, key, record in rows:
+            listing.rows.setdefault(key, (partition, {}))[1][worker] = record
+        if more and rows:
+            last = rows[-1][1]
+            listing.bound = last if listing.bound is None else min(listing.bound, last)
     if failures:
         raise Refused("unavailable", f"the listing is not complete: {'; '.join(sorted(failures)[:3])}")
     return listing

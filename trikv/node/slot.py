@@ -20,6 +20,7 @@ from trikv.net.replicas import Standing, Target
 from trikv.node.locks import KeyLocks
 
 PENDING_MAX: Final = 4_096  # keys in doubt in one partition; beyond it, writes of further keys are refused
+PENDING_BYTES_MAX: Final = 256 * 1024 * 1024  # in all partitions together; beyond it, every write is
 
 
 class Past(NamedTuple):
@@ -36,9 +37,18 @@ class Past(NamedTuple):
         return self.configuration.recovery
 
 
+class Doubt:
+    """What the writes in doubt of all partitions weigh together: keys and values, in bytes."""
+
+    __slots__ = ("size_bytes",)
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+
+
 class Slot:
     __slots__ = (
-        "_seq", "anchored", "blocked", "epoch", "history", "index", "locks", "missed", "partition", "pending",
+        "_doubt", "_seq", "anchored", "blocked", "epoch", "history", "index", "locks", "missed", "partition", "pending",
         "strategy", "targets",
     )  # fmt: skip
 
@@ -49,7 +59,9 @@ class Slot:
         partition: Partition,
         strategy_of: Callable[[str], Strategy],
         targets_of: Callable[[Configuration], Sequence[Target]],
+        doubt: Doubt,
     ) -> None:
+        self._doubt = doubt
         self.index = index
         self.epoch = make_epoch(term, partition.generation)
         self.partition = partition
@@ -86,13 +98,24 @@ class Slot:
         pending = self.pending.get(key)
         if pending is None or record.version > pending.version:
             self.pending[key] = record
+            self._doubt.size_bytes += _weight(key, record) - (_weight(key, pending) if pending else 0)
 
     def note_committed(self, key: bytes, record: Record) -> None:
         pending = self.pending.get(key)
         if pending is not None and pending.version <= record.version:
             del self.pending[key]
+            self._doubt.size_bytes -= _weight(key, pending)
         if not self.partition.settled:
             self.anchored.add(key)
 
+    def retire(self) -> None:
+        """A new slot has taken its place; what is still under way here weighs no more."""
+        self._doubt.size_bytes -= sum(_weight(key, record) for key, record in self.pending.items())
+        self._doubt = Doubt()
+
     def note_missed(self) -> None:
         self.missed = True
+
+
+def _weight(key: bytes, record: Record) -> int:
+    return len(key) + len(record.value or b"")

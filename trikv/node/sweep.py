@@ -7,7 +7,7 @@
 - Writes in doubt are finished: a pending record is written again, same version, once its replicas are up, so that
   what is kept in memory for it ends.
 
-One partition at a time, `LIST_ROWS` keys at a time: the sweep is never more than one more client.
+`TOGETHER` partitions at a time, `LIST_ROWS` keys at a time: the sweep is never more than one more client.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import trio
 from trikv.api import Promise, Write, newest
 from trikv.core.configuration import Member
 from trikv.core.errors import Refused
+from trikv.core.session import PeerError
 from trikv.net.replicas import NotEnough, Replicas, Request, Standing, Target
 from trikv.node.coordinator import Coordinator, WriteFailed
 from trikv.node.scan import list_members
@@ -30,7 +31,9 @@ TICK_S: Final = 0.5
 MISSED_AGAIN_S: Final = 2.0  # while copies go missing: one replica may stay down for long
 PERIOD_S: Final = 60.0
 LIST_ROWS: Final = 512
+TOGETHER: Final = 64  # partitions in one listing
 STEP_TIMEOUT_S: Final = 5.0  # for one listing or one mended key
+FINISH_TIMEOUT_S: Final = 0.5  # for a write in doubt: its key is locked meanwhile, and clients have 2 s
 
 _log = logging.getLogger(__name__)
 
@@ -47,19 +50,25 @@ async def sweep_forever(coordinator: Coordinator, on_stale: Callable[[Slot, int]
     """Until cancelled. A partition that cannot be mended now is tried again."""
     swept: dict[int, _Swept] = {}
     while True:
+        due: list[tuple[Slot, list[Target]]] = []
         for slot in coordinator.slots:
             if slot.pending:
                 await _finish_pending(coordinator, slot)
             if slot.strategy.promise is Promise.AP and slot.partition.settled and not slot.blocked:
                 up = [target for target in slot.targets if target.standing is Standing.UP]
                 if len(up) > 1 and _is_due(slot, up, swept.get(slot.index)):
-                    slot.missed = False
-                    swept[slot.index] = _Swept(slot.epoch, trio.current_time(), frozenset(t.member for t in up))
-                    try:
-                        await converge(slot, up, on_stale)
-                    except (Refused, NotEnough) as error:
-                        slot.missed = True
-                        _log.info("partition %d could not be swept yet: %s", slot.index, error)
+                    due.append((slot, up))
+        for first in range(0, len(due), TOGETHER):
+            group = due[first : first + TOGETHER]
+            for slot, up in group:
+                slot.missed = False
+                swept[slot.index] = _Swept(slot.epoch, trio.current_time(), frozenset(t.member for t in up))
+            try:
+                await converge(group, on_stale)
+            except (Refused, NotEnough, PeerError) as error:
+                for slot, _ in group:
+                    slot.missed = True
+                _log.info("partitions could not be swept yet: %s", error)
         await trio.sleep(TICK_S)
 
 
@@ -74,8 +83,10 @@ async def _finish_pending(coordinator: Coordinator, slot: Slot) -> None:
     for key in list(slot.pending):
         if sum(target.standing is Standing.UP for target in slot.targets) < slot.configuration.copies:
             return
-        deadline_s = trio.current_time() + STEP_TIMEOUT_S
-        with trio.move_on_at(deadline_s):
+        if slot.locks.held(key):
+            continue  # somebody is at it; writes that are just under way are pending too
+        deadline_s = trio.current_time() + FINISH_TIMEOUT_S
+        with trio.move_on_at(deadline_s) as scope:
             async with slot.locks.exclusive(key):
                 if (record := slot.pending.get(key)) is not None:
                     try:
@@ -83,30 +94,33 @@ async def _finish_pending(coordinator: Coordinator, slot: Slot) -> None:
                     except WriteFailed as error:
                         _log.info("a write in doubt could not be finished yet: %s", error)
                         return
+        if scope.cancelled_caught:
+            return
 
 
-async def converge(slot: Slot, targets: Sequence[Target], on_stale: Callable[[Slot, int], None]) -> int:
-    """Bring the newest record of every key of the partition to all of `targets`; answers how many keys differed.
+async def converge(group: Sequence[tuple[Slot, Sequence[Target]]], on_stale: Callable[[Slot, int], None]) -> int:
+    """Bring the newest record of every key of these partitions to all the targets that stand beside each.
+
+    Answers how many keys differed.
 
     Raises:
-      Refused, NotEnough: a member did not answer.
+      Refused, NotEnough, PeerError: a target did not answer, or not with sense.
     """
-    workers = [target.member.worker for target in targets]
+    plan: dict[Target, list[Slot]] = {}
+    places = {slot.index: (slot, targets) for slot, targets in group}
+    for slot, targets in group:
+        for target in targets:
+            plan.setdefault(target, []).append(slot)
     after: bytes | None = None
     mended = 0
     while True:
         deadline_s = trio.current_time() + STEP_TIMEOUT_S
         listing = await list_members(
-            [slot],
-            {target: [slot] for target in targets},
-            on_stale,
-            prefix=b"",
-            after=after,
-            limit=LIST_ROWS,
-            with_values=False,
-            deadline_s=deadline_s,
+            plan, on_stale, prefix=b"", after=after, limit=LIST_ROWS, with_values=False, deadline_s=deadline_s
         )
-        for key, (_, held) in listing.rows.items():
+        for key, (partition, held) in listing.rows.items():
+            slot, targets = places[partition]
+            workers = [target.member.worker for target in targets]
             complete = listing.bound is None or key <= listing.bound
             if complete and len({held[w].version if w in held else None for w in workers}) > 1:
                 await _mend(slot, targets, key, on_stale)

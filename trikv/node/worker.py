@@ -16,6 +16,7 @@ Bounds: `QUEUE_BYTES_MAX` of stores waiting for the committer; beyond it a store
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
@@ -27,7 +28,7 @@ from trikv.core.calls import Discard, Enlist, Fetch, Heartbeat, Hop, List, Op, S
 from trikv.core.errors import Fault
 from trikv.core.fence import Fence, Judgement
 from trikv.core.record import Record
-from trikv.core.session import Call, Hello, PeerError
+from trikv.core.session import Call, Hello, PeerError, Reign
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
 from trikv.net.peers import NOT_DIALLED, Peer
@@ -62,6 +63,7 @@ class Worker:
         self.storage_name = storage_name
         self.max_keys = max_keys
         self._process = doors.new_id()
+        self._master = ""  # the incarnation of the master of the highest term that has greeted us
         self._storage = storage
         self._doors = doors
         self._fence = Fence()
@@ -92,6 +94,7 @@ class Worker:
         incarnation = meta["incarnation"].decode()
         self = cls(worker_id, incarnation, storage, storage_name, doors, max_keys)
         self.cluster = meta["cluster"].decode() if "cluster" in meta else None
+        self._master = meta.get("master", b"").decode()
         self._fence = Fence(_numbered(meta.items(), "promise/"))
         self._key_counts = _numbered(meta.items(), "keys/")
         self._keys = sum(self._key_counts.values())
@@ -102,7 +105,7 @@ class Worker:
 
     def vitals(self) -> calls.Vitals:
         full = self.max_keys is not None and self._keys >= self.max_keys
-        return calls.Vitals(self._keys, full, self.storage_name, self.max_keys, self._process)
+        return calls.Vitals(self._keys, full, self.storage_name, self.max_keys, self._process, self._master)
 
     async def run(
         self,
@@ -130,6 +133,13 @@ class Worker:
             # Durable with the first batch, so before this worker has acknowledged anything to that cluster.
             self.cluster = hello.cluster
             self._notes["cluster"] = hello.cluster.encode()
+        if (
+            hello.role == "master"
+            and hello.cluster == self.cluster
+            and Reign.parse(hello.incarnation).term > (Reign.parse(self._master).term)
+        ):
+            self._master = hello.incarnation
+            self._notes["master"] = hello.incarnation.encode()
         if hello.cluster is None:
             return f"this is worker {self.id}; --master wants the RPC address of a master"
         if hello.cluster != self.cluster:
@@ -215,8 +225,10 @@ class Worker:
     # --- the committer ------------------------------------------------------------------------------------------------
 
     async def _commit_forever(self) -> None:
+        lists: deque[_Item] = deque()
         while True:
-            await self._waiting.wait()
+            if not lists:
+                await self._waiting.wait()
             self._waiting = trio.Event()
             items, self._queue, self._queue_bytes = self._queue, [], 0
             batch = Batch(meta=self._notes)
@@ -227,7 +239,13 @@ class Worker:
             self._before.clear()
             self._in_doubt.clear()
             for item in granted:
-                await self._release(item)
+                if isinstance(item.request, List):
+                    lists.append(item)
+                else:
+                    self._release(item)
+            # Between two batches, since a listing must show nothing that is not durable; one at a time: stores wait.
+            if lists:
+                await self._list(lists.popleft())
 
     def _decide(self, item: _Item, batch: Batch) -> bool:
         """Put into `batch` what the item changes; False if that was its end (refused, or too late for anyone)."""
@@ -285,7 +303,7 @@ class Worker:
             self._key_counts[partition] = self._key_counts.get(partition, 0) + change
             batch.meta[f"keys/{partition}"] = b"%d" % self._key_counts[partition]
 
-    async def _release(self, item: _Item) -> None:
+    def _release(self, item: _Item) -> None:
         """Answer what the batch has made durable."""
         link, call_id, _, request = item
         match request:
@@ -299,10 +317,12 @@ class Worker:
                     link.answer(call_id, Fault.STALE, [self._fence.promised(request.partition)])
                 else:
                     self._answer_fetch(link, call_id, self._storage.get(request.partition, request.key))
-            case List():
-                await self._list(link, call_id, request)
 
-    async def _list(self, link: Link, call_id: int, request: List) -> None:
+    async def _list(self, item: _Item) -> None:
+        link, call_id, deadline_s, request = item
+        assert isinstance(request, List)
+        if deadline_s <= trio.current_time():
+            return
         stale = [
             [partition, self._fence.promised(partition)]
             for partition, epoch in request.partitions
@@ -348,7 +368,8 @@ class Worker:
 
         async def when_linked() -> None:
             with trio.move_on_at(item.deadline_s):
-                await peer.wait_changed()
+                if peer.link is None:  # it may have come up before this task ran
+                    await peer.wait_changed()
             peer.call(Op.STORE, arguments, item.deadline_s, done, size_bytes)
 
         assert self._nursery is not None
