@@ -6,7 +6,7 @@
 
 The production code runs unchanged. `plan.py` says what happens as data, `run.py` plays and judges it; beneath them lie
 the world (`world.py`), what befalls it (`faults.py`), who asks it (`clients.py`), and its doors: `network.py`,
-`disk.py`, `clock.py`.
+`disk.py`, `clock.py`. `script.py` plays scenarios that somebody wrote, as text, instead of drawn ones.
 """
 
 from trikv.testing.sim.plan import Fault, FaultKind, Plan, Request, Schedule
