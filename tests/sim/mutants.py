@@ -349,7 +349,7 @@ MUTANTS = [
     Mutant("quorum read without write-back", ForgetfulQuorum(), seed=9, plan=CROWDED),
     Mutant("write-back with the old version", Quorum(), repair_with_the_old_version),
     Mutant("n - W instead of R", Quorum(), ask_too_few, seed=5),
-    Mutant("unknown reported as refused", Sync(), call_the_unknown_refused, seed=1),
+    Mutant("unknown reported as refused", Sync(), call_the_unknown_refused, seed=0),
     Mutant("acknowledge before fsync", Sync(), acknowledge_before_fsync, seed=3),
     Mutant("engine that flushes one batch late", Sync(), flush_one_batch_late, seed=5),
     Mutant("acknowledge before the tail", Chain(), acknowledge_before_the_tail, seed=0),
