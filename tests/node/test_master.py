@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cbor2
@@ -22,6 +23,7 @@ from trikv.node.configstore import ConfigConflict, MemoryConfigStore
 from trikv.node.master import Master, StartError
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import InProcessCluster, Node
+from trikv_sync import Sync
 
 KEY = b"key"
 
@@ -387,3 +389,20 @@ async def test_it_takes_no_calls_for_records(nursery: trio.Nursery, autojump_clo
         link.call(Op.FETCH, [1, 1, "i", b"k"], trio.current_time() + 1, lambda fault, payload: faults.append(fault))
     assert faults == [Fault.LOST]
     assert await code_of(cluster) == "committed"
+
+
+class FewerCopies(Sync):
+    """The same mode, in a version that stores one copy less."""
+
+    def copies(self, n: int) -> int:
+        return n - 1
+
+
+async def test_a_mode_that_stores_other_copies_than_it_did_is_refused(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await start(nursery, mode="sync")
+    others = {name: strategy for name, strategy in cluster.registry.strategies.items() if name != "sync"}
+    changed = replace(cluster.registry, strategies={**others, "sync": FewerCopies()})
+    with pytest.raises(StartError, match="stores 2 copies of 3 now, and this cluster's records were written with 3"):
+        await Master.open(cluster.store, changed, cluster.doors)

@@ -18,9 +18,9 @@ def strategies() -> dict[str, Strategy]:
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     """Nodes that die by design say much about it."""
-    logging.getLogger("trikv").setLevel(logging.CRITICAL)
+    caplog.set_level(logging.CRITICAL, logger="trikv")  # and back, after the test
 
 
 @pytest.fixture

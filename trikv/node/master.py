@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import trio
 
-from trikv.core.calls import Enlist, Heartbeat, Op, Vitals, parse, vitals_from_wire
+from trikv.core.calls import Enlist, Heartbeat, parse
 from trikv.core.configuration import Cluster, Configuration, Enlisted, Member, Partition
 from trikv.core.errors import Fault, Refused, Unknown
 from trikv.core.placement import place
@@ -34,11 +33,12 @@ from trikv.core.record import generation_of, term_of
 from trikv.core.ring import PARTITION_COUNT
 from trikv.core.session import Call, Hello, PeerError, Reign
 from trikv.net.doors import Doors, Listening
-from trikv.net.link import Link, LinkError, dial
+from trikv.net.link import Link
 from trikv.net.replicas import Target
 from trikv.net.serve import serve_links
-from trikv.node.configstore import ConfigConflict, ConfigStore
+from trikv.node.configstore import ConfigConflict, ConfigStore, ConfigStoreError
 from trikv.node.coordinator import Coordinator
+from trikv.node.greeting import ask_who_is_there
 from trikv.node.heartbeat import Replica, Watched, beat_forever
 from trikv.node.slot import Slot
 from trikv.node.sweep import sweep_forever
@@ -48,7 +48,6 @@ from trikv.registry import Registry
 T = TypeVar("T")
 
 DOWN_AFTER_S: Final = 5.0
-PROBE_TIMEOUT_S: Final = 2.0
 NAMED_AGAIN_S: Final = 0.5
 TERM_JUMP_MAX: Final = 1 << 20  # restarts that a backup may be behind; beyond it somebody is talking nonsense
 
@@ -128,9 +127,7 @@ class Master:
                     f"this cluster was founded with {cluster.replicas} replicas, not {replicas}; "
                     f"start it without --replicas or with --replicas {cluster.replicas}"
                 )
-            modes = {c.mode for p in cluster.partitions for c in p.history} | {cluster.mode}
-            if missing := sorted(modes - set(registry.strategies)):
-                raise StartError(f"this cluster needs mode {missing[0]}, which is not installed; install its plugin")
+            _check_modes(cluster, registry)
         cluster = cluster.with_term(cluster.term + 1)
         revision = await store.compare_and_set(cluster.to_document(), revision)
         return cls(cluster, revision, store, registry, doors, named=named, timeout_s=timeout_s)
@@ -199,6 +196,8 @@ class Master:
                 assert self._nursery is not None
                 self._nursery.start_soon(_raise, error)  # ends `run`: this master has been superseded
                 raise Refused("stopping", "another master has taken over") from error
+            except ConfigStoreError as error:
+                raise Refused("unavailable", f"the master cannot write the cluster's document: {error}") from error
         self._install(changed)
 
     def _install(self, cluster: Cluster) -> None:
@@ -298,7 +297,7 @@ class Master:
           Refused: nobody answers there, or it is no worker of this cluster, or it shares another's identity.
         """
         asked_for = address
-        hello, vitals = await self._probe(address)
+        hello, vitals = await ask_who_is_there(self._doors, self.hello(), address)
         async with self._changing:
             known = self.cluster.workers.get(hello.node)
             watched = self.watched.get(hello.node)
@@ -321,39 +320,6 @@ class Master:
             await self._change(change)
         _log.info("worker %s enlisted at %s", enlisted.worker, enlisted.address)
         return {"id": enlisted.worker, "address": enlisted.address, "incarnation": enlisted.incarnation}
-
-    async def _probe(self, address: str) -> tuple[Hello, Vitals]:
-        """Who is there."""
-        vitals: Vitals | None = None
-        answered = trio.Event()
-
-        def done(fault: int, payload: list[Any]) -> None:
-            nonlocal vitals
-            if fault == Fault.OK:
-                vitals = vitals_from_wire(payload)
-            answered.set()
-
-        async def carry(link: Link) -> None:
-            with suppress(PeerError):  # then nothing was answered, which is noticed below
-                await link.run()
-            answered.set()
-
-        try:
-            with trio.fail_after(PROBE_TIMEOUT_S):
-                link = await dial(await self._doors.transport.connect(address), self.hello())
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(carry, link)
-                    link.call(Op.HEARTBEAT, [], trio.current_time() + PROBE_TIMEOUT_S, done)
-                    await answered.wait()
-                    nursery.cancel_scope.cancel()
-        except (OSError, ValueError, LinkError, trio.TooSlowError) as error:
-            reason = "no answer in time" if isinstance(error, trio.TooSlowError) else str(error)
-            raise Refused("conflict", f"no worker can be enlisted at {address}: {reason}") from error
-        if link.peer.role != "worker":
-            raise Refused("conflict", f"a {link.peer.role} answers at {address}, not a worker")
-        if vitals is None:
-            raise Refused("conflict", f"the worker at {address} went away while it was asked who it is")
-        return link.peer, vitals
 
     async def _enlist_named(self, address: str) -> None:
         """Enlist a worker that the command line names, however late it starts."""
@@ -474,6 +440,19 @@ class Master:
                 await self._change(lambda cluster: replace(cluster.with_term(term + 1), stored=cluster.formed))
                 for watched in self.watched.values():
                     watched.peer.redial()
+
+
+def _check_modes(cluster: Cluster, registry: Registry) -> None:
+    """Are the modes of the document installed, and are they what they were when it was written?"""
+    configurations = {c for partition in cluster.partitions for c in partition.history}
+    if missing := sorted(({c.mode for c in configurations} | {cluster.mode}) - set(registry.strategies)):
+        raise StartError(f"this cluster needs mode {missing[0]}, which is not installed; install its plugin")
+    for c in configurations:
+        if registry.strategies[c.mode].copies(len(c.members)) != c.copies:
+            raise StartError(
+                f"mode {c.mode} stores {registry.strategies[c.mode].copies(len(c.members))} copies of {len(c.members)} "
+                f"now, and this cluster's records were written with {c.copies}; install the version that wrote them"
+            )
 
 
 def _is_placed(cluster: Cluster) -> bool:
