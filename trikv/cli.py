@@ -1,7 +1,7 @@
 """The `trikv` command.
 
-Each command is thin: it turns words into a call, and the answer into lines. Nodes are in `daemon.py`, the wire in
-`client.py`, whole directories in `bulk.py`, the demo in `demo.py`, tables in `show.py`. They are imported by the
+Each command is thin: it turns words into a call, and the answer into lines. The wire is in `client.py`, whole
+directories in `bulk.py`, tables in `show.py`, the commands that run nodes in `node_cli.py`. They are imported by the
 command that needs them: `trikv get` must not wait for a web framework.
 
 For people and for programs. Results go to stdout and everything else to stderr; on a terminal results are tables, in
@@ -18,7 +18,7 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -26,6 +26,7 @@ import click
 
 from trikv import __version__
 from trikv.certify_cli import certify
+from trikv.node_cli import demo, master, worker
 
 if TYPE_CHECKING:
     from trikv.bulk import Progress, Report
@@ -36,7 +37,6 @@ _SHELLS: Final = ("bash", "zsh", "fish")
 _AS_JSON: Final = "trikv.as_json"  # where a context remembers --json, for the error that may come
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Settings = TypeVar("Settings")
 
 
 class Trikv(click.Group):
@@ -143,73 +143,6 @@ def _as_json(data: bytes, name: str) -> dict[str, str]:
         return {name: data.decode()}
     except UnicodeDecodeError:
         return {f"{name}_base64": _spell_base64(data)}
-
-
-# --- nodes ------------------------------------------------------------------------------------------------------------
-
-
-def node_options(command: Command) -> Command:
-    """What both roles have. None has a default here: flags win over variables, those over the file (`config.py`)."""
-    for option in (
-        click.option("--exit-with-stdin", is_flag=True, default=None, hidden=True),
-        click.option(
-            "--config", type=click.Path(path_type=Path), help="Settings in TOML. Default: ./trikv.toml, if any."
-        ),
-        click.option("--insecure", is_flag=True, default=None, help="Allow an address that other machines can reach."),
-        click.option("--data-dir", metavar="DIR", help="Where its data lies. Default: below ./trikv-data."),
-        click.option("--host", help="The address to listen on. Default: 127.0.0.1."),
-    ):
-        command = option(command)
-    return command
-
-
-def _settings(
-    read: Callable[[Mapping[str, object], Mapping[str, str], Path | None], Settings],
-    flags: Mapping[str, object],
-    config: Path | None,
-) -> Settings:
-    from trikv.config import SettingsError
-
-    try:
-        return read(flags, os.environ, config)
-    except SettingsError as error:
-        raise click.UsageError(str(error)) from None
-
-
-@main.command()
-@click.argument("port", required=False)
-@click.argument("workers", metavar="[WORKER...]", nargs=-1)
-@click.option("--mode", help="The mode of the cluster, when it is founded. Default: quorum.")
-@click.option("--replicas", metavar="N", help="Copies of each key, when it is founded. Default: 3.")
-@click.option("--http", metavar="HOST:PORT", help="Where HTTP is served. Default: 127.0.0.1:8080.")
-@click.option("--timeout", "timeout_s", metavar="SECONDS", help="The deadline of every request. Default: 2.")
-@node_options
-def master(config: Path | None, **flags: Any) -> None:
-    """Run the master on PORT (default 8000), and enlist each WORKER, an address like localhost:8001.
-
-    Every setting may also come from a variable (TRIKV_MASTER_MODE=chain) or from the file.
-    """
-    from trikv.config import master_settings
-    from trikv.daemon import run_master
-
-    click.get_current_context().exit(run_master(_settings(master_settings, flags, config)))
-
-
-@main.command()
-@click.argument("port", required=False)
-@click.option("--master", metavar="HOST:PORT", help="The master to enlist with, or none. Default: 127.0.0.1:8000.")
-@click.option("--storage", metavar="ENGINE", help="The storage engine (see trikv plugins). Default: rocksdb.")
-@click.option("--max-keys", metavar="N", help="Take no further keys beyond so many.")
-@node_options
-def worker(config: Path | None, **flags: Any) -> None:
-    """Run a worker on PORT.
-
-    Every setting may also come from a variable (TRIKV_WORKER_STORAGE=memory) or from the file.
-    """
-    from trikv.config import worker_settings
-    from trikv.daemon import run_worker
-
-    click.get_current_context().exit(run_worker(_settings(worker_settings, flags, config)))
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -476,32 +409,6 @@ def _print_report(report: Report, done: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--mode", default="quorum", show_default=True, help="The mode of the cluster.")
-@click.option("--workers", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--storage", default="rocksdb", show_default=True, help="The workers' storage engine.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Keep data and logs there. Default: nothing is kept.")
-@click.option("--http", default="127.0.0.1:8080", show_default=True, help="Where the page is: a loopback address.")
-@click.option("--once", is_flag=True, help="The guided tour: kill a worker, see whether the mode keeps its promise.")
-def demo(mode: str, workers: int, storage: str, data_dir: Path | None, http: str, once: bool) -> None:
-    """Run a whole cluster in one terminal; Ctrl-C stops it and leaves nothing behind."""
-    from trikv.demo import run_demo, run_tour
-
-    if once:
-        code = run_tour(mode=mode, workers=workers, storage=storage, data_dir=data_dir)
-    else:
-        code = run_demo(mode=mode, workers=workers, storage=storage, data_dir=data_dir, http_port=_port(http))
-    click.get_current_context().exit(code)
-
-
-def _port(address: str) -> int:
-    """The port of a loopback address, which is where the demo lives."""
-    host, _, port = address.rpartition(":")
-    if host not in ("", "127.0.0.1", "localhost") or not port.isdecimal() or int(port) > 65_535:
-        raise click.UsageError(f"--http {address}: the demo's page is on loopback; give 127.0.0.1:PORT or PORT")
-    return int(port)
-
-
-@main.command()
 @click.argument("shell", type=click.Choice(_SHELLS))
 def completion(shell: str) -> None:
     """Print the script that teaches SHELL to complete trikv's commands: eval "$(trikv completion bash)"."""
@@ -512,4 +419,5 @@ def completion(shell: str) -> None:
     click.echo(completer(main, {}, "trikv", "_TRIKV_COMPLETE").source())
 
 
-main.add_command(certify)
+for command in (master, worker, demo, certify):
+    main.add_command(command)
