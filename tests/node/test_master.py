@@ -21,6 +21,7 @@ from trikv.core.session import Hello, Session
 from trikv.net.link import LinkError, dial
 from trikv.node.configstore import ConfigConflict, MemoryConfigStore
 from trikv.node.master import Master, StartError
+from trikv.node.view import describe_cluster
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import InProcessCluster, Node
 from trikv_sync import Sync
@@ -34,7 +35,7 @@ async def start(nursery: trio.Nursery, **more: Any) -> InProcessCluster:
 
 def seen(cluster: InProcessCluster, node: Node) -> dict[str, Any]:
     """What the cluster's description says of that worker."""
-    workers = cluster.master.describe()["workers"]
+    workers = describe_cluster(cluster.master)["workers"]
     return next(worker for worker in workers if worker["id"] == node.worker.id)
 
 
@@ -71,12 +72,12 @@ async def test_until_enough_workers_have_enlisted_it_says_how_many_are_missing(
         with pytest.raises(Refused, match="1 of 3 workers have enlisted; 2 more needed") as refused:
             await operation
         assert refused.value.kind.code == "forming"
-    forming = cluster.master.describe()["forming"]
+    forming = describe_cluster(cluster.master)["forming"]
     assert (forming["needed"], forming["enlisted"], forming["missing"]) == (3, 1, 2)
     for _ in range(2):
         await cluster.add_worker()
     await cluster.until(lambda: cluster.master.cluster.formed)
-    assert cluster.master.describe()["forming"] is None
+    assert describe_cluster(cluster.master)["forming"] is None
     await cluster.coordinator.put(KEY, b"v")
 
 
@@ -372,7 +373,7 @@ async def test_a_partition_of_an_unknown_generation_is_refused_and_no_other(
     await cluster.until(lambda: cluster.master.cluster.term > term + terms_ahead or not terms_ahead)
     assert await code_of(cluster, b"another") == "committed"
     assert await code_of(cluster) == "recover"
-    assert cluster.master.describe()["partitions"]["readable"] == PARTITION_COUNT - 1
+    assert describe_cluster(cluster.master)["partitions"]["readable"] == PARTITION_COUNT - 1
     await cluster.restart_master()  # nor does a restart
     await cluster.until_all_up()
     await code_of(cluster)

@@ -42,7 +42,6 @@ from trikv.node.greeting import ask_who_is_there
 from trikv.node.heartbeat import Replica, Watched, beat_forever
 from trikv.node.slot import Slot
 from trikv.node.sweep import sweep_forever
-from trikv.node.view import describe
 from trikv.registry import Registry
 
 T = TypeVar("T")
@@ -177,10 +176,6 @@ class Master:
         if not results:
             raise Unknown("the master was stopped while this was under way")
         return results[0]
-
-    def describe(self) -> dict[str, Any]:
-        """The cluster as JSON-ready values, for people and programs."""
-        return describe(self)
 
     # --- the document -------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ Computed when somebody asks; nothing is kept up to date for it on the path of a 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
@@ -17,13 +17,11 @@ from trikv.core.errors import Refused
 from trikv.core.ring import partition_of
 from trikv.net.replicas import Standing
 from trikv.node.coordinator import can_read, check_key
+from trikv.node.master import Master
 from trikv.node.slot import Slot
 
-if TYPE_CHECKING:
-    from trikv.node.master import Master
 
-
-def describe(master: Master) -> dict[str, Any]:
+def describe_cluster(master: Master) -> dict[str, Any]:
     """See README.md for the shape; keys stay, new ones may come."""
     cluster = master.cluster
     coordinator = master.coordinator

@@ -41,6 +41,7 @@ from werkzeug.routing import BaseConverter
 from trikv.core.errors import Refused, TrikvError, Unknown
 from trikv.core.record import VALUE_BYTES_MAX
 from trikv.node.master import Master
+from trikv.node.view import describe_cluster
 from trikv.web import batch, cluster, keys
 from trikv.web.guard import refuse_foreign
 from trikv.web.message import (
@@ -205,7 +206,7 @@ async def _serve_page(master: Master) -> quart.Response:
     refresh = choice_of(parameters, "refresh", "on", "off") == "on"
     page = await quart.render_template(
         "cluster.html",
-        view=view_of(master.describe()),
+        view=view_of(describe_cluster(master)),
         host=quart.request.host,
         refresh_s=REFRESH_S if refresh else None,
     )

@@ -31,7 +31,7 @@ from trikv.web.message import (
 
 async def describe(master: Master, request: Request) -> Response:
     parse_query(request.query)
-    return json_response(master.describe())
+    return json_response(view.describe_cluster(master))
 
 
 async def locate(master: Master, request: Request) -> Response:
@@ -74,7 +74,7 @@ async def livez(master: Master, request: Request) -> Response:
 
 async def readyz(master: Master, request: Request) -> Response:
     parse_query(request.query)
-    state = master.describe()
+    state = view.describe_cluster(master)
     forming, partitions = state["forming"], state["partitions"]
     ready = forming is None and partitions["readable"] == partitions["total"]
     if ready:
