@@ -1,9 +1,9 @@
 """The workers as the master sees them: a link to each, a heartbeat over it, and what follows from the silence.
 
-Whatever arrives on a link counts as a sign of life; a link that was silent for `HEARTBEAT_INTERVAL_S` is asked for the
-worker's vitals. One task beats for all of them. The arithmetic (suspect, down, and a refused dial as evidence) is
-`core/suspicion.py`; this file only supplies the time. When the master itself was stopped for a while, nobody is blamed
-for not having been heard.
+Whatever arrives on a link counts as a sign of life; a link that was silent since the middle of the last
+`HEARTBEAT_INTERVAL_S` is asked for the worker's vitals. One task beats for all of them. The arithmetic (suspect, down,
+and a refused dial as evidence) is `core/suspicion.py`; this file only supplies the time. When the master itself was
+stopped for a while, nobody is blamed for not having been heard.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Watched:
 
     @property
     def state(self) -> State:
+        if self.peer.link is not None:
+            self.suspicion.heartbeat(self.peer.link.last_heard_s)
         return self.suspicion.state(trio.current_time())
 
     @property
@@ -74,9 +76,10 @@ class Watched:
         """One heartbeat's time has passed. `forgive`: much more has, since this process was stopped."""
         link = self.peer.link
         if link is not None:
-            self.suspicion.heartbeat(now if forgive else link.last_heard_s)
+            if forgive:
+                self.suspicion.heartbeat(now)
             link.sweep(now)
-            if now - link.last_heard_s >= HEARTBEAT_INTERVAL_S or now - self._asked_s >= VITALS_INTERVAL_S:
+            if now - link.last_heard_s >= HEARTBEAT_INTERVAL_S / 2 or now - self._asked_s >= VITALS_INTERVAL_S:
                 self._ask(link, now)
         before = self.standing
         self._refresh()
