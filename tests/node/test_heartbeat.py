@@ -16,7 +16,12 @@ async def test_an_idle_worker_is_heard_well_before_it_would_be_suspect(
     await cluster.until_all_up()
     oldest_s = 0.0
     for _ in range(600):
-        await trio.sleep(0.05)
+        for node in cluster.workers:  # a network that takes its time: an answer is never heard at once
+            cluster.network.hold(node.address)
+        await trio.sleep(0.04)
+        for node in cluster.workers:
+            cluster.network.release(node.address)
+        await trio.sleep(0.01)
         for watched in cluster.master.watched.values():
             assert watched.state is State.UP
             assert watched.last_heard_s is not None
