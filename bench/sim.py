@@ -16,7 +16,7 @@ import statistics
 import time
 
 from trikv.registry import load_registry
-from trikv.testing.sim import simulate
+from trikv.testing.sim import Plan, simulate
 
 
 def main() -> None:
@@ -26,11 +26,11 @@ def main() -> None:
     logging.getLogger("trikv").setLevel(logging.CRITICAL)
     print(f"{platform.platform()}, Python {platform.python_version()}, seeds 0 to {seeds - 1}")
     for name, strategy in load_registry().strategies.items():
-        simulate(strategy, 0)  # imports and caches
+        simulate(strategy, 0, Plan())  # imports and caches
         spent_s, operations, faults, virtual_s = [], 0, 0, 0.0
         for seed in range(seeds):
             began_s = time.process_time()
-            run = simulate(strategy, seed)
+            run = simulate(strategy, seed, Plan())
             spent_s.append(time.process_time() - began_s)
             operations += len(run.history)
             faults += sum(run.faults.values())

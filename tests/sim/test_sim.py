@@ -12,14 +12,14 @@ import os
 import pytest
 
 from trikv.testing.crew import HANG_S, Crew, Played, Task
-from trikv.testing.sim import Plan, Verdict
+from trikv.testing.sim import USUAL, Verdict
 
 SEEDS = int(os.environ.get("TRIKV_SIM_SEEDS", "100"))
 
 
 @pytest.mark.parametrize("mode", ["sync", "async", "chain", "quorum"])
 def test_the_mode_keeps_its_promise(mode: str) -> None:
-    plan = Plan()
+    plan = USUAL
     with Crew(mode, os.cpu_count() or 1, hang_s=3 * HANG_S) as crew:
         broken = [told(played) for played in crew.play(Task(seed, plan) for seed in range(SEEDS)) if not held(played)]
     assert not broken, f"{len(broken)} of {SEEDS} seeds:\n" + "\n".join(broken)

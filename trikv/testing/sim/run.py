@@ -34,7 +34,7 @@ from trikv.testing.history import Finding, Kind, Operation
 from trikv.testing.sim.clients import Clients
 from trikv.testing.sim.clock import SimClock, run_repeatably
 from trikv.testing.sim.faults import Faults
-from trikv.testing.sim.plan import FaultKind, Plan, Schedule
+from trikv.testing.sim.plan import USUAL, FaultKind, Plan, Schedule
 from trikv.testing.sim.trace import Event, Trace
 from trikv.testing.sim.world import World
 
@@ -79,8 +79,8 @@ class Run:
 
 
 def simulate(strategy: Strategy, seed: int, plan: Plan | None = None, *, trace: bool = False) -> Run:
-    """Run one seed of a plan and judge it."""
-    return run_schedule(strategy, (plan or Plan()).draw(strategy, seed), trace=trace)
+    """Run one seed of a plan (`USUAL`) and judge it."""
+    return run_schedule(strategy, (plan or USUAL).draw(strategy, seed), trace=trace)
 
 
 def run_schedule(strategy: Strategy, schedule: Schedule, *, trace: bool = False) -> Run:
