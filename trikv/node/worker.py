@@ -5,8 +5,9 @@ A worker knows nothing of modes. It applies a store only if it is newer, refuses
 
 Everything that changes the disk goes through one committer task: it takes all that waits, judges it in order, writes
 one batch, has it flushed once, and then releases every waiter; so a hundred writers share an fsync. Nothing is visible
-before it is durable: while a batch is being flushed, a fetch of one of its keys is answered with the record before.
-A fetch under a promised epoch is answered at once; one under a newer epoch waits until that promise is on disk.
+before it is durable: while a batch is being flushed, a fetch of one of its keys is answered with the record before, and
+a listing takes its turn between two batches. A fetch under a promised epoch is answered at once; one under a newer
+epoch waits until that promise is on disk.
 
 If the disk fails, the worker stops: what an fsync that failed has left behind, nobody can say.
 
