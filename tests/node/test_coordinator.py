@@ -15,7 +15,7 @@ from trikv.core.precondition import Expect
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version, make_epoch
 from trikv.core.ring import partition_of
 from trikv.node.coordinator import IN_FLIGHT_MAX
-from trikv.node.slot import PENDING_MAX
+from trikv.node.slot import PENDING_BYTES_MAX, PENDING_MAX
 from trikv.testing.inprocess import InProcessCluster, Node
 
 MODES = ["sync", "async", "chain", "quorum"]
@@ -316,6 +316,21 @@ async def test_a_master_that_starts_before_its_workers_answers_late_rather_than_
         for node in cluster.workers:
             await cluster.restart(node)
     assert values == [b"1"]
+
+
+async def test_writes_in_doubt_are_bounded_in_bytes_over_all_partitions(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await start(nursery, "quorum")
+    coordinator = cluster.coordinator
+    slot = coordinator.slots[partition_of(KEY)]
+    huge = Record(slot.next_version(), Version(1, 1), bytes(PENDING_BYTES_MAX))
+    slot.note_sent(b"in doubt", huge)
+    coordinator.note_change()  # whatever changes meanwhile, what is in doubt still weighs
+    assert await outcome(coordinator.put(b"another", b"v")) == "overloaded"
+    assert await outcome(coordinator.get(b"another")) == "committed"
+    slot.note_committed(b"in doubt", huge)
+    assert await outcome(coordinator.put(b"another", b"v")) == "committed"
 
 
 async def test_too_many_keys_in_doubt_are_refused(nursery: trio.Nursery, autojump_clock: MockClock) -> None:

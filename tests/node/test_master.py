@@ -407,3 +407,45 @@ async def test_a_mode_that_stores_other_copies_than_it_did_is_refused(
     changed = replace(cluster.registry, strategies={**others, "sync": FewerCopies()})
     with pytest.raises(StartError, match="stores 2 copies of 3 now, and this cluster's records were written with 3"):
         await Master.open(cluster.store, changed, cluster.doors)
+
+
+@pytest.mark.parametrize("mode", ["sync", "chain", "quorum"])
+async def test_a_document_restored_under_a_term_that_was_used_already_loses_nothing(
+    mode: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await start(nursery, mode=mode)
+    await cluster.coordinator.put(b"another", b"0")
+    backup = await cluster.store.read()
+    await cluster.restart_master()
+    await cluster.until_all_up()
+    first = await cluster.coordinator.put(KEY, b"A")
+    await cluster.stop_master()
+    _, revision = await cluster.store.read()
+    assert backup[0] is not None
+    await cluster.store.compare_and_set(backup[0], revision)
+    await cluster.start_master()  # takes the term that the last master had, until a worker names that one
+    await cluster.until_all_up()
+    assert await cluster.coordinator.put(KEY, b"B") > first
+    record = await cluster.coordinator.get(KEY)
+    assert record is not None
+    assert record.value == b"B"
+
+
+async def test_a_document_restored_from_before_the_first_store_makes_nobody_lose_a_place(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await start(nursery)
+    backup = await cluster.store.read()
+    await cluster.restart_master()
+    await cluster.until_all_up()
+    await cluster.coordinator.put(KEY, b"v")
+    await cluster.stop_master()
+    _, revision = await cluster.store.read()
+    assert backup[0] is not None
+    await cluster.store.compare_and_set(backup[0], revision)
+    await cluster.start_master()
+    await cluster.until_all_up()
+    newcomer = await cluster.add_worker()
+    await cluster.until(lambda: newcomer.worker.id in cluster.master.cluster.workers)
+    assert seen(cluster, newcomer)["place"] == "spare"
+    assert await code_of(cluster) == "committed"

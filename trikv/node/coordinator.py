@@ -81,7 +81,6 @@ class Coordinator:
     def note_change(self) -> None:
         """Something that an operation may be waiting for has changed: a worker's state, or the slots."""
         self._changed.set()
-        self.doubt = Doubt()
         self._changed = trio.Event()
 
     async def wait_change(self) -> None:
