@@ -13,8 +13,8 @@ seen it.
 Compare-and-set holds the lock alone: it first finishes what is pending, then reads, compares, and writes. A write
 while one of its workers is full does the same, to refuse a key that is not there yet before anything is sent.
 
-Bounds: `IN_FLIGHT_MAX` operations at once, `PENDING_MAX` keys in doubt in a partition; beyond either a caller is
-refused at once.
+Bounds: `IN_FLIGHT_MAX` operations at once, `PENDING_MAX` keys in doubt in a partition and `PENDING_BYTES_MAX` in all;
+beyond any of them a caller is refused at once.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ places anew; the flag that ends this is durable before that store is sent. After
 there. A worker that comes back elsewhere has its address changed; one that comes back without its store is another
 member (its id with another incarnation), which holds no place.
 
-*Being fenced.* A worker that has promised a term that this master does not know of makes it take a term beyond it (the
-document was restored from a backup); a generation that the document does not know blocks that partition, since
+*Being fenced.* A worker that knows of another master of this term, or of a higher one, makes this master take a term
+beyond it (the document was restored from a backup); until the worker has said that it knows of none, it is sent nothing.
+A generation that the document does not know blocks that partition, since
 configurations may have existed that nobody remembers.
 """
 
