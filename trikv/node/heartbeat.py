@@ -55,7 +55,7 @@ class Watched:
         self._me = me
         self._on_change = on_change
         self._on_rival = on_rival  # the worker knows another master of this term, or of a higher one
-        self._acknowledged = False  # the worker has said, on this link, that it knows no other
+        self.acknowledged = False  # the worker has said, on this link, that it knows no other
         self.peer = Peer(enlisted.address, me, doors, judge=self._judge, on_link=self._linked)
         self._asked_s = -VITALS_INTERVAL_S
         self.standing = Standing.DOUBTFUL  # as of the last heartbeat or change of the link: operations read it often
@@ -95,7 +95,7 @@ class Watched:
         now = trio.current_time()
         if link is not None:
             self.suspicion.heartbeat(now)
-            self._acknowledged = False
+            self.acknowledged = False
             self._ask(link, now)
         elif self.peer.refused:
             self.suspicion.broken(now)
@@ -104,7 +104,7 @@ class Watched:
 
     def _refresh(self) -> None:
         standing = _STANDINGS[self.state]
-        usable = self.peer.link is not None and self._acknowledged
+        usable = self.peer.link is not None and self.acknowledged
         self.standing = Standing.DOUBTFUL if standing is Standing.UP and not usable else standing
 
     def _ask(self, link: Link, now: float) -> None:
@@ -115,8 +115,8 @@ class Watched:
         if fault != Fault.OK:
             return
         self.vitals = vitals_from_wire(payload)
-        self._acknowledged = self.vitals.master == self._me().incarnation
-        if not self._acknowledged:
+        self.acknowledged = self.vitals.master == self._me().incarnation
+        if not self.acknowledged:
             self._on_rival(Reign.parse(self.vitals.master).term)
         before = self.standing
         self._refresh()
@@ -167,4 +167,8 @@ class Replica:
     def call(
         self, op: int, arguments: list[Any], deadline_s: float, done: Callable[[int, list[Any]], None], size_bytes: int
     ) -> None:
-        self._watched.peer.call(op, arguments, deadline_s, done, size_bytes)
+        watched = self._watched
+        if watched.acknowledged:
+            watched.peer.call(op, arguments, deadline_s, done, size_bytes)
+        else:
+            done(Fault.NOT_SENT, [])

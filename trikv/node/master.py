@@ -12,9 +12,9 @@ there. A worker that comes back elsewhere has its address changed; one that come
 member (its id with another incarnation), which holds no place.
 
 *Being fenced.* A worker that knows of another master of this term, or of a higher one, makes this master take a term
-beyond it (the document was restored from a backup); until the worker has said that it knows of none, it is sent nothing.
-A generation that the document does not know blocks that partition, since
-configurations may have existed that nobody remembers.
+beyond it (the document was restored from a backup); until a worker has said that it knows of none, it is sent nothing.
+A generation that the document does not know blocks that partition, since configurations may have existed that nobody
+remembers.
 """
 
 from __future__ import annotations
