@@ -266,6 +266,26 @@ async def test_beyond_the_bound_of_bytes_a_call_is_not_sent() -> None:
     assert {n: fault for n, (fault, _) in answered.results.items()} == {0: 0, 1: 0, 2: Fault.NOT_SENT, 3: 0}
 
 
+async def test_answers_are_read_however_many_calls_wait_to_leave() -> None:
+    near_end, far_end = trio.testing.memory_stream_pair()
+    tap = Tap(near_end)
+    answered = Answered()
+    asked: list[Call] = []
+    async with linked((tap, far_end), lambda _, calls: asked.extend(calls)) as (near, far):
+        for number in range(2):
+            near.call(1, [], soon(), answered.expect(number))
+        await trio.testing.wait_all_tasks_blocked()
+        tap.gate = trio.Event()
+        near.call(1, [], soon(), answered.expect(2))  # held up on its way, and more behind it than the bound
+        await trio.testing.wait_all_tasks_blocked()
+        near.call(1, [], soon(), answered.expect(3), QUEUE_BYTES_MAX + 1)
+        for count, call in enumerate(asked, start=1):
+            far.answer(call.id, Fault.OK, [])
+            await answered.wait(count)
+        tap.gate.set()
+    assert {0, 1} <= set(answered.results)
+
+
 async def test_beyond_the_bound_of_calls_a_call_is_not_sent() -> None:
     answered = Answered()
     near, _ = await link_up(trio.testing.memory_stream_pair(), None)
