@@ -169,7 +169,7 @@ async def test_two_workers_with_one_identity_are_refused(nursery: trio.Nursery, 
     await twin.commit(Batch(meta=dict(original.storage.meta())))
     copy = await cluster.add_worker(storage=twin, worker_id=original.worker.id)
     with pytest.raises(Refused, match="has a copy of its data directory: give it one of its own"):
-        await cluster.master.enlist(copy.address)
+        await cluster.master.enlisting.enlist(copy.address)
     await trio.sleep(10)
     assert seen(cluster, original)["address"] == original.address
     assert await code_of(cluster) == "committed"
@@ -181,7 +181,7 @@ async def test_one_process_under_two_names_of_its_address_is_one_worker(
     cluster = await start(nursery)
     before = cluster.master.cluster
     for node in cluster.workers:
-        assert (await cluster.master.enlist(node.address))["address"] == node.address
+        assert (await cluster.master.enlisting.enlist(node.address))["address"] == node.address
     assert cluster.master.cluster == before
 
 
@@ -196,7 +196,7 @@ async def test_a_worker_of_another_cluster_is_refused_with_a_sentence(
     await storage.commit(Batch(meta={"incarnation": b"i-9", "cluster": b"c-other"}))
     stranger = await cluster.add_worker(storage=storage)
     with pytest.raises(Refused, match=r"belongs to cluster c-other, not to c-\w+; start it with another --data-dir"):
-        await cluster.master.enlist(stranger.address)
+        await cluster.master.enlisting.enlist(stranger.address)
     with pytest.raises(LinkError, match=r"belongs to cluster c-other, and this is c-\w+"):
         await dial(await cluster.network.connect(cluster.master_address), stranger.worker.hello())
     assert stranger.worker.id not in cluster.master.cluster.workers
@@ -214,7 +214,7 @@ async def test_nobody_at_an_address_is_refused_with_a_sentence(
         (cluster.workers[0].address, "no answer in time"),
     ):
         with pytest.raises(Refused, match=reason) as refused:
-            await cluster.master.enlist(address)
+            await cluster.master.enlisting.enlist(address)
         assert refused.value.kind.code == "conflict"
 
 
@@ -235,7 +235,7 @@ async def test_a_worker_that_greets_and_then_speaks_nonsense_is_refused(
 
     nursery.start_soon(trio.serve_listeners, speak, [listening.listener])
     with pytest.raises(Refused, match=r"no worker can be enlisted|went away"):
-        await cluster.master.enlist(listening.address)
+        await cluster.master.enlisting.enlist(listening.address)
     assert await code_of(cluster) == "committed"
     nursery.cancel_scope.cancel()
 
@@ -297,7 +297,7 @@ async def test_a_master_that_was_superseded_changes_nothing_any_more(
         async with trio.open_nursery() as inner:
             await inner.start(cluster.master.run, listening)
             with pytest.raises(Refused, match="another master has taken over"):
-                await cluster.master.enlist(newcomer.address)
+                await cluster.master.enlisting.enlist(newcomer.address)
     assert await cluster.store.read() == document
 
 
@@ -306,7 +306,7 @@ async def test_the_founding_settings_cannot_be_changed_by_a_restart(
 ) -> None:
     cluster = await start(nursery, mode="chain")
     await cluster.stop_master()
-    with pytest.raises(StartError, match="founded with mode chain, not sync; start it without --mode"):
+    with pytest.raises(StartError, match="mode is chain, not sync; start it without --mode"):
         await cluster.start_master(mode="sync")
     with pytest.raises(StartError, match="founded with 3 replicas, not 5; start it without --replicas"):
         await cluster.start_master(replicas=5)

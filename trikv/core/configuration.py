@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
-DOCUMENT_FORMAT: Final = 1
+DOCUMENT_FORMAT: Final = 2
+_FORMATS_READ: Final = (1, 2)  # 1: before workers could be drained
 
 
 class Member(NamedTuple):
@@ -43,10 +44,15 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """The durable state of one partition. An empty history: it was never formed."""
+    """The durable state of one partition. An empty history: it was never formed.
+
+    `forgot`: the newest generation in which tombstones were forgotten, 0 if never. What a worker holds from before it
+    may have been deleted since, so that it must not be merged.
+    """
 
     generation: int = 0
     history: tuple[Configuration, ...] = ()
+    forgot: int = 0
 
     @property
     def active(self) -> Configuration:
@@ -55,6 +61,15 @@ class Partition:
     @property
     def settled(self) -> bool:
         return len(self.history) == 1
+
+    def changed_to(self, configuration: Configuration, *, replaces: bool = False) -> Partition:
+        """The next generation, under `configuration`. `replaces`: under the active one nothing was ever stored."""
+        kept = self.history[:-1] if replaces else self.history
+        return replace(self, generation=self.generation + 1, history=(*kept, configuration))
+
+    def as_settled(self) -> Partition:
+        """The same generation, with all that was committed in the active configuration alone."""
+        return replace(self, history=self.history[-1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +81,7 @@ class Enlisted:
     address: str
     storage: str
     max_keys: int | None = None
+    draining: bool = False  # an operator wants it empty
 
     @property
     def member(self) -> Member:
@@ -96,7 +112,9 @@ class Cluster:
     def to_document(self) -> dict[str, Any]:
         """CBOR-ready. Configurations repeat often, so each distinct one is written once and named by its index."""
         table: dict[Configuration, int] = {}
-        rows = [[p.generation, [table.setdefault(c, len(table)) for c in p.history]] for p in self.partitions]
+        rows = [
+            [p.generation, [table.setdefault(c, len(table)) for c in p.history], p.forgot] for p in self.partitions
+        ]
         return {
             "format": DOCUMENT_FORMAT,
             "cluster": self.cluster,
@@ -105,7 +123,9 @@ class Cluster:
             "partition_count": self.partition_count,
             "term": self.term,
             "stored": self.stored,
-            "workers": [[w.worker, w.incarnation, w.address, w.storage, w.max_keys] for w in self.workers.values()],
+            "workers": [
+                [w.worker, w.incarnation, w.address, w.storage, w.max_keys, w.draining] for w in self.workers.values()
+            ],
             "configurations": [[[list(m) for m in c.members], c.mode, c.copies] for c in table],
             "partitions": rows,
         }
@@ -117,8 +137,7 @@ class Cluster:
         Raises:
           ValueError: the document is of another format.
         """
-        if document.get("format") != DOCUMENT_FORMAT:
-            found = document.get("format")
+        if (found := document.get("format")) not in _FORMATS_READ:
             raise ValueError(f"the cluster's document is of format {found}; this trikv reads format {DOCUMENT_FORMAT}")
         table = [
             Configuration(tuple(Member(*m) for m in members), mode, copies)
@@ -133,7 +152,7 @@ class Cluster:
             stored=document["stored"],
             workers={row[0]: Enlisted(*row) for row in document["workers"]},
             partitions=tuple(
-                Partition(generation, tuple(table[i] for i in history))
-                for generation, history in document["partitions"]
+                Partition(generation, tuple(table[i] for i in history), *forgot)
+                for generation, history, *forgot in document["partitions"]
             ),
         )

@@ -55,6 +55,7 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("bad_request", _R, 400, 2, "The request cannot be understood", "See the detail."),
         Kind("bad_key", _R, 400, 2, "The key cannot be stored", "Use a key of 1 to 4,096 bytes."),
         Kind("unknown_mode", _R, 400, 2, "No such mode", "Choose one of the installed modes."),
+        Kind("unknown_worker", _R, 404, 2, "No such worker", "Name one by its id or its address."),
         Kind("forbidden", _R, 403, 4, "Refused for its origin", "Call from the same origin, or not from a browser."),
         Kind("no_route", _R, 404, 1, "No such resource", "See README.md for the paths there are."),
         Kind("bad_method", _R, 405, 1, "Method not allowed here", "Use a method from the Allow header."),
@@ -62,8 +63,9 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("value_too_large", _R, 413, 2, "The value is too large", "Values go up to 1 MiB; split it."),
         Kind("bad_media", _R, 415, 2, "This kind of body is not taken", "Send the type that the detail names."),
         Kind("no_compare_and_set", _R, 409, 4, "No compare-and-set in this mode", "Switch to a CP mode."),
-        Kind("mode_fixed", _R, 409, 4, "The mode cannot be changed here", "See the detail."),
         Kind("conflict", _R, 409, 4, "The cluster's state does not allow this now", "See the detail."),
+        Kind("operation_under_way", _R, 409, 4, "Another change is under way", "Wait until it has ended, or undo it."),
+        Kind("unsafe", _R, 409, 4, "This could lose data", "See the detail."),
         Kind("precondition_failed", _R, 412, 5, "The precondition fails", "Read the key again and decide anew."),
         # The cluster cannot do it now, and has sent nothing.
         Kind("forming", _R, 503, 4, "The cluster is still forming", "Start the workers that are missing."),

@@ -34,6 +34,11 @@ def generation_of(epoch: int) -> int:
     return epoch & _GENERATION_MASK
 
 
+def spell_epoch(epoch: int) -> str:
+    """`term.generation`, for people."""
+    return f"{term_of(epoch)}.{generation_of(epoch)}"
+
+
 class Version(NamedTuple):
     """Compares as a tuple: epoch first."""
 
@@ -42,7 +47,7 @@ class Version(NamedTuple):
 
     def __str__(self) -> str:
         """`term.generation-seq`, the form in which people and ETags see it."""
-        return f"{term_of(self.epoch)}.{generation_of(self.epoch)}-{self.seq}"
+        return f"{spell_epoch(self.epoch)}-{self.seq}"
 
     @classmethod
     def parse(cls, text: str) -> Version:

@@ -32,7 +32,7 @@ from trikv.core.precondition import Expect
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
 from trikv.core.ring import partition_of
 from trikv.core.session import PeerError
-from trikv.net.replicas import NotEnough, Request, Standing
+from trikv.net.replicas import NotEnough, Request, Standing, Target
 from trikv.node.repair import fetch_history
 from trikv.node.scan import PAGE_MAX, ScanPage, scan_page
 from trikv.node.slot import PENDING_BYTES_MAX, PENDING_MAX, Doubt, Slot
@@ -73,6 +73,7 @@ class Coordinator:
         self.stored = False  # set by the master once that is durable
         self.in_flight = 0
         self.outcomes = dict.fromkeys(Outcome, 0)
+        self.slowest_s = 0.0  # the longest operation since somebody last set this to zero
         self._before_first_store = before_first_store
         self._on_stale = on_stale
         self.doubt = Doubt()
@@ -97,7 +98,7 @@ class Coordinator:
         """The record that a read returns; None where there is no value."""
         check_key(key)
         async with self._operation(timeout_s) as attempt:
-            record = await self.read(self._slot_of(key), key, attempt.deadline_s)
+            record = await self._read_wherever(key, attempt.deadline_s)
         return None if record is None or record.is_tombstone else record
 
     async def put(
@@ -137,29 +138,45 @@ class Coordinator:
         async with self._operation(timeout_s) as attempt:
             if not self.stored and self.slots:
                 await self._before_first_store()
-            slot = self._slot_of(key)
-            if expect is not None and not slot.strategy.compare_and_set:
-                raise Refused(
-                    "no_compare_and_set",
-                    f"mode {slot.strategy.name} is {slot.strategy.promise.value}: it cannot compare before it sets",
-                )
-            if key not in slot.pending and len(slot.pending) >= PENDING_MAX:
-                raise Refused("overloaded", f"{PENDING_MAX:,} keys of this partition are in doubt already")
-            if self.doubt.size_bytes > PENDING_BYTES_MAX:
-                raise Refused("overloaded", f"writes of {PENDING_BYTES_MAX:,} bytes are under way or in doubt already")
-            await self._await_members(slot)
-            creates_blindly = value is not None and any(getattr(target, "full", False) for target in slot.targets)
-            if expect is None and not creates_blindly:
-                async with slot.locks.shared(key):
-                    return await self._write_fresh(slot, key, value, attempt)
-            async with slot.locks.exclusive(key):
-                current = await self._read_for_write(slot, key, attempt.deadline_s)
-                if expect is not None and not expect.holds(current):
-                    raise Refused("precondition_failed", _describe_mismatch(current), stamp=_stamp_of(current))
-                if creates_blindly and (current is None or current.is_tombstone):
-                    full = [t.member.worker for t in slot.targets if getattr(t, "full", False)]
-                    raise Refused("full", f"worker {', '.join(full)} holds as many keys as it may; this key is new")
+            while True:
+                slot = await self._await_members(key)
+                try:
+                    return await self._write_in(slot, key, value, expect, attempt)
+                except (WriteFailed, Refused) as error:
+                    if attempt.sent or not self._goes_on_elsewhere(slot, error):
+                        raise
+
+    async def _write_in(
+        self, slot: Slot, key: bytes, value: bytes | None, expect: Expect | None, attempt: Attempt
+    ) -> Version:
+        """The write under the configuration of this slot."""
+        if expect is not None and not slot.strategy.compare_and_set:
+            raise Refused(
+                "no_compare_and_set",
+                f"mode {slot.strategy.name} is {slot.strategy.promise.value}: it cannot compare before it sets",
+            )
+        if key not in slot.pending and len(slot.pending) >= PENDING_MAX:
+            raise Refused("overloaded", f"{PENDING_MAX:,} keys of this partition are in doubt already")
+        if self.doubt.size_bytes > PENDING_BYTES_MAX:
+            raise Refused("overloaded", f"writes of {PENDING_BYTES_MAX:,} bytes are under way or in doubt already")
+        creates_blindly = value is not None and any(getattr(target, "full", False) for target in slot.targets)
+        if expect is None and not creates_blindly:
+            async with slot.locks.shared(key):
                 return await self._write_fresh(slot, key, value, attempt)
+        async with slot.locks.exclusive(key):
+            current = await self._read_for_write(slot, key, attempt.deadline_s)
+            if expect is not None and not expect.holds(current):
+                raise Refused("precondition_failed", _describe_mismatch(current), stamp=_stamp_of(current))
+            if creates_blindly and (current is None or current.is_tombstone):
+                full = [t.member.worker for t in slot.targets if getattr(t, "full", False)]
+                raise Refused("full", f"worker {', '.join(full)} holds as many keys as it may; this key is new")
+            return await self._write_fresh(slot, key, value, attempt)
+
+    def _goes_on_elsewhere(self, slot: Slot, error: WriteFailed | Refused) -> bool:
+        """Did it only fail because the partition has moved on to another configuration?"""
+        if self.slots[slot.index] is slot:
+            return False
+        return isinstance(error, WriteFailed) or error.kind.code in ("unavailable", "unanswered")
 
     async def _write_fresh(self, slot: Slot, key: bytes, value: bytes | None, attempt: Attempt) -> Version:
         version = slot.next_version()
@@ -177,6 +194,16 @@ class Coordinator:
             return await self.own_read(slot, key, deadline_s, exclusive=True)
         return await self.repair(slot, key, deadline_s)
 
+    async def _read_wherever(self, key: bytes, deadline_s: float) -> Record | None:
+        """Read under the present configuration, and under the next if that one replaces it meanwhile."""
+        while True:
+            slot = self._slot_of(key)
+            try:
+                return await self.read(slot, key, deadline_s)
+            except Refused as error:
+                if not self._goes_on_elsewhere(slot, error):
+                    raise
+
     async def read(
         self, slot: Slot, key: bytes, deadline_s: float, listed: dict[str, Record | None] | None = None
     ) -> Record | None:
@@ -188,16 +215,18 @@ class Coordinator:
                 return await self.own_read(slot, key, deadline_s, exclusive=True)
             return await self.repair(slot, key, deadline_s)
 
-    async def repair(self, slot: Slot, key: bytes, deadline_s: float) -> Record | None:
+    async def repair(
+        self, slot: Slot, key: bytes, deadline_s: float, *, besides: Target | None = None
+    ) -> Record | None:
         """Bring the key's newest record to the active configuration and answer it; the caller has the key's lock alone.
 
         The copy gets a fresh version: one that was found on fewer than W replicas may be older than a hidden one, and
-        a replica that holds something newer acknowledges a store without holding *it*.
+        a replica that holds something newer acknowledges a store without holding *it*. `besides`: see `fetch_history`.
         """
         record = slot.pending.get(key)
         if record is None:
             try:
-                found = await fetch_history(slot, key, deadline_s, self._on_stale)
+                found = await fetch_history(slot, key, deadline_s, self._on_stale, besides=besides)
             except (NotEnough, PeerError) as error:
                 raise Refused("unavailable", f"the key needs a repair, and too few replicas answer: {error}") from error
             if found is None:
@@ -263,6 +292,8 @@ class Coordinator:
                     raise Refused("unavailable", str(error)) from error
                 listed = None
                 await self._changed.wait()
+                if self.slots[slot.index] is not slot:
+                    raise Refused("unavailable", str(error)) from error  # by now it is another's to answer
                 continue
             except TrikvError:
                 raise
@@ -319,6 +350,7 @@ class Coordinator:
             raise
         finally:
             self.in_flight -= 1
+            self.slowest_s = max(self.slowest_s, trio.current_time() - attempt.deadline_s + timeout_s)
         self.outcomes[Outcome.COMMITTED] += 1
 
     @staticmethod
@@ -333,13 +365,14 @@ class Coordinator:
             raise Refused("recover", slot.blocked)
         return slot
 
-    async def _await_members(self, slot: Slot) -> None:
-        """Wait until a write can be committed by those that are up; refuse as soon as it cannot."""
-        need = slot.configuration.copies
+    async def _await_members(self, key: bytes) -> Slot:
+        """The key's slot, as soon as a write can be committed by those that are up; refuse once it cannot."""
         while True:
+            slot = self._slot_of(key)
+            need = slot.configuration.copies
             standings = [target.standing for target in slot.targets]
-            if standings.count(Standing.UP) >= need:
-                return
+            if standings.count(Standing.UP) >= need and not slot.closed:
+                return slot
             if len(standings) - standings.count(Standing.DOWN) < need:
                 down = [t.member.worker for t in slot.targets if t.standing is Standing.DOWN]
                 raise Refused(

@@ -1,15 +1,10 @@
 """The master: owns the cluster's document, watches the workers, and coordinates.
 
 It starts by taking a new term, by compare-and-set on the config store, and serves from what the document says. All
-that changes the document goes through `_change`: one change at a time, durable before it takes effect.
+that changes the document goes through `change`: one change at a time, durable before it takes effect.
 
-*Forming.* Until enough workers have enlisted, and all that were named on the command line, there is no configuration
-and everything is refused. Then each partition gets its first one. Until the first store, each further enlistment
-places anew; the flag that ends this is durable before that store is sent. After it a newcomer is spare.
-
-*Enlisting.* A worker says where it listens, or the command line does; the master dials that address and asks who is
-there. A worker that comes back elsewhere has its address changed; one that comes back without its store is another
-member (its id with another incarnation), which holds no place.
+What is done with the document is elsewhere: `enlist.py` forms the cluster and takes workers in, `reconcile.py` changes
+configurations, `settle.py` makes the partitions whole under them, `changes.py` is what operators ask for.
 
 *Being fenced.* A worker that knows of another master of this term, or of a higher one, makes this master take a term
 beyond it (the document was restored from a backup); until a worker has said that it knows of none, it is sent nothing.
@@ -22,33 +17,37 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import trio
 
 from trikv.core.calls import Enlist, Heartbeat, parse
 from trikv.core.configuration import Cluster, Configuration, Enlisted, Member, Partition
-from trikv.core.errors import Fault, Refused, Unknown
-from trikv.core.placement import place
-from trikv.core.record import generation_of, term_of
+from trikv.core.errors import Refused, Unknown
+from trikv.core.record import generation_of, make_epoch, term_of
 from trikv.core.ring import PARTITION_COUNT
 from trikv.core.session import Call, Hello, PeerError, Reign
+from trikv.core.suspicion import DOWN_AFTER_S, State
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
 from trikv.net.replicas import Target
 from trikv.net.serve import serve_links
+from trikv.node.changes import Changes
 from trikv.node.configstore import ConfigConflict, ConfigStore, ConfigStoreError
 from trikv.node.coordinator import Coordinator
-from trikv.node.greeting import ask_who_is_there
+from trikv.node.enlist import Enlisting
+from trikv.node.events import EventLog
 from trikv.node.heartbeat import Replica, Watched, beat_forever
+from trikv.node.reconcile import Reconciler
+from trikv.node.settle import Settling
 from trikv.node.slot import Slot
 from trikv.node.sweep import sweep_forever
 from trikv.registry import Registry
 
 T = TypeVar("T")
 
-DOWN_AFTER_S: Final = 5.0
-NAMED_AGAIN_S: Final = 0.5
+MIN_COPIES: Final = 2
+SETTLE_RATE_BYTES: Final = 16e6
 TERM_JUMP_MAX: Final = 1 << 20  # restarts that a backup may be behind; beyond it somebody is talking nonsense
 
 _log = logging.getLogger(__name__)
@@ -71,25 +70,30 @@ class Master:
         *,
         named: Sequence[str],
         timeout_s: float,
+        down_after_s: float,
+        settle_rate_bytes: float,
+        min_copies: int,
     ) -> None:
         self.cluster = cluster
         self.registry = registry
         self.coordinator = Coordinator(
-            timeout_s=timeout_s, before_first_store=self._note_first_store, on_stale=self._note_stale
+            timeout_s=timeout_s, before_first_store=self._note_first_store, on_stale=self.note_stale
         )
-        self.named = list(named)
-        self.not_enlisted = set(named)  # of those named, the ones that nobody has answered for yet
+        self.events = EventLog(cluster.term)
         self.watched: dict[str, Watched] = {}
         self.started_s = trio.current_time()
+        self.doors = doors
+        self.changing = trio.Lock()
+        self.down_after_s = down_after_s
+        self.enlisting = Enlisting(self, named)
+        self.reconciler = Reconciler(self, min_copies=min_copies)
+        self.settling = Settling(self, rate_bytes=settle_rate_bytes)
+        self.changes = Changes(self)
         self._revision = revision
         self._store = store
-        self._doors = doors
         self._name = doors.new_id(16)
-        self._changing = trio.Lock()
         self._replicas: dict[Member, Replica] = {}
         self._watch_scopes: dict[str, trio.CancelScope] = {}
-        self._enlisting: set[str] = set()
-        self._enlisting_links: set[Link] = set()
         self._nursery: trio.Nursery | None = None
 
     @classmethod
@@ -103,6 +107,9 @@ class Master:
         replicas: int | None = None,
         named: Sequence[str] = (),
         timeout_s: float = 2.0,
+        down_after_s: float = DOWN_AFTER_S,
+        settle_rate_bytes: float = SETTLE_RATE_BYTES,
+        min_copies: int = MIN_COPIES,
     ) -> Master:
         """Found the cluster, or take up the one that the document describes, under a new term.
 
@@ -119,8 +126,8 @@ class Master:
             cluster = Cluster.from_document(document)
             if mode is not None and mode != cluster.mode:
                 raise StartError(
-                    f"this cluster was founded with mode {cluster.mode}, not {mode}; "
-                    f"start it without --mode or with --mode {cluster.mode}"
+                    f"this cluster's mode is {cluster.mode}, not {mode}; start it without --mode or with --mode "
+                    f"{cluster.mode}, and switch with trikv mode {mode} while it runs"
                 )
             if replicas is not None and replicas != cluster.replicas:
                 raise StartError(
@@ -130,7 +137,18 @@ class Master:
             _check_modes(cluster, registry)
         cluster = cluster.with_term(cluster.term + 1)
         revision = await store.compare_and_set(cluster.to_document(), revision)
-        return cls(cluster, revision, store, registry, doors, named=named, timeout_s=timeout_s)
+        return cls(
+            cluster,
+            revision,
+            store,
+            registry,
+            doors,
+            named=named,
+            timeout_s=timeout_s,
+            down_after_s=down_after_s,
+            settle_rate_bytes=settle_rate_bytes,
+            min_copies=min_copies,
+        )
 
     def hello(self) -> Hello:
         return Hello("master", self.cluster.cluster, str(Reign(self.cluster.term, self._name)), self.cluster.cluster)
@@ -145,10 +163,11 @@ class Master:
             self._nursery = nursery
             self._install(self.cluster)
             await nursery.start(serve_links, listening.listener, self.hello, self.judge, self._handle)
-            for address in self.named:
-                nursery.start_soon(self._enlist_named, address)
+            self.enlisting.start(nursery)
             nursery.start_soon(beat_forever, self.watched)
-            nursery.start_soon(sweep_forever, self.coordinator, self._note_stale)
+            nursery.start_soon(sweep_forever, self.coordinator, self.note_stale)
+            nursery.start_soon(self.reconciler.run)
+            nursery.start_soon(self.settling.run)
             task_status.started()
 
     async def run_detached(self, operation: Callable[[], Awaitable[T]]) -> T:
@@ -180,8 +199,11 @@ class Master:
 
     # --- the document -------------------------------------------------------------------------------------------------
 
-    async def _change(self, change: Callable[[Cluster], Cluster]) -> None:
-        """Make one change of the document durable, then effective. The caller holds `_changing`."""
+    async def change(self, change: Callable[[Cluster], Cluster], *, made_here: bool = False) -> None:
+        """Make one change of the document durable, then effective. The caller holds `changing`.
+
+        `made_here`: its new configurations are of this coordinator's making, so it knows what was stored under them.
+        """
         changed = change(self.cluster)
         if changed == self.cluster:
             return
@@ -194,9 +216,9 @@ class Master:
                 raise Refused("stopping", "another master has taken over") from error
             except ConfigStoreError as error:
                 raise Refused("unavailable", f"the master cannot write the cluster's document: {error}") from error
-        self._install(changed)
+        self._install(changed, made_here=made_here)
 
-    def _install(self, cluster: Cluster) -> None:
+    def _install(self, cluster: Cluster, *, made_here: bool = False) -> None:
         """Make the document effective: watch its workers, and give each partition of a new epoch a new slot."""
         self.cluster = cluster
         for enlisted in cluster.workers.values():
@@ -207,128 +229,72 @@ class Master:
                 watched.enlisted = enlisted
         coordinator = self.coordinator
         coordinator.stored = cluster.stored
-        coordinator.not_formed = self.forming_detail()
+        coordinator.not_formed = self.enlisting.forming_detail()
         if cluster.formed:
             former = coordinator.slots
-            old = dict(enumerate(former))
             coordinator.slots = [
-                old[index]
-                if index in old and old[index].is_current(cluster.term, partition)
-                else Slot(index, cluster.term, partition, self.registry.strategy, self._targets, coordinator.doubt)
+                self._slot_for(index, partition, former[index] if former else None, made_here)
                 for index, partition in enumerate(cluster.partitions)
             ]
-            for before, slot in zip(former, coordinator.slots, strict=False):
-                if slot is not before:
-                    before.retire()
-                if before.partition == slot.partition:
-                    slot.blocked = before.blocked  # a new term proves nothing about the past
         coordinator.note_change()
 
-    def _targets(self, configuration: Configuration) -> list[Target]:
-        return [self._replica(member) for member in configuration.members]
+    def _slot_for(self, index: int, partition: Partition, former: Slot | None, made_here: bool) -> Slot:
+        cluster = self.cluster
+        if former is not None and former.epoch == make_epoch(cluster.term, partition.generation):
+            if former.partition != partition:
+                former.settle(partition)  # all else gets a new generation
+            return former
+        doubt = self.coordinator.doubt
+        slot = Slot(index, cluster.term, partition, self.registry.strategy, self._targets, doubt, replaceable=made_here)
+        if former is not None:
+            former.retire()
+            if former.partition == partition:
+                slot.blocked = former.blocked  # a new term proves nothing about the past
+        return slot
 
-    def _replica(self, member: Member) -> Replica:
+    def _targets(self, configuration: Configuration) -> list[Target]:
+        return [self.target(member) for member in configuration.members]
+
+    def target(self, member: Member) -> Replica:
+        """That member, made callable."""
         if member not in self._replicas:
             self._replicas[member] = Replica(member, self.watched)
         return self._replicas[member]
 
     async def _note_first_store(self) -> None:
         async def note() -> None:
-            async with self._changing:
-                await self._change(lambda cluster: replace(cluster, stored=True))
+            async with self.changing:
+                await self.change(lambda cluster: replace(cluster, stored=True))
 
         await self.run_detached(note)  # a slow config store must not hold a request beyond its deadline
 
-    # --- forming ------------------------------------------------------------------------------------------------------
+    async def note_settled(self, slots: Sequence[Slot]) -> list[Slot]:
+        """Note durably that their active configurations hold everything; those of which it is still true."""
 
-    def forming(self) -> dict[str, Any] | None:
-        """What the cluster still waits for; None once it has formed."""
-        if self.cluster.formed:
-            return None
-        enlisted = len(self.cluster.workers)
-        return {
-            "needed": self.cluster.replicas,
-            "enlisted": enlisted,
-            "missing": max(0, self.cluster.replicas - enlisted),
-            "named_missing": sorted(self.not_enlisted),
-            "detail": self.forming_detail(),
-        }
+        def change(cluster: Cluster) -> Cluster:
+            partitions = list(cluster.partitions)
+            for slot in slots:
+                if slot.is_current(cluster.term, partitions[slot.index]):
+                    partitions[slot.index] = partitions[slot.index].as_settled()
+            return replace(cluster, partitions=tuple(partitions))
 
-    def forming_detail(self) -> str:
-        enlisted = len(self.cluster.workers)
-        missing = max(0, self.cluster.replicas - enlisted)
-        sentence = f"{enlisted} of {self.cluster.replicas} workers have enlisted"
-        if missing:
-            sentence += f"; {missing} more needed"
-        if self.not_enlisted:
-            sentence += f"; waiting for {', '.join(sorted(self.not_enlisted))}, named at the start"
-        return sentence
+        async with self.changing:
+            current = [slot for slot in slots if self.coordinator.slots[slot.index] is slot]
+            await self.change(change)
+        return current
 
-    def _placed(self, cluster: Cluster) -> Cluster:
-        """Every partition with a configuration made from the workers there are, if they are enough."""
-        if len(cluster.workers) < cluster.replicas or self.not_enlisted:
-            return cluster
-        strategy = self.registry.strategy(cluster.mode)
-        table = place(list(cluster.workers), cluster.replicas, partitions=cluster.partition_count)
-        old = cluster.partitions or (Partition(),) * cluster.partition_count
-        copies = strategy.copies(cluster.replicas)
-        configurations = {
-            workers: Configuration(tuple(cluster.workers[w].member for w in workers), cluster.mode, copies)
-            for workers in set(table)
-        }
-        return replace(
-            cluster,
-            partitions=tuple(
-                Partition(partition.generation + 1, (configurations[workers],))
-                for partition, workers in zip(old, table, strict=True)
-            ),
-        )
-
-    # --- enlisting ----------------------------------------------------------------------------------------------------
-
-    async def enlist(self, address: str) -> dict[str, Any]:
-        """Take the worker at `address` into the cluster, or note where it is now. Answers what the cluster knows of it.
-
-        Raises:
-          Refused: nobody answers there, or it is no worker of this cluster, or it shares another's identity.
-        """
-        asked_for = address
-        hello, vitals = await ask_who_is_there(self._doors, self.hello(), address)
-        async with self._changing:
-            known = self.cluster.workers.get(hello.node)
-            watched = self.watched.get(hello.node)
-            if known is not None and watched is not None and watched.peer.link is not None:
-                if watched.vitals is None or watched.vitals.process == vitals.process:
-                    address = known.address  # one process under two names of its address
-                elif address != known.address:
-                    raise Refused(
-                        "conflict",
-                        f"worker {hello.node} already serves at {known.address}; the one at {address} has a copy of "
-                        "its data directory: give it one of its own",
-                    )
-            self.not_enlisted.discard(asked_for)
-            enlisted = Enlisted(hello.node, hello.incarnation, address, vitals.storage, vitals.max_keys)
-
-            def change(cluster: Cluster) -> Cluster:
-                changed = replace(cluster, workers={**cluster.workers, enlisted.worker: enlisted})
-                return changed if cluster.stored or _is_placed(changed) else self._placed(changed)
-
-            await self._change(change)
-        _log.info("worker %s enlisted at %s", enlisted.worker, enlisted.address)
-        return {"id": enlisted.worker, "address": enlisted.address, "incarnation": enlisted.incarnation}
-
-    async def _enlist_named(self, address: str) -> None:
-        """Enlist a worker that the command line names, however late it starts."""
-        said = ""
-        while True:
-            try:
-                await self.enlist(address)
-                return
-            except Refused as error:
-                if error.detail != said:
-                    said = error.detail
-                    _log.info("%s", said)
-            await trio.sleep(NAMED_AGAIN_S * (0.5 + self._doors.dice.random()))
+    async def forget(self, worker: str) -> None:
+        """Take a worker that holds nothing out of the document."""
+        async with self.changing:
+            await self.change(
+                lambda cluster: replace(
+                    cluster, workers={name: each for name, each in cluster.workers.items() if name != worker}
+                )
+            )
+            if scope := self._watch_scopes.pop(worker, None):
+                scope.cancel()
+            self.watched.pop(worker, None)
+            self.events.note("worker_removed", worker=worker)
 
     def judge(self, hello: Hello) -> str | None:
         """Why that node has no business here, or None."""
@@ -347,21 +313,8 @@ class Master:
             request = parse(call.op, call.arguments)
             if not isinstance(request, Enlist | Heartbeat):
                 raise PeerError("asked a master for records")
-            if isinstance(request, Enlist) and link in self._enlisting_links:
-                link.answer(call.id, Fault.OK, ["it is being enlisted already"])
-            elif isinstance(request, Enlist):
-                self._enlisting_links.add(link)
-                self._nursery.start_soon(self._answer_enlist, link, call.id, request.address)
-
-    async def _answer_enlist(self, link: Link, call_id: int, address: str) -> None:
-        try:
-            await self.enlist(address)
-        except Refused as error:
-            link.answer(call_id, Fault.OK, [error.detail])
-        else:
-            link.answer(call_id, Fault.OK, [])
-        finally:
-            self._enlisting_links.discard(link)
+            if isinstance(request, Enlist):
+                self.enlisting.answer(link, call.id, request.address, self._nursery)
 
     # --- the workers --------------------------------------------------------------------------------------------------
 
@@ -372,10 +325,12 @@ class Master:
         watched = self.watched[enlisted.worker] = Watched(
             enlisted,
             self.hello,
-            self._doors,
+            self.doors,
             lambda: self._note_worker_change(enlisted.worker),
             on_rival=self._note_rival,
-            grace_s=DOWN_AFTER_S,
+            grace_s=self.down_after_s,
+            on_state=lambda old, new: self._note_state(enlisted.worker, new),
+            former=self.watched.get(enlisted.worker),
         )
         scope = self._watch_scopes[enlisted.worker] = trio.CancelScope()
 
@@ -387,31 +342,27 @@ class Master:
         self._nursery.start_soon(watch)
 
     def _note_worker_change(self, worker: str) -> None:
-        watched = self.watched[worker]
+        if (watched := self.watched.get(worker)) is None:
+            return  # it is being watched for the first time, or was just forgotten
         link = watched.peer.link
         is_another = link is not None and link.peer.incarnation != watched.enlisted.incarnation
-        if is_another and worker not in self._enlisting and self._nursery is not None:
-            # It lost its store, and is another member now; the document should say so.
-            self._enlisting.add(worker)
-            self._nursery.start_soon(self._enlist_again, worker)
+        if is_another and self._nursery is not None:
+            self.enlisting.enlist_again(worker, self._nursery)
         self.coordinator.note_change()
 
-    async def _enlist_again(self, worker: str) -> None:
-        try:
-            await self.enlist(self.watched[worker].enlisted.address)
-        except Refused as error:
-            _log.warning("worker %s came back without its data: %s", worker, error.detail)
-        finally:
-            self._enlisting.discard(worker)
+    def _note_state(self, worker: str, state: State) -> None:
+        if state is not State.UNKNOWN:
+            self.events.note(f"worker_{state.value}", worker=worker)
 
     # --- being fenced -------------------------------------------------------------------------------------------------
 
-    def _note_stale(self, slot: Slot, promised: int) -> None:
+    def note_stale(self, slot: Slot, promised: int) -> None:
         """A worker refused this slot's epoch, since it has promised a newer one."""
         current = self.coordinator.slots[slot.index]
         if current.blocked:
             return
         if generation_of(promised) > current.partition.generation:
+            current.promised = promised
             current.blocked = (
                 f"a worker has promised generation {generation_of(promised)} of partition {slot.index}, and the "
                 f"cluster's document knows generation {current.partition.generation}: it is older than the cluster"
@@ -428,12 +379,12 @@ class Master:
             self._nursery.start_soon(self._outbid, term)
 
     async def _outbid(self, term: int) -> None:
-        async with self._changing:
+        async with self.changing:
             known = self.cluster.term
             if term >= known:
                 _log.warning("workers know a master of term %d, the document knew %d: going beyond", term, known)
                 # Stored: under that other term there may be records, so a newcomer must stay spare.
-                await self._change(lambda cluster: replace(cluster.with_term(term + 1), stored=cluster.formed))
+                await self.change(lambda cluster: replace(cluster.with_term(term + 1), stored=cluster.formed))
                 for watched in self.watched.values():
                     watched.peer.redial()
 
@@ -443,18 +394,12 @@ def _check_modes(cluster: Cluster, registry: Registry) -> None:
     configurations = {c for partition in cluster.partitions for c in partition.history}
     if missing := sorted(({c.mode for c in configurations} | {cluster.mode}) - set(registry.strategies)):
         raise StartError(f"this cluster needs mode {missing[0]}, which is not installed; install its plugin")
-    for c in configurations:
+    for c in {partition.active for partition in cluster.partitions if partition.history}:
         if registry.strategies[c.mode].copies(len(c.members)) != c.copies:
             raise StartError(
                 f"mode {c.mode} stores {registry.strategies[c.mode].copies(len(c.members))} copies of {len(c.members)} "
                 f"now, and this cluster's records were written with {c.copies}; install the version that wrote them"
             )
-
-
-def _is_placed(cluster: Cluster) -> bool:
-    """Do its workers, all of them and as they are now, hold its partitions?"""
-    members = {member for partition in cluster.partitions for member in partition.active.members}
-    return members == {worker.member for worker in cluster.workers.values()}
 
 
 async def _raise(error: Exception) -> None:

@@ -8,24 +8,32 @@ to hold anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
 
+from trikv.api import Write
 from trikv.core.calls import Op, fetched_from_wire, is_epoch
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault
-from trikv.core.record import Record, newest
+from trikv.core.record import Record, Version, newest
 from trikv.core.tally import Tally, Verdict
-from trikv.net.replicas import NotEnough, Standing, Target, describe_fault
+from trikv.net.replicas import NotEnough, Replicas, Request, Standing, Target, describe_fault
 from trikv.node.slot import Slot
 
 
 async def fetch_history(
-    slot: Slot, key: bytes, deadline_s: float, on_stale: Callable[[Slot, int], None]
+    slot: Slot,
+    key: bytes,
+    deadline_s: float,
+    on_stale: Callable[[Slot, int], None],
+    *,
+    besides: Target | None = None,
 ) -> Record | None:
     """The newest record that R members of every configuration of the history hold between them; None if none does.
+
+    `besides`: one that must have answered in any case, since it has listed the key.
 
     Raises:
       NotEnough: too few of some configuration answered.
@@ -36,6 +44,8 @@ async def fetch_history(
     for past in slot.history:
         targets.update({target.member: target for target in past.targets})
         tallies.append((frozenset(past.configuration.members), Tally(past.recovery_need(), len(past.targets))))
+    if besides is not None:
+        tallies.append((frozenset([besides.member]), Tally(1, 1)))
 
     answers: list[list[Any]] = []
     faults: list[str] = []
@@ -71,3 +81,36 @@ async def fetch_history(
             return newest([fetched_from_wire(payload) for payload in answers])
         await wake.wait()
         wake = trio.Event()
+
+
+async def copy_record(
+    slot: Slot,
+    key: bytes,
+    version: Version,
+    source: Target,
+    lacking: Sequence[Target],
+    deadline_s: float,
+    on_stale: Callable[[Slot, int], None],
+) -> Record:
+    """Bring the record of this version, as it is, from one member to others; the record.
+
+    Who calls it knows that nothing newer can have been committed, or promises convergence only.
+
+    Raises:
+      NotEnough: the source does not hold it any more, or one of the others has not stored it.
+      PeerError: the source answered nonsense.
+    """
+    request = Request(
+        slot.index,
+        slot.epoch,
+        slot.configuration.copies,
+        [source, *lacking],
+        deadline_s,
+        on_send=lambda write: slot.note_store(),
+        on_stale=lambda promised: on_stale(slot, promised),
+    )
+    [answer] = await Replicas(request, [source]).fetch(key)
+    if answer.record is None or answer.record.version != version:
+        raise NotEnough(f"{source.member.worker} does not hold version {version} of the key any more")
+    await Replicas(request, lacking).store(Write(key, answer.record))
+    return answer.record

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from trikv.api import Promise, Strategy
 from trikv.core.configuration import Configuration, Partition
 from trikv.core.record import Record, Version, make_epoch
-from trikv.net.replicas import Standing, Target
+from trikv.net.replicas import NotEnough, Standing, Target
 from trikv.node.locks import KeyLocks
 
 PENDING_MAX: Final = 4_096  # keys in doubt in one partition; beyond it, writes of further keys are refused
@@ -48,8 +48,8 @@ class Doubt:
 
 class Slot:
     __slots__ = (
-        "_doubt", "_seq", "anchored", "blocked", "epoch", "history", "index", "locks", "missed", "partition", "pending",
-        "strategy", "targets",
+        "_doubt", "_seq", "anchored", "blocked", "closed", "epoch", "history", "index", "locks", "missed", "partition",
+        "pending", "promised", "replaceable", "strategy", "targets",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,8 @@ class Slot:
         strategy_of: Callable[[str], Strategy],
         targets_of: Callable[[Configuration], Sequence[Target]],
         doubt: Doubt,
+        *,
+        replaceable: bool = False,
     ) -> None:
         self._doubt = doubt
         self.index = index
@@ -76,6 +78,10 @@ class Slot:
         self.pending: dict[bytes, Record] = {}
         self.missed = False  # a copy that nobody waited for did not arrive
         self.blocked = ""  # why nothing can be served until an operator decides
+        self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
+        # This coordinator made the active configuration, and nothing was stored under it: the next may take its place.
+        self.replaceable = replaceable
+        self.closed = False  # it is being replaced: nothing may be stored under it any more
         self._seq = 0
 
     @property
@@ -94,7 +100,18 @@ class Slot:
         """Does the active configuration hold everything that was ever committed of this key?"""
         return self.partition.settled or key in self.anchored
 
+    def note_store(self) -> None:
+        """A store is about to be sent under the active configuration.
+
+        Raises:
+          NotEnough: it is too late for that.
+        """
+        if self.closed:
+            raise NotEnough("its configuration was replaced before it was ever used")
+        self.replaceable = False
+
     def note_sent(self, key: bytes, record: Record) -> None:
+        self.note_store()
         pending = self.pending.get(key)
         if pending is None or record.version > pending.version:
             self.pending[key] = record
@@ -107,6 +124,13 @@ class Slot:
             self._doubt.size_bytes -= _weight(key, pending)
         if not self.partition.settled:
             self.anchored.add(key)
+
+    def settle(self, partition: Partition) -> None:
+        """The active configuration holds everything that was ever committed, and the document says so."""
+        assert partition == self.partition.as_settled(), (partition, self.partition)
+        self.partition = partition
+        self.history = self.history[-1:]
+        self.anchored = set()
 
     def retire(self) -> None:
         """A new slot has taken its place; what is still under way here weighs no more."""

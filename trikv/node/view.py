@@ -46,7 +46,7 @@ def describe_cluster(master: Master) -> dict[str, Any]:
         "timeout_s": coordinator.timeout_s,
         "uptime_s": round(trio.current_time() - master.started_s, 3),
         "modes": [describe_strategy(each) for each in master.registry.strategies.values()],
-        "forming": master.forming(),
+        "forming": master.enlisting.forming(),
         "partitions": {
             "total": cluster.partition_count,
             "settled": sum(slot.partition.settled for slot in slots),

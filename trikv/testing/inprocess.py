@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import trio
 import trio.testing
@@ -177,7 +178,7 @@ class InProcessCluster:
     """Make it with `start`. `master` and `workers` are those that run now, or ran last."""
 
     def __init__(
-        self, nursery: trio.Nursery, registry: Registry, store: ConfigStore, doors: Doors, timeout_s: float
+        self, nursery: trio.Nursery, registry: Registry, store: ConfigStore, doors: Doors, settings: dict[str, Any]
     ) -> None:
         self.doors = doors
         self.store = store
@@ -186,7 +187,7 @@ class InProcessCluster:
         self.master: Master
         self.master_address = "127.0.0.1:8000"
         self._nursery = nursery
-        self._timeout_s = timeout_s
+        self._settings = settings
         self._master_scope = trio.CancelScope()
         self._master_stopped = trio.Event()
 
@@ -202,12 +203,16 @@ class InProcessCluster:
         timeout_s: float = 2.0,
         max_keys: int | None = None,
         doors: Doors | None = None,
+        **settings: Any,
     ) -> InProcessCluster:
-        """A cluster that has formed, and of which every worker is up. `strategies` come on top of those installed."""
+        """A cluster that has formed, and of which every worker is up.
+
+        `strategies` come on top of those installed. `settings` are further ones of `Master.open`, for every master.
+        """
         registry = _installed()
         registry = replace(registry, strategies={**registry.strategies, **{s.name: s for s in strategies}})
         doors = doors or Doors(transport=MemoryTransport())
-        self = cls(nursery, registry, MemoryConfigStore(), doors, timeout_s)
+        self = cls(nursery, registry, MemoryConfigStore(), doors, {**settings, "timeout_s": timeout_s})
         await self.start_master(mode=mode, replicas=replicas)
         for _ in range(workers):
             await self.add_worker(max_keys=max_keys)
@@ -237,6 +242,11 @@ class InProcessCluster:
     async def until_all_up(self) -> None:
         await self.until(lambda: all(w.standing is Standing.UP for w in self.master.watched.values()))
 
+    async def until_settled(self) -> None:
+        """Every partition settled, in the mode that is wanted."""
+        mode = self.master.cluster.mode
+        await self.until(lambda: all(p.settled and p.active.mode == mode for p in self.master.cluster.partitions))
+
     async def until_down(self, *nodes: Node) -> None:
         down = {node.worker.id for node in nodes}
         await self.until(lambda: all(self.master.watched[worker].standing is Standing.DOWN for worker in down))
@@ -247,7 +257,7 @@ class InProcessCluster:
         self, *, mode: str | None = None, replicas: int | None = None, named: Sequence[str] = ()
     ) -> None:
         self.master = master = await Master.open(
-            self.store, self.registry, self.doors, mode=mode, replicas=replicas, named=named, timeout_s=self._timeout_s
+            self.store, self.registry, self.doors, mode=mode, replicas=replicas, named=named, **self._settings
         )
         listening = await self.doors.transport.listen(self.master_address)
         self.master_address = listening.address

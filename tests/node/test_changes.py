@@ -1,0 +1,133 @@
+"""A cluster whose workers come and go, and whose mode changes: it becomes whole by itself, and keeps what it has."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trikv.core.errors import Refused
+from trikv.core.precondition import Expect
+from trikv.core.ring import partition_of
+from trikv.testing.inprocess import InProcessCluster
+
+KEYS = [b"key-%d" % number for number in range(60)]
+STRONG = ("sync", "chain", "quorum")
+ALL = (*STRONG, "async")
+
+
+async def fill(cluster: InProcessCluster) -> None:
+    for key in KEYS:
+        await cluster.coordinator.put(key, b"value of " + key)
+
+
+async def read_all(cluster: InProcessCluster) -> list[bytes | None]:
+    records = [await cluster.coordinator.get(key) for key in KEYS]
+    return [None if record is None else record.value for record in records]
+
+
+EXPECTED = [b"value of " + key for key in KEYS]
+
+
+def copies(cluster: InProcessCluster, key: bytes) -> int:
+    """On how many of the replicas that it is placed on the key is."""
+    return sum(node.storage.get(partition_of(key), key) is not None for node in cluster.replicas_of(key))
+
+
+def members(cluster: InProcessCluster) -> set[str]:
+    return {m.worker for p in cluster.master.cluster.partitions for m in p.active.members}
+
+
+@pytest.mark.parametrize("mode", ALL)
+async def test_a_worker_that_stays_away_is_replaced_without_anyone_reading(
+    mode: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode=mode, workers=5)
+    await fill(cluster)
+    gone = cluster.workers[0]
+    await cluster.kill(gone)
+    await cluster.until(lambda: gone.worker.id not in members(cluster))
+    await cluster.until_settled()
+    assert all(copies(cluster, key) == 3 for key in KEYS)
+    assert await read_all(cluster) == EXPECTED
+    await cluster.coordinator.put(KEYS[0], b"again")
+
+
+@pytest.mark.parametrize("mode", ALL)
+async def test_a_worker_that_is_back_in_time_keeps_its_place(
+    mode: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode=mode, workers=4)
+    await fill(cluster)
+    before = cluster.master.cluster.partitions
+    node = cluster.workers[0]
+    await cluster.kill(node)
+    await trio.sleep(3)
+    await cluster.restart(node)
+    await trio.sleep(30)
+    assert cluster.master.cluster.partitions == before
+    assert await read_all(cluster) == EXPECTED
+
+
+@pytest.mark.parametrize("mode", ALL)
+async def test_a_newcomer_takes_its_share_and_no_more(
+    mode: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode=mode, workers=3)
+    await fill(cluster)
+    newcomer = await cluster.add_worker()
+    await cluster.until(lambda: newcomer.worker.id in members(cluster))
+    await cluster.until(lambda: cluster.master.changes.progress()["settling"] == 0)
+    await trio.sleep(10)
+    share = sum(newcomer.worker.id in {m.worker for m in p.active.members} for p in cluster.master.cluster.partitions)
+    assert 0.94 * 768 <= share <= 1.06 * 768
+    assert await read_all(cluster) == EXPECTED
+    assert all(copies(cluster, key) == 3 for key in KEYS)
+
+
+@pytest.mark.parametrize(("before", "after"), [*permutations(ALL, 2)])
+async def test_the_mode_changes_while_the_cluster_serves(
+    before: str, after: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode=before, workers=4)
+    await fill(cluster)
+    certificate = await cluster.master.changes.switch_mode(after)
+    assert certificate["mode"] == after
+    assert certificate["partitions"] == 1024
+    assert all(p.settled and p.active.mode == after for p in cluster.master.cluster.partitions)
+    assert await read_all(cluster) == EXPECTED
+    if after != "async":
+        record = await cluster.coordinator.get(KEYS[0])
+        assert record is not None
+        await cluster.coordinator.put(KEYS[0], b"set", expect=Expect(frozenset({record.stamp}), match=True))
+
+
+async def test_a_worker_is_drained_and_then_let_go(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4)
+    await fill(cluster)
+    node = cluster.workers[1]
+    plan = await cluster.master.changes.drain(node.worker.id)
+    assert plan["copies"] <= 1.05 * 768
+    with pytest.raises(Refused, match="under way"):
+        await cluster.master.changes.switch_mode("chain")
+    await cluster.until(lambda: node.worker.id not in members(cluster))
+    await cluster.until_settled()
+    assert cluster.master.changes.safe_to_stop(node.worker.id)[0]
+    await cluster.kill(node)
+    await cluster.until(lambda: node.worker.id not in cluster.master.cluster.workers)
+    assert await read_all(cluster) == EXPECTED
+
+
+async def test_a_new_master_goes_on_with_what_was_begun(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4)
+    await fill(cluster)
+    async with trio.open_nursery() as switching:
+        switching.start_soon(cluster.master.changes.switch_mode, "chain")
+        await cluster.until(lambda: any(len(p.history) == 2 for p in cluster.master.cluster.partitions))
+        switching.cancel_scope.cancel()
+    await cluster.restart_master()
+    assert cluster.master.cluster.mode == "chain"
+    await cluster.until_settled()
+    assert await read_all(cluster) == EXPECTED

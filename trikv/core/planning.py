@@ -1,0 +1,164 @@
+"""Which configuration each partition should have next: a decision, made from the document and from who is alive.
+
+The document says what is wanted (the mode, how many replicas, which workers are to be emptied) and what is (each
+partition's history). This file compares the two. Nothing here remembers: a master that starts anew, on any document,
+comes to the same conclusions, so whatever its predecessor had begun goes on.
+
+Who may hold data: workers that hold some already and are not given up (`evictable`), and newcomers that have been up
+for a while (`steady`); not those that an operator drains, as long as enough others are left. Placement does the rest
+(`core/placement.py`): it starts from the present lists, and moves as few copies as its bounds allow.
+
+Too few workers for so many replicas. A member that is down then stays in its configuration while the others can
+commit without it (quorum), else it is dropped (sync and chain, of which one silent member stops every write), yet never
+so that fewer than `min_copies` are left: then the partition waits.
+
+A configuration is left alone as long as changing it would help nobody: where too few members of some configuration of
+the history are up, nothing that was committed under it can be found, and the new one could never be settled; and where
+the new one could not commit a write either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from trikv.core.configuration import Cluster, Configuration, Member, Partition
+from trikv.core.placement import Table, place
+
+
+class Health(NamedTuple):
+    """What is known of an enlisted worker, in the life in which it is enlisted."""
+
+    up: bool  # it answers
+    evictable: bool  # it has been silent for so long that the cluster goes on without it
+    steady: bool  # it has been up for so long that it may be given data
+
+
+class Reason(IntEnum):
+    """Why a partition changes, the most pressing first."""
+
+    EVICT = 1  # a member is gone
+    MODE = 2
+    MOVE = 3  # somebody joins, or is drained
+
+
+class Change(NamedTuple):
+    partition: int
+    configuration: Configuration
+    reason: Reason
+
+
+class Wanted(NamedTuple):
+    """Who should hold data, and the preference lists that follow."""
+
+    workers: frozenset[str]
+    table: Table
+
+
+NOBODY = Health(up=False, evictable=True, steady=False)
+
+
+def choose_workers(cluster: Cluster, health: Mapping[str, Health]) -> frozenset[str]:
+    """Those who should hold data now."""
+    holders = {m.worker for p in cluster.partitions for m in p.active.members if is_present(cluster, m)}
+
+    def may_hold(worker: str) -> bool:
+        state = health.get(worker, NOBODY)
+        return not state.evictable if worker in holders else state.up and state.steady
+
+    able = [w.worker for w in cluster.workers.values() if may_hold(w.worker)]
+    chosen = frozenset(worker for worker in able if not cluster.workers[worker].draining)
+    if len(chosen) < cluster.replicas:
+        chosen |= {worker for worker in able if worker in holders}
+    return chosen
+
+
+def is_present(cluster: Cluster, member: Member) -> bool:
+    """Is that worker still in the life that is meant?"""
+    enlisted = cluster.workers.get(member.worker)
+    return enlisted is not None and enlisted.incarnation == member.incarnation
+
+
+def draw_table(cluster: Cluster, workers: Iterable[str]) -> Wanted:
+    """The lists of a cluster whose data these workers hold; as they are, if everybody already has a fair share."""
+    chosen = frozenset(workers)
+    current = [
+        tuple(m.worker for m in p.active.members if m.worker in chosen and is_present(cluster, m))
+        for p in cluster.partitions
+    ]
+    size = min(cluster.replicas, len(chosen))
+    if {w for row in current for w in row} == chosen and all(len(row) == size for row in current):
+        return Wanted(chosen, current)
+    return Wanted(chosen, place(sorted(chosen), cluster.replicas, partitions=len(current), previous=current))
+
+
+def plan(
+    cluster: Cluster,
+    wanted: Wanted,
+    health: Mapping[str, Health],
+    copies: Callable[[int], int],
+    min_copies: int,
+    is_lenient: Callable[[str], bool],
+) -> list[Change]:
+    """The partitions that should change, in their order. `copies`: W of the cluster's mode; `is_lenient`: of a mode."""
+    up = {m.worker for m in _members(cluster) if is_present(cluster, m) and health.get(m.worker, NOBODY).up}
+    up |= {worker for worker in wanted.workers if health.get(worker, NOBODY).up}
+    changes = []
+    for index, (partition, row) in enumerate(zip(cluster.partitions, wanted.table, strict=True)):
+        if not can_settle(cluster, partition, up, is_lenient):
+            continue
+        configuration = _choose(cluster, partition, row, up, copies, min(min_copies, cluster.replicas))
+        if configuration is not None and configuration != partition.active:
+            changes.append(Change(index, configuration, _reason(cluster, partition, configuration, wanted)))
+    return changes
+
+
+def can_settle(
+    cluster: Cluster, partition: Partition, up: set[str] | frozenset[str], is_lenient: Callable[[str], bool]
+) -> bool:
+    """Are enough members of every configuration of the history up, so that all that was committed can be found?"""
+    for configuration in partition.history:
+        alive = sum(m.worker in up and is_present(cluster, m) for m in configuration.members)
+        if alive < (1 if is_lenient(configuration.mode) else configuration.recovery):
+            return False
+    return True
+
+
+def _members(cluster: Cluster) -> Iterable[Member]:
+    return {m for p in cluster.partitions for c in p.history for m in c.members}
+
+
+def _choose(
+    cluster: Cluster,
+    partition: Partition,
+    row: Sequence[str],
+    up: set[str],
+    copies: Callable[[int], int],
+    min_copies: int,
+) -> Configuration | None:
+    """The configuration that the partition should have; None if no better one can be had."""
+    active = partition.active
+    members = [cluster.workers[worker].member for worker in row]
+    live = sum(worker in up for worker in row)
+    if len(members) < cluster.replicas:
+        kept = [m for m in active.members if m.worker not in row][: cluster.replicas - len(members)]
+        while kept and copies(len(members) + len(kept)) > live:
+            kept.pop()
+        members += kept
+        if set(members) == set(active.members):
+            members = list(active.members)
+    if not members or len(members) < min(min_copies, len(active.members)) or copies(len(members)) > live:
+        return None
+    return Configuration(tuple(members), cluster.mode, copies(len(members)))
+
+
+def _reason(cluster: Cluster, partition: Partition, configuration: Configuration, wanted: Wanted) -> Reason:
+    stays = {m.worker for m in configuration.members}
+    for member in partition.active.members:
+        if not is_present(cluster, member):
+            return Reason.EVICT
+        is_given_up = member.worker not in wanted.workers and not cluster.workers[member.worker].draining
+        if is_given_up and member.worker not in stays:
+            return Reason.EVICT
+    return Reason.MODE if partition.active.mode != configuration.mode else Reason.MOVE

@@ -1,0 +1,284 @@
+"""Changing configurations: from what the planner wants to what is in force, without losing anything on the way.
+
+One loop compares the document with who is alive (`core/planning.py`) and carries out what follows, a step at a time:
+
+1. Those who join a partition discard what they hold of it, under the present epoch, and say so *before* anything else:
+   from then on they count only for what they are given. Under AP modes what they hold and nobody else is first offered
+   to the others. That they answer is their sign of life.
+2. The next generation and the longer history become durable, in one conditional write for many partitions, and are
+   served at once. Operations under way finish under the old epoch: committed, or unknown.
+
+The rest is `settle.py`'s. Nothing here is remembered outside the document, so a master that starts anew goes on where
+its predecessor was. Where a member is gone, all its partitions change at once; so they do for another mode; those that
+only move, `MOVES_TOGETHER` at a time, since an unsettled partition's reads cost more.
+
+What operators ask for (`changes.py`) alters the document's wishes, and this loop does the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from trikv.api import Promise
+from trikv.core.calls import Op
+from trikv.core.configuration import Cluster, Enlisted, Member, Partition
+from trikv.core.errors import Fault, Refused
+from trikv.core.planning import Change, Health, Reason, Wanted, choose_workers, draw_table, plan
+from trikv.core.record import generation_of, spell_epoch
+from trikv.core.session import PeerError
+from trikv.net.replicas import NotEnough, Standing, Target
+from trikv.node.repair import copy_record
+from trikv.node.scan import list_members
+from trikv.node.slot import Slot
+
+if TYPE_CHECKING:
+    from trikv.node.master import Master
+
+TICK_S: Final = 0.25
+DISCARD_TIMEOUT_S: Final = 2.0
+MOVES_TOGETHER: Final = 128
+_SALVAGE_ROWS: Final = 256
+
+_log = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """All changes of one master's configurations."""
+
+    def __init__(self, master: Master, *, min_copies: int) -> None:
+        self._master = master
+        self._min_copies = min_copies
+        self.stepping = trio.Lock()  # steps 1 and 2 of one change at a time
+        self._wanted: Wanted | None = None
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            if self._master.cluster.formed:
+                try:
+                    async with self.stepping:
+                        await self._step()
+                except Refused as error:
+                    _log.info("a change has to wait: %s", error.detail)
+            with trio.move_on_after(TICK_S):  # some of what it looks at changes by the mere passing of time
+                await self._master.coordinator.wait_change()
+
+    async def hurry(self) -> None:
+        """Look once, now; for those who wait for what follows from a wish."""
+        async with self.stepping:
+            await self._step()
+
+    async def _step(self) -> None:
+        """Change what should change now, as far as it can be."""
+        due = self._plan()
+        if not due:
+            await self._let_go()
+            return
+        most_pressing = min(change.reason for change in due)
+        if most_pressing is Reason.MOVE:
+            unsettled = sum(not partition.settled for partition in self._master.cluster.partitions)
+            due = due[: max(0, MOVES_TOGETHER - unsettled)]
+        else:
+            due = [change for change in due if change.reason is most_pressing]
+        if due:
+            await self.carry_out(due)
+
+    async def _let_go(self) -> None:
+        """Forget workers that were drained and have gone: they hold nothing, and are not expected back."""
+        cluster = self._master.cluster
+        gone = [
+            worker.worker
+            for worker in cluster.workers.values()
+            if worker.draining and self._master.watched[worker.worker].evictable and not holds(cluster, worker)
+        ]
+        for worker in gone:
+            await self._master.forget(worker)
+
+    def _plan(self) -> list[Change]:
+        cluster, master = self._master.cluster, self._master
+        health = self.health()
+        workers = choose_workers(cluster, health)
+        if not workers:
+            return []
+        if self._wanted is None or self._wanted.workers != workers or self._disagrees(self._wanted):
+            self._wanted = draw_table(cluster, workers)
+        copies = master.registry.strategy(cluster.mode).copies
+        return plan(cluster, self._wanted, health, copies, self._min_copies, self._is_lenient)
+
+    def _disagrees(self, wanted: Wanted) -> bool:
+        return len(wanted.table) != len(self._master.cluster.partitions)
+
+    def _is_lenient(self, mode: str) -> bool:
+        return self._master.registry.strategy(mode).promise is Promise.AP
+
+    def health(self) -> Mapping[str, Health]:
+        """By worker, for those that live the life in which they are enlisted."""
+        health: dict[str, Health] = {}
+        for worker, enlisted in self._master.cluster.workers.items():
+            watched = self._master.watched[worker]
+            up = self._master.target(enlisted.member).standing is Standing.UP
+            health[worker] = Health(up, watched.evictable, up and watched.steady)
+        return health
+
+    # --- steps 1 and 2 ------------------------------------------------------------------------------------------------
+
+    async def carry_out(self, due: Sequence[Change]) -> None:
+        """Steps 1 and 2 for these partitions, those that cannot be prepared left out. The caller holds `stepping`."""
+        master = self._master
+        slots = master.coordinator.slots
+        before = {change.partition: master.cluster.partitions[change.partition] for change in due}
+        ready = await self._empty_joiners(due)
+        replaced = {c.partition for c in ready if slots[c.partition].replaceable}
+        for partition in replaced:
+            slots[partition].closed = True  # from here on nothing is stored under it, so it stays unused
+        now_due = {change.partition: change.configuration for change in ready}
+
+        def change(cluster: Cluster) -> Cluster:
+            partitions = list(cluster.partitions)
+            for index, configuration in now_due.items():
+                if partitions[index] == before[index]:
+                    partitions[index] = partitions[index].changed_to(configuration, replaces=index in replaced)
+            return replace(cluster, partitions=tuple(partitions))
+
+        try:
+            async with master.changing:
+                await master.change(change, made_here=True)
+        finally:
+            for partition in replaced:
+                slots[partition].closed = slots[partition] is not master.coordinator.slots[partition]
+        for reason in Reason:
+            of_reason = [c for c in ready if c.reason is reason]
+            if of_reason:
+                self._tell(reason, of_reason, before)
+
+    def _tell(self, reason: Reason, changes: Sequence[Change], before: Mapping[int, Partition]) -> None:
+        master = self._master
+        epochs = [master.coordinator.slots[c.partition].epoch for c in changes]
+        joined: Counter[str] = Counter()
+        left: Counter[str] = Counter()
+        for change in changes:
+            old = set(before[change.partition].active.members)
+            new = set(change.configuration.members)
+            joined.update(m.worker for m in new - old)
+            left.update(m.worker for m in old - new)
+        if reason is Reason.EVICT:
+            for worker in sorted(left):
+                if worker not in (self._wanted.workers if self._wanted else ()):
+                    master.watched[worker].note_evicted()
+                    master.events.note("worker_evicted", worker=worker, partitions=left[worker])
+        master.events.note(
+            "configuration_changed",
+            reason=reason.name.lower(),
+            partitions=len(changes),
+            epochs={"first": spell_epoch(min(epochs)), "last": spell_epoch(max(epochs))},
+            joins=dict(joined),
+            leaves=dict(left),
+        )
+
+    async def _empty_joiners(self, due: Sequence[Change]) -> list[Change]:
+        """Step 1: the changes whose joiners have emptied their partition, and said so."""
+        slots = self._master.coordinator.slots
+        joiners: dict[Target, list[Slot]] = defaultdict(list)
+        for change in due:
+            slot = slots[change.partition]
+            known = {m for c in slot.partition.history for m in c.members}
+            for member in change.configuration.members:
+                if member not in known:
+                    joiners[self._master.target(member)].append(slot)
+        if not joiners:
+            return list(due)
+        unready: set[int] = set()
+        for target, asked in joiners.items():
+            lenient = [slot for slot in asked if slot.strategy.promise is Promise.AP]
+            if lenient:
+                unready |= await self._salvage(target, lenient)
+        answered: set[tuple[Member, int]] = set()
+        outstanding = sum(len(asked) for asked in joiners.values())
+        finished = trio.Event()
+
+        def expect(member: Member, slot: Slot) -> Any:
+            def done(fault: int, payload: list[Any]) -> None:
+                nonlocal outstanding
+                outstanding -= 1
+                if fault == Fault.OK:
+                    answered.add((member, slot.index))
+                elif fault == Fault.STALE and payload:
+                    self._master.note_stale(slot, payload[0])
+                if not outstanding:
+                    finished.set()
+
+            return done
+
+        deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
+        for target, asked in joiners.items():
+            for slot in asked:
+                arguments = [slot.index, slot.epoch, target.member.incarnation]
+                target.call(Op.DISCARD, arguments, deadline_s, expect(target.member, slot), 64)
+        with trio.move_on_at(deadline_s):
+            await finished.wait()
+        for target, asked in joiners.items():
+            unready |= {slot.index for slot in asked if (target.member, slot.index) not in answered}
+        return [change for change in due if change.partition not in unready]
+
+    async def _salvage(self, joiner: Target, slots: Sequence[Slot]) -> set[int]:
+        """Offer what a returning worker holds of AP partitions to their members, before it discards it.
+
+        Answers the partitions in which that did not succeed. What is older than the partition's last forgotten
+        tombstone is not offered, since it may have been deleted meanwhile: it is counted, and said.
+        """
+        on_stale = self._master.note_stale
+        by_index = {slot.index: slot for slot in slots}
+        asked: dict[Target, list[Slot]] = {joiner: list(slots)}
+        for slot in slots:
+            for target in slot.targets:
+                if target.standing is Standing.UP:
+                    asked.setdefault(target, []).append(slot)
+        unready: set[int] = set()
+        saved = lost = 0
+        after: bytes | None = None
+        while True:
+            deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
+            try:
+                listing = await list_members(
+                    asked, on_stale, prefix=b"", after=after, limit=_SALVAGE_ROWS, with_values=False,
+                    deadline_s=deadline_s,
+                )  # fmt: skip
+            except Refused:
+                return set(by_index)
+            for key, (partition, held) in listing.rows.items():
+                mine = held.pop(joiner.member.worker, None)
+                if mine is None or any(record.version >= mine.version for record in held.values()):
+                    continue
+                if listing.bound is not None and key > listing.bound:
+                    continue
+                slot = by_index[partition]
+                if generation_of(mine.version.epoch) < slot.partition.forgot:
+                    lost += 1
+                    continue
+                members = [target for target in slot.targets if target in asked]
+                try:
+                    await copy_record(slot, key, mine.version, joiner, members, deadline_s, on_stale)
+                    saved += 1
+                except (NotEnough, PeerError):
+                    unready.add(partition)
+            if listing.bound is None:
+                break
+            after = listing.bound
+        if saved:
+            self._master.events.note("records_salvaged", worker=joiner.member.worker, records=saved)
+        if lost:
+            self._master.events.note("records_lost", worker=joiner.member.worker, records=lost)
+        return unready
+
+
+def holds(cluster: Cluster, worker: Enlisted) -> int:
+    """In how many partitions may the worker still hold what counts?"""
+    return sum(any(worker.member in c.members for c in partition.history) for partition in cluster.partitions)

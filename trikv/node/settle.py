@@ -1,0 +1,285 @@
+"""Settling: bringing all that was ever committed in a partition to its active configuration, while it is served.
+
+A partition whose configuration has changed has a history: the configurations under which something may have been
+committed that the active one does not hold yet. Reads repair key by key, as they come. This file does the same for the
+keys that nobody reads, and when all are done, shortens the history to one, durably: the partition is settled.
+
+For each partition: list what R members of every configuration hold, and of the active one so many as a write is on
+(all, where that is all: a leftover on the one that reads ask must be found); the listing also fences them, so nothing
+more can be committed under an older epoch. Then for every key that has no committed version of this epoch yet, under
+its lock alone:
+
+- where all members agree, but for newcomers that hold nothing, the record goes to those as it is;
+- anywhere else the key is repaired like a read would: newest of R of each, written under a fresh version.
+
+The first is by far the common case, and it is exact: it asks that the history has two configurations, that every member
+of the active one was heard, and that no more of the other were silent than can be spared. Where digests agree as well,
+the partition needs no listing at all.
+
+Nobody is held up by this: reads and writes go on, and a change of the configuration meanwhile ends the work on that
+partition, since its successor starts anew. What was done is not lost, it need not be done again. What is moved is
+throttled to a rate in bytes. `PARTITIONS_TOGETHER` partitions are listed in one go, `KEYS_TOGETHER` keys mended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from trikv.core.calls import Op
+from trikv.core.configuration import Member
+from trikv.core.errors import Refused, Unknown
+from trikv.core.record import Record
+from trikv.core.session import PeerError
+from trikv.net.replicas import NotEnough, Standing, Target
+from trikv.node.repair import copy_record
+from trikv.node.scan import list_members
+from trikv.node.slot import Slot
+
+if TYPE_CHECKING:
+    from trikv.node.master import Master
+
+TICK_S: Final = 0.25
+PARTITIONS_TOGETHER: Final = 64
+KEYS_TOGETHER: Final = 32
+LIST_ROWS: Final = 512
+STEP_TIMEOUT_S: Final = 5.0
+AGAIN_S: Final = 0.5
+_OVERHEAD_BYTES: Final = 128  # what moving a key costs beside key and value
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What settling has done since the master started."""
+
+    partitions: int = 0
+    keys_compared: int = 0
+    keys_moved: int = 0  # copied as they are
+    keys_repaired: int = 0  # written anew
+    bytes_moved: int = 0
+
+
+class Settling:
+    """Settles one master's partitions. `rate_bytes`: the most that it moves in a second."""
+
+    def __init__(self, master: Master, *, rate_bytes: float) -> None:
+        self.progress = Progress()
+        self.rate_bytes = rate_bytes
+        self.could_not_ask: set[str] = set()  # members of lenient configurations that were down when it came to them
+        self._master = master
+        self._tried_s: dict[int, float] = {}
+        self._owed_s = 0.0  # until when the rate is used up
+        self._began: tuple[float, int] | None = None  # when this stretch of work began, and how much was done by then
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        master = self._master
+        while True:
+            group = self._next_group()
+            if not group:
+                if all(slot.partition.settled for slot in master.coordinator.slots):
+                    self._began = None
+                with trio.move_on_after(TICK_S):
+                    await master.coordinator.wait_change()
+                continue
+            now = trio.current_time()
+            self._began = self._began or (now, self.progress.partitions)
+            for slot in group:
+                self._tried_s[slot.index] = now
+            try:
+                done = await self._settle(group)
+            except (Refused, NotEnough, PeerError) as error:
+                _log.info("%d partitions cannot be settled yet: %s", len(group), error)
+                continue
+            try:
+                await self._conclude(done)
+            except Refused as error:
+                _log.warning("settled partitions could not be noted: %s", error)
+
+    def _next_group(self) -> list[Slot]:
+        """Unsettled partitions that can be settled by those that are up, those first that have waited longest."""
+        now = trio.current_time()
+        able = [
+            slot
+            for slot in self._master.coordinator.slots
+            if not slot.partition.settled
+            and now - self._tried_s.get(slot.index, -AGAIN_S) >= AGAIN_S
+            and choose_all(slot) is not None
+        ]
+        able.sort(key=lambda slot: self._tried_s.get(slot.index, 0.0))
+        return able[:PARTITIONS_TOGETHER]
+
+    def seconds_left(self, partitions: int) -> float | None:
+        """How long so many partitions will take, at the pace of the present stretch of work; None: nobody knows yet."""
+        if not partitions:
+            return 0.0
+        if self._began is None or self.progress.partitions == self._began[1]:
+            return None
+        began_s, done = self._began
+        pace = (self.progress.partitions - done) / max(trio.current_time() - began_s, 1e-3)
+        return round(partitions / pace, 1)
+
+    def estimate_bytes(self, copies: int) -> int | None:
+        """What moving so many partitions' copies would move; None: nobody knows."""
+        return None
+
+    # --- one group of partitions --------------------------------------------------------------------------------------
+
+    async def _settle(self, group: Sequence[Slot]) -> list[Slot]:
+        """Go through all their keys; those of which every key is in place."""
+        plan: dict[Target, list[Slot]] = {}
+        heard: dict[int, dict[Member, Target]] = {}
+        for slot in group:
+            chosen = choose_all(slot)
+            if chosen is None:
+                continue
+            heard[slot.index] = {target.member: target for target in chosen}
+            for target in chosen:
+                plan.setdefault(target, []).append(slot)
+        slots = {slot.index: slot for slot in group if slot.index in heard}
+        failed: set[int] = set()
+        after: bytes | None = None
+        while slots:
+            listing = await list_members(
+                plan, self._master.note_stale, prefix=b"", after=after, limit=LIST_ROWS, with_values=False,
+                deadline_s=trio.current_time() + STEP_TIMEOUT_S,
+            )  # fmt: skip
+            limiter = trio.CapacityLimiter(KEYS_TOGETHER)
+            async with trio.open_nursery() as nursery:
+                for key, (partition, held) in listing.rows.items():
+                    if listing.bound is not None and key > listing.bound:
+                        continue
+                    await limiter.acquire_on_behalf_of(key)
+                    nursery.start_soon(self._mend, slots[partition], key, held, heard[partition], failed, limiter)
+            if listing.bound is None:
+                break
+            after = listing.bound
+        return [slot for slot in slots.values() if slot.index not in failed and self._is_current(slot)]
+
+    async def _mend(
+        self,
+        slot: Slot,
+        key: bytes,
+        held: Mapping[str, Record],
+        heard: Mapping[Member, Target],
+        failed: set[int],
+        limiter: trio.CapacityLimiter,
+    ) -> None:
+        """Bring one key into place; a partition in which that does not succeed is noted in `failed`."""
+        try:
+            if slot.index in failed or not self._is_current(slot):
+                failed.add(slot.index)
+                return
+            deadline_s = trio.current_time() + STEP_TIMEOUT_S
+            with trio.move_on_at(deadline_s) as scope:
+                try:
+                    await self._mend_key(slot, key, held, heard, deadline_s)
+                except (Refused, Unknown, NotEnough, PeerError) as error:
+                    _log.info("a key of partition %d cannot be settled yet: %s", slot.index, error)
+                    failed.add(slot.index)
+            if scope.cancelled_caught:
+                failed.add(slot.index)
+        finally:
+            limiter.release_on_behalf_of(key)
+
+    async def _mend_key(
+        self, slot: Slot, key: bytes, held: Mapping[str, Record], heard: Mapping[Member, Target], deadline_s: float
+    ) -> None:
+        self.progress.keys_compared += 1
+        coordinator = self._master.coordinator
+        size_bytes = 0
+        async with slot.locks.exclusive(key):
+            if slot.reads_directly(key):
+                return
+            lacking = None if key in slot.pending else find_lacking(slot, held, heard)
+            newest = max(held.values(), key=lambda record: record.version)
+            source = next(t for m, t in heard.items() if m.worker in held and held[m.worker] == newest)
+            if lacking is None:
+                record = await coordinator.repair(slot, key, deadline_s, besides=source)
+                self.progress.keys_repaired += 1
+                copies = len(slot.targets)
+            else:
+                record, copies = None, len(lacking)
+                if lacking:
+                    record = await copy_record(
+                        slot, key, newest.version, source, lacking, deadline_s, self._master.note_stale
+                    )
+                    self.progress.keys_moved += 1
+                slot.anchored.add(key)
+            if record is not None:
+                size_bytes = copies * (len(key) + len(record.value or b"") + _OVERHEAD_BYTES)
+        self.progress.bytes_moved += size_bytes
+        await self._throttle(size_bytes)
+
+    async def _throttle(self, size_bytes: int) -> None:
+        now = trio.current_time()
+        self._owed_s = max(self._owed_s, now) + size_bytes / self.rate_bytes
+        if self._owed_s - now > 0.1:  # shorter debts are not worth a sleep
+            await trio.sleep(self._owed_s - now)
+
+    def _is_current(self, slot: Slot) -> bool:
+        return self._master.coordinator.slots[slot.index] is slot and not slot.closed and not slot.blocked
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def _conclude(self, done: Sequence[Slot]) -> None:
+        """Shorten their histories, durably; then let those who are in no configuration any more discard them."""
+        former: dict[Slot, list[Target]] = {}
+        for slot in done:
+            active = set(slot.configuration.members)
+            former[slot] = list({t.member: t for past in slot.history for t in past.targets}.values())
+            former[slot] = [target for target in former[slot] if target.member not in active]
+            for past in slot.history:
+                if past.lenient:
+                    self.could_not_ask |= {t.member.worker for t in past.targets if t.standing is not Standing.UP}
+        settled = await self._master.note_settled(done)
+        self.progress.partitions += len(settled)
+        for slot in settled:
+            self._tried_s.pop(slot.index, None)
+            for target in former[slot]:
+                if target.standing is Standing.UP:
+                    arguments = [slot.index, slot.epoch, target.member.incarnation]
+                    deadline_s = trio.current_time() + STEP_TIMEOUT_S
+                    target.call(Op.DISCARD, arguments, deadline_s, lambda fault, payload: None, 64)
+
+
+def choose_all(slot: Slot) -> list[Target] | None:
+    """All that are up of its configurations; None while they are too few to find everything that was committed."""
+    if slot.blocked or slot.closed:
+        return None
+    chosen: dict[Member, Target] = {}
+    for past in slot.history:
+        up = [target for target in past.targets if target.standing is Standing.UP]
+        need = past.recovery_need()
+        if past is slot.history[-1]:
+            need = max(need, past.configuration.copies)
+        if len(up) < need:
+            return None
+        chosen.update({target.member: target for target in up})
+    return list(chosen.values())
+
+
+def find_lacking(slot: Slot, held: Mapping[str, Record], heard: Mapping[Member, Target]) -> list[Target] | None:
+    """The newcomers that lack a key which all others hold alike: it may go to them as it is. None: it must be repaired.
+
+    `held`: what those that were heard hold of the key, by worker.
+    """
+    if len(slot.history) > 2:
+        return None
+    before, active = slot.history[0].configuration, slot.configuration
+    if any(member not in heard for member in active.members):
+        return None
+    silent = sum(member not in heard for member in before.members)
+    n, copies = len(before.members), before.copies
+    if silent > (1 if copies == n else n - copies):
+        return None
+    [_one, *others] = {record.version for record in held.values()}
+    if others or any(member in heard and member.worker not in held for member in before.members):
+        return None
+    return [heard[member] for member in active.members if member.worker not in held]
