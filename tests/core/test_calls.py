@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from trikv.core import frames
 from trikv.core.calls import (
     LIST_LIMIT_MAX,
+    Digest,
     Discard,
     Enlist,
     Fetch,
+    Forget,
     Heartbeat,
     Hop,
     List,
@@ -22,6 +24,7 @@ from trikv.core.calls import (
     Request,
     Store,
     Vitals,
+    digests_from_wire,
     fetched_from_wire,
     listed_from_wire,
     parse,
@@ -29,6 +32,7 @@ from trikv.core.calls import (
     record_to_wire,
     vitals_from_wire,
 )
+from trikv.core.digest import Summary
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version, make_epoch, pack, unpack
 from trikv.core.session import PeerError
 
@@ -60,6 +64,8 @@ CALLS: list[tuple[Op, list[Any], Request]] = [
     ),
     (Op.LIST, ["i", [], b"p", b"p1", 1, False], List("i", [], b"p", b"p1", 1, False)),
     (Op.DISCARD, [5, EPOCH, "i"], Discard(5, EPOCH, "i")),
+    (Op.DIGEST, ["i", [[1, EPOCH], [2, EPOCH]]], Digest("i", [(1, EPOCH), (2, EPOCH)])),
+    (Op.FORGET, [5, EPOCH, "i", b"k", EPOCH, 7], Forget(5, EPOCH, "i", b"k", Version(EPOCH, 7))),
     (Op.HEARTBEAT, [], Heartbeat()),
     (Op.ENLIST, ["localhost:8001"], Enlist("localhost:8001")),
 ]
@@ -87,6 +93,14 @@ BAD_CALLS: list[tuple[int, list[Any]]] = [
     (Op.FETCH, [5, True, "i", b"k"]),
     (Op.FETCH, [5.0, EPOCH, "i", b"k"]),
     (Op.DISCARD, [5, EPOCH, None]),
+    (Op.DIGEST, ["i", [[1]]]),
+    (Op.DIGEST, ["i", [[0xFFFF, EPOCH]]]),
+    (Op.DIGEST, [None, []]),
+    (Op.FORGET, [5, EPOCH, "i", b"", EPOCH, 7]),
+    (Op.FORGET, [5, EPOCH, "i", b"k", EPOCH, -7]),
+    (Op.FORGET, [5, EPOCH, "i", b"k", 1 << 64, 7]),
+    (Op.FORGET, [5, EPOCH, "i", b"k", EPOCH, True]),
+    (Op.FORGET, [5, EPOCH, "i", b"k", EPOCH]),
     (Op.STORE, [5, EPOCH, "i", b"k", [], []]),
     (Op.STORE, [5, EPOCH, "i", b"k", [1, 2, 3, -4, b""], []]),
     (Op.STORE, [5, EPOCH, "i", b"k", [1, 2, 3, 4, "text"], []]),
@@ -156,7 +170,13 @@ def test_nor_does_a_call_with_one_thing_in_it_replaced(
         assert all(isinstance(part, str) for hop in request.onward for part in hop)
 
 
-READERS: list[Callable[[list[Any]], Any]] = [fetched_from_wire, listed_from_wire, vitals_from_wire, record_from_wire]
+READERS: list[Callable[[list[Any]], Any]] = [
+    fetched_from_wire,
+    listed_from_wire,
+    digests_from_wire,
+    vitals_from_wire,
+    record_from_wire,
+]
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -174,6 +194,8 @@ def test_answers_arrive_as_they_were_meant() -> None:
     tombstone = RECORD._replace(value=None)
     listing = wired([[[3, EPOCH]], [[5, b"k", record_to_wire(tombstone)]], True])
     assert listed_from_wire(listing) == ([(3, EPOCH)], [(5, b"k", tombstone)], True)
+    summary = Summary((1 << 64) - 1, 7, 1 << 40, 5)
+    assert digests_from_wire(wired([[[3, EPOCH]], [[5, *summary]]])) == ([(3, EPOCH)], {5: summary})
     vitals = Vitals(12, False, "rocksdb", None, "p-1", "3/m-1")
     assert vitals_from_wire(wired(list(vitals))) == vitals
 
@@ -181,3 +203,21 @@ def test_answers_arrive_as_they_were_meant() -> None:
 def test_a_listing_that_promises_more_must_say_from_where() -> None:
     with pytest.raises(PeerError):
         listed_from_wire([[], [], True])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [5, 1, 7, 100],
+        [5, 1, 7, 100, 8],  # more keys than rows
+        [5, -1, 7, 100, 5],
+        [5, 1 << 64, 7, 100, 5],
+        [5, 1, 7, 100.0, 5],
+        [0xFFFF, 1, 7, 100, 5],
+        [True, 1, 7, 100, 5],
+        "5171005",
+    ],
+)
+def test_a_digest_that_is_none_is_the_peers_error(row: Any) -> None:
+    with pytest.raises(PeerError):
+        digests_from_wire([[], [row]])

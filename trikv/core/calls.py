@@ -9,11 +9,15 @@ partition and the epoch. A reader of this file knows all that a worker can be as
     LIST       [incarnation, [[partition, epoch], ...], prefix, after, limit, with_values]
                                                                -> [[stale partition, promised], ...], rows, more
     DISCARD    [partition, epoch, incarnation]                            -> []
+    DIGEST     [incarnation, [[partition, epoch], ...]]
+                 -> [[stale partition, promised], ...], [[partition, digest, rows, size in bytes, keys], ...]
+    FORGET     [partition, epoch, incarnation, key, version epoch, version seq]   -> []
     HEARTBEAT  []                                    -> [keys, full, storage, max_keys, process, master]
     ENLIST     [address]                     (worker to master)           -> [], or a sentence
 
 A record is [version epoch, version seq, stamp epoch, stamp seq, value or None]; `onward` the rest of a chain as
-[[worker, incarnation, address], ...]; a row [partition, key, record].
+[[worker, incarnation, address], ...]; a row [partition, key, record]. FORGET removes a record if it is a tombstone of
+exactly that version, and is acknowledged in either case.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
+from trikv.core.digest import Summary
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
 from trikv.core.session import PeerError
 
@@ -35,6 +40,8 @@ class Op(IntEnum):
     DISCARD = 4
     HEARTBEAT = 5
     ENLIST = 6
+    DIGEST = 7
+    FORGET = 8
 
 
 class Hop(NamedTuple):
@@ -76,6 +83,19 @@ class Discard(NamedTuple):
     incarnation: str
 
 
+class Digest(NamedTuple):
+    incarnation: str
+    partitions: list[tuple[int, int]]
+
+
+class Forget(NamedTuple):
+    partition: int
+    epoch: int
+    incarnation: str
+    key: bytes
+    version: Version
+
+
 class Heartbeat(NamedTuple):
     pass
 
@@ -96,7 +116,7 @@ class Vitals(NamedTuple):
     master: str
 
 
-Request = Store | Fetch | List | Discard | Heartbeat | Enlist
+Request = Store | Fetch | List | Discard | Digest | Forget | Heartbeat | Enlist
 
 
 def record_to_wire(record: Record) -> list[Any]:
@@ -124,6 +144,14 @@ def listed_from_wire(payload: list[Any]) -> tuple[list[tuple[int, int]], list[tu
         case [list(stale), list(rows), bool(more)] if rows or not more:
             return [_pair(pair) for pair in stale], [_row(row) for row in rows], more
     raise PeerError("a listing that is not one")
+
+
+def digests_from_wire(payload: list[Any]) -> tuple[list[tuple[int, int]], dict[int, Summary]]:
+    """A DIGEST's answer: the stale partitions with what was promised of them, and the others in brief."""
+    match payload:
+        case [list(stale), list(rows)]:
+            return [_pair(pair) for pair in stale], dict(map(_summary, rows))
+    raise PeerError("digests that are none")
 
 
 def is_epoch(payload: list[Any]) -> bool:
@@ -157,6 +185,11 @@ def parse(op: int, arguments: list[Any]) -> Request:
                 return List(incarnation, pairs, prefix, after, limit, bool(values))
         case Op.DISCARD, [int(partition), int(epoch), str(incarnation)] if _sane(partition, epoch, b"-"):
             return Discard(partition, epoch, incarnation)
+        case Op.DIGEST, [str(incarnation), list(partitions)]:
+            return Digest(incarnation, [_pair(pair) for pair in partitions])
+        case Op.FORGET, [int(partition), int(epoch), str(incarnation), bytes(key), int(of_epoch), int(seq)]:
+            if _sane(partition, epoch, key) and _sane(0, of_epoch, b"-") and _sane(0, seq, b"-"):
+                return Forget(partition, epoch, incarnation, key, Version(of_epoch, seq))
         case Op.HEARTBEAT, []:
             return Heartbeat()
         case Op.ENLIST, [str(address)]:
@@ -183,6 +216,15 @@ def _row(row: Any) -> tuple[int, bytes, Record]:
         case [int(partition), bytes(key), record]:
             return partition, key, record_from_wire(record)
     raise PeerError("a listed row that is not [partition, key, record]")
+
+
+def _summary(row: Any) -> tuple[int, Summary]:
+    if isinstance(row, list) and len(row) == 5 and all(type(n) is int and 0 <= n < 1 << 64 for n in row):
+        partition, *numbers = row
+        summary = Summary(*numbers)
+        if _sane(partition, 0, b"-") and summary.tombstones >= 0:
+            return partition, summary
+    raise PeerError("a digest that is not [partition, digest, rows, size in bytes, keys]")
 
 
 def _sane(partition: int, epoch: int, key: bytes) -> bool:
