@@ -152,14 +152,15 @@ class Page(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """What one `commit` makes durable, all of it or nothing. Discards come first, then puts."""
+    """What one `commit` makes durable, all of it or nothing. Discards come first, then removes, then puts."""
 
     puts: dict[tuple[int, bytes], Record] = field(default_factory=dict)
+    removes: set[tuple[int, bytes]] = field(default_factory=set)  # rows that go; one that is not there is no error
     discards: list[int] = field(default_factory=list)  # partitions of which every record goes
     meta: dict[str, bytes] = field(default_factory=dict)  # the worker's own notes: promises, incarnation, counts
 
     def __bool__(self) -> bool:
-        return bool(self.puts or self.discards or self.meta)
+        return bool(self.puts or self.removes or self.discards or self.meta)
 
 
 class Storage(ABC):

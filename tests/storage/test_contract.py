@@ -24,10 +24,11 @@ class TestRocksDB(StorageContract):
 
 
 PARTITIONS = st.integers(0, 5)
-KEYS = st.binary(min_size=1, max_size=3)
+KEYS = st.sampled_from([b"\0", b"a", b"\xff"]) | st.binary(min_size=1, max_size=3)  # so that some come again
 BATCHES = st.lists(
     st.tuples(
         st.lists(PARTITIONS, max_size=2),
+        st.sets(st.tuples(PARTITIONS, KEYS), max_size=10),
         st.dictionaries(st.tuples(PARTITIONS, KEYS), st.none() | st.binary(max_size=4), max_size=30),
     ),
     max_size=5,
@@ -46,7 +47,7 @@ BATCHES = st.lists(
 )
 async def test_like_a_plain_dict(
     engine: StorageEngine,
-    batches: list[tuple[list[int], dict[tuple[int, bytes], bytes | None]]],
+    batches: list[tuple[list[int], set[tuple[int, bytes]], dict[tuple[int, bytes], bytes | None]]],
     partitions: set[int],
     prefix: bytes,
     after: bytes | None,
@@ -57,10 +58,11 @@ async def test_like_a_plain_dict(
     with tempfile.TemporaryDirectory() as directory:
         storage = await engine.open(Path(directory))
         try:
-            for seq, (discards, values) in enumerate(batches):
+            for seq, (discards, removes, values) in enumerate(batches):
                 puts = {where: record(seq, value) for where, value in values.items()}
-                await storage.commit(Batch(puts=puts, discards=discards))
-                model = {where: held for where, held in model.items() if where[0] not in discards} | puts
+                await storage.commit(Batch(puts=puts, removes=removes, discards=discards))
+                gone = removes | {where for where in model if where[0] in discards}
+                model = {where: held for where, held in model.items() if where not in gone} | puts
             assert {where: storage.get(*where) for where in model} == model
 
             page = await storage.scan(list(partitions), prefix=prefix, after=after, limit=limit, bytes_max=bytes_max)

@@ -31,6 +31,10 @@ class _Partition:
             insort(self.keys, key)
         self.records[key] = record
 
+    def remove(self, key: bytes) -> None:
+        if self.records.pop(key, None) is not None:
+            del self.keys[bisect_left(self.keys, key)]
+
 
 class MemoryStorage(Storage):
     """One worker's records, as long as this object lives."""
@@ -68,6 +72,9 @@ class MemoryStorage(Storage):
         """What `commit` does, at once."""
         for partition in batch.discards:
             self._partitions.pop(partition, None)
+        for partition, key in batch.removes:
+            if partition in self._partitions:
+                self._partitions[partition].remove(key)
         for (partition, key), record in batch.puts.items():
             held = self._partitions.get(partition)
             if held is None:

@@ -119,6 +119,8 @@ class RocksStorage(Storage):
         changes = WriteBatch(raw_mode=True)
         for partition in batch.discards:
             changes.delete_range(_place(partition, b""), _place(partition + 1, b""))
+        for partition, key in batch.removes:
+            changes.delete(_place(partition, key))
         for (partition, key), record in batch.puts.items():
             changes.put(_place(partition, key), pack(record))
         for name, note in batch.meta.items():

@@ -103,6 +103,28 @@ class StorageContract:
             assert storage.get(3, b"old") is None
             assert storage.get(3, b"new") == record(2)
 
+    async def test_a_removed_row_is_gone_and_its_neighbours_stay(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            await storage.commit(Batch(puts={(p, key): record(1) for p in (3, 4) for key in (b"a", b"aa", b"b")}))
+            await storage.commit(Batch(removes={(3, b"aa"), (3, b"never"), (9, b"a")}))
+            assert storage.get(3, b"aa") is None
+            page = await storage.scan([3, 4, 9], limit=10, bytes_max=PLENTY)
+            assert [(row.partition, row.key) for row in page.rows] == [
+                (3, b"a"), (4, b"a"), (4, b"aa"), (3, b"b"), (4, b"b"),
+            ]  # fmt: skip
+            await storage.commit(Batch(puts={(3, b"aa"): record(2)}))
+            assert keys_of(await storage.scan([3], limit=10, bytes_max=PLENTY)) == [b"a", b"aa", b"b"]
+
+    async def test_in_one_batch_removes_come_after_discards_and_before_puts(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            await storage.commit(Batch(puts={(3, b"k"): record(1), (4, b"k"): record(1)}))
+            await storage.commit(
+                Batch(removes={(3, b"k"), (4, b"k")}, puts={(3, b"k"): record(2)}, discards=[4], meta={"n": b"1"})
+            )
+            assert storage.get(3, b"k") == record(2)
+            assert storage.get(4, b"k") is None
+            assert storage.meta()["n"] == b"1"
+
     async def test_a_discarded_partition_can_be_filled_again(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as storage:
             for seq in range(3):
@@ -222,10 +244,10 @@ class StorageContract:
                 assert dict(storage.meta()) == ({"life": b"%d" % (life - 1)} if life else {})
                 assert [storage.get(0, b"k%d" % i) for i in range(life)] == [record(i, b"v") for i in range(life)]
                 assert storage.get(1, b"discarded") is None
-                await storage.commit(
-                    Batch(puts={(0, b"k%d" % life): record(life, b"v"), (1, b"discarded"): record(life)})
-                )
-                await storage.commit(Batch(discards=[1], meta={"life": b"%d" % life}))
+                assert storage.get(2, b"removed") is None
+                gone = {(1, b"discarded"): record(life), (2, b"removed"): record(life)}
+                await storage.commit(Batch(puts={(0, b"k%d" % life): record(life, b"v")} | gone))
+                await storage.commit(Batch(discards=[1], removes={(2, b"removed")}, meta={"life": b"%d" % life}))
 
 
 _COMMIT_UNTIL_KILLED = """

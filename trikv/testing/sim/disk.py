@@ -42,6 +42,8 @@ class Disk:
             if batch.discards:
                 kept = self.records.items()
                 self.records = {where: record for where, record in kept if where[0] not in batch.discards}
+            for where in batch.removes:
+                self.records.pop(where, None)
             self.records.update(batch.puts)
             self.meta.update(batch.meta)
 
