@@ -2,8 +2,11 @@
 
 Whatever arrives on a link counts as a sign of life; a link that was silent since the middle of the last
 `HEARTBEAT_INTERVAL_S` is asked for the worker's vitals. One task beats for all of them. The arithmetic (suspect, down,
-and a refused dial as evidence) is `core/suspicion.py`; this file only supplies the time. When the master itself was
-stopped for a while, nobody is blamed for not having been heard.
+evictable, steady) is `core/suspicion.py`; this file only supplies the time. It looks with every beat, so what it tells
+is as old as a beat at most.
+
+When this process was itself stopped for a while, nobody is blamed for not having been heard. Each `Watched` notices
+that by itself, from the beat that did not come, before it judges anything: whichever of its callbacks runs first.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ HEARTBEAT_INTERVAL_S: Final = 0.5
 VITALS_INTERVAL_S: Final = (
     1.0  # a busy link is a sign of life; what the worker says of itself is asked for all the same
 )
+_STOPPED_S: Final = 3 * HEARTBEAT_INTERVAL_S  # without a beat: not a busy process, a stopped one
 
 _STANDINGS: Final = {
     State.UNKNOWN: Standing.DOUBTFUL,
@@ -37,7 +41,12 @@ _STANDINGS: Final = {
 
 
 class Watched:
-    """One worker: linked while `peer.run` runs, watched by ticks. `on_change` hears when its state may have changed."""
+    """One worker: linked while `peer.run` runs, watched by ticks.
+
+    `on_change` hears when its link, standing, `evictable` or `steady` may have changed; `on_state` of each change of
+    its state, from what to what. `grace_s`: the silence after which it is down, and may be evicted. `former`: the watch
+    over the same worker at the address where it was until now.
+    """
 
     def __init__(
         self,
@@ -48,23 +57,32 @@ class Watched:
         *,
         on_rival: Callable[[int], None],
         grace_s: float,
+        on_state: Callable[[State, State], None] = lambda old, new: None,
+        former: Watched | None = None,
     ) -> None:
         self.enlisted = enlisted
         self.vitals: Vitals | None = None
         self.suspicion = Suspicion(trio.current_time(), down_after_s=grace_s)
+        if former is not None:
+            self.suspicion.learn_setbacks(former.suspicion)
         self._me = me
         self._on_change = on_change
         self._on_rival = on_rival  # the worker knows another master of this term, or of a higher one
+        self._on_state = on_state
         self.acknowledged = False  # the worker has said, on this link, that it knows no other
         self.peer = Peer(enlisted.address, me, doors, judge=self._judge, on_link=self._linked)
         self._asked_s = -VITALS_INTERVAL_S
-        self.standing = Standing.DOUBTFUL  # as of the last heartbeat or change of the link: operations read it often
+        self._ticked_s = trio.current_time()
+        self._forgiven_s = -HEARTBEAT_INTERVAL_S
+        # As of the last heartbeat or change of the link: operations read the standing often.
+        self.standing = Standing.DOUBTFUL
+        self.evictable = False  # silent for so long that the configurations may move on without it
+        self.steady = False  # up for so long that it may be given data
+        self._told = State.UNKNOWN
 
     @property
     def state(self) -> State:
-        if self.peer.link is not None:
-            self.suspicion.heartbeat(self.peer.link.last_heard_s)
-        return self.suspicion.state(trio.current_time())
+        return self.suspicion.state(self._now())
 
     @property
     def last_heard_s(self) -> float | None:
@@ -72,19 +90,47 @@ class Watched:
         link = self.peer.link
         return None if link is None else trio.current_time() - link.last_heard_s
 
-    def tick(self, now: float, *, forgive: bool) -> None:
-        """One heartbeat's time has passed. `forgive`: much more has, since this process was stopped."""
+    @property
+    def why(self) -> str:
+        """Why it is not simply up, for a person: one sentence, empty if it is."""
+        now = self._now()
+        state, silent_s = self.suspicion.state(now), self.suspicion.silent_s(now)
+        if self.peer.link is None:
+            return self.peer.why_not
+        if state is not State.UP:
+            return f"its connection is open, and it has said nothing for {silent_s:.1f} s: it is stopped, or cut off"
+        return "" if self.acknowledged else "it has not said yet whether it knows another master"
+
+    def note_evicted(self) -> None:
+        """The configurations have moved on without it: it is not to be given data as soon as it is back."""
+        self.suspicion.evicted(self._now())
+        self._refresh()
+
+    def tick(self, now: float) -> None:
+        """One heartbeat's time has passed."""
+        self._forgive(now)
+        self._ticked_s = now
         link = self.peer.link
         if link is not None:
-            if forgive:
-                self.suspicion.heartbeat(now)
-            link.sweep(now)
+            if now - self._forgiven_s >= HEARTBEAT_INTERVAL_S:  # else answers may have come that were not read yet
+                link.sweep(now)
             if now - link.last_heard_s >= HEARTBEAT_INTERVAL_S / 2 or now - self._asked_s >= VITALS_INTERVAL_S:
                 self._ask(link, now)
-        before = self.standing
-        self._refresh()
-        if self.standing is not before:
-            self._on_change()
+        self._look()
+
+    def _now(self) -> float:
+        """The present, as far as it can be held against the worker, with all that was heard of it until now."""
+        now = trio.current_time()
+        self._forgive(now)
+        if self.peer.link is not None:
+            self.suspicion.heartbeat(self.peer.link.last_heard_s)
+        return now
+
+    def _forgive(self, now: float) -> None:
+        """Was this process stopped? Then nobody is blamed."""
+        if now - self._ticked_s > _STOPPED_S:
+            self.suspicion.forgive(now - self._ticked_s)  # up to a beat too much, rather than too little
+            self._ticked_s = self._forgiven_s = now
 
     def _judge(self, hello: Hello) -> str | None:
         if hello.role != "worker" or hello.node != self.enlisted.worker:
@@ -93,6 +139,7 @@ class Watched:
 
     def _linked(self, link: Link | None) -> None:
         now = trio.current_time()
+        self._forgive(now)
         if link is not None:
             self.suspicion.heartbeat(now)
             self.acknowledged = False
@@ -102,10 +149,24 @@ class Watched:
         self._refresh()
         self._on_change()
 
-    def _refresh(self) -> None:
-        standing = _STANDINGS[self.state]
-        usable = self.peer.link is not None and self.acknowledged
-        self.standing = Standing.DOUBTFUL if standing is Standing.UP and not usable else standing
+    def _look(self) -> None:
+        if self._refresh():
+            self._on_change()
+
+    def _refresh(self) -> bool:
+        """Note what is to be thought of it now; whether anything of that is new."""
+        before = (self.standing, self.evictable, self.steady)
+        now = self._now()
+        state = self.suspicion.state(now)
+        self.standing = _STANDINGS[state]
+        if state is State.UP and (self.peer.link is None or not self.acknowledged):
+            self.standing = Standing.DOUBTFUL
+        self.evictable = self.suspicion.evictable(now)
+        self.steady = self.standing is Standing.UP and self.suspicion.steady(now)
+        told, self._told = self._told, state
+        if told is not state:
+            self._on_state(told, state)
+        return before != (self.standing, self.evictable, self.steady)
 
     def _ask(self, link: Link, now: float) -> None:
         self._asked_s = now
@@ -118,21 +179,16 @@ class Watched:
         self.acknowledged = self.vitals.master == self._me().incarnation
         if not self.acknowledged:
             self._on_rival(Reign.parse(self.vitals.master).term)
-        before = self.standing
-        self._refresh()
-        if self.standing is not before:
-            self._on_change()
+        self._look()
 
 
 async def beat_forever(workers: Mapping[str, Watched]) -> None:
     """Tick for every worker, those that enlist later included, until cancelled."""
-    ticked_s = trio.current_time()
     while True:
         await trio.sleep(HEARTBEAT_INTERVAL_S)
         now = trio.current_time()
         for watched in list(workers.values()):
-            watched.tick(now, forgive=now - ticked_s > 3 * HEARTBEAT_INTERVAL_S)
-        ticked_s = now
+            watched.tick(now)
 
 
 class Replica:
