@@ -151,9 +151,16 @@ class Subscription(AsyncIterator[Event]):
         self._next += 1
         return log._kept[index]
 
+    async def wait(self) -> None:
+        """Return when there is something to take."""
+        await trio.lowlevel.checkpoint()
+        log = self._log
+        while self._unknown is None and log._first <= self._next >= log._first + len(log._kept):
+            await log._watchers.park()
+
     async def __anext__(self) -> Event:
         """The next event, waiting for it if need be. Cancelled, it has taken none."""
-        await trio.lowlevel.checkpoint()
-        while (event := self.take()) is None:
-            await self._log._watchers.park()
+        await self.wait()
+        event = self.take()
+        assert event is not None
         return event

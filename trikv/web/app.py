@@ -42,7 +42,8 @@ from trikv.core.errors import Refused, TrikvError, Unknown
 from trikv.core.record import VALUE_BYTES_MAX
 from trikv.node.master import Master
 from trikv.node.view import describe_cluster
-from trikv.web import batch, cluster, keys
+from trikv.web import batch, cluster, keys, operate
+from trikv.web.events import STREAM_HEADERS, Stream, Streams
 from trikv.web.guard import refuse_foreign
 from trikv.web.message import (
     SAFE_HEADERS,
@@ -83,14 +84,21 @@ ROUTES: Final = (
     Route("/v1/batch", "POST", batch.batch, batch.BODY_BYTES_MAX, detached=True),
     Route("/v1/cluster", "GET", cluster.describe),
     Route("/v1/locate", "GET", cluster.locate),
-    Route("/v1/mode", "PUT", cluster.set_mode, SMALL_BODY_BYTES_MAX, detached=True),
-    Route("/v1/workers", "POST", cluster.enlist, SMALL_BODY_BYTES_MAX, detached=True),
+    Route("/v1/mode", "GET", operate.show_mode),
+    Route("/v1/mode", "PUT", operate.set_mode, SMALL_BODY_BYTES_MAX, detached=True),
+    Route("/v1/workers", "POST", operate.enlist, SMALL_BODY_BYTES_MAX, detached=True),
+    Route("/v1/workers/plan", "GET", operate.plan_workers),
+    Route("/v1/workers/<worker>/drain", "POST", operate.drain, detached=True),
+    Route("/v1/workers/<worker>/undrain", "POST", operate.undrain, detached=True),
+    Route("/v1/workers/<worker>", "DELETE", operate.remove, detached=True),
+    Route("/v1/repair", "POST", operate.repair, detached=True),
+    Route("/v1/recover", "POST", operate.recover, SMALL_BODY_BYTES_MAX, detached=True),
     Route("/livez", "GET", cluster.livez),
     Route("/readyz", "GET", cluster.readyz),
     Route("/put", "GET POST", keys.put_by_query, SMALL_BODY_BYTES_MAX, detached=True),
     Route("/get", "GET", keys.get_by_query),
     Route("/status", "GET", cluster.describe),
-    Route("/config", "POST", cluster.set_mode, SMALL_BODY_BYTES_MAX, detached=True),
+    Route("/config", "POST", operate.set_mode, SMALL_BODY_BYTES_MAX, detached=True),
 )
 
 
@@ -98,10 +106,12 @@ class _Connection(TrioASGIHTTPConnection):
     """One request, of which a disconnect cancels the handler, but not an answer that is under way.
 
     The server reports a disconnect also when an answer is complete, and cleans up in the task that sends the last of
-    it. Were that task cancelled, as quart-trio does, connections would be neither closed nor timed out.
+    it. Were that task cancelled, as quart-trio does, connections would be neither closed nor timed out. A stream, which
+    would not end by itself, is told to.
     """
 
     _answering = False
+    _stream: Stream | None = None
 
     def __init__(self, app: Quart, scope: HTTPScope) -> None:
         if not scope["path"]:  # `GET ?key=k`: quart takes the first letter for granted
@@ -112,12 +122,25 @@ class _Connection(TrioASGIHTTPConnection):
         self, nursery: trio.Nursery, request: quart.Request, receive: ASGIReceiveCallable
     ) -> None:
         await ASGIHTTPConnection.handle_messages(self, request, receive)
-        if not self._answering:
+        if self._stream is not None:
+            self._stream.end()
+        elif not self._answering:
             nursery.cancel_scope.cancel()
 
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
         self._answering = True
-        await super()._send_response(send, response)
+        if isinstance(response, _StreamResponse):
+            self._stream = response.stream
+            with response.stream:
+                await super()._send_response(send, response)
+        else:
+            await super()._send_response(send, response)
+
+
+class _StreamResponse(quart.Response):
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream, headers=STREAM_HEADERS)
+        self.stream = stream
 
 
 class _App(QuartTrio):
@@ -137,7 +160,7 @@ class _Rest(BaseConverter):
     part_isolating = False
 
 
-def create_app(master: Master, *, loopback_only: bool = True) -> QuartTrio:
+def create_app(master: Master, *, loopback_only: bool = True, streams: Streams | None = None) -> QuartTrio:
     """The app. `loopback_only`: answer to names of this machine's loopback alone (see `guard`)."""
     app = _App("trikv.web", template_folder="templates", static_folder="static")
     app.config.update(MAX_CONTENT_LENGTH=batch.BODY_BYTES_MAX, BODY_TIMEOUT=BODY_TIMEOUT_S, RESPONSE_TIMEOUT=None)
@@ -153,7 +176,9 @@ def create_app(master: Master, *, loopback_only: bool = True) -> QuartTrio:
             strict_slashes=False,
             provide_automatic_options=False,
         )
-    app.add_url_rule("/", "page", partial(_serve_page, master), methods=["GET"], provide_automatic_options=False)
+    streamed = partial(_serve_events, master, streams or Streams())
+    for path, view_func in (("/", partial(_serve_page, master)), ("/v1/events", streamed)):
+        app.add_url_rule(path, path, view_func, methods=["GET"], provide_automatic_options=False)
     app.before_request(partial(_guard, loopback_only))
     app.after_request(_make_safe)
     app.register_error_handler(TrikvError, _answer_error)
@@ -182,11 +207,15 @@ async def serve_http(
     config.h2_max_header_list_size = HEAD_BYTES_MAX
     config.keep_alive_timeout = IDLE_TIMEOUT_S
     config.graceful_timeout = GRACE_S
-    app = create_app(master, loopback_only=loopback_only)
+    streams = Streams()
+    app = create_app(master, loopback_only=loopback_only, streams=streams)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; the connections inherit it
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STALLED_TIMEOUT_S * 1000))
     config.bind = [f"fd://{sock.detach()}"]
-    await hypercorn.trio.serve(cast("Any", app), config, shutdown_trigger=stop.wait, task_status=task_status)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(streams.end_all, stop)
+        await hypercorn.trio.serve(cast("Any", app), config, shutdown_trigger=stop.wait, task_status=task_status)
+        nursery.cancel_scope.cancel()
 
 
 # --- translation ------------------------------------------------------------------------------------------------------
@@ -211,6 +240,13 @@ async def _serve_page(master: Master) -> quart.Response:
         refresh_s=REFRESH_S if refresh else None,
     )
     return quart.Response(page, headers=PAGE_HEADERS, content_type="text/html; charset=utf-8")
+
+
+async def _serve_events(master: Master, streams: Streams) -> quart.Response:
+    request = await _read_request(0)
+    if request.method == "HEAD":
+        return quart.Response(b"", headers=STREAM_HEADERS)
+    return _StreamResponse(streams.make(master.events, request))
 
 
 async def _read_request(body_bytes_max: int) -> Request:

@@ -1,0 +1,132 @@
+"""Steering the cluster over HTTP: its mode, its workers, and what is done when something is wrong.
+
+    GET    /v1/mode                     the mode in force, and how far a switch or a repair has come
+    PUT    /v1/mode, POST /config       {"mode": NAME}: switch; answers the certificate of the switch, at its end
+    POST   /v1/workers                  {"address": "localhost:8006"}: enlist the worker that listens there
+    GET    /v1/workers/plan             what would move if the spare workers that are up were given their share
+    POST   /v1/workers/{id}/drain       have the cluster empty a worker; answers at once, with the plan
+    POST   /v1/workers/{id}/undrain     let it keep its place after all
+    DELETE /v1/workers/{id}             forget a worker that holds nothing
+    POST   /v1/repair                   compare all copies, and mend those that differ
+    POST   /v1/recover                  {"accept_loss": true}: go on without what cannot be found any more
+
+A worker is named by its id or by its address. `?plan=true` (mode), `?dry_run=true` (drain, repair) and
+`{"accept_loss": false}` (recover) change nothing, and answer what would be done.
+
+A switch of the mode and a repair take as long as they take: the deadline of a request for keys (2 s, or as the master
+was told) is not theirs, and they go on when the client that asked for them has gone. What all of them do is in
+`trikv.node.changes`; here it is only given words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from trikv.core.configuration import Enlisted
+from trikv.core.errors import Refused
+from trikv.node.master import Master
+from trikv.web.message import (
+    Request,
+    Response,
+    choice_of,
+    json_response,
+    members_of,
+    parse_json,
+    parse_query,
+    percent_decode,
+)
+
+_WORKERS_PATH: Final = b"/v1/workers/"
+
+
+async def show_mode(master: Master, request: Request) -> Response:
+    parse_query(request.query)
+    strategy = master.registry.strategy(master.cluster.mode)
+    return json_response(
+        {"mode": strategy.name, "promise": strategy.promise.value, "progress": master.changes.progress()}
+    )
+
+
+async def set_mode(master: Master, request: Request) -> Response:
+    parameters = parse_query(request.query, "plan")
+    name = members_of(parse_json(request), "the body", required=["mode"])["mode"]
+    if not isinstance(name, str):
+        raise Refused("bad_request", "mode must be a string")
+    if _is_on(parameters, "plan"):
+        return json_response(master.changes.plan_mode(name))
+    return json_response({"outcome": "committed", **await master.changes.switch_mode(name)})
+
+
+async def enlist(master: Master, request: Request) -> Response:
+    parse_query(request.query)
+    address = members_of(parse_json(request), "the body", required=["address"])["address"]
+    if not isinstance(address, str):
+        raise Refused("bad_request", "address must be a string, host:port")
+    return json_response({"outcome": "committed", **await master.enlisting.enlist(address)})
+
+
+async def plan_workers(master: Master, request: Request) -> Response:
+    parse_query(request.query)
+    return json_response(master.changes.plan_join())
+
+
+async def drain(master: Master, request: Request) -> Response:
+    dry_run = _is_on(parse_query(request.query, "dry_run"), "dry_run")
+    worker = _worker_in_path(master, request)
+    if dry_run:
+        return json_response(master.changes.plan_drain(worker))
+    return json_response({"outcome": "committed", **await master.changes.drain(worker)})
+
+
+async def undrain(master: Master, request: Request) -> Response:
+    parse_query(request.query)
+    return json_response({"outcome": "committed", **await master.changes.undrain(_worker_in_path(master, request))})
+
+
+async def remove(master: Master, request: Request) -> Response:
+    parse_query(request.query)
+    return json_response({"outcome": "committed", **await master.changes.remove(_worker_in_path(master, request))})
+
+
+async def repair(master: Master, request: Request) -> Response:
+    dry_run = _is_on(parse_query(request.query, "dry_run"), "dry_run")
+    report = await master.changes.repair(dry_run=dry_run)
+    return json_response(report if dry_run else {"outcome": "committed", **report})
+
+
+async def recover(master: Master, request: Request) -> Response:
+    parse_query(request.query)
+    accept_loss = members_of(parse_json(request), "the body", required=["accept_loss"])["accept_loss"]
+    if not isinstance(accept_loss, bool):
+        raise Refused("bad_request", "accept_loss must be true or false")
+    report = await master.changes.recover(accept_loss=accept_loss)
+    return json_response({"outcome": "committed", **report} if accept_loss else report)
+
+
+def find_worker(workers: Mapping[str, Enlisted], name: str) -> str:
+    """The id of the worker that is meant by an id or by an address.
+
+    Raises:
+      Refused: there is none, or there are several.
+    """
+    if name in workers:
+        return name
+    spellings = {name, name.replace("localhost:", "127.0.0.1:"), name.replace("127.0.0.1:", "localhost:")}
+    found = sorted(worker.worker for worker in workers.values() if worker.address in spellings)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise Refused("bad_request", f"workers {', '.join(found)} were all seen at {name}; name one by its id")
+    known = sorted(f"{worker.worker} at {worker.address}" for worker in workers.values())
+    detail = f"there is no worker {name!r}; there are {', '.join(known)}" if known else "no worker has enlisted"
+    raise Refused("unknown_worker", detail, workers=sorted(workers))
+
+
+def _worker_in_path(master: Master, request: Request) -> str:
+    raw = request.path.removeprefix(_WORKERS_PATH).partition(b"/")[0]
+    return find_worker(master.cluster.workers, percent_decode(raw, "the worker").decode(errors="replace"))
+
+
+def _is_on(parameters: Mapping[str, bytes], name: str) -> bool:
+    return choice_of(parameters, name, "false", "true") == "true"
