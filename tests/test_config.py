@@ -40,7 +40,8 @@ def test_flags_win_over_variables_and_those_over_the_file() -> None:
 def test_every_setting_can_come_from_every_source() -> None:
     values: dict[str, object] = {
         "port": 0, "host": "::1", "http": "[::1]:0", "mode": "chain", "replicas": 5, "data_dir": Path("/data"),
-        "workers": ("localhost:8001", "localhost:8002"), "timeout_s": 0.5, "insecure": True,
+        "workers": ("localhost:8001", "localhost:8002"), "timeout_s": 0.5, "down_after_s": 1.5,
+        "settle_rate_mb": 0.25, "min_copies": 1, "insecure": True,
     }  # fmt: skip
     expected = MasterSettings(**values)  # type: ignore[arg-type]
     assert master_settings(values, {}) == expected
@@ -95,6 +96,11 @@ def test_a_worker_is_told_what_it_cannot_be(flags: Mapping[str, object], complai
         ({"timeout_s": "soon"}, "--timeout: 'soon' is not a time"),
         ({"timeout_s": "nan"}, "--timeout: 'nan' is not a time"),
         ({"timeout_s": "inf"}, "--timeout: 'inf' is not a time"),
+        ({"down_after_s": "1.4"}, "--down-after: '1.4' is not a time in seconds, 1.5 to 3,600"),
+        ({"down_after_s": "inf"}, "--down-after: 'inf' is not a time in seconds"),
+        ({"settle_rate_mb": 0}, "--settle-rate: 0 is not a number of MB per second, 0.1 to 10,000"),
+        ({"settle_rate_mb": "fast"}, "--settle-rate: 'fast' is not a number of MB"),
+        ({"min_copies": 0}, "--min-copies: 0 is not a number of copies, 1 or more"),
         ({"workers": ("localhost:1", "localhost")}, "WORKER: 'localhost' is not an address"),
         ({"http": "8080"}, "--http: '8080' is not an address"),
         ({"http": "192.168.1.5:8080"}, "192.168.1.5 can be reached from other machines"),

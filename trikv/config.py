@@ -29,6 +29,8 @@ from trikv.net.doors import split_address
 CONFIG_FILE: Final = Path("trikv.toml")
 DATA_ROOT: Final = Path("trikv-data")
 PORT_MAX: Final = 65_535
+DOWN_AFTER_LEAST_S: Final = 1.5  # three heartbeats: with less, one lost packet would move data
+DOWN_AFTER_MOST_S: Final = 3_600.0
 
 
 class SettingsError(ValueError):
@@ -61,6 +63,9 @@ class MasterSettings:
     data_dir: Path | None = None
     workers: tuple[str, ...] = ()
     timeout_s: float = 2.0
+    down_after_s: float = 5.0  # silence after which a worker is given up and replaced
+    settle_rate_mb: float = 16.0  # MB moved in a second while partitions settle
+    min_copies: int = 2  # a configuration does not shrink below it, however many workers are gone
     insecure: bool = False
     exit_with_stdin: bool = False
 
@@ -145,8 +150,8 @@ def _read(name: str, where: str, value: object) -> object:
 def _from_flags(flags: Mapping[str, object]) -> Iterator[tuple[str, _Given]]:
     for name, value in flags.items():
         if value is not None and value != ():
-            where = {"port": "PORT", "workers": "WORKER"}.get(name, f"--{name.removesuffix('_s').replace('_', '-')}")
-            yield name, _Given(where, value)
+            flag = "--" + name.removesuffix("_s").removesuffix("_mb").replace("_", "-")  # flags name no units
+            yield name, _Given({"port": "PORT", "workers": "WORKER"}.get(name, flag), value)
 
 
 def _from_environment(role: str, environ: Mapping[str, str]) -> Iterator[tuple[str, _Given]]:
@@ -208,14 +213,24 @@ def _whole(value: object, what: str, low: int, high: float = math.inf) -> int:
     return number
 
 
-def _seconds(value: object) -> float:
+def _float(value: object) -> float:
+    """A number, or NaN, which is in no range; the environment gives it as text."""
     try:
-        seconds = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        return float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
+        return math.nan
+
+
+def _seconds(value: object) -> float:
+    if not 0 < (seconds := _float(value)) < math.inf:
         raise ValueError(f"{value!r} is not a time in seconds, more than 0")
     return seconds
+
+
+def _between(value: object, what: str, low: float, high: float) -> float:
+    if not low <= (number := _float(value)) <= high:
+        raise ValueError(f"{value!r} is not {what}, {low:g} to {high:,.0f}")
+    return number
 
 
 def _switch(value: object) -> bool:
@@ -261,6 +276,9 @@ _READERS: Final[dict[str, Callable[[object], object]]] = {
     "replicas": lambda value: _whole(value, "a number of replicas", 1),
     "max_keys": _or_none(lambda value: _whole(value, "a number of keys", 1)),
     "timeout_s": _seconds,
+    "down_after_s": lambda value: _between(value, "a time in seconds", DOWN_AFTER_LEAST_S, DOWN_AFTER_MOST_S),
+    "settle_rate_mb": lambda value: _between(value, "a number of MB per second", 0.1, 10_000),
+    "min_copies": lambda value: _whole(value, "a number of copies", 1),
     "insecure": _switch,
     "exit_with_stdin": _switch,
 }

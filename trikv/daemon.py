@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -123,7 +124,11 @@ async def _master(settings: MasterSettings) -> None:
                 replicas=settings.replicas,
                 named=settings.workers,
                 timeout_s=settings.timeout_s,
+                down_after_s=settings.down_after_s,
+                settle_rate_bytes=settings.settle_rate_mb * 1e6,
+                min_copies=settings.min_copies,
             )
+            master.events.wall_clock = _now
             async with trio.open_nursery() as nursery:
                 stop = await nursery.start(_watch_for_stop, settings.exit_with_stdin)
                 await nursery.start(master.run, listening)
@@ -139,6 +144,10 @@ async def _master(settings: MasterSettings) -> None:
         finally:
             with trio.CancelScope(shield=True):
                 await store.close()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _bind_http(address: str) -> socket.socket:

@@ -52,6 +52,13 @@ def _settings(
 @click.option("--replicas", metavar="N", help="Copies of each key, when it is founded. Default: 3.")
 @click.option("--http", metavar="HOST:PORT", help="Where HTTP is served. Default: 127.0.0.1:8080.")
 @click.option("--timeout", "timeout_s", metavar="SECONDS", help="The deadline of every request. Default: 2.")
+@click.option(
+    "--down-after", "down_after_s", metavar="SECONDS", help="Silence after which a worker is replaced. Default: 5."
+)
+@click.option(
+    "--settle-rate", "settle_rate_mb", metavar="MB", help="Data moved per second at most, to heal. Default: 16."
+)
+@click.option("--min-copies", metavar="N", help="Never go on with fewer replicas of a key than N. Default: 2.")
 @node_options
 def master(config: Path | None, **flags: Any) -> None:
     """Run the master on PORT (default 8000), and enlist each WORKER, an address like localhost:8001.
