@@ -2,185 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trikv.api import Batch, Storage
-from trikv.core.calls import Op, fetched_from_wire, listed_from_wire, record_to_wire, vitals_from_wire
+from tests.node.desk import MASTER, NEXT, NOW, OLD, PATIENCE_S, BrokenStorage, Desk, P, Reply, shut
+from trikv.core.calls import (
+    Op,
+    digests_from_wire,
+    fetched_from_wire,
+    listed_from_wire,
+)
 from trikv.core.errors import Fault
 from trikv.core.record import Record, Version, make_epoch
-from trikv.core.session import Hello
 from trikv.net.doors import Doors
-from trikv.net.link import Link, LinkError, dial
-from trikv.node.worker import QUEUE_BYTES_MAX, Worker
+from trikv.net.link import LinkError, dial
+from trikv.node.worker import QUEUE_BYTES_MAX
 from trikv.storage.memory import MemoryStorage
-from trikv.storage.rocksdb import RocksEngine
 from trikv.testing.inprocess import MemoryTransport
-
-PATIENCE_S = 20.0
-P = 7  # a partition
-OLD, NOW, NEXT = make_epoch(3, 0), make_epoch(3, 1), make_epoch(3, 2)
-MASTER = Hello("master", "c-1", "term-3", "c-1")
-
-Reply = tuple[int, list[Any]]
-
-
-class GatedStorage(MemoryStorage):
-    """Its disk is as slow as a test wants: a commit is written at once, and its flush waits at the gate."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = trio.Event()
-        self.gate.set()
-
-    async def commit(self, batch: Batch) -> None:
-        await super().commit(batch)
-        await self.gate.wait()
-
-
-class BrokenStorage(MemoryStorage):
-    broken = False
-
-    async def commit(self, batch: Batch) -> None:
-        if self.broken:
-            raise OSError("no space left on device")
-        await super().commit(batch)
-
-
-class Desk:
-    """A worker that runs, and a master's link to it."""
-
-    def __init__(self, nursery: trio.Nursery, storage: Storage, doors: Doors | None = None) -> None:
-        self.nursery = nursery
-        self.storage = storage
-        self.doors = doors or Doors(transport=MemoryTransport())
-        self.worker: Worker
-        self.address = ""
-        self._link: Link
-        self._scope = trio.CancelScope()
-        self._ended = trio.Event()
-
-    async def start(self, *, name: str = "w-1", max_keys: int | None = None, greet_as: Hello = MASTER) -> Desk:
-        self.worker = await Worker.open(name, self.storage, "test", self.doors, max_keys=max_keys)
-        listening = await self.doors.transport.listen("127.0.0.1:0")
-        self.address = listening.address
-        self._scope, self._ended = trio.CancelScope(), trio.Event()
-
-        async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            try:
-                with self._scope:
-                    await self.worker.run(listening, task_status=task_status)
-            finally:
-                self._ended.set()
-
-        await self.nursery.start(run)
-        self._link = await dial(await self.doors.transport.connect(self.address), greet_as)
-        self.nursery.start_soon(self._link.run)
-        return self
-
-    async def stop(self) -> None:
-        self._scope.cancel()
-        await self._ended.wait()
-
-    async def restart(self, **more: Any) -> Desk:
-        await self.stop()
-        return await self.start(**more)
-
-    def post(self, op: Op, arguments: list[Any], *, timeout_s: float = PATIENCE_S, size_bytes: int = 64) -> list[Reply]:
-        """Ask without waiting; the reply will be in the list."""
-        replies: list[Reply] = []
-        deadline_s = trio.current_time() + timeout_s
-        self._link.call(op, arguments, deadline_s, lambda fault, payload: replies.append((fault, payload)), size_bytes)
-        return replies
-
-    async def ask(self, op: Op, arguments: list[Any]) -> Reply:
-        answered = trio.Event()
-        reply: Reply = (Fault.LATE, [])
-
-        def done(fault: int, payload: list[Any]) -> None:
-            nonlocal reply
-            reply = (fault, payload)
-            answered.set()
-
-        self._link.call(op, arguments, trio.current_time() + PATIENCE_S, done)
-        with trio.fail_after(PATIENCE_S):
-            await answered.wait()
-        return reply
-
-    def store(
-        self,
-        seq: int,
-        value: bytes | None = b"v",
-        *,
-        key: bytes = b"k",
-        epoch: int = NOW,
-        partition: int = P,
-        onward: list[Desk] | None = None,
-    ) -> list[Any]:
-        """A STORE's arguments; the record's version is (epoch, seq)."""
-        version = Version(epoch, seq)
-        hops = [[desk.worker.id, desk.worker.incarnation, desk.address] for desk in onward or []]
-        row = record_to_wire(Record(version, version, value))
-        return [partition, epoch, self.worker.incarnation, key, row, hops]
-
-    def fetch(self, *, key: bytes = b"k", epoch: int = NOW, partition: int = P) -> list[Any]:
-        return [partition, epoch, self.worker.incarnation, key]
-
-    def discard(self, *, epoch: int = NOW, partition: int = P) -> list[Any]:
-        return [partition, epoch, self.worker.incarnation]
-
-    def list(self, *pairs: tuple[int, int], after: bytes | None = None, limit: int = 100, values: bool = True) -> Any:
-        return [self.worker.incarnation, [list(pair) for pair in pairs], b"", after, limit, values]
-
-    async def put(self, seq: int, value: bytes | None = b"v", **more: Any) -> int:
-        fault, _ = await self.ask(Op.STORE, self.store(seq, value, **more))
-        return fault
-
-    async def seq_of(self, **more: Any) -> int | None:
-        fault, payload = await self.ask(Op.FETCH, self.fetch(**more))
-        assert fault == Fault.OK
-        record = fetched_from_wire(payload)
-        return None if record is None else record.version.seq
-
-    async def keys(self) -> int:
-        _, payload = await self.ask(Op.HEARTBEAT, [])
-        return vitals_from_wire(payload).keys
-
-    async def is_full(self) -> bool:
-        _, payload = await self.ask(Op.HEARTBEAT, [])
-        return vitals_from_wire(payload).full
-
-
-@pytest.fixture(params=["memory", "rocksdb"])
-async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
-    opened = MemoryStorage() if request.param == "memory" else await RocksEngine().open(tmp_path)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def desk(storage: Storage, nursery: trio.Nursery) -> AsyncIterator[Desk]:
-    desk = await Desk(nursery, storage).start()
-    yield desk
-    await desk.stop()
-
-
-@pytest.fixture
-async def gated(nursery: trio.Nursery) -> Desk:
-    return await Desk(nursery, GatedStorage()).start()
-
-
-def shut(desk: Desk) -> trio.Event:
-    """Let no commit through until the event is set."""
-    assert isinstance(desk.storage, GatedStorage)
-    desk.storage.gate = trio.Event()
-    return desk.storage.gate
-
 
 # --- registers ----------------------------------------------------------------------------------------------------
 
@@ -233,6 +75,8 @@ ASKING: list[Callable[[Desk, int], tuple[Op, list[Any]]]] = [
     lambda desk, epoch: (Op.FETCH, desk.fetch(epoch=epoch)),
     lambda desk, epoch: (Op.DISCARD, desk.discard(epoch=epoch)),
     lambda desk, epoch: (Op.LIST, desk.list((P, epoch))),
+    lambda desk, epoch: (Op.DIGEST, desk.digest((P, epoch))),
+    lambda desk, epoch: (Op.FORGET, desk.forget(1, epoch=epoch)),
 ]
 
 
@@ -243,8 +87,11 @@ async def test_any_request_fences(desk: Desk, asking: Callable[[Desk, int], tupl
     assert await desk.ask(Op.STORE, desk.store(9, epoch=NOW)) == (Fault.STALE, [NEXT])
     assert await desk.ask(Op.FETCH, desk.fetch(epoch=NOW)) == (Fault.STALE, [NEXT])
     assert await desk.ask(Op.DISCARD, desk.discard(epoch=NOW)) == (Fault.STALE, [NEXT])
+    assert await desk.ask(Op.FORGET, desk.forget(1, epoch=NOW)) == (Fault.STALE, [NEXT])
     _, payload = await desk.ask(Op.LIST, desk.list((P, NOW)))
     assert listed_from_wire(payload) == ([(P, NEXT)], [], False)
+    _, payload = await desk.ask(Op.DIGEST, desk.digest((P, NOW)))
+    assert digests_from_wire(payload) == ([(P, NEXT)], {})
 
 
 @pytest.mark.parametrize("asking", ASKING)
@@ -300,6 +147,8 @@ async def test_another_incarnation_is_not_answered_for(nursery: trio.Nursery) ->
         (Op.FETCH, desk.fetch()),
         (Op.DISCARD, desk.discard()),
         (Op.LIST, desk.list((P, NOW))),
+        (Op.DIGEST, desk.digest((P, NOW))),
+        (Op.FORGET, desk.forget(1)),
     ]
     desk.storage = MemoryStorage()
     await desk.restart()

@@ -1,13 +1,14 @@
 """The worker: versioned registers behind a fence, on one disk.
 
 A worker knows nothing of modes. It applies a store only if it is newer, refuses whatever comes from an older epoch
-(`core/fence.py`), passes a relay on, and answers for the life (incarnation) that it is in and no other.
+(`core/fence.py`), passes a relay on, and answers for the life (incarnation) that it is in and no other. What it holds
+is in `node/registers.py`; here is who may ask for what, and when that is answered.
 
 Everything that changes the disk goes through one committer task: it takes all that waits, judges it in order, writes
 one batch, has it flushed once, and then releases every waiter; so a hundred writers share an fsync. Nothing is visible
 before it is durable: while a batch is being flushed, a fetch of one of its keys is answered with the record before, and
-a listing takes its turn between two batches. A fetch under a promised epoch is answered at once; one under a newer
-epoch waits until that promise is on disk.
+digests and listings take their turn between two batches. A fetch under a promised epoch is answered at once; one under
+a newer epoch waits until that promise is on disk.
 
 If the disk fails, the worker stops: what an fsync that failed has left behind, nobody can say.
 
@@ -18,22 +19,22 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import trio
 
 from trikv.api import Batch, Storage
 from trikv.core import calls
-from trikv.core.calls import Discard, Enlist, Fetch, Heartbeat, Hop, List, Op, Store
+from trikv.core.calls import Digest, Discard, Enlist, Fetch, Forget, Heartbeat, Hop, List, Op, Store
 from trikv.core.errors import Fault
-from trikv.core.fence import Fence, Judgement
+from trikv.core.fence import Judgement
 from trikv.core.record import Record
 from trikv.core.session import Call, Hello, PeerError, Reign
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
 from trikv.net.peers import NOT_DIALLED, Peer
 from trikv.net.serve import serve_links
+from trikv.node.registers import Registers
 
 QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 ENLIST_TIMEOUT_S: Final = 5.0
@@ -49,14 +50,21 @@ class _Item(NamedTuple):
     link: Link
     call_id: int
     deadline_s: float
-    request: Store | Fetch | List | Discard
+    request: Store | Fetch | List | Discard | Digest | Forget
 
 
 class Worker:
     """One worker in one life. Make it with `open`, then `run` it."""
 
     def __init__(
-        self, worker_id: str, incarnation: str, storage: Storage, storage_name: str, doors: Doors, max_keys: int | None
+        self,
+        worker_id: str,
+        incarnation: str,
+        storage: Storage,
+        registers: Registers,
+        storage_name: str,
+        doors: Doors,
+        max_keys: int | None,
     ) -> None:
         self.id = worker_id
         self.incarnation = incarnation
@@ -66,18 +74,11 @@ class Worker:
         self._process = doors.new_id()
         self._master = ""  # the incarnation of the master of the highest term that has greeted us
         self._storage = storage
+        self._registers = registers
         self._doors = doors
-        self._fence = Fence()
-        self._key_counts: dict[int, int] = {}
-        self._keys = 0
-        # Notes that the next batch makes durable.
-        self._notes: dict[str, bytes] = {}
         self._queue: list[_Item] = []
         self._queue_bytes = 0
         self._waiting = trio.Event()
-        # Of the batch that is being flushed: the records before it, and the partitions that it promises or discards.
-        self._before: dict[tuple[int, bytes], Record | None] = {}
-        self._in_doubt: set[int] = set()
         self._chain_peers: dict[str, Peer] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -93,20 +94,19 @@ class Worker:
             meta = storage.meta()
         worker_id = worker_id or meta["worker"].decode()
         incarnation = meta["incarnation"].decode()
-        self = cls(worker_id, incarnation, storage, storage_name, doors, max_keys)
+        registers = await Registers.open(storage)
+        self = cls(worker_id, incarnation, storage, registers, storage_name, doors, max_keys)
         self.cluster = meta["cluster"].decode() if "cluster" in meta else None
         self._master = meta.get("master", b"").decode()
-        self._fence = Fence(_numbered(meta.items(), "promise/"))
-        self._key_counts = _numbered(meta.items(), "keys/")
-        self._keys = sum(self._key_counts.values())
         return self
 
     def hello(self) -> Hello:
         return Hello("worker", self.id, self.incarnation, self.cluster)
 
     def vitals(self) -> calls.Vitals:
-        full = self.max_keys is not None and self._keys >= self.max_keys
-        return calls.Vitals(self._keys, full, self.storage_name, self.max_keys, self._process, self._master)
+        keys = self._registers.keys
+        full = self.max_keys is not None and keys >= self.max_keys
+        return calls.Vitals(keys, full, self.storage_name, self.max_keys, self._process, self._master)
 
     async def run(
         self,
@@ -133,14 +133,14 @@ class Worker:
         if hello.role == "master" and self.cluster is None and hello.cluster is not None:
             # Durable with the first batch, so before this worker has acknowledged anything to that cluster.
             self.cluster = hello.cluster
-            self._notes["cluster"] = hello.cluster.encode()
+            self._registers.note("cluster", hello.cluster.encode())
         if (
             hello.role == "master"
             and hello.cluster == self.cluster
             and Reign.parse(hello.incarnation).term > (Reign.parse(self._master).term)
         ):
             self._master = hello.incarnation
-            self._notes["master"] = hello.incarnation.encode()
+            self._registers.note("master", hello.incarnation.encode())
         if hello.cluster is None:
             return f"this is worker {self.id}; --master wants the RPC address of a master"
         if hello.cluster != self.cluster:
@@ -192,9 +192,8 @@ class Worker:
             if request.incarnation != self.incarnation:
                 link.answer(call.id, Fault.OTHER_MEMBER, [])
                 continue
-            if isinstance(request, Fetch) and self._can_answer_now(request):
-                record = self._durable(request.partition, request.key)
-                self._answer_fetch(link, call.id, record)
+            if isinstance(request, Fetch) and self._registers.knows(request.partition, request.epoch):
+                self._answer_fetch(link, call.id, self._registers.durable(request.partition, request.key))
                 continue
             size_bytes = _OVERHEAD_BYTES
             if isinstance(request, Store):
@@ -205,17 +204,6 @@ class Worker:
             self._queue_bytes += size_bytes
             self._queue.append(_Item(link, call.id, now + call.budget_ms / 1000, request))
             self._waiting.set()
-
-    def _can_answer_now(self, request: Fetch) -> bool:
-        return (
-            request.partition not in self._in_doubt
-            and self._fence.judge(request.partition, request.epoch) is Judgement.KNOWN
-        )
-
-    def _durable(self, partition: int, key: bytes) -> Record | None:
-        """The record as it is on disk, whatever batch is on its way there."""
-        where = (partition, key)
-        return self._before[where] if where in self._before else self._storage.get(partition, key)
 
     def _answer_fetch(self, link: Link, call_id: int, record: Record | None) -> None:
         if record is None:
@@ -232,13 +220,8 @@ class Worker:
                 await self._waiting.wait()
             self._waiting = trio.Event()
             items, self._queue, self._queue_bytes = self._queue, [], 0
-            batch = Batch(meta=self._notes)
-            self._notes = {}
-            granted = [item for item in items if self._decide(item, batch)]
-            if batch:
-                await self._storage.commit(batch)
-            self._before.clear()
-            self._in_doubt.clear()
+            granted = [item for item in items if self._decide(item)]
+            await self._registers.commit()
             for item in granted:
                 if isinstance(item.request, List):
                     lists.append(item)
@@ -248,61 +231,28 @@ class Worker:
             if lists:
                 await self._list(lists.popleft())
 
-    def _decide(self, item: _Item, batch: Batch) -> bool:
-        """Put into `batch` what the item changes; False if that was its end (refused, or too late for anyone)."""
-        request = item.request
+    def _decide(self, item: _Item) -> bool:
+        """Collect what the item changes; False if that was its end (refused, or too late for anyone)."""
+        request, registers = item.request, self._registers
         if item.deadline_s <= trio.current_time():
             return False
-        if isinstance(request, List):
+        if isinstance(request, List | Digest):
             for partition, epoch in request.partitions:
-                self._pass_fence(partition, epoch, batch)
+                registers.pass_fence(partition, epoch)
             return True
-        if not self._pass_fence(request.partition, request.epoch, batch):
-            item.link.answer(item.call_id, Fault.STALE, [self._fence.promised(request.partition)])
+        if not registers.pass_fence(request.partition, request.epoch):
+            self._answer_stale(item.link, item.call_id, request.partition)
             return False
         if isinstance(request, Store):
-            self._apply(request, batch)
+            registers.put(request.partition, request.key, request.record)
         elif isinstance(request, Discard):
-            self._empty(request.partition, batch)
+            registers.discard(request.partition)
+        elif isinstance(request, Forget):
+            registers.forget(request.partition, request.key, request.version)
         return True
 
-    def _pass_fence(self, partition: int, epoch: int, batch: Batch) -> bool:
-        judgement = self._fence.judge(partition, epoch)
-        if judgement is Judgement.NEWER:
-            self._fence.promise(partition, epoch)
-            batch.meta[f"promise/{partition}"] = b"%d" % epoch
-            self._in_doubt.add(partition)
-        return judgement is not Judgement.STALE
-
-    def _apply(self, request: Store, batch: Batch) -> None:
-        """Replace the record if the new one is newer; an older one is acknowledged and changes nothing."""
-        where = (request.partition, request.key)
-        if where in batch.puts:
-            current: Record | None = batch.puts[where]
-        elif request.partition in batch.discards:
-            current = None
-        else:
-            current = self._storage.get(*where)
-            self._before[where] = current
-        if current is not None and request.record.version <= current.version:
-            return
-        batch.puts[where] = request.record
-        was_live = current is not None and not current.is_tombstone
-        self._count(request.partition, (not request.record.is_tombstone) - was_live, batch)
-
-    def _empty(self, partition: int, batch: Batch) -> None:
-        for where in [where for where in batch.puts if where[0] == partition]:
-            del batch.puts[where]
-        if partition not in batch.discards:
-            batch.discards.append(partition)
-        self._in_doubt.add(partition)
-        self._count(partition, -self._key_counts.get(partition, 0), batch)
-
-    def _count(self, partition: int, change: int, batch: Batch) -> None:
-        if change:
-            self._keys += change
-            self._key_counts[partition] = self._key_counts.get(partition, 0) + change
-            batch.meta[f"keys/{partition}"] = b"%d" % self._key_counts[partition]
+    def _answer_stale(self, link: Link, call_id: int, partition: int) -> None:
+        link.answer(call_id, Fault.STALE, [self._registers.fence.promised(partition)])
 
     def _release(self, item: _Item) -> None:
         """Answer what the batch has made durable."""
@@ -310,28 +260,37 @@ class Worker:
         match request:
             case Store(onward=[hop, *rest]):
                 self._relay(item, request, hop, rest)
-            case Store() | Discard():
+            case Store() | Discard() | Forget():
                 link.answer(call_id, Fault.OK, [])
+            case Digest():
+                stale, served = self._sort_out(request.partitions)
+                rows = [[partition, *self._registers.summary(partition)] for partition in served]
+                link.answer(call_id, Fault.OK, [stale, rows], 64 + 48 * len(rows))
             case Fetch():
-                if self._fence.judge(request.partition, request.epoch) is Judgement.STALE:
+                if self._registers.fence.judge(request.partition, request.epoch) is Judgement.STALE:
                     # The same batch promised a newer epoch, and may have discarded the partition under it.
-                    link.answer(call_id, Fault.STALE, [self._fence.promised(request.partition)])
+                    self._answer_stale(link, call_id, request.partition)
                 else:
                     self._answer_fetch(link, call_id, self._storage.get(request.partition, request.key))
+
+    def _sort_out(self, partitions: list[tuple[int, int]]) -> tuple[list[list[int]], list[int]]:
+        """Those that are stale with what is promised of them, and those that may be served."""
+        fence = self._registers.fence
+        stale = [partition for partition, epoch in partitions if fence.judge(partition, epoch) is Judgement.STALE]
+        refused = set(stale)
+        return (
+            [[partition, fence.promised(partition)] for partition in stale],
+            [partition for partition, _ in partitions if partition not in refused],
+        )
 
     async def _list(self, item: _Item) -> None:
         link, call_id, deadline_s, request = item
         assert isinstance(request, List)
         if deadline_s <= trio.current_time():
             return
-        stale = [
-            [partition, self._fence.promised(partition)]
-            for partition, epoch in request.partitions
-            if self._fence.judge(partition, epoch) is Judgement.STALE
-        ]
-        refused = {partition for partition, _ in stale}
+        stale, served = self._sort_out(request.partitions)
         page = await self._storage.scan(
-            [partition for partition, _ in request.partitions if partition not in refused],
+            served,
             prefix=request.prefix,
             after=request.after,
             limit=request.limit,
@@ -390,8 +349,3 @@ class Worker:
             await trio.sleep(1)
             if peer.link is not None:
                 peer.link.sweep(trio.current_time())
-
-
-def _numbered(notes: Iterable[tuple[str, bytes]], prefix: str) -> dict[int, int]:
-    """The notes `prefix/N`, as integers by N."""
-    return {int(name.removeprefix(prefix)): int(value) for name, value in notes if name.startswith(prefix)}
