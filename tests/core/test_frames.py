@@ -159,6 +159,16 @@ def test_depth_is_the_same_on_both_sides() -> None:
         decode(cbor2.dumps([deepest]))
 
 
+def test_each_frame_of_a_link_is_judged_by_itself() -> None:
+    """They share a decoder: what it has counted and kept for one must not be there for the next."""
+    deep: list[Any] = [1]
+    for _ in range(DEPTH_MAX - 1):
+        deep = [deep]
+    buffer = FrameBuffer()
+    buffer.feed(encode(deep) * 100 + encode([b"x" * 1000, "y"]) + encode([]))
+    assert drain(buffer) == [deep] * 100 + [[b"x" * 1000, "y"], []]
+
+
 def test_a_list_that_holds_itself_is_not_sent() -> None:
     endless: list[Any] = []
     endless.append(endless)

@@ -125,10 +125,15 @@ def record_to_wire(record: Record) -> list[Any]:
 
 
 def record_from_wire(row: Any) -> Record:
-    match row:
-        case [int(epoch), int(seq), int(stamp_epoch), int(stamp_seq), bytes() | None as value] if min(
-            epoch, seq, stamp_epoch, stamp_seq
-        ) >= 0 and (value is None or len(value) <= VALUE_BYTES_MAX):
+    if isinstance(row, list) and len(row) == 5:
+        epoch, seq, stamp_epoch, stamp_seq, value = row
+        if (
+            _is_count(epoch)
+            and _is_count(seq)
+            and _is_count(stamp_epoch)
+            and _is_count(stamp_seq)
+            and (value is None or (isinstance(value, bytes) and len(value) <= VALUE_BYTES_MAX))
+        ):
             return Record(Version(epoch, seq), Version(stamp_epoch, stamp_seq), value)
     raise PeerError("a record that is not one")
 
@@ -160,8 +165,16 @@ def is_epoch(payload: list[Any]) -> bool:
 
 
 def vitals_from_wire(payload: list[Any]) -> Vitals:
-    match payload:
-        case [int(keys), bool(full), str(storage), int() | None as max_keys, str(process), str(master)]:
+    if len(payload) == 6:
+        keys, full, storage, max_keys, process, master = payload
+        if (
+            isinstance(keys, int)
+            and isinstance(full, bool)
+            and isinstance(storage, str)
+            and (max_keys is None or isinstance(max_keys, int))
+            and isinstance(process, str)
+            and isinstance(master, str)
+        ):
             return Vitals(keys, full, storage, max_keys, process, master)
     raise PeerError("a heartbeat that is not one")
 
@@ -172,13 +185,19 @@ def parse(op: int, arguments: list[Any]) -> Request:
     Raises:
       PeerError: not a call of this protocol.
     """
-    match op, arguments:
-        case Op.STORE, [int(partition), int(epoch), str(incarnation), bytes(key), record, list(onward)]:
+    # The three that make up the traffic come first and without patterns, which take four times as long.
+    if op == Op.STORE and len(arguments) == 6:
+        partition, epoch, incarnation, key, record, onward = arguments
+        if _is_addressed(partition, epoch, incarnation, key) and isinstance(onward, list):
             hops = [_hop(hop) for hop in onward]
-            if _sane(partition, epoch, key):
-                return Store(partition, epoch, incarnation, key, record_from_wire(record), hops)
-        case Op.FETCH, [int(partition), int(epoch), str(incarnation), bytes(key)] if _sane(partition, epoch, key):
+            return Store(partition, epoch, incarnation, key, record_from_wire(record), hops)
+    elif op == Op.FETCH and len(arguments) == 4:
+        partition, epoch, incarnation, key = arguments
+        if _is_addressed(partition, epoch, incarnation, key):
             return Fetch(partition, epoch, incarnation, key)
+    elif op == Op.HEARTBEAT and not arguments:
+        return Heartbeat()
+    match op, arguments:
         case Op.LIST, [str(incarnation), list(partitions), bytes(prefix), bytes() | None as after, int(limit), values]:
             pairs = [_pair(pair) for pair in partitions]
             if 1 <= limit <= LIST_LIMIT_MAX:
@@ -190,8 +209,6 @@ def parse(op: int, arguments: list[Any]) -> Request:
         case Op.FORGET, [int(partition), int(epoch), str(incarnation), bytes(key), int(of_epoch), int(seq)]:
             if _sane(partition, epoch, key) and _sane(0, of_epoch, b"-") and _sane(0, seq, b"-"):
                 return Forget(partition, epoch, incarnation, key, Version(of_epoch, seq))
-        case Op.HEARTBEAT, []:
-            return Heartbeat()
         case Op.ENLIST, [str(address)]:
             return Enlist(address)
     raise PeerError(f"a call (op {op}) that this protocol does not have, or of another shape")
@@ -225,6 +242,20 @@ def _summary(row: Any) -> tuple[int, Summary]:
         if _sane(partition, 0, b"-") and summary.tombstones >= 0:
             return partition, summary
     raise PeerError("a digest that is not [partition, digest, rows, size in bytes, keys]")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _is_addressed(partition: Any, epoch: Any, incarnation: Any, key: Any) -> bool:
+    return (
+        isinstance(partition, int)
+        and isinstance(epoch, int)
+        and isinstance(incarnation, str)
+        and isinstance(key, bytes)
+        and _sane(partition, epoch, key)
+    )
 
 
 def _sane(partition: int, epoch: int, key: bytes) -> bool:

@@ -22,7 +22,7 @@ of messages are `session`'s and `calls`' to check.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any, Final, Never
 
@@ -70,7 +70,7 @@ def encode(item: Sequence[Any]) -> bytes:
     return frame
 
 
-def pack_frames(kind: int, items: Sequence[Sequence[Any]]) -> Iterator[bytes]:
+def pack_frames(kind: int, items: Sequence[Sequence[Any]]) -> Iterable[bytes]:
     """Frames `[kind, [item, ...]]` that carry all the items in order, each frame below the cap; none for no items.
 
     Nearly always everything fits, so everything is encoded at once, and halved only when it does not: at most
@@ -79,21 +79,24 @@ def pack_frames(kind: int, items: Sequence[Sequence[Any]]) -> Iterator[bytes]:
     Raises:
       TypeError, ValueError: as `encode`, before the first frame if it is a matter of types and ranges.
     """
-    if items:
-        _check_ours((kind, items), 1)
-        yield from _halve(kind, items)
-
-
-def _halve(kind: int, items: Sequence[Sequence[Any]]) -> Iterator[bytes]:
+    if not items:
+        return ()
+    _check_ours((kind, items), 1)
     frame = _encode((kind, items))
-    if len(frame) <= _PREFIX_BYTES + FRAME_BYTES_MAX:
-        yield frame
-    elif len(items) > 1:
-        middle = len(items) // 2
-        yield from _halve(kind, items[:middle])
-        yield from _halve(kind, items[middle:])
-    else:
-        raise ValueError(f"an item of {len(frame) - _PREFIX_BYTES} bytes; a frame takes {FRAME_BYTES_MAX}")
+    return (frame,) if len(frame) <= _PREFIX_BYTES + FRAME_BYTES_MAX else _halve(kind, items, len(frame))
+
+
+def _halve(kind: int, items: Sequence[Sequence[Any]], frame_bytes: int) -> Iterator[bytes]:
+    """The frames for items that together take a frame of so many bytes, beyond the cap."""
+    if len(items) == 1:
+        raise ValueError(f"an item of {frame_bytes - _PREFIX_BYTES} bytes; a frame takes {FRAME_BYTES_MAX}")
+    middle = len(items) // 2
+    for half in (items[:middle], items[middle:]):
+        frame = _encode((kind, half))
+        if len(frame) <= _PREFIX_BYTES + FRAME_BYTES_MAX:
+            yield frame
+        else:
+            yield from _halve(kind, half, len(frame))
 
 
 def _encode(item: Sequence[Any]) -> bytes:
@@ -128,6 +131,8 @@ class FrameBuffer:
     def __init__(self, bytes_max: int = FRAME_BYTES_MAX) -> None:
         self.bytes_max = bytes_max  # may be raised when the peer is known; holds from the next frame on
         self._bytes = bytearray()
+        self._frame_bytes = 0  # of the frame under way, its prefix included; 0 until the prefix is there
+        self._decoder = _new_decoder()
         self._error: FrameError | None = None
 
     def __len__(self) -> int:
@@ -143,7 +148,8 @@ class FrameBuffer:
         if self._error is not None:
             raise self._error
         self._bytes += data
-        self._body_bytes()
+        if not self._frame_bytes:
+            self._judge_prefix()
 
     def next_frame(self) -> list[Any] | NoFrame:
         """The next frame's list, or `NO_FRAME` until more is fed.
@@ -153,25 +159,27 @@ class FrameBuffer:
         """
         if self._error is not None:
             raise self._error
-        size = self._body_bytes()
-        if size is None or len(self._bytes) < _PREFIX_BYTES + size:
+        frame_bytes = self._frame_bytes or self._judge_prefix()
+        if not frame_bytes or len(self._bytes) < frame_bytes:
             return NO_FRAME
         with memoryview(self._bytes) as view:
-            body = bytes(view[_PREFIX_BYTES : _PREFIX_BYTES + size])
-        del self._bytes[: _PREFIX_BYTES + size]  # no copy of the rest: a bytearray moves its own start
+            body = bytes(view[_PREFIX_BYTES:frame_bytes])
+        del self._bytes[:frame_bytes]  # no copy of the rest: a bytearray moves its own start
+        self._frame_bytes = 0
         try:
-            return _decode(body)
+            return _decode(self._decoder, body)
         except FrameError as error:
             raise self._fail(error) from error.__cause__
 
-    def _body_bytes(self) -> int | None:
-        """The length that the prefix in front announces; None until the prefix is there."""
+    def _judge_prefix(self) -> int:
+        """Read the length that the prefix in front announces, if the prefix is there."""
         if len(self._bytes) < _PREFIX_BYTES:
-            return None
+            return 0
         size = int.from_bytes(self._bytes[:_PREFIX_BYTES], "big")
         if size > self.bytes_max:
             raise self._fail(FrameError(f"a frame of {size} bytes was announced; at most {self.bytes_max} are allowed"))
-        return size
+        self._frame_bytes = _PREFIX_BYTES + size
+        return self._frame_bytes
 
     def _fail(self, error: FrameError) -> FrameError:
         self._error = error
@@ -202,10 +210,10 @@ def _refuse_tag(value: Any, immutable: bool) -> Never:
 REFUSED_TAGS: Final = _EveryTag()
 
 
-def _decode(body: bytes) -> list[Any]:
-    stream = BytesIO(body)
-    decoder = cbor2.CBORDecoder(
-        stream,
+def _new_decoder() -> cbor2.CBORDecoder:
+    """One for each link: to make it takes as long as to read a small frame. It is used no more after an error."""
+    return cbor2.CBORDecoder(
+        BytesIO(),
         semantic_decoders=REFUSED_TAGS,
         max_depth=DEPTH_MAX,
         allow_indefinite=False,
@@ -213,12 +221,19 @@ def _decode(body: bytes) -> list[Any]:
         strict_hashable_types=True,
         read_size=_READ_BYTES,
     )
+
+
+def _decode(decoder: cbor2.CBORDecoder, body: bytes) -> list[Any]:
+    stream = decoder.fp = BytesIO(body)
     try:
         item = decoder.decode()
+        left_over = len(body) - stream.tell()
     except cbor2.CBORDecodeError as error:
         raise FrameError(f"a frame that cannot be read: {error}") from error
-    if stream.tell() != len(body):
-        raise FrameError(f"a frame with {len(body) - stream.tell()} bytes left over after its list")
+    finally:
+        stream.close()  # the decoder keeps the stream; the frame is let go
+    if left_over:
+        raise FrameError(f"a frame with {left_over} bytes left over after its list")
     if type(item) is not list:
         raise FrameError(f"a frame that carries a {type(item).__name__} where a list belongs")
     _check_theirs(item)

@@ -8,8 +8,6 @@ costs nothing; the lock of an uncontended key is one dictionary entry.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import trio
 
@@ -26,6 +24,23 @@ class _Lock:
         return not self.holders or not (exclusive or self.exclusive)
 
 
+class _Holding:
+    """For `async with`. A generator in its place would cost more than the lock itself."""
+
+    __slots__ = ("_exclusive", "_key", "_locks")
+
+    def __init__(self, locks: KeyLocks, key: bytes, *, exclusive: bool) -> None:
+        self._locks = locks
+        self._key = key
+        self._exclusive = exclusive
+
+    async def __aenter__(self) -> None:
+        await self._locks._acquire(self._key, exclusive=self._exclusive)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._locks._release(self._key)
+
+
 class KeyLocks:
     def __init__(self) -> None:
         self._locks: dict[bytes, _Lock] = {}
@@ -38,21 +53,13 @@ class KeyLocks:
         """Is it held, or waited for?"""
         return key in self._locks
 
-    @asynccontextmanager
-    async def shared(self, key: bytes) -> AsyncIterator[None]:
-        await self._acquire(key, exclusive=False)
-        try:
-            yield
-        finally:
-            self._release(key)
+    def shared(self, key: bytes) -> _Holding:
+        """To be held by `async with`."""
+        return _Holding(self, key, exclusive=False)
 
-    @asynccontextmanager
-    async def exclusive(self, key: bytes) -> AsyncIterator[None]:
-        await self._acquire(key, exclusive=True)
-        try:
-            yield
-        finally:
-            self._release(key)
+    def exclusive(self, key: bytes) -> _Holding:
+        """To be held by `async with`, and by nobody else meanwhile."""
+        return _Holding(self, key, exclusive=True)
 
     async def _acquire(self, key: bytes, *, exclusive: bool) -> None:
         lock = self._locks.get(key)

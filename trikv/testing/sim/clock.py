@@ -19,6 +19,7 @@ from __future__ import annotations
 import gc
 import heapq
 import math
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -86,9 +87,8 @@ def run_repeatably(main: Callable[[], Awaitable[T]], clock: SimClock, seed: int)
             "(_ALLOW_DETERMINISTIC_SCHEDULING and _r in trio._core._run): a seed would give another run each time. "
             "Look for what Trio's Hypothesis plugin sets now, and set it in run_repeatably."
         )
-    allowed, state = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r.getstate()
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
-    scheduler._r.seed(seed)
+    allowed, dice = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = True, random.Random(seed)
     collecting = gc.isenabled()
     gc.disable()  # it would run finalizers at moments of its own; and a run leaves a few megabytes only
     try:
@@ -96,5 +96,4 @@ def run_repeatably(main: Callable[[], Awaitable[T]], clock: SimClock, seed: int)
     finally:
         if collecting:
             gc.enable()
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = allowed
-        scheduler._r.setstate(state)
+        scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = allowed, dice
