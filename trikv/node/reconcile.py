@@ -40,7 +40,7 @@ from trikv.node.slot import Slot
 if TYPE_CHECKING:
     from trikv.node.master import Master
 
-TICK_S: Final = 0.25
+TICK_S: Final = 0.5
 DISCARD_TIMEOUT_S: Final = 2.0
 MOVES_TOGETHER: Final = 128
 _SALVAGE_ROWS: Final = 256
@@ -56,6 +56,7 @@ class Reconciler:
         self._min_copies = min_copies
         self.stepping = trio.Lock()  # steps 1 and 2 of one change at a time
         self._wanted: Wanted | None = None
+        self._quiet: tuple[Cluster, Mapping[str, Health]] | None = None  # what last gave no reason to change anything
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -105,13 +106,17 @@ class Reconciler:
     def _plan(self) -> list[Change]:
         cluster, master = self._master.cluster, self._master
         health = self.health()
+        if self._quiet is not None and self._quiet[0] is cluster and self._quiet[1] == health:
+            return []
         workers = choose_workers(cluster, health)
         if not workers:
             return []
         if self._wanted is None or self._wanted.workers != workers or self._disagrees(self._wanted):
             self._wanted = draw_table(cluster, workers)
         copies = master.registry.strategy(cluster.mode).copies
-        return plan(cluster, self._wanted, health, copies, self._min_copies, self._is_lenient)
+        changes = plan(cluster, self._wanted, health, copies, self._min_copies, self._is_lenient)
+        self._quiet = None if changes else (cluster, health)
+        return changes
 
     def _disagrees(self, wanted: Wanted) -> bool:
         return len(wanted.table) != len(self._master.cluster.partitions)

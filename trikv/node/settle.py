@@ -43,7 +43,7 @@ from trikv.node.slot import Slot
 if TYPE_CHECKING:
     from trikv.node.master import Master
 
-TICK_S: Final = 0.25
+TICK_S: Final = 0.5
 PARTITIONS_TOGETHER: Final = 64
 KEYS_TOGETHER: Final = 32
 LIST_ROWS: Final = 512
