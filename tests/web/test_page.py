@@ -12,7 +12,15 @@ def state(readable: int = 1024, writable: int = 1024, **changes: Any) -> dict[st
         "cluster": "c-1", "version": "1", "term": 3, "mode": "m", "promise": "CP", "replicas": 3, "copies": 2,
         "uptime_s": 3661.0, "modes": [{"name": "m", "gives_up": "much"}, {"name": "other"}], "forming": None,
         "partitions": {"total": 1024, "settled": 1024, "readable": readable, "writable": writable}, "workers": [],
-        "operations": {"committed": 1, "refused": 2, "unknown": 3}, "in_flight": 4, "pending": 5, **changes,
+        "operations": {"committed": 1, "refused": 2, "unknown": 3}, "in_flight": 4, "pending": 5,
+        "progress": progress(), **changes,
+    }  # fmt: skip
+
+
+def progress(settling: int = 0, operation: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "settling": settling, "keys_compared": 1200, "bytes_moved": 2_500_000, "seconds_left": 61.0,
+        "operation": operation,
     }  # fmt: skip
 
 
@@ -54,3 +62,23 @@ def test_a_full_worker_says_so() -> None:
     (shown,) = view_of(state(workers=[worker]))["workers"]
     assert shown["notes"] == ["Full: it takes no key beyond its 1,000."]
     assert (shown["key_count"], shown["last_heard"]) == ("1,000", "silent")
+
+
+def test_what_is_under_way_is_said_with_how_much_is_left() -> None:
+    assert view_of(state())["settling"] is None
+    shown = view_of(state(progress=progress(24)))["settling"]
+    assert (shown["title"], shown["left"], shown["done"], shown["time_left"]) == ("Settling", 24, 1000, "1 min 1 s")
+    assert "1,200 keys compared and 2.5 MB moved" in shown["detail"]
+    switch = {"kind": "mode", "mode": "chain", "partitions_left": 1024}
+    assert view_of(state(progress=progress(1, switch)))["settling"]["title"] == "Switching to mode chain"
+    drain = {"kind": "drain", "worker": "w-Ab", "partitions_left": 3}
+    shown = view_of(state(progress=progress(0, drain)))["settling"]
+    assert (shown["title"], shown["left"]) == ("Emptying worker w-Ab", 3)
+
+
+def test_the_latest_events_are_told_with_their_age() -> None:
+    down = {"id": "1-2", "time_s": 3601.0, "at": "2001-01-01T00:00:00Z", "kind": "worker_down", "worker": "w-1"}
+    other = {"id": "1-1", "time_s": 1.0, "kind": "comet_seen"}
+    first, second = view_of(state(), [down, other])["events"]
+    assert (first["told"], first["when"], first["tone"]) == ("Worker w-1 is down.", "1 min 0 s ago", "poor")
+    assert (second["told"], second["at"], second["tone"]) == ("Comet seen.", "", "plain")

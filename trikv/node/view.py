@@ -12,7 +12,7 @@ import trio
 
 from trikv import __version__
 from trikv.api import Strategy
-from trikv.core.configuration import Enlisted
+from trikv.core.configuration import Enlisted, Member
 from trikv.core.errors import Refused
 from trikv.core.ring import partition_of
 from trikv.net.replicas import Standing
@@ -27,14 +27,16 @@ def describe_cluster(master: Master) -> dict[str, Any]:
     coordinator = master.coordinator
     strategy = master.registry.strategy(cluster.mode)
     slots = coordinator.slots
-    copies: Counter[str] = Counter()
-    primaries: Counter[str] = Counter()
+    copies: Counter[Member] = Counter()
+    primaries: Counter[Member] = Counter()
     for slot in slots:
-        copies.update(f"{m.worker}/{m.incarnation}" for m in slot.configuration.members)
-        first = slot.configuration.members[0]
-        primaries[f"{first.worker}/{first.incarnation}"] += 1
-    past = {member for slot in slots for c in slot.partition.history for member in c.members}
-    former = {member.worker for member in past if member not in {w.member for w in cluster.workers.values()}}
+        copies.update(slot.configuration.members)
+        primaries[slot.configuration.members[0]] += 1
+    held: Counter[Member] = Counter()  # in how many partitions each member may hold what counts
+    for slot in slots:
+        held.update({member for c in slot.partition.history for member in c.members})
+    present = {worker.member for worker in cluster.workers.values()}
+    former = {member.worker for member in held if member not in present}
     return {
         "cluster": cluster.cluster,
         "version": __version__,
@@ -57,12 +59,16 @@ def describe_cluster(master: Master) -> dict[str, Any]:
             _describe_worker(
                 master,
                 enlisted,
-                primaries[f"{enlisted.worker}/{enlisted.incarnation}"],
-                copies[f"{enlisted.worker}/{enlisted.incarnation}"],
+                primaries[enlisted.member],
+                copies[enlisted.member],
+                held[enlisted.member],
                 enlisted.worker in former,
             )
             for enlisted in sorted(cluster.workers.values(), key=lambda w: (w.address, w.worker))
         ],
+        "unsettled": sum(not slot.partition.settled for slot in slots),
+        "progress": master.changes.progress(),
+        "last_event": master.events.last_id,
         "operations": {outcome.value: count for outcome, count in coordinator.outcomes.items()},
         "in_flight": coordinator.in_flight,
         "pending": coordinator.pending,
@@ -110,22 +116,12 @@ def _can_write(slot: Slot) -> bool:
 
 
 def _describe_worker(
-    master: Master, enlisted: Enlisted, primaries: int, copies: int, came_back_empty: bool
+    master: Master, enlisted: Enlisted, primaries: int, copies: int, held: int, came_back_empty: bool
 ) -> dict[str, Any]:
     watched = master.watched[enlisted.worker]
     vitals = watched.vitals
     heard_s = watched.last_heard_s
-    if copies:
-        place, note = "member", ""
-    elif came_back_empty:
-        place = "lost"
-        note = "It came back without its data, as a new incarnation, and holds no place: its copies count for nothing."
-    elif master.cluster.formed:
-        place, note = "spare", "It enlisted after the first write, and holds no place yet."
-    else:
-        place, note = "spare", "It waits for the cluster to form."
-    if not note and watched.peer.link is None:
-        note = watched.peer.why_not
+    place, note = _find_place(master, enlisted, copies, held, came_back_empty)
     return {
         "id": enlisted.worker,
         "address": enlisted.address,
@@ -133,7 +129,7 @@ def _describe_worker(
         "storage": enlisted.storage,
         "state": watched.state.value,
         "place": place,
-        "note": note,
+        "note": "; ".join(filter(None, (note, watched.why))),
         "primaries": primaries,
         "copies": copies,
         "keys": None if vitals is None else vitals.keys,
@@ -141,3 +137,22 @@ def _describe_worker(
         "max_keys": enlisted.max_keys,
         "last_heard_s": None if heard_s is None else round(heard_s, 3),
     }
+
+
+def _find_place(master: Master, enlisted: Enlisted, copies: int, held: int, came_back_empty: bool) -> tuple[str, str]:
+    """A worker's place in the cluster, in a word, and what there is to say of it."""
+    if enlisted.draining and held:
+        return "draining", f"it is being emptied: {held:,} partitions are left"
+    if enlisted.draining and master.cluster.formed:
+        return "drained", "it holds nothing any more, and may be stopped"
+    if copies:
+        return "member", ""
+    if came_back_empty:
+        return "lost", (
+            "it came back without its data, as a new incarnation, and holds no place until it has been up for a while"
+        )
+    if held:
+        return "leaving", f"the others are taking over from it: {held:,} partitions are left"
+    if master.cluster.formed:
+        return "spare", "it holds no place yet, and is given its share when it has been up for a while"
+    return "spare", "it waits for the cluster to form"

@@ -7,10 +7,13 @@ are the strategies' own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from trikv.core.news import say_operation, tell
+
 REFRESH_S: Final = 5
+EVENTS_SHOWN: Final = 10
 
 PAGE_HEADERS: Final = {
     "cache-control": "no-store",
@@ -25,15 +28,16 @@ _PROMISE_SENTENCES: Final = {
     "CP": "Reads return the latest committed write, or are refused.",
     "AP": "Answers while any replica can; a read may be out of date.",
 }
-_PLACES: Final = {"member": "member", "spare": "spare", "lost": "holds no place"}
-_LOST: Final = (
-    "It came back without its data, so it is a new incarnation: what it held before is not on it, and it holds no "
-    "place in the cluster."
-)
+_PLACES: Final = {"lost": "holds no place"}  # the other words stand for themselves
+_TONES: Final = {
+    "worker_down": "poor", "worker_evicted": "poor", "records_lost": "poor", "recovered": "poor", "gap": "poor",
+    "worker_suspect": "fair", "worker_draining": "fair", "mode_switching": "fair",
+    "worker_up": "good", "settled": "good", "mode_switched": "good",
+}  # fmt: skip
 
 
-def view_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """`state` as `GET /v1/cluster` answers it."""
+def view_of(state: Mapping[str, Any], events: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """`state` as `GET /v1/cluster` answers it; `events` the latest, newest first."""
     mode: Mapping[str, Any] = next((mode for mode in state["modes"] if mode["name"] == state["mode"]), {})
     return {
         "cluster": state["cluster"],
@@ -50,6 +54,8 @@ def view_of(state: Mapping[str, Any]) -> dict[str, Any]:
             "copies": _copies(state["copies"], state["replicas"]),
         },
         "other_modes": [other for other in state["modes"] if other["name"] != state["mode"]],
+        "settling": _settling(state),
+        "events": [_event(event, state["uptime_s"]) for event in events],
         "forming": state["forming"] and {**state["forming"], "detail": _sentence(state["forming"]["detail"])},
         "partitions": _partitions(state["partitions"]),
         "workers": [_worker(worker) for worker in state["workers"]],
@@ -83,6 +89,39 @@ def _health(state: Mapping[str, Any]) -> dict[str, str]:
     return {"tone": "poor", "word": "Degraded", "detail": f"Of the keys, {shares}."}
 
 
+def _settling(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is being moved or mended, if anything is."""
+    progress = state["progress"]
+    operation = progress["operation"]
+    if not progress["settling"] and operation is None:
+        return None
+    total = state["partitions"]["total"]
+    left = progress["settling"] if operation is None else operation["partitions_left"]
+    title = say_operation(operation)
+    return {
+        "title": title[:1].upper() + title[1:],
+        "left": left,
+        "done": max(0, total - left),
+        "total": total,
+        "detail": _sentence(
+            f"{progress['keys_compared']:,} keys compared and {progress['bytes_moved'] / 1e6:,.1f} MB moved since this "
+            "master started; reads and writes go on meanwhile"
+        ),
+        "time_left": None if progress["seconds_left"] is None else _duration(progress["seconds_left"]),
+    }
+
+
+def _event(event: Mapping[str, Any], uptime_s: float) -> dict[str, str]:
+    at = str(event.get("at", ""))
+    return {
+        "when": f"{_duration(max(0.0, uptime_s - event['time_s']))} ago",
+        "at": at,
+        "told": _sentence(tell(event)),
+        "kind": event["kind"],
+        "tone": _TONES.get(event["kind"], "plain"),
+    }
+
+
 def _partitions(parts: Mapping[str, int]) -> list[dict[str, Any]]:
     meanings = {
         "readable": "Enough replicas are up to answer a read.",
@@ -104,7 +143,7 @@ def _partitions(parts: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def _worker(worker: Mapping[str, Any]) -> dict[str, Any]:
-    notes = [_LOST if worker["place"] == "lost" else worker["note"]]
+    notes = [worker["note"]]
     if worker["full"]:
         notes.append(f"Full: it takes no key beyond its {worker['max_keys']:,}.")
     return {

@@ -1,0 +1,59 @@
+"""Events in words: one table that the page and the command line read, so that both tell the same story.
+
+An event is a JSON object with a `kind`; what else it has depends on the kind. Here is a sentence for each. An event of
+another kind, or of a newer trikv that calls its fields otherwise, is told by its fields, so nothing is ever left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+SENTENCES: Final[dict[str, str]] = {
+    "gap": "some events cannot be told any more ({reason}): look at the state of the cluster",
+    "term": "this master took term {term}",
+    "worker_enlisted": "worker {worker} enlisted at {address}",
+    "worker_up": "worker {worker} is up",
+    "worker_suspect": "worker {worker} is suspect: it has been silent for longer than usual",
+    "worker_down": "worker {worker} is down",
+    "worker_evicted": "worker {worker} was given up: others take its place in {partitions:,} partitions",
+    "worker_joined": "worker {worker} took its share: {partitions:,} partitions",
+    "worker_left": "worker {worker} left {partitions:,} partitions",
+    "worker_draining": "worker {worker} is to be emptied: {partitions:,} partitions will move",
+    "worker_undrained": "worker {worker} may hold data again",
+    "worker_drained": "worker {worker} is empty, and may be stopped",
+    "worker_removed": "worker {worker} was removed from the cluster",
+    "configuration_changed": "{partitions:,} partitions have another configuration ({reason})",
+    "partition_settled": "{partitions:,} partitions are settled",
+    "settled": "every partition is settled",
+    "mode_switching": "switching from mode {before} to {mode}",
+    "mode_switched": "mode {mode} is in force, {partitions:,} partitions settled under it after {duration_s:.1f} s",
+    "repaired": "{repaired:,} keys of which copies differed were repaired",
+    "recovered": "{partitions:,} partitions go on with what is left of them: records may have been lost",
+    "records_salvaged": "worker {worker} brought back {records:,} records that nobody else had",
+    "records_lost": "{records:,} records of worker {worker} were dropped: they may have been deleted meanwhile",
+}
+
+_NOT_TOLD: Final = frozenset({"id", "time_s", "at", "kind"})
+
+
+def tell(event: Mapping[str, Any]) -> str:
+    """What happened, as a clause of one line."""
+    kind = str(event.get("kind", ""))
+    try:
+        return SENTENCES[kind].format_map(event)
+    except (KeyError, ValueError, TypeError):
+        fields = (f"{name}={value}" for name, value in event.items() if name not in _NOT_TOLD)
+        return " ".join([kind.replace("_", " "), *fields])
+
+
+def say_operation(operation: Mapping[str, Any] | None) -> str:
+    """What the cluster is at while partitions are not settled; None: it heals by itself."""
+    match operation:
+        case {"kind": "mode", "mode": mode}:
+            return f"switching to mode {mode}"
+        case {"kind": "drain", "worker": worker}:
+            return f"emptying worker {worker}"
+        case {"kind": kind}:
+            return str(kind).replace("_", " ")
+    return "settling"
