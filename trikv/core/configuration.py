@@ -64,8 +64,13 @@ class Partition:
 
     def changed_to(self, configuration: Configuration, *, replaces: bool = False) -> Partition:
         """The next generation, under `configuration`. `replaces`: under the active one nothing was ever stored."""
+        assert not (replaces and self.settled), self
         kept = self.history[:-1] if replaces else self.history
         return replace(self, generation=self.generation + 1, history=(*kept, configuration))
+
+    def renewed(self) -> Partition:
+        """The next generation under the same configurations, in which tombstones may be forgotten."""
+        return replace(self, generation=self.generation + 1, forgot=self.generation + 1)
 
     def as_settled(self) -> Partition:
         """The same generation, with all that was committed in the active configuration alone."""

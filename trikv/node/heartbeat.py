@@ -196,20 +196,17 @@ class Replica:
 
     def __init__(self, member: Member, workers: Mapping[str, Watched]) -> None:
         self.member = member
-        self._workers = workers  # looked up at each use: a worker that moved is watched anew
-
-    @property
-    def _watched(self) -> Watched:
-        return self._workers[self.member.worker]
+        self._workers = workers  # looked up at each use: a worker that moved is watched anew, one that left not at all
 
     @property
     def address(self) -> str:
-        return self._watched.enlisted.address
+        watched = self._workers.get(self.member.worker)
+        return "" if watched is None else watched.enlisted.address
 
     @property
     def standing(self) -> Standing:
-        watched = self._watched
-        if watched.enlisted.incarnation != self.member.incarnation:
+        watched = self._workers.get(self.member.worker)
+        if watched is None or watched.enlisted.incarnation != self.member.incarnation:
             return Standing.DOWN
         link = watched.peer.link
         if link is not None and link.peer.incarnation != self.member.incarnation:
@@ -218,13 +215,14 @@ class Replica:
 
     @property
     def full(self) -> bool:
-        return self._watched.vitals is not None and self._watched.vitals.full
+        watched = self._workers.get(self.member.worker)
+        return watched is not None and watched.vitals is not None and watched.vitals.full
 
     def call(
         self, op: int, arguments: list[Any], deadline_s: float, done: Callable[[int, list[Any]], None], size_bytes: int
     ) -> None:
-        watched = self._watched
-        if watched.acknowledged:
+        watched = self._workers.get(self.member.worker)
+        if watched is not None and watched.acknowledged:
             watched.peer.call(op, arguments, deadline_s, done, size_bytes)
         else:
             done(Fault.NOT_SENT, [])

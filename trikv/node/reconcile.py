@@ -114,7 +114,11 @@ class Reconciler:
         if self._wanted is None or self._wanted.workers != workers or self._disagrees(self._wanted):
             self._wanted = draw_table(cluster, workers)
         copies = master.registry.strategy(cluster.mode).copies
-        changes = plan(cluster, self._wanted, health, copies, self._min_copies, self._is_lenient)
+        changes = [
+            change
+            for change in plan(cluster, self._wanted, health, copies, self._min_copies, self._is_lenient)
+            if not master.coordinator.slots[change.partition].blocked
+        ]
         self._quiet = None if changes else (cluster, health)
         return changes
 
@@ -139,7 +143,7 @@ class Reconciler:
         """Steps 1 and 2 for these partitions, those that cannot be prepared left out. The caller holds `stepping`."""
         master = self._master
         slots = master.coordinator.slots
-        before = {change.partition: master.cluster.partitions[change.partition] for change in due}
+        before = {change.partition: slots[change.partition].partition for change in due}
         ready = await self._empty_joiners(due)
         replaced = {c.partition for c in ready if slots[c.partition].replaceable}
         for partition in replaced:
@@ -149,7 +153,8 @@ class Reconciler:
         def change(cluster: Cluster) -> Cluster:
             partitions = list(cluster.partitions)
             for index, configuration in now_due.items():
-                if partitions[index] == before[index]:
+                # Not where it was settled meanwhile, or another term has begun: what was prepared is out of date.
+                if master.coordinator.slots[index] is slots[index] and partitions[index] == before[index]:
                     partitions[index] = partitions[index].changed_to(configuration, replaces=index in replaced)
             return replace(cluster, partitions=tuple(partitions))
 
@@ -159,10 +164,27 @@ class Reconciler:
         finally:
             for partition in replaced:
                 slots[partition].closed = slots[partition] is not master.coordinator.slots[partition]
+        changed = [c for c in ready if master.coordinator.slots[c.partition] is not slots[c.partition]]
         for reason in Reason:
-            of_reason = [c for c in ready if c.reason is reason]
+            of_reason = [c for c in changed if c.reason is reason]
             if of_reason:
                 self._tell(reason, of_reason, before)
+
+    async def renew(self, partitions: Sequence[int]) -> list[int]:
+        """Give settled partitions a new generation, so that tombstones of older ones may be forgotten; those it did."""
+        renewed: list[int] = []
+
+        def change(cluster: Cluster) -> Cluster:
+            changed = list(cluster.partitions)
+            for index in partitions:
+                if changed[index].settled and not self._master.coordinator.slots[index].blocked:
+                    changed[index] = changed[index].renewed()
+                    renewed.append(index)
+            return replace(cluster, partitions=tuple(changed))
+
+        async with self.stepping, self._master.changing:
+            await self._master.change(change)
+        return renewed
 
     def _tell(self, reason: Reason, changes: Sequence[Change], before: Mapping[int, Partition]) -> None:
         master = self._master

@@ -80,7 +80,7 @@ class Slot:
         self.blocked = ""  # why nothing can be served until an operator decides
         self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
         # This coordinator made the active configuration, and nothing was stored under it: the next may take its place.
-        self.replaceable = replaceable
+        self.replaceable = replaceable and not partition.settled
         self.closed = False  # it is being replaced: nothing may be stored under it any more
         self._seq = 0
 
@@ -131,6 +131,7 @@ class Slot:
         self.partition = partition
         self.history = self.history[-1:]
         self.anchored = set()
+        self.replaceable = False  # it holds everything now
 
     def retire(self) -> None:
         """A new slot has taken its place; what is still under way here weighs no more."""
