@@ -1,8 +1,9 @@
 """The `trikv` command.
 
 Each command is thin: it turns words into a call, and the answer into lines. The wire is in `client.py`, whole
-directories in `bulk.py`, tables in `show.py`, the commands that run nodes in `node_cli.py`. They are imported by the
-command that needs them: `trikv get` must not wait for a web framework.
+directories in `bulk.py`, tables in `show.py`, the commands that run nodes in `node_cli.py`, those that watch and steer
+a running cluster in `operate_cli.py`. What is heavy is imported by the command that needs it: `trikv get` must not wait
+for a web framework.
 
 For people and for programs. Results go to stdout and everything else to stderr; on a terminal results are tables, in
 a pipe lines without decoration, with `--json` one JSON document (a scan: one a line). A value goes out byte for byte.
@@ -20,23 +21,20 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from trikv import __version__
 from trikv.certify_cli import certify
+from trikv.cli_shared import AS_JSON, client_options, connect, print_json
 from trikv.node_cli import demo, master, worker
+from trikv.operate_cli import events, mode, recover, repair, workers
 
 if TYPE_CHECKING:
     from trikv.bulk import Progress, Report
-    from trikv.client import Client
 
-_DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _SHELLS: Final = ("bash", "zsh", "fish")
-_AS_JSON: Final = "trikv.as_json"  # where a context remembers --json, for the error that may come
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Trikv(click.Group):
@@ -48,7 +46,7 @@ class Trikv(click.Group):
         try:
             return super().invoke(ctx)
         except TrikvError as error:
-            if ctx.meta.get(_AS_JSON):
+            if ctx.meta.get(AS_JSON):
                 told = {"code": error.kind.code, "outcome": error.kind.outcome.value, "detail": error.detail}
                 click.echo(json.dumps({**error.extra, **told}), err=True)
             else:
@@ -87,37 +85,9 @@ def main() -> None:
     """
 
 
-def client_options(command: Command) -> Command:
-    """What every command has that talks to a cluster: --url, --timeout, --json."""
-
-    def note_json(ctx: click.Context, _parameter: click.Parameter, value: bool) -> bool:
-        ctx.meta[_AS_JSON] = value
-        return value
-
-    for option in (
-        click.option("--json", "as_json", is_flag=True, callback=note_json, help="Answer in JSON, for programs."),
-        click.option(
-            "--timeout", "timeout_s", type=click.FloatRange(min=0.001, max=60), metavar="SECONDS",
-            help="How long the cluster may take. Default: as its master was told, 2 s.",
-        ),
-        click.option(
-            "--url", envvar="TRIKV_URL", default=_DEFAULT_URL, show_default=True, show_envvar=True,
-            help="The master's HTTP address.",
-        ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 _base64_option = click.option("--base64", "in_base64", is_flag=True, help="KEY is written in base64.")
 _etag_option = click.option("--etag", "only_etag", is_flag=True, help="Print the ETag alone.")
 _prefix_option = click.option("--prefix", default="", help="What each key starts with, before the file's path.")
-
-
-def _connect(url: str, timeout_s: float | None) -> Client:
-    from trikv.client import Client
-
-    return Client(url, timeout_s=timeout_s)
 
 
 def _key(text: str, in_base64: bool = False) -> bytes:
@@ -131,10 +101,6 @@ def _key(text: str, in_base64: bool = False) -> bytes:
 
 def _spell_base64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode()
-
-
-def _print_json(document: object) -> None:
-    click.echo(json.dumps(document))
 
 
 def _as_json(data: bytes, name: str) -> dict[str, str]:
@@ -176,7 +142,7 @@ def put(
         raise click.UsageError("give the value once: as VALUE, as - for stdin, or with --file")
     data = file.read_bytes() if file is not None else _value(value or "")
     name = _key(key, in_base64)
-    with _connect(url, timeout_s) as client:
+    with connect(url, timeout_s) as client:
         stamp = client.put(name, data, if_match=if_match, if_absent=if_absent)
     _print_committed(stamp, only_etag, as_json)
 
@@ -191,7 +157,7 @@ def _value(text: str) -> bytes:
 
 def _print_committed(stamp: str, only_etag: bool, as_json: bool) -> None:
     if as_json:
-        _print_json({"outcome": "committed", "etag": stamp})
+        print_json({"outcome": "committed", "etag": stamp})
     else:
         click.echo(stamp if only_etag else f"committed {stamp}")
 
@@ -207,12 +173,12 @@ def get(key: str, only_etag: bool, in_base64: bool, url: str, timeout_s: float |
     from trikv.show import readable_key
 
     name = _key(key, in_base64)
-    with _connect(url, timeout_s) as client:
+    with connect(url, timeout_s) as client:
         found = client.get(name)
     if found is None:
         raise TrikvError("not_found", readable_key(name))
     if as_json:
-        _print_json({**_as_json(name, "key"), **_as_json(found.value, "value"), "etag": found.stamp})
+        print_json({**_as_json(name, "key"), **_as_json(found.value, "value"), "etag": found.stamp})
     elif only_etag:
         click.echo(found.stamp)
     else:
@@ -230,7 +196,7 @@ def delete(
 ) -> None:
     """Delete KEY. To delete what is absent is no error."""
     name = _key(key, in_base64)
-    with _connect(url, timeout_s) as client:
+    with connect(url, timeout_s) as client:
         stamp = client.delete(name, if_match=if_match)
     _print_committed(stamp, only_etag, as_json)
 
@@ -250,12 +216,12 @@ def scan(
     """
     from trikv.show import readable_key, show
 
-    with _connect(url, timeout_s) as client:
+    with connect(url, timeout_s) as client:
         start = _key(after, in_base64) if after is not None else None
         entries = client.scan(_key(prefix, in_base64), after=start, limit=limit)
         if as_json:
             for entry in entries:
-                _print_json({**_as_json(entry.key, "key"), **_as_json(entry.value, "value"), "etag": entry.stamp})
+                print_json({**_as_json(entry.key, "key"), **_as_json(entry.value, "value"), "etag": entry.stamp})
             return
         spell: Callable[[bytes], str] = _spell_base64 if in_base64 else readable_key
         if not sys.stdout.isatty():
@@ -275,31 +241,13 @@ def status(url: str, timeout_s: float | None, as_json: bool) -> None:
     """Show the cluster: its mode and what that costs, its partitions, its workers."""
     from trikv.show import WORKER_COLUMNS, show, summary_rows, worker_rows
 
-    with _connect(url, timeout_s) as client:
+    with connect(url, timeout_s) as client:
         state = client.cluster()
     if as_json:
-        _print_json(state)
+        print_json(state)
         return
     show(("", ""), summary_rows(state))
     show(WORKER_COLUMNS, worker_rows(state), label="worker")
-
-
-@main.command()
-@click.argument("name", required=False)
-@client_options
-def mode(name: str | None, url: str, timeout_s: float | None, as_json: bool) -> None:
-    """List the modes and which is in force, or switch to the one called NAME."""
-    from trikv.show import MODE_COLUMNS, mode_rows, show
-
-    with _connect(url, timeout_s) as client:
-        answer = client.set_mode(name) if name is not None else None
-        state = client.cluster()
-    if as_json:
-        _print_json(answer if answer is not None else {"mode": state["mode"], "modes": state["modes"]})
-    elif name is not None:
-        click.echo(f"the mode is {state['mode']}")
-    else:
-        show(MODE_COLUMNS, mode_rows(state))
 
 
 @main.command()
@@ -321,7 +269,7 @@ def plugins(as_json: bool) -> None:
         for e in registry.storage_engines.values()
     ]
     if as_json:
-        _print_json([dict(zip(("kind", "name", "promise", "from", "about"), row, strict=True)) for row in rows])
+        print_json([dict(zip(("kind", "name", "promise", "from", "about"), row, strict=True)) for row in rows])
     else:
         show(PLUGIN_COLUMNS, rows)
 
@@ -360,7 +308,7 @@ def load(directory: Path, prefix: str, url: str, timeout_s: float | None, as_jso
     """Store every regular file under DIRECTORY, each under its path below it."""
     from trikv import bulk
 
-    with _connect(url, timeout_s) as client:
+    with connect(url, timeout_s) as client:
         report = _with_progress(lambda progress: bulk.load(client, directory, os.fsencode(prefix), progress))
     _print_report(report, "stored", as_json)
 
@@ -373,7 +321,7 @@ def dump(directory: Path, prefix: str, url: str, timeout_s: float | None, as_jso
     """Write every key that starts with the prefix to a file under DIRECTORY: the reverse of load."""
     from trikv import bulk
 
-    with _connect(url, timeout_s) as client:
+    with connect(url, timeout_s) as client:
         report = _with_progress(lambda progress: bulk.dump(client, directory, os.fsencode(prefix), progress))
     _print_report(report, "written", as_json)
 
@@ -393,7 +341,7 @@ def _with_progress(work: Callable[[Progress], Report]) -> Report:
 def _print_report(report: Report, done: str, as_json: bool) -> None:
     """Every file that did not go through is named; then the counts, and the exit code of the worst of it."""
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         for word in ("skipped", "refused", "unknown"):
             for name, reason in getattr(report, word):
@@ -419,5 +367,5 @@ def completion(shell: str) -> None:
     click.echo(completer(main, {}, "trikv", "_TRIKV_COMPLETE").source())
 
 
-for command in (master, worker, demo, certify):
+for command in (master, worker, demo, certify, mode, workers, events, repair, recover):
     main.add_command(command)

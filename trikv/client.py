@@ -21,6 +21,7 @@ import json
 import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import quote
@@ -35,6 +36,7 @@ __all__ = ["DEFAULT_URL", "Change", "Client", "Entry", "Found", "TrikvError"]
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 PATIENCE_S: Final = 10.0
 SCAN_PAGE_KEYS: Final = 100
+EVENTS_SILENCE_S: Final = 45.0  # three times that of a stream that lives
 
 
 class Found(NamedTuple):
@@ -70,6 +72,8 @@ class Client:
         self, url: str = DEFAULT_URL, *, timeout_s: float | None = None, patience_s: float = PATIENCE_S
     ) -> None:
         self.url = url.rstrip("/")
+        self._patience_s = patience_s
+        self._unhurried = httpx.Timeout(patience_s, read=None)  # for what takes as long as there is data
         self._deadline = {} if timeout_s is None else {"timeout": f"{timeout_s:g}"}
         # To read the authorities' certificates takes longer than a whole `trikv get`; plain HTTP has no use for them.
         context = ssl.create_default_context() if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -166,20 +170,91 @@ class Client:
         place = _json(self._ask("GET", "/v1/locate", params={"key": _encode(key), "encoding": "base64"}))
         return [replica["id"] for replica in place["replicas"]]
 
+    def mode(self) -> dict[str, Any]:
+        """The mode in force, and how far a switch or a repair has come."""
+        return _json(self._ask("GET", "/v1/mode"))
+
     def set_mode(self, mode: str) -> dict[str, Any]:
-        return _json(self._ask("PUT", "/v1/mode", json={"mode": mode}))
+        """Switch, and return the certificate of the switch at its end, however long that takes."""
+        return _json(self._ask("PUT", "/v1/mode", json={"mode": mode}, timeout=self._unhurried))
+
+    def plan_mode(self, mode: str) -> dict[str, Any]:
+        """What a switch to that mode would do."""
+        return _json(self._ask("PUT", "/v1/mode", params={"plan": "true"}, json={"mode": mode}))
 
     def enlist(self, address: str) -> dict[str, Any]:
         """Have the master dial the worker at `address` ("localhost:8006") and take it in."""
         return _json(self._ask("POST", "/v1/workers", json={"address": address}))
 
+    def plan_workers(self) -> dict[str, Any]:
+        """What would move if the spare workers that are up were given their share."""
+        return _json(self._ask("GET", "/v1/workers/plan"))
+
+    def drain(self, worker: str, *, dry_run: bool = False) -> dict[str, Any]:
+        """Have the cluster empty a worker, named by its id or its address; returns at once, with the plan."""
+        return _json(self._ask("POST", f"{_worker_path(worker)}/drain", params=_dry(dry_run)))
+
+    def undrain(self, worker: str) -> dict[str, Any]:
+        return _json(self._ask("POST", f"{_worker_path(worker)}/undrain"))
+
+    def remove(self, worker: str) -> dict[str, Any]:
+        """Have the cluster forget a worker that holds nothing."""
+        return _json(self._ask("DELETE", _worker_path(worker)))
+
+    def safe_to_stop(self, worker: str) -> tuple[bool, str]:
+        """May the worker be stopped without leaving anything on too few others? And why (not)."""
+        answer = self._ask("GET", "/readyz", params={"safe_to_stop": worker}, also=503)
+        told = _json(answer)
+        if "safe" not in told:
+            raise self._refusal(answer, "GET")
+        return told["safe"], told["detail"]
+
+    def repair(self, *, dry_run: bool = False) -> dict[str, Any]:
+        """Compare all copies, and mend those that differ, however long that takes."""
+        return _json(self._ask("POST", "/v1/repair", params=_dry(dry_run), timeout=self._unhurried))
+
+    def recover(self, *, accept_loss: bool) -> dict[str, Any]:
+        """Go on without what cannot be found any more; without `accept_loss` only learn what that is."""
+        return _json(self._ask("POST", "/v1/recover", json={"accept_loss": accept_loss}))
+
+    def events(self, *, after: str | None = None, follow: bool = True) -> Iterator[dict[str, Any]]:
+        """What happened in the cluster, after the event of that id if one is given; then what happens.
+
+        One of kind `gap` says that some are missing before it. Ends when the master stops.
+
+        Raises:
+          TrikvError: there is no connection, or it broke; come back with the id of the last event that was seen.
+        """
+        query = {"follow": "true" if follow else "false"} | ({} if after is None else {"after": after})
+        patience = httpx.Timeout(self._patience_s, read=EVENTS_SILENCE_S)
+        with (
+            self._in_our_words("GET"),
+            self._http.stream("GET", self.url + "/v1/events", params=query, timeout=patience) as answer,
+        ):
+            if not answer.is_success:
+                answer.read()
+                raise self._refusal(answer, "GET")
+            for line in answer.iter_lines():
+                if line.startswith("data:"):
+                    yield json.loads(line.removeprefix("data:"))
+
     def _ask_for_key(self, method: str, key: bytes, **request: Any) -> httpx.Response:
         path, query = _key_path(key)
         return self._ask(method, path, params={**query, **self._deadline}, **request)
 
-    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
-        try:
+    def _ask(self, method: str, path: str, *, also: int = 200, **request: Any) -> httpx.Response:
+        """The answer, if it is a success or has the status `also`."""
+        with self._in_our_words(method):
             answer = self._http.request(method, self.url + path, **request)
+        if answer.is_success or answer.status_code == also:
+            return answer
+        raise self._refusal(answer, method)
+
+    @contextmanager
+    def _in_our_words(self, method: str) -> Iterator[None]:
+        """Whatever goes wrong on the way, as our exception."""
+        try:
+            yield
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise TrikvError("unreachable", f"{self.url} ({_why(error)})") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
@@ -188,13 +263,13 @@ class Client:
             if method == "GET":
                 raise TrikvError("unanswered", f"no answer came from {self.url} ({_why(error)})") from error
             raise TrikvError("unknown", f"the request was sent to {self.url}, and {_why(error)}") from error
-        if answer.is_success:
-            return answer
+
+    def _refusal(self, answer: httpx.Response, method: str) -> TrikvError:
         problem = _problem(answer)
         if problem is not None:
-            raise _error(problem)
+            return _error(problem)
         what = f"{self.url} answered {answer.status_code} in words that are not trikv's"
-        raise TrikvError("unanswered" if method == "GET" else "unknown", what)
+        return TrikvError("unanswered" if method == "GET" else "unknown", what)
 
 
 def _key_path(key: bytes) -> tuple[str, dict[str, str]]:
@@ -209,6 +284,14 @@ def _key_path(key: bytes) -> tuple[str, dict[str, str]]:
     if plain:
         return f"/v1/kv/{quote(key, safe='/')}", {}
     return f"/v1/kv/{_encode(key)}", {"encoding": "base64"}
+
+
+def _worker_path(worker: str) -> str:
+    return f"/v1/workers/{quote(worker, safe=':')}"
+
+
+def _dry(dry_run: bool) -> dict[str, str]:
+    return {"dry_run": "true"} if dry_run else {}
 
 
 def _conditions(if_match: str | None, if_absent: bool) -> dict[str, str]:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from trikv.core.news import say_operation, tell
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -19,8 +21,10 @@ WORKER_COLUMNS: Final = ("worker", "address", "state", "place", "keys", "copies"
 MODE_COLUMNS: Final = ("", "mode", "promise", "what it gives up", "when to use it")
 PLUGIN_COLUMNS: Final = ("kind", "name", "promise", "from", "what it says of itself")
 
-_STYLES: Final = {"up": "green", "suspect": "yellow", "down": "red", "lost": "red", "spare": "cyan"}
-_LOST: Final = "came back without its data, holds no place"
+_STYLES: Final = {
+    "up": "green", "suspect": "yellow", "down": "red", "lost": "red", "spare": "cyan", "draining": "yellow",
+    "drained": "cyan", "leaving": "yellow",
+}  # fmt: skip
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]], *, label: str = "") -> None:
@@ -59,6 +63,8 @@ def summary_rows(state: State) -> list[tuple[str, str]]:
     rows.append(
         ("partitions", ", ".join(f"{_all(parts[word], total)} {word}" for word in ("settled", "readable", "writable")))
     )
+    if line := progress_line(state):
+        rows.append(("healing", line))
     done = state["operations"]
     rows.append(("operations", ", ".join(f"{done[word]:,} {word}" for word in ("committed", "refused", "unknown"))))
     return rows
@@ -90,6 +96,81 @@ def mode_rows(state: State) -> list[tuple[str, ...]]:
     ]
 
 
+def progress_line(state: State) -> str:
+    """What is being moved or mended, and how much of it is left; empty if nothing is."""
+    progress = state["progress"]
+    operation = progress["operation"]
+    if operation is None and not progress["settling"]:
+        return ""
+    line = f"{say_operation(operation)}: {operation['partitions_left'] if operation else progress['settling']:,} of "
+    line += f"{state['partitions']['total']:,} partitions left, {progress['keys_compared']:,} keys compared"
+    line += f", {progress['bytes_moved'] / 1e6:,.1f} MB moved"
+    return line if progress["seconds_left"] is None else f"{line}, about {progress['seconds_left']:.0f} s to go"
+
+
+def certificate_rows(certificate: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a switch of the mode ends with."""
+    if not certificate["partitions"]:
+        return []  # it was in force
+    epochs = certificate["epochs"]
+    return [
+        ("before", certificate["from"]),
+        ("partitions", f"{certificate['partitions']:,}, epochs {epochs['first']} to {epochs['last']}"),
+        ("keys", f"{certificate['keys_compared']:,} compared, {certificate['keys_repaired']:,} repaired"),
+        (
+            "took",
+            f"{certificate['duration_s']:.1f} s; no request waited longer than {certificate['longest_pause_s']:.3f} s",
+        ),
+        ("not asked", ", ".join(certificate["could_not_ask"]) or "none: every replica was"),
+    ]
+
+
+def mode_plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a switch of the mode would do."""
+    return [
+        ("mode", f"{plan['mode']} ({plan['promise']}), now {plan['from']}"),
+        ("partitions", f"{plan['partitions']:,} to settle anew" if plan["partitions"] else "none: it is in force"),
+        ("members up", f"{plan['members_up']:,}"),
+        ("cannot ask", ", ".join(plan["cannot_ask"]) or "none: every replica is up"),
+        *(("note", note) for note in plan["notes"]),
+    ]
+
+
+def move_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What draining a worker, or giving spares their share, moves."""
+    size = "unknown" if plan["bytes"] is None else f"about {plan['bytes'] / 1e6:,.1f} MB"
+    takes = "" if plan["seconds"] is None else f", which takes {plan['seconds']:,.0f} s or longer"
+    return [
+        *([("worker", plan["worker"])] if "worker" in plan else []),
+        ("partitions", f"{plan['partitions']:,}"),
+        ("copies", f"{plan['copies']:,}"),
+        ("data", f"{size}{takes}"),
+        *((f"copies to {worker}", f"{copies:,}") for worker, copies in plan["to"].items()),
+    ]
+
+
+def repair_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(word, f"{report[word]:,}") for word in ("compared", "differing", "repaired") if word in report]
+
+
+def recover_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The partitions that cannot be settled, and who is missing."""
+    if not report["partitions"]:
+        return [("partitions", "none is in need of it: everything that was committed can be found")]
+    named = ", ".join(map(str, report["partitions"][:8])) + (", ..." if len(report["partitions"]) > 8 else "")
+    return [
+        ("partitions", f"{len(report['partitions']):,} ({named})"),
+        ("missing", ", ".join(report["lost_members"]) or "nobody"),
+        ("price", "what only they held is lost, as far as it was acknowledged, and older values may be read instead"),
+    ]
+
+
+def event_line(event: Mapping[str, Any]) -> str:
+    """One event as one line: its id, the time (of day in UTC, or since the master started), what happened."""
+    when = f"{event['at'][:19].replace('T', ' ')}Z" if "at" in event else f"{event['time_s']:.1f} s"
+    return f"{event['id']}\t{when}\t{readable_key(tell(event).encode())}"
+
+
 def mode_of(state: State) -> Mapping[str, Any]:
     """What the cluster says of the mode in force."""
     return next((mode for mode in state["modes"] if mode["name"] == state["mode"]), {})
@@ -102,7 +183,7 @@ def readable_key(key: bytes) -> str:
 
 
 def _note(worker: Mapping[str, Any]) -> str:
-    notes = [worker["note"] or (_LOST if worker["place"] == "lost" else "")]
+    notes = [worker["note"]]
     if worker["full"]:
         notes.append(f"full: it takes no key beyond its {worker['max_keys']:,}")
     return "; ".join(note for note in notes if note)

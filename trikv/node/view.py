@@ -132,6 +132,7 @@ def _describe_worker(
         "note": "; ".join(filter(None, (note, watched.why))),
         "primaries": primaries,
         "copies": copies,
+        "held": held,  # partitions of which it may hold what counts, those that it is leaving included
         "keys": None if vitals is None else vitals.keys,
         "full": vitals is not None and vitals.full,
         "max_keys": enlisted.max_keys,

@@ -37,6 +37,8 @@ from trikv.web.message import (
     percent_decode,
 )
 
+NAMED_MAX: Final = 8  # workers that an error names
+
 _WORKERS_PATH: Final = b"/v1/workers/"
 
 
@@ -118,8 +120,8 @@ def find_worker(workers: Mapping[str, Enlisted], name: str) -> str:
         return found[0]
     if found:
         raise Refused("bad_request", f"workers {', '.join(found)} were all seen at {name}; name one by its id")
-    known = sorted(f"{worker.worker} at {worker.address}" for worker in workers.values())
-    detail = f"there is no worker {name!r}; there are {', '.join(known)}" if known else "no worker has enlisted"
+    known = ", ".join(sorted(workers)[:NAMED_MAX]) + (", ..." if len(workers) > NAMED_MAX else "")
+    detail = f"there is no worker {name!r}; there are {known}" if known else f"{name!r}; none has enlisted"
     raise Refused("unknown_worker", detail, workers=sorted(workers))
 
 
