@@ -358,8 +358,12 @@ async def test_a_listing_names_its_stale_partitions_and_serves_the_others(desk: 
 
 async def test_a_listing_without_values_has_none(desk: Desk) -> None:
     await desk.put(4, b"long")
+    await desk.put(5, None, key=b"tombstone")
     _, payload = await desk.ask(Op.LIST, desk.list((P, NOW), values=False))
-    assert listed_from_wire(payload)[1] == [(P, b"k", Record(Version(NOW, 4), Version(NOW, 4), None))]
+    assert listed_from_wire(payload)[1] == [
+        (P, b"k", Record(Version(NOW, 4), Version(NOW, 4), b"")),
+        (P, b"tombstone", Record(Version(NOW, 5), Version(NOW, 5), None)),
+    ]
 
 
 # --- chains -------------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ partition and the epoch. A reader of this file knows all that a worker can be as
     ENLIST     [address]                     (worker to master)           -> [], or a sentence
 
 A record is [version epoch, version seq, stamp epoch, stamp seq, value or None]; `onward` the rest of a chain as
-[[worker, incarnation, address], ...]; a row [partition, key, record]. FORGET removes a record if it is a tombstone of
-exactly that version, and is acknowledged in either case.
+[[worker, incarnation, address], ...]; a row [partition, key, record]. Without values, a listed record that has one comes
+with an empty one in its place. FORGET removes a record if it is a tombstone of exactly that version, and is
+acknowledged in either case.
 """
 
 from __future__ import annotations
@@ -122,6 +123,11 @@ Request = Store | Fetch | List | Discard | Digest | Forget | Heartbeat | Enlist
 def record_to_wire(record: Record) -> list[Any]:
     version, stamp, value = record
     return [version.epoch, version.seq, stamp.epoch, stamp.seq, value]
+
+
+def without_value(record: Record) -> Record:
+    """The record with an empty value in place of its own; a tombstone as it is."""
+    return record if record.value is None else record._replace(value=b"")
 
 
 def record_from_wire(row: Any) -> Record:

@@ -106,7 +106,7 @@ async def copy_record(
         slot.configuration.copies,
         [source, *lacking],
         deadline_s,
-        on_send=lambda write: slot.note_store(),
+        on_send=lambda write: slot.note_store(key),
         on_stale=lambda promised: on_stale(slot, promised),
     )
     [answer] = await Replicas(request, [source]).fetch(key)

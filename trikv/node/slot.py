@@ -20,6 +20,7 @@ from trikv.net.replicas import NotEnough, Standing, Target
 from trikv.node.locks import KeyLocks
 
 PENDING_MAX: Final = 4_096  # keys in doubt in one partition; beyond it, writes of further keys are refused
+SENT_KEYS_MAX: Final = 65_536  # that are remembered while tombstones are forgotten; beyond it, that has to wait
 PENDING_BYTES_MAX: Final = 256 * 1024 * 1024  # in all partitions together; beyond it, every write is
 
 
@@ -49,7 +50,7 @@ class Doubt:
 class Slot:
     __slots__ = (
         "_doubt", "_seq", "anchored", "blocked", "closed", "epoch", "history", "index", "locks", "missed", "partition",
-        "pending", "promised", "replaceable", "strategy", "targets",
+        "pending", "promised", "replaceable", "sent_keys", "strategy", "targets", "untouched",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +82,8 @@ class Slot:
         self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
         # This coordinator made the active configuration, and nothing was stored under it: the next may take its place.
         self.replaceable = replaceable and not partition.settled
+        self.untouched = True  # nothing was sent to its members to be stored, in this epoch
+        self.sent_keys: set[bytes] | None = None  # of which something was; kept only while tombstones are forgotten
         self.closed = False  # it is being replaced: nothing may be stored under it any more
         self._seq = 0
 
@@ -100,8 +103,8 @@ class Slot:
         """Does the active configuration hold everything that was ever committed of this key?"""
         return self.partition.settled or key in self.anchored
 
-    def note_store(self) -> None:
-        """A store is about to be sent under the active configuration.
+    def note_store(self, key: bytes) -> None:
+        """A store of the key is about to be sent under the active configuration.
 
         Raises:
           NotEnough: it is too late for that.
@@ -109,9 +112,14 @@ class Slot:
         if self.closed:
             raise NotEnough("its configuration was replaced before it was ever used")
         self.replaceable = False
+        self.untouched = False
+        if self.sent_keys is not None:
+            self.sent_keys.add(key)
+            if len(self.sent_keys) > SENT_KEYS_MAX:
+                self.sent_keys = None
 
     def note_sent(self, key: bytes, record: Record) -> None:
-        self.note_store()
+        self.note_store(key)
         pending = self.pending.get(key)
         if pending is None or record.version > pending.version:
             self.pending[key] = record

@@ -297,7 +297,7 @@ class Worker:
             bytes_max=calls.LIST_BYTES_MAX,
         )
         rows: list[Any] = [
-            [partition, key, calls.record_to_wire(record if request.with_values else record._replace(value=None))]
+            [partition, key, calls.record_to_wire(record if request.with_values else calls.without_value(record))]
             for partition, key, record in page.rows
         ]
         size_bytes = sum(64 + len(key) + len(record[4] or b"") for _, key, record in rows)
