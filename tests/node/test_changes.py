@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from trikv.api import Batch
 from trikv.core.errors import Refused
 from trikv.core.precondition import Expect
 from trikv.core.ring import partition_of
@@ -131,3 +132,34 @@ async def test_a_new_master_goes_on_with_what_was_begun(nursery: trio.Nursery, a
     assert cluster.master.cluster.mode == "chain"
     await cluster.until_settled()
     assert await read_all(cluster) == EXPECTED
+
+
+async def test_what_only_an_evicted_async_worker_held_is_offered_when_it_returns(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="async", workers=5)
+    await fill(cluster)
+    await trio.sleep(1)
+    key = KEYS[0]
+    primary = cluster.replicas_of(key)[0]
+    partition = partition_of(key)
+    await cluster.kill(primary)
+    # The primary acknowledged this just before it died, and its background copies died with the master's links.
+    record = primary.storage.get(partition, key)
+    assert record is not None
+    newer = record._replace(version=record.version._replace(seq=record.version.seq + 100), value=b"only here")
+    await primary.storage.commit(Batch(puts={(partition, key): newer}))
+    await cluster.until(lambda: primary.worker.id not in members(cluster))
+    await cluster.until_settled()
+    await cluster.restart(primary)
+    await cluster.until(lambda: primary.worker.id in members(cluster))
+    await cluster.until(lambda: cluster.master.changes.progress()["settling"] == 0)
+    found = await cluster.coordinator.get(key)
+    assert found is not None
+    assert found.value == b"only here"
+    # Of partitions that are not its own any more it has kept nothing.
+    slots = cluster.coordinator.slots
+    others = [slot.index for slot in slots if primary.worker.id not in {t.member.worker for t in slot.targets}]
+    await cluster.until(
+        lambda: all(primary.storage.get(partition_of(k), k) is None or partition_of(k) not in others for k in KEYS)
+    )

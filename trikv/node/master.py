@@ -351,6 +351,8 @@ class Master:
         self.coordinator.note_change()
 
     def _note_state(self, worker: str, state: State) -> None:
+        if state is State.UP:
+            self.reconciler.note_up(worker)
         if state is not State.UNKNOWN:
             self.events.note(f"worker_{state.value}", worker=worker)
 

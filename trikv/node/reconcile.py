@@ -19,20 +19,21 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from trikv.api import Promise
-from trikv.core.calls import Op
-from trikv.core.configuration import Cluster, Enlisted, Member, Partition
+from trikv.core.calls import Op, is_epoch
+from trikv.core.configuration import Cluster, Enlisted, Partition
 from trikv.core.errors import Fault, Refused
 from trikv.core.planning import Change, Health, Reason, Wanted, choose_workers, draw_table, plan
 from trikv.core.record import generation_of, spell_epoch
 from trikv.core.session import PeerError
 from trikv.net.replicas import NotEnough, Standing, Target
+from trikv.node.digests import ask_digests
 from trikv.node.repair import copy_record
 from trikv.node.scan import list_members
 from trikv.node.slot import Slot
@@ -56,6 +57,7 @@ class Reconciler:
         self._min_copies = min_copies
         self.stepping = trio.Lock()  # steps 1 and 2 of one change at a time
         self._wanted: Wanted | None = None
+        self._returned: set[str] = set()  # came up, and what they hold was not looked at yet
         self._quiet: tuple[Cluster, Mapping[str, Health]] | None = None  # what last gave no reason to change anything
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -72,6 +74,10 @@ class Reconciler:
             with trio.move_on_after(TICK_S):  # some of what it looks at changes by the mere passing of time
                 await self._master.coordinator.wait_change()
 
+    def note_up(self, worker: str) -> None:
+        """That worker was not up, and is now."""
+        self._returned.add(worker)
+
     async def hurry(self) -> None:
         """Look once, now; for those who wait for what follows from a wish."""
         async with self.stepping:
@@ -79,6 +85,9 @@ class Reconciler:
 
     async def _step(self) -> None:
         """Change what should change now, as far as it can be."""
+        for worker in sorted(self._returned):
+            if worker not in self._master.cluster.workers or await self._welcome(worker):
+                self._returned.discard(worker)
         due = self._plan()
         if not due:
             await self._let_go()
@@ -220,24 +229,48 @@ class Reconciler:
             for member in change.configuration.members:
                 if member not in known:
                     joiners[self._master.target(member)].append(slot)
-        if not joiners:
-            return list(due)
         unready: set[int] = set()
         for target, asked in joiners.items():
-            lenient = [slot for slot in asked if slot.strategy.promise is Promise.AP]
-            if lenient:
-                unready |= await self._salvage(target, lenient)
-        answered: set[tuple[Member, int]] = set()
-        outstanding = sum(len(asked) for asked in joiners.values())
+            emptied = await self._empty(target, asked)
+            unready |= {slot.index for slot in asked if slot.index not in emptied}
+        return [change for change in due if change.partition not in unready]
+
+    async def _welcome(self, worker: str) -> bool:
+        """A worker is back: what it still holds of partitions that are not its own any more counts for nothing.
+
+        Answers whether all of it could be seen to.
+        """
+        member = self._master.cluster.workers[worker].member
+        target = self._master.target(member)
+        if target.standing is not Standing.UP:
+            return target.standing is Standing.DOWN  # then it will be back, or not
+        slots = [
+            slot
+            for slot in self._master.coordinator.slots
+            if not slot.blocked and all(member not in c.members for c in slot.partition.history)
+        ]
+        deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
+        held = await ask_digests({target: slots}, self._master.note_stale, deadline_s)
+        leftover = [slot for slot in slots if slot.index in held and held[slot.index][member].rows]
+        return len(await self._empty(target, leftover)) == len(leftover) and len(held) == len(slots)
+
+    async def _empty(self, target: Target, slots: Sequence[Slot]) -> set[int]:
+        """Have a worker discard partitions of which it is no member; those of which it has said that it did."""
+        ready = list(slots)
+        if lenient := [slot for slot in slots if slot.strategy.promise is Promise.AP]:
+            unready = await self._salvage(target, lenient)
+            ready = [slot for slot in slots if slot.index not in unready]
+        emptied: set[int] = set()
+        outstanding = len(ready)
         finished = trio.Event()
 
-        def expect(member: Member, slot: Slot) -> Any:
+        def expect(slot: Slot) -> Callable[[int, list[Any]], None]:
             def done(fault: int, payload: list[Any]) -> None:
                 nonlocal outstanding
                 outstanding -= 1
                 if fault == Fault.OK:
-                    answered.add((member, slot.index))
-                elif fault == Fault.STALE and payload:
+                    emptied.add(slot.index)
+                elif fault == Fault.STALE and is_epoch(payload):
                     self._master.note_stale(slot, payload[0])
                 if not outstanding:
                     finished.set()
@@ -245,15 +278,13 @@ class Reconciler:
             return done
 
         deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
-        for target, asked in joiners.items():
-            for slot in asked:
-                arguments = [slot.index, slot.epoch, target.member.incarnation]
-                target.call(Op.DISCARD, arguments, deadline_s, expect(target.member, slot), 64)
-        with trio.move_on_at(deadline_s):
-            await finished.wait()
-        for target, asked in joiners.items():
-            unready |= {slot.index for slot in asked if (target.member, slot.index) not in answered}
-        return [change for change in due if change.partition not in unready]
+        for slot in ready:
+            arguments = [slot.index, slot.epoch, target.member.incarnation]
+            target.call(Op.DISCARD, arguments, deadline_s, expect(slot), 64)
+        if ready:
+            with trio.move_on_at(deadline_s):
+                await finished.wait()
+        return emptied
 
     async def _salvage(self, joiner: Target, slots: Sequence[Slot]) -> set[int]:
         """Offer what a returning worker holds of AP partitions to their members, before it discards it.
@@ -262,13 +293,18 @@ class Reconciler:
         tombstone is not offered, since it may have been deleted meanwhile: it is counted, and said.
         """
         on_stale = self._master.note_stale
+        deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
+        holds = await ask_digests({joiner: slots}, on_stale, deadline_s)
+        unready = {slot.index for slot in slots if slot.index not in holds}
+        slots = [slot for slot in slots if slot.index in holds and holds[slot.index][joiner.member].rows]
+        if not slots:
+            return unready
         by_index = {slot.index: slot for slot in slots}
         asked: dict[Target, list[Slot]] = {joiner: list(slots)}
         for slot in slots:
             for target in slot.targets:
                 if target.standing is Standing.UP:
                     asked.setdefault(target, []).append(slot)
-        unready: set[int] = set()
         saved = lost = 0
         after: bytes | None = None
         while True:
@@ -279,7 +315,7 @@ class Reconciler:
                     deadline_s=deadline_s,
                 )  # fmt: skip
             except Refused:
-                return set(by_index)
+                return unready | set(by_index)
             for key, (partition, held) in listing.rows.items():
                 mine = held.pop(joiner.member.worker, None)
                 if mine is None or any(record.version >= mine.version for record in held.values()):

@@ -24,7 +24,7 @@ throttled to a rate in bytes. `PARTITIONS_TOGETHER` partitions are listed in one
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -36,6 +36,7 @@ from trikv.core.errors import Refused, Unknown
 from trikv.core.record import Record
 from trikv.core.session import PeerError
 from trikv.net.replicas import NotEnough, Standing, Target
+from trikv.node.digests import ask_digests
 from trikv.node.repair import copy_record
 from trikv.node.scan import list_members
 from trikv.node.slot import Slot
@@ -71,6 +72,7 @@ class Settling:
     def __init__(self, master: Master, *, rate_bytes: float) -> None:
         self.progress = Progress()
         self.rate_bytes = rate_bytes
+        self.sizes_bytes: dict[int, int] = {}  # by partition: what a replica held when it was last compared
         self.could_not_ask: set[str] = set()  # members of lenient configurations that were down when it came to them
         self._master = master
         self._tried_s: dict[int, float] = {}
@@ -126,8 +128,10 @@ class Settling:
         return round(partitions / pace, 1)
 
     def estimate_bytes(self, copies: int) -> int | None:
-        """What moving so many partitions' copies would move; None: nobody knows."""
-        return None
+        """What so many copies of partitions weigh, as far as partitions were compared; None: none was yet."""
+        if not self.sizes_bytes:
+            return None
+        return copies * sum(self.sizes_bytes.values()) // len(self.sizes_bytes)
 
     # --- one group of partitions --------------------------------------------------------------------------------------
 
@@ -142,7 +146,9 @@ class Settling:
             heard[slot.index] = {target.member: target for target in chosen}
             for target in chosen:
                 plan.setdefault(target, []).append(slot)
-        slots = {slot.index: slot for slot in group if slot.index in heard}
+        agreed = await self._compare(group, plan, heard)
+        slots = {slot.index: slot for slot in group if slot.index in heard and slot not in agreed}
+        plan = {target: left for target, asked in plan.items() if (left := [s for s in asked if s.index in slots])}
         failed: set[int] = set()
         after: bytes | None = None
         while slots:
@@ -160,7 +166,25 @@ class Settling:
             if listing.bound is None:
                 break
             after = listing.bound
-        return [slot for slot in slots.values() if slot.index not in failed and self._is_current(slot)]
+        done = [slot for slot in slots.values() if slot.index not in failed]
+        return [slot for slot in (*agreed, *done) if self._is_current(slot)]
+
+    async def _compare(
+        self, group: Sequence[Slot], plan: Mapping[Target, list[Slot]], heard: Mapping[int, Mapping[Member, Target]]
+    ) -> list[Slot]:
+        """The partitions of which all members hold the same already."""
+        deadline_s = trio.current_time() + STEP_TIMEOUT_S
+        summaries = await ask_digests(plan, self._master.note_stale, deadline_s)
+        agreed: list[Slot] = []
+        for slot in group:
+            answers = summaries.get(slot.index, {})
+            if not answers:
+                continue
+            self.sizes_bytes[slot.index] = max(summary.size_bytes for summary in answers.values())
+            if slot.index in heard and heard_enough(slot, answers) and len(set(answers.values())) == 1:
+                self.progress.keys_compared += next(iter(answers.values())).rows
+                agreed.append(slot)
+        return agreed
 
     async def _mend(
         self,
@@ -270,16 +294,21 @@ def find_lacking(slot: Slot, held: Mapping[str, Record], heard: Mapping[Member, 
 
     `held`: what those that were heard hold of the key, by worker.
     """
-    if len(slot.history) > 2:
+    if not heard_enough(slot, heard):
         return None
     before, active = slot.history[0].configuration, slot.configuration
-    if any(member not in heard for member in active.members):
-        return None
-    silent = sum(member not in heard for member in before.members)
-    n, copies = len(before.members), before.copies
-    if silent > (1 if copies == n else n - copies):
-        return None
     [_one, *others] = {record.version for record in held.values()}
     if others or any(member in heard and member.worker not in held for member in before.members):
         return None
     return [heard[member] for member in active.members if member.worker not in held]
+
+
+def heard_enough(slot: Slot, heard: Collection[Member]) -> bool:
+    """Were so many members heard that what they hold alike may be taken as it is? All of the active configuration, and
+    of the one before it all but those that can be spared; of longer histories never."""
+    if len(slot.history) != 2:
+        return False
+    before = slot.history[0].configuration
+    silent = sum(member not in heard for member in before.members)
+    spare = 1 if before.copies == len(before.members) else len(before.members) - before.copies
+    return silent <= spare and all(member in heard for member in slot.configuration.members)
