@@ -16,8 +16,8 @@ partition and the epoch. A reader of this file knows all that a worker can be as
     ENLIST     [address]                     (worker to master)           -> [], or a sentence
 
 A record is [version epoch, version seq, stamp epoch, stamp seq, value or None]; `onward` the rest of a chain as
-[[worker, incarnation, address], ...]; a row [partition, key, record]. Without values, a listed record that has one comes
-with an empty one in its place. FORGET removes a record if it is a tombstone of exactly that version, and is
+[[worker, incarnation, address], ...]; a row [partition, key, record]. Without values, a listed record that has one
+comes with an empty one in its place. FORGET removes a record if it is a tombstone of exactly that version, and is
 acknowledged in either case.
 """
 
