@@ -4,14 +4,20 @@
         cluster.client().put(b"key", b"value")
         cluster.workers[0].kill()                        # SIGKILL; pause() is SIGSTOP
         cluster.workers[0].start()                       # the same port, the same directory
+        cluster.add_worker()                             # one more, which is given its share
+        cluster.wipe(cluster.workers[0])                 # while it is down: its disk is lost
 
 The processes are the real ones (`python -m trikv ...`), so what is seen here is what an operator sees: a kill loses
 what was in memory, a pause leaves sockets open, a restart reads the disk. Ports are given out by the system (0) and
 kept over restarts. Whatever a process prints on stderr goes to a file beside its data.
 
+With `proxied` nobody dials a worker itself: each has a proxy in front of it (`proxy.py`), under whose address it is
+enlisted, so that `cluster.cut(node)` cuts the links of master and workers to that worker, and `mend` mends them.
+
 Nothing is left behind. Every child holds the reading end of a pipe as its stdin and leaves when it is closed
 (`--exit-with-stdin`), which the system does for us even if this process is killed outright. A directory that we made
-ourselves is removed by a janitor, one more child on such a pipe, for the same reason.
+ourselves is removed by a janitor, one more child on such a pipe, for the same reason. (Who is paused when this process
+is killed outright stays paused: nothing reaches a stopped process but SIGCONT and SIGKILL.)
 
 What it costs: about half a second of CPU per process to start; `start` waits until every worker has its place.
 What it leaves out: machines. All on loopback, on one disk and one clock.
@@ -19,30 +25,22 @@ What it leaves out: machines. All on loopback, on one disk and one clock.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any
 
 from trikv.client import Client
-from trikv.core.errors import TrikvError
+from trikv.testing.background import Background
+from trikv.testing.process import START_DEADLINE_S, STOP_DEADLINE_S, Node, NodeFailed, wait_until
+from trikv.testing.proxy import Direction, Link, serve_link
 
-START_DEADLINE_S: Final = 30.0  # a cold disk and a busy machine; a start takes about one second
-STOP_DEADLINE_S: Final = 8.0  # after that a child is killed
-_POLL_INTERVAL_S: Final = 0.03
-
-T = TypeVar("T")
-
-_LISTENING = re.compile(r"(?P<role>worker|master) (?P<id>\S+) listening on (?P<rpc>[^,\s]+)(, http://(?P<http>\S+))?")
+__all__ = ["LocalCluster", "Node", "NodeFailed", "wait_until"]
 
 # Waits for its stdin to close, then removes the directory, again and again until those who still write there are gone.
 _JANITOR = """
@@ -60,156 +58,6 @@ while time.monotonic() < deadline:
 """
 
 
-class NodeFailed(RuntimeError):
-    """A child did not come up. The message has its own last line, which is written for people."""
-
-
-def wait_until(condition: Callable[[], T], *, what: str = "the condition", deadline_s: float = 15.0) -> T:
-    """Ask until the answer is true, and return it. A `TrikvError` counts as "not yet": a node may be starting.
-
-    Other processes cannot wake us, so this asks every 30 ms.
-
-    Raises:
-      TimeoutError: after `deadline_s`, with `what` was waited for and the last refusal heard.
-    """
-    until = time.monotonic() + deadline_s
-    heard: object = ""
-    while True:
-        try:
-            answer = condition()
-        except TrikvError as error:
-            heard = f"; the last answer was: {error}"
-        else:
-            heard = ""
-            if answer:
-                return answer
-        if time.monotonic() > until:
-            raise TimeoutError(f"{what} did not come true within {deadline_s:g} s{heard}")
-        time.sleep(_POLL_INTERVAL_S)
-
-
-class Node:
-    """One child process, which may die and come back with the same arguments, directory and ports.
-
-    `command` gives the arguments after `python -m trikv`; it is asked anew at every start, and finds the ports of the
-    last one in `port` and `http_port`.
-    """
-
-    def __init__(self, name: str, command: Callable[[Node], Sequence[str]], *, log: Path) -> None:
-        self.name = name
-        self.log = log
-        self.id = ""
-        self.port = 0
-        self.http_port = 0
-        self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __repr__(self) -> str:
-        return f"<{self.name} {self.id or 'never started'}>"
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, f"{self.name} was never started"
-        return self._process.pid
-
-    @property
-    def started(self) -> bool:
-        """Was it ever? It may have ended since."""
-        return self._process is not None
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def start(self) -> None:
-        """Start, and return once it serves.
-
-        Raises:
-          NodeFailed: it ended instead, or said nothing within `START_DEADLINE_S`.
-        """
-        self.spawn()
-        self.await_listening()
-
-    def spawn(self) -> None:
-        """The first half of `start`, so that many can start at once."""
-        assert not self.running, f"{self.name} runs already"
-        self._let_go()
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "trikv", *self._command(self), "--config", os.devnull, "--exit-with-stdin"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={name: value for name, value in os.environ.items() if not name.startswith("TRIKV_")},
-                start_new_session=True,  # Ctrl-C is for this process, which then stops its children in good order
-            )
-
-    def await_listening(self, deadline_s: float = START_DEADLINE_S) -> None:
-        """The second half of `start`."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = _read_line(self._process.stdout.fileno(), deadline_s)
-        told = _LISTENING.fullmatch(line)
-        if told is None:
-            code = self.kill()
-            why = line or _last_line(self.log).removeprefix("error: ")
-            raise NodeFailed(f"{self.name} did not start (exit code {code}): {why}")
-        self.id = told["id"]
-        self.port = int(told["rpc"].rpartition(":")[2])
-        if told["http"]:
-            self.http_port = int(told["http"].rpartition(":")[2])
-
-    def kill(self) -> int:
-        """SIGKILL: it gets to save nothing. Returns when it is gone, with its exit code."""
-        self.signal(signal.SIGKILL)
-        return self.wait(STOP_DEADLINE_S)
-
-    def pause(self) -> None:
-        """SIGSTOP: it answers nothing, and its connections stay open. Returns when it has stopped."""
-        self.signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-
-    def resume(self) -> None:
-        self.signal(signal.SIGCONT)
-
-    def stop(self) -> int:
-        """SIGTERM, then SIGKILL where that did not help in time. Returns the exit code: 0 for a clean end."""
-        self.ask_to_stop()
-        try:
-            return self.wait(STOP_DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            return self.kill()
-
-    def ask_to_stop(self) -> None:
-        """The first half of `stop`, so that many can stop at once."""
-        self.signal(signal.SIGTERM)
-        self.signal(signal.SIGCONT)
-
-    def signal(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
-
-    def wait(self, deadline_s: float) -> int:
-        """
-        Raises:
-          subprocess.TimeoutExpired: it still runs.
-        """
-        assert self._process is not None
-        code = self._process.wait(deadline_s)
-        self._let_go()
-        return code
-
-    def _let_go(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout) if self._process else ():
-            if pipe is not None:
-                pipe.close()
-
-
 class LocalCluster:
     """A master and some workers, as a context manager; `start` and `stop` for those who cannot use one.
 
@@ -222,6 +70,9 @@ class LocalCluster:
       master_port, http_port, worker_ports: 0 asks for a free one.
       timeout_s: the deadline of a request on the master.
       max_keys: the limit of each worker.
+      down_after_s: the silence after which a worker is replaced. Default: the master's own.
+      settle_rate_mb, min_copies: as the master takes them. Default: its own.
+      proxied: put a proxy in front of each worker.
     """
 
     def __init__(
@@ -237,6 +88,10 @@ class LocalCluster:
         worker_ports: Sequence[int] = (),
         timeout_s: float = 2.0,
         max_keys: int | None = None,
+        down_after_s: float | None = None,
+        settle_rate_mb: float | None = None,
+        min_copies: int | None = None,
+        proxied: bool = False,
     ) -> None:
         self._janitor: subprocess.Popen[bytes] | None = None
         if directory is None:
@@ -249,18 +104,27 @@ class LocalCluster:
 
         def master_command(node: Node) -> list[str]:
             http = f"127.0.0.1:{node.http_port}"
-            options = {"--mode": mode, "--replicas": replicas, "--http": http, "--timeout": timeout_s}
+            options = {
+                "--mode": None if node.started else mode, "--replicas": replicas, "--http": http, "--timeout": timeout_s,
+                "--down-after": down_after_s, "--settle-rate": settle_rate_mb, "--min-copies": min_copies,
+            }  # fmt: skip
             return ["master", str(node.port), *_flags(options), "--data-dir", str(directory / "master")]
 
         def worker_command(node: Node) -> list[str]:
-            options = {"--master": self.master.address, "--storage": storage, "--max-keys": max_keys}
-            return ["worker", str(node.port), *_flags(options), "--data-dir", str(directory / node.name)]
+            # Behind a proxy it is enlisted by us, under the proxy's address; by itself it would tell its own.
+            options = {
+                "--master": "none" if proxied else self.master.address, "--storage": storage, "--max-keys": max_keys,
+            }  # fmt: skip
+            return ["worker", str(node.port), *_flags(options), "--data-dir", str(self.data_dir(node))]
 
         self.master = Node("master", master_command, log=directory / "master.log")
         self.master.port, self.master.http_port = master_port, http_port
-        self.workers = [
-            Node(f"worker-{i + 1}", worker_command, log=directory / f"worker-{i + 1}.log") for i in range(workers)
-        ]
+        self._worker_command = worker_command
+        self._named = 0
+        self._proxied = proxied
+        self._background: Background | None = None
+        self._links: dict[str, Link] = {}  # by the name of the node
+        self.workers = [self._make_worker() for _ in range(workers)]
         for node, port in zip(self.workers, worker_ports, strict=False):
             node.port = port
 
@@ -274,6 +138,14 @@ class LocalCluster:
 
     def worker(self, worker_id: str) -> Node:
         return next(node for node in self.workers if node.id == worker_id)
+
+    def data_dir(self, node: Node) -> Path:
+        return self.directory / node.name
+
+    def _make_worker(self) -> Node:
+        self._named += 1
+        name = f"worker-{self._named}"
+        return Node(name, self._worker_command, log=self.directory / f"{name}.log")
 
     def __enter__(self) -> LocalCluster:
         try:
@@ -289,12 +161,15 @@ class LocalCluster:
         self.stop()
 
     def start(self) -> None:
-        """Start what does not run, and return when every worker is known to be up, and holds what it will hold.
+        """Start what does not run, and return when every worker is known to be up.
 
         Raises:
           NodeFailed: one of them did not start.
           TimeoutError: they started, and did not find each other.
         """
+        if self._proxied and self._background is None:
+            self._background = Background()
+            self._background.open()
         if not self.master.running:
             self.master.start()
         waiting = [node for node in self.workers if not node.running]
@@ -302,7 +177,65 @@ class LocalCluster:
             node.spawn()
         for node in waiting:
             node.await_listening()
+            self._enlist(node)
         self.await_up(self.workers)
+
+    def add_worker(self) -> Node:
+        """One more, which is up when this returns, and is given its share after that."""
+        node = self._make_worker()
+        self.workers.append(node)
+        self.start_worker(node)
+        self.await_up([node])
+        return node
+
+    def start_worker(self, node: Node) -> None:
+        """Start it, or start it again; one without its data is enlisted anew."""
+        node.start()
+        self._enlist(node)
+
+    def wipe(self, node: Node) -> None:
+        """Its disk is lost. It must not run."""
+        assert not node.running, f"{node.name} runs"
+        shutil.rmtree(self.data_dir(node), ignore_errors=True)
+
+    def dismiss(self, node: Node) -> None:
+        """Stop it, and start it no more with the others."""
+        node.stop()
+        self.workers.remove(node)
+
+    # --- links --------------------------------------------------------------------------------------------------------
+
+    def cut(self, node: Node) -> None:
+        """Break the links of all others to this worker, and each new one."""
+        self._at_link(node, Link.cut)
+
+    def hold(self, node: Node, *directions: Direction) -> None:
+        """Let nothing through to this worker or from it (or only one of the two), and tell nobody."""
+        self._at_link(node, Link.hold, *directions)
+
+    def reset(self, node: Node) -> None:
+        """Break the links to this worker, once."""
+        self._at_link(node, Link.reset)
+
+    def mend(self, node: Node) -> None:
+        self._at_link(node, Link.mend)
+
+    def _at_link(self, node: Node, do: Callable[..., None], *arguments: object) -> None:
+        assert self._background is not None, "links can be cut in a cluster that is proxied"
+        self._background.call(do, self._links[node.name], *arguments)
+
+    def _enlist(self, node: Node) -> None:
+        """Have the master know it by the address of its proxy."""
+        if not self._proxied:
+            return
+        assert self._background is not None, "a cluster that is proxied is started as a whole first"
+        if node.name not in self._links:
+            self._links[node.name] = self._background.start(serve_link, lambda: node.address)
+        with self.client() as client:
+            address = self._links[node.name].address
+            wait_until(lambda: client.enlist(address), what=f"{node.name} is enlisted at {address}")
+
+    # --- all of it ----------------------------------------------------------------------------------------------------
 
     def await_up(self, nodes: Iterable[Node]) -> None:
         """Return when the master hears all of these workers, and the cluster has formed."""
@@ -330,6 +263,10 @@ class LocalCluster:
                 node.ask_to_stop()
             for node in started:
                 node.stop()
+        if self._background is not None:
+            self._background.close()
+            self._background = None
+            self._links.clear()
         if self._janitor is not None:
             assert self._janitor.stdin is not None
             self._janitor.stdin.close()
@@ -339,24 +276,3 @@ class LocalCluster:
 
 def _flags(options: Mapping[str, object]) -> list[str]:
     return [word for name, value in options.items() if value is not None for word in (name, str(value))]
-
-
-def _read_line(descriptor: int, deadline_s: float) -> str:
-    """One line without its end; what there was of it if the pipe closes or time runs out."""
-    until = time.monotonic() + deadline_s
-    line = b""
-    while not line.endswith(b"\n"):
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, until - time.monotonic()))
-        piece = os.read(descriptor, 4096) if ready else b""
-        if not piece:
-            break
-        line += piece
-    return line.decode(errors="replace").rstrip("\n")
-
-
-def _last_line(log: Path) -> str:
-    with contextlib.suppress(OSError):
-        lines = log.read_text(errors="replace").strip().splitlines()
-        if lines:
-            return lines[-1]
-    return "it said nothing"
