@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -33,7 +33,7 @@ import trio
 from trikv.core.calls import Op
 from trikv.core.configuration import Member
 from trikv.core.errors import Refused, Unknown
-from trikv.core.record import Record
+from trikv.core.record import Record, spell_epoch
 from trikv.core.session import PeerError
 from trikv.net.replicas import NotEnough, Standing, Target
 from trikv.node.digests import ask_digests
@@ -77,7 +77,8 @@ class Settling:
         self._master = master
         self._tried_s: dict[int, float] = {}
         self._owed_s = 0.0  # until when the rate is used up
-        self._began: tuple[float, int] | None = None  # when this stretch of work began, and how much was done by then
+        # When this stretch of work began, and what had been done by then.
+        self._began: tuple[float, Progress] | None = None
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -85,13 +86,14 @@ class Settling:
         while True:
             group = self._next_group()
             if not group:
-                if all(slot.partition.settled for slot in master.coordinator.slots):
+                if self._began is not None and all(slot.partition.settled for slot in master.coordinator.slots):
+                    self._tell_end(*self._began)
                     self._began = None
                 with trio.move_on_after(TICK_S):
                     await master.coordinator.wait_change()
                 continue
             now = trio.current_time()
-            self._began = self._began or (now, self.progress.partitions)
+            self._began = self._began or (now, replace(self.progress))
             for slot in group:
                 self._tried_s[slot.index] = now
             try:
@@ -117,14 +119,25 @@ class Settling:
         able.sort(key=lambda slot: self._tried_s.get(slot.index, 0.0))
         return able[:PARTITIONS_TOGETHER]
 
+    def _tell_end(self, began_s: float, before: Progress) -> None:
+        done = self.progress
+        self._master.events.note(
+            "settled",
+            partitions=done.partitions - before.partitions,
+            keys_moved=done.keys_moved - before.keys_moved,
+            keys_repaired=done.keys_repaired - before.keys_repaired,
+            bytes_moved=done.bytes_moved - before.bytes_moved,
+            duration_s=round(trio.current_time() - began_s, 3),
+        )
+
     def seconds_left(self, partitions: int) -> float | None:
         """How long so many partitions will take, at the pace of the present stretch of work; None: nobody knows yet."""
         if not partitions:
             return 0.0
-        if self._began is None or self.progress.partitions == self._began[1]:
+        if self._began is None or self.progress.partitions == self._began[1].partitions:
             return None
-        began_s, done = self._began
-        pace = (self.progress.partitions - done) / max(trio.current_time() - began_s, 1e-3)
+        began_s, before = self._began
+        pace = (self.progress.partitions - before.partitions) / max(trio.current_time() - began_s, 1e-3)
         return round(partitions / pace, 1)
 
     def estimate_bytes(self, copies: int) -> int | None:
@@ -264,6 +277,10 @@ class Settling:
                     self.could_not_ask |= {t.member.worker for t in past.targets if t.standing is not Standing.UP}
         settled = await self._master.note_settled(done)
         self.progress.partitions += len(settled)
+        if settled:
+            epochs = [slot.epoch for slot in settled]
+            told = {"first": spell_epoch(min(epochs)), "last": spell_epoch(max(epochs))}
+            self._master.events.note("partition_settled", partitions=len(settled), epochs=told)
         for slot in settled:
             self._tried_s.pop(slot.index, None)
             for target in former[slot]:
