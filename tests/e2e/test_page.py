@@ -50,17 +50,16 @@ def test_the_page_shows_the_mode_its_price_and_every_worker(
         assert worker.id in text
 
 
-def test_the_page_says_that_a_worker_without_its_data_holds_no_place(shown: Callable[[str], str]) -> None:
-    with LocalCluster(mode="quorum", workers=3, storage="memory") as cluster, cluster.client() as client:
+def test_the_page_shows_a_worker_that_is_down_and_what_happened(shown: Callable[[str], str]) -> None:
+    with LocalCluster(mode="quorum", workers=3) as cluster, cluster.client() as client:
         client.put(b"key", b"value")
         victim = cluster.workers[0]
         victim.kill()
-        victim.start()
 
-        def lost() -> bool:
-            return any(w["id"] == victim.id and w["place"] == "lost" for w in client.cluster()["workers"])
+        def down() -> bool:
+            return any(w["id"] == victim.id and w["state"] == "down" for w in client.cluster()["workers"])
 
-        wait_until(lost, what="the master sees that the worker came back empty")
+        wait_until(down, what="the master sees that the worker is gone")
         text = shown(cluster.url + "/")
-    assert "holds no place" in text
-    assert "came back without its data" in text
+    assert f"Nobody listens at {victim.address}" in text
+    assert f"Worker {victim.id} is down." in text

@@ -11,8 +11,6 @@ from tests.web.conftest import Ask
 from trikv.testing.cluster import LocalCluster, wait_until
 from trikv.web.app import create_app
 
-MODES = ["async", "chain", "quorum", "sync"]
-
 
 @pytest.mark.parametrize("path", ["/v1/cluster", "/status"])
 def test_the_state(web: httpx.Client, cluster: LocalCluster, path: str) -> None:
@@ -25,25 +23,6 @@ def test_alive_and_ready(web: httpx.Client) -> None:
     assert web.get("/livez").json() == {"alive": True}
     ready = web.get("/readyz")
     assert (ready.status_code, ready.json()["ready"]) == (200, True)
-
-
-@pytest.mark.parametrize(("method", "path"), [("PUT", "/v1/mode"), ("POST", "/config")])
-def test_the_mode(web: httpx.Client, method: str, path: str) -> None:
-    def ask(mode: Any) -> httpx.Response:
-        return web.request(method, path, json={"mode": mode})
-
-    assert ask("quorum").json() == {"outcome": "committed", "mode": "quorum"}
-    other = ask("chain")
-    assert (other.status_code, other.json()["code"], other.json()["outcome"]) == (409, "mode_fixed", "refused")
-    assert "--mode chain" in other.json()["detail"]
-    unknown = ask("quroum")
-    assert (unknown.status_code, unknown.json()["code"], unknown.json()["modes"]) == (400, "unknown_mode", MODES)
-    assert ask(7).status_code == 400
-    assert web.request(method, path, json={}).json()["missing"] == ["mode"]
-    broken = web.request(method, path, content=b'{"mode": quorum}', headers={"content-type": "application/json"})
-    assert (broken.status_code, broken.json()["position"]) == (400, 9)
-    assert web.request(method, path, data={"mode": "quorum"}).status_code == 415
-    assert web.get("/v1/cluster").json()["mode"] == "quorum"
 
 
 def test_enlisting(web: httpx.Client, cluster: LocalCluster) -> None:
@@ -86,7 +65,9 @@ def test_where_there_is_nothing(ask: Ask, path: str) -> None:
         ("OPTIONS", "/v1/kv/a", "DELETE, GET, HEAD, PUT"),
         ("PUT", "/v1/kv", "GET, HEAD"),
         ("GET", "/v1/batch", "POST"),
-        ("DELETE", "/v1/mode", "PUT"),
+        ("DELETE", "/v1/mode", "GET, HEAD, PUT"),
+        ("GET", "/v1/workers/w-1/drain", "POST"),
+        ("POST", "/v1/events", "GET, HEAD"),
         ("DELETE", "/put", "GET, HEAD, POST"),
         ("POST", "/", "GET, HEAD"),
         ("BREW", "/livez", "GET, HEAD"),
@@ -103,6 +84,8 @@ def test_methods(web: httpx.Client, method: str, path: str, allow: str) -> None:
         ("GET", "/put?key=crossed&value=1"),
         ("PUT", "/v1/kv/crossed"),
         ("GET", "/v1/cluster"),
+        ("GET", "/v1/events"),
+        ("POST", "/v1/workers/w-1/drain"),
         ("GET", "/"),
         ("GET", "/nope"),
     ],
@@ -139,30 +122,45 @@ def test_the_page(web: httpx.Client) -> None:
         assert web.get(path).status_code == 200
 
 
-def test_a_memory_worker_that_restarts_holds_no_place() -> None:
+def test_a_memory_worker_that_restarts_is_filled_again() -> None:
     with (
         LocalCluster(workers=3, storage="memory") as cluster,
         httpx.Client(base_url=cluster.url, trust_env=False) as web,
     ):
         web.put("/v1/kv/a", content=b"1").raise_for_status()
         restarted = cluster.workers[0]
+        former = incarnation_of(web, restarted.id)
         restarted.kill()
         restarted.start()
+        wait_until(lambda: incarnation_of(web, restarted.id) != former, what="the master knows of the new incarnation")
         wait_until(
-            lambda: "lost" in {worker["place"] for worker in web.get("/v1/cluster").json()["workers"]},
-            what="the master knows of the new incarnation",
+            lambda: place_of(web, restarted.id) == "member" and web.get("/v1/cluster").json()["unsettled"] == 0,
+            what="it holds its share again",
         )
-        page = web.get("/").text
-        assert "new incarnation" in page
-        assert "holds no place" in page
-        assert web.get("/v1/kv/a").content == b"1"
-
         cluster.workers[1].kill()
+        assert web.get("/v1/kv/a").content == b"1", "one of the two that are left came back empty"
+
+        cluster.workers[2].kill()
         wait_until(lambda: web.get("/readyz").status_code == 503, what="too few replicas are left")
         refused = web.put("/v1/kv/a", content=b"2")
         assert (refused.status_code, refused.json()["outcome"]) == (503, "refused")
         assert refused.headers["retry-after"]
-        assert "Unavailable" in web.get("/").text
+        page = web.get("/").text
+        assert "Unavailable" in page
+        assert "state-down" in page
+
+
+def incarnation_of(web: httpx.Client, worker: str) -> str:
+    return str(worker_of(web, worker)["incarnation"])
+
+
+def place_of(web: httpx.Client, worker: str) -> str:
+    return str(worker_of(web, worker)["place"])
+
+
+def worker_of(web: httpx.Client, worker: str) -> dict[str, Any]:
+    workers: list[dict[str, Any]] = web.get("/v1/cluster").json()["workers"]
+    return next(each for each in workers if each["id"] == worker)
 
 
 def test_a_forming_cluster_says_what_it_waits_for() -> None:
