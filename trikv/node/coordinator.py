@@ -39,6 +39,7 @@ from trikv.node.slot import PENDING_BYTES_MAX, PENDING_MAX, Doubt, Slot
 
 IN_FLIGHT_MAX: Final = 4096
 TIMEOUT_MOST_S: Final = 60.0
+_MAY_GO_ON: Final = ("unavailable", "unanswered")  # as the next configuration may answer
 
 _log = logging.getLogger(__name__)
 
@@ -123,13 +124,19 @@ class Coordinator:
             if not self.slots:
                 raise Refused("forming", self.not_formed)
 
-            async def read(slot: Slot, key: bytes, listed: dict[str, Record | None]) -> Record | None:
+            async def read(slot: Slot, key: bytes, listed: dict[str, Record | None] | None) -> Record | None:
                 return await self.read(slot, key, attempt.deadline_s, listed)
 
             limit = min(limit, PAGE_MAX)
-            return await scan_page(
-                self.slots, read, self._on_stale, self.wait_change, prefix, after, limit, attempt.deadline_s
-            )
+            while True:
+                slots = self.slots
+                try:
+                    return await scan_page(
+                        slots, read, self._on_stale, self.wait_change, prefix, after, limit, attempt.deadline_s
+                    )
+                except Refused as error:
+                    if self.slots is slots or error.kind.code not in _MAY_GO_ON:
+                        raise  # it is not that some partition has moved on to another configuration
 
     # --- the operations -----------------------------------------------------------------------------------------------
 
@@ -176,7 +183,7 @@ class Coordinator:
         """Did it only fail because the partition has moved on to another configuration?"""
         if self.slots[slot.index] is slot:
             return False
-        return isinstance(error, WriteFailed) or error.kind.code in ("unavailable", "unanswered")
+        return isinstance(error, WriteFailed) or error.kind.code in _MAY_GO_ON
 
     async def _write_fresh(self, slot: Slot, key: bytes, value: bytes | None, attempt: Attempt) -> Version:
         version = slot.next_version()

@@ -48,7 +48,7 @@ class Listing:
     bound: bytes | None  # complete up to and with this key; None: to the end
 
 
-Read = Callable[[Slot, bytes, dict[str, Record | None]], Any]
+Read = Callable[[Slot, bytes, dict[str, Record | None] | None], Any]
 
 
 async def scan_page(
@@ -71,6 +71,7 @@ async def scan_page(
     enough_s = (trio.current_time() + deadline_s) / 2
     while True:
         plan = await _plan(slots, wait_change)
+        settled = {slot.index for slot in slots if slot.partition.settled}
         listing = await list_members(
             plan, on_stale, prefix=prefix, after=after, limit=limit + 1, with_values=True, deadline_s=deadline_s
         )
@@ -81,7 +82,8 @@ async def scan_page(
             if len(items) >= limit or size_bytes > SCAN_BYTES_MAX:
                 return ScanPage(items, items[-1][0])
             partition, held = listing.rows[key]
-            listed = {worker: held.get(worker) for worker in sources[partition]}
+            # What replicas listed answers a read only if they held everything then, and not just by now.
+            listed = {worker: held.get(worker) for worker in sources[partition]} if partition in settled else None
             record = await read(slots[partition], key, listed)
             if record is not None and record.value is not None:
                 items.append((key, record))
