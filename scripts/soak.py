@@ -3,6 +3,8 @@
 
     python scripts/soak.py --mode quorum --seeds 0..5000
     python scripts/soak.py --mode all --seeds 17..18 --story     one seed, with all that happened in it
+    python scripts/soak.py --plan changing --seeds 0..1000       configurations change all the time
+    python scripts/soak.py --switch sync,quorum                  from the first mode to the second, and back, ...
 
 Exit code 1 if a seed was a violation, 3 if none was and one was not decided.
 """
@@ -17,11 +19,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from itertools import permutations
 
 from trikv.registry import load_registry
-from trikv.testing.sim import Run, Verdict, simulate
+from trikv.testing.sim import CHANGING, SWITCHING, USUAL, Plan, Run, Verdict, simulate
 
+PLANS = {"usual": USUAL, "changing": CHANGING, "switching": SWITCHING}
 _FINDINGS_SHOWN = 3
 
 
@@ -29,27 +34,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", default="all", help="an installed mode, or all")
     parser.add_argument("--seeds", default="0..100", help="A..B: from A up to, not including, B")
+    parser.add_argument("--plan", choices=PLANS, default="usual")
+    parser.add_argument("--switch", metavar="A,B", help="found in mode A, and switch between the two; all: every pair")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--story", action="store_true", help="print every event of every run")
     arguments = parser.parse_args()
     first, _, end = arguments.seeds.partition("..")
     seeds = range(int(first), int(end))
-    modes = list(load_registry().strategies) if arguments.mode == "all" else [arguments.mode]
+    installed = list(load_registry().strategies)
+    modes = installed if arguments.mode == "all" else [arguments.mode]
+    if arguments.switch:
+        pairs = list(permutations(installed, 2)) if arguments.switch == "all" else [arguments.switch.split(",")]
+        jobs = [(first, replace(SWITCHING, modes=(first, second))) for first, second in pairs]
+    else:
+        jobs = [(mode, PLANS[arguments.plan]) for mode in modes]
     worst = 0
-    for mode in modes:
-        verdicts = soak(mode, seeds, arguments.processes, story=arguments.story)
+    for mode, plan in jobs:
+        verdicts = soak(mode, plan, seeds, arguments.processes, story=arguments.story)
         worst = 1 if verdicts[Verdict.VIOLATION] or worst == 1 else 3 if verdicts[Verdict.UNDECIDED] else worst
     return worst
 
 
-def soak(mode: str, seeds: range, processes: int, *, story: bool) -> Counter[Verdict]:
+def soak(mode: str, plan: Plan, seeds: range, processes: int, *, story: bool) -> Counter[Verdict]:
     """Run these seeds and print what is to be said about them."""
     began_s = time.perf_counter()
     verdicts: Counter[Verdict] = Counter()
     outcomes: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     virtual_s = cpu_s = 0.0
-    for seed, run, spent_s in _runs(mode, seeds, processes, story):
+    for seed, run, spent_s in _runs(mode, plan, seeds, processes, story):
         verdicts[run.verdict] += 1
         outcomes.update(run.outcomes)
         faults.update(run.faults)
@@ -62,8 +75,9 @@ def soak(mode: str, seeds: range, processes: int, *, story: bool) -> Counter[Ver
             for finding in run.findings[:_FINDINGS_SHOWN]:
                 print(f"  {finding}", flush=True)
     wall_s = time.perf_counter() - began_s
+    name = " and ".join(dict.fromkeys([mode, *plan.modes]))
     print(
-        f"{mode}: {len(seeds):,} histories, {_counted(verdicts)}; {sum(outcomes.values()):,} operations "
+        f"{name}: {len(seeds):,} histories, {_counted(verdicts)}; {sum(outcomes.values()):,} operations "
         f"({_counted(outcomes)}); {sum(faults.values()):,} faults ({_counted(faults)}); "
         f"{virtual_s / 3600:.1f} simulated hours in {wall_s:.0f} s, {len(seeds) / cpu_s:.1f} histories per CPU second",
         flush=True,
@@ -71,8 +85,8 @@ def soak(mode: str, seeds: range, processes: int, *, story: bool) -> Counter[Ver
     return verdicts
 
 
-def _runs(mode: str, seeds: range, processes: int, story: bool) -> Iterator[tuple[int, Run, float]]:
-    one = partial(_run_one, mode, story)
+def _runs(mode: str, plan: Plan, seeds: range, processes: int, story: bool) -> Iterator[tuple[int, Run, float]]:
+    one = partial(_run_one, mode, plan, story)
     if processes == 1 or len(seeds) == 1:
         yield from map(one, seeds)
         return
@@ -80,9 +94,9 @@ def _runs(mode: str, seeds: range, processes: int, story: bool) -> Iterator[tupl
         yield from pool.imap(one, seeds, chunksize=4)
 
 
-def _run_one(mode: str, story: bool, seed: int) -> tuple[int, Run, float]:
+def _run_one(mode: str, plan: Plan, story: bool, seed: int) -> tuple[int, Run, float]:
     began_s = time.process_time()
-    run = simulate(load_registry().strategy(mode), seed, trace=story)
+    run = simulate(load_registry().strategy(mode), seed, plan, trace=story)
     run.history.clear()  # judged already, and dear to send
     return seed, run, time.process_time() - began_s
 

@@ -9,11 +9,11 @@ the world (`world.py`), what befalls it (`faults.py`), who asks it (`clients.py`
 `disk.py`, `clock.py`. `script.py` plays scenarios that somebody wrote, as text, instead of drawn ones.
 """
 
-from trikv.testing.sim.plan import CROWDED, USUAL, Fault, FaultKind, Plan, Request, Schedule
+from trikv.testing.sim.plan import CHANGING, CROWDED, SWITCHING, USUAL, Fault, FaultKind, Plan, Request, Schedule
 from trikv.testing.sim.run import Run, Verdict, run_schedule, simulate
 from trikv.testing.sim.trace import Event
 
 __all__ = [
-    "CROWDED", "USUAL", "Event", "Fault", "FaultKind", "Plan", "Request", "Run", "Schedule", "Verdict", "run_schedule",
-    "simulate",
+    "CHANGING", "CROWDED", "SWITCHING", "USUAL", "Event", "Fault", "FaultKind", "Plan", "Request", "Run", "Schedule",
+    "Verdict", "run_schedule", "simulate",
 ]  # fmt: skip

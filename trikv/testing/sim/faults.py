@@ -2,7 +2,10 @@
 
 Beginning and end of a fault are events of the clock's: between two of them the nodes run undisturbed. Faults overlap
 freely: holds of a wire are counted, other properties are as the latest fault left them. A machine that is off already
-cannot be switched off, so such a fault is passed by and not counted.
+cannot be switched off, so such a fault is passed by and not counted. A disk is lost only if the promise covers it at
+that moment; else its machine merely crashes.
+
+What an operator asks for is asked of the master that serves at that moment, once: without one, nothing happens.
 """
 
 from __future__ import annotations
@@ -10,10 +13,21 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Final
 
 from trikv.testing.sim.network import Wire
 from trikv.testing.sim.plan import MASTER, Fault, FaultKind
 from trikv.testing.sim.world import World
+
+_CRASHES: Final = (
+    FaultKind.CRASH,
+    FaultKind.POWER_CUT,
+    FaultKind.DISK_LOSS,
+    FaultKind.EVICTION,
+    FaultKind.EVICTION_EMPTY,
+    FaultKind.MASTER_CRASH,
+)
+_LOSE_DISKS: Final = (FaultKind.DISK_LOSS, FaultKind.EVICTION_EMPTY)
 
 _SLOW_LINK_S = 0.6
 _LOSS = 0.3
@@ -59,8 +73,17 @@ class Faults:
     def _carry_out(self, fault: Fault) -> Callable[[], None] | None:
         """Begin it; what ends it, or None if it cannot befall the world as it is."""
         world, kind, first = self._world, fault.kind, fault.nodes[0]
-        if kind in (FaultKind.CRASH, FaultKind.POWER_CUT, FaultKind.DISK_LOSS, FaultKind.MASTER_CRASH):
+        if kind in _CRASHES:
             return self._crash(fault)
+        if kind is FaultKind.JOIN:
+            world.join(first)
+            return _stay
+        if kind is FaultKind.DRAIN:
+            world.operators.ask(lambda master: master.changes.drain(first))
+            return partial(world.operators.ask, lambda master: master.changes.undrain(first))
+        if kind is FaultKind.MODE_SWITCH:
+            world.operators.switch(fault.mode)
+            return _stay
         if kind is FaultKind.MASTER_STOP:
             return self._stop(fault)
         if kind in (FaultKind.PAUSE, FaultKind.PARTITION):
@@ -86,14 +109,14 @@ class Faults:
         if life is None:
             return None
         power_cut = fault.kind is FaultKind.POWER_CUT
+        silent = power_cut or (fault.kind in (FaultKind.EVICTION, FaultKind.EVICTION_EMPTY) and not fault.linger_s)
 
         def crash() -> None:
             world.crash(
-                life, share_kept=0.2 if power_cut else 0.7, silent=power_cut, linger_s=fault.linger_s, why=str(fault)
+                life, share_kept=0.2 if power_cut else 0.7, silent=silent, linger_s=fault.linger_s, why=str(fault)
             )
-            if fault.kind is FaultKind.DISK_LOSS:
-                world.disks[name].lose()
-                world.disks_lost += 1
+            if fault.kind in _LOSE_DISKS and world.can_lose(name):
+                world.lose_disk(name)
 
         def restart() -> None:
             life.steps_left = 0
@@ -131,6 +154,10 @@ class Faults:
         return [
             world.network.wire(*ends) for one in inside for other in outside for ends in ((one, other), (other, one))
         ]
+
+
+def _stay() -> None:
+    """What was begun is not undone."""
 
 
 def _hold(wires: list[Wire]) -> Callable[[], None]:

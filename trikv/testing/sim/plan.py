@@ -7,9 +7,12 @@ Quiet runs prove nothing. So requests and faults gather in a few *storms* of som
 a pause; one or two keys get most of the requests, and their replicas most of the faults. Seeds differ in kind: each
 kind of fault has a weight of its own in each seed, and in about half of the seeds it is none.
 
+Changes of the cluster (`FaultKind`, the last five) are drawn beside the other faults, as many as the plan says. They
+strike in storms too, often two in a row, and often the master dies some steps into one.
+
 Faults end before the last phase, in which everything is healed and read. Disks are lost only as far as the mode's
 promise covers it: W - 1 of them, since then R = n - W + 1 members of every configuration are left (one under async,
-which promises less); and seldom, since what is lost stays lost for the rest of the run.
+which promises less); and the world lets none be lost whose loss would leave fewer at that moment.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Final
 from trikv.api import Promise, Strategy
 from trikv.core.placement import place
 from trikv.core.ring import partition_of
+from trikv.core.suspicion import DOWN_AFTER_S
 from trikv.testing.history import Kind
 
 MASTER: Final = "master"
@@ -42,6 +46,11 @@ class FaultKind(StrEnum):
     FULL_DISK = "full disk"  # commits fail, and the worker stops
     MASTER_CRASH = "master crash"
     MASTER_STOP = "master stop"  # it is shut down as an operator would do it
+    JOIN = "join"  # a further worker is started, and stays
+    DRAIN = "drain"  # an operator has a worker emptied, and changes their mind when the fault ends
+    MODE_SWITCH = "mode switch"  # an operator asks for another mode
+    EVICTION = "eviction"  # a worker is off for so long that the others replace it, and comes back with its disk
+    EVICTION_EMPTY = "eviction with disk loss"  # the same, and comes back with an empty one
 
 
 _MIX: Final[Mapping[Kind, float]] = {Kind.GET: 44, Kind.PUT: 34, Kind.CAS: 12, Kind.DELETE: 7, Kind.SCAN: 3}
@@ -60,6 +69,13 @@ _WEIGHTS: Final[Mapping[FaultKind, float]] = {
     FaultKind.MASTER_CRASH: 2.0,
     FaultKind.MASTER_STOP: 0.5,
 }
+_CHANGES: Final[Mapping[FaultKind, float]] = {
+    FaultKind.JOIN: 1.0,
+    FaultKind.DRAIN: 1.0,
+    FaultKind.MODE_SWITCH: 2.0,
+    FaultKind.EVICTION: 2.0,
+    FaultKind.EVICTION_EMPTY: 1.0,
+}
 _ON_LINKS: Final = (FaultKind.ONE_WAY, FaultKind.SLOW_LINK, FaultKind.LOSSY_LINK)
 _ON_MASTER: Final = (FaultKind.MASTER_CRASH, FaultKind.MASTER_STOP)
 
@@ -69,7 +85,7 @@ class Fault:
     """`nodes`: whom it hits; of a fault on a link, from whom to whom. What goes down stays down for `lasts_s`.
 
     `after_steps`: the node dies only when it has, from `at_s` on, sent or begun to write so many things more.
-    `linger_s`: what it had sent is held up on its way for so long.
+    `linger_s`: what it had sent is held up on its way for so long. `mode`: the one that is asked for.
     """
 
     at_s: float
@@ -78,8 +94,11 @@ class Fault:
     lasts_s: float
     after_steps: int = 0
     linger_s: float = 0.0
+    mode: str = ""
 
     def __str__(self) -> str:
+        if self.mode:
+            return f"{self.kind.value} to {self.mode}"
         return f"{self.kind.value} {'>'.join(self.nodes)} for {self.lasts_s:.3f} s"
 
 
@@ -95,7 +114,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One run, before it happens. Times count from when the cluster has formed."""
+    """One run, before it happens. Times count from when the cluster has formed.
+
+    `joiners`: further workers, which are off until a fault starts them. `modes`: what may be switched to.
+    """
 
     seed: int
     workers: int
@@ -107,11 +129,18 @@ class Schedule:
     keys: tuple[str, ...]
     requests: tuple[Request, ...]
     faults: tuple[Fault, ...]
+    down_after_s: float = DOWN_AFTER_S
+    joiners: int = 0
+    modes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What runs are like. A latency or fsync is drawn between its two bounds, evenly on a scale of powers."""
+    """What runs are like. A latency or fsync is drawn between its two bounds, evenly on a scale of powers.
+
+    `changes`: how many changes of the cluster there are, not counting what follows on one. `modes`: the installed ones
+    that an operator may switch to.
+    """
 
     lasts_s: float = 60.0  # until the last faults are over; forming and the last phase add a few seconds
     workers: int = 5
@@ -127,6 +156,11 @@ class Plan:
     fsync_s: tuple[float, float] = (0.0003, 0.01)
     mix: Mapping[Kind, float] = field(default_factory=lambda: dict(_MIX))
     weights: Mapping[FaultKind, float] = field(default_factory=lambda: dict(_WEIGHTS))
+    changes: tuple[int, int] = (0, 0)
+    change_weights: Mapping[FaultKind, float] = field(default_factory=lambda: dict(_CHANGES))
+    joiners: int = 0
+    down_after_s: float = DOWN_AFTER_S
+    modes: tuple[str, ...] = ()
     now_and_then: Plan | None = None  # what every fourth seed follows instead
 
     def draw(self, strategy: Strategy, seed: int) -> Schedule:
@@ -148,13 +182,22 @@ class Plan:
             fsync_s=_between(dice, *self.fsync_s),
             keys=(*hot, *cold),
             requests=self._draw_requests(strategy, dice, storms, hot, cold),
-            faults=self._draw_faults(strategy, dice, storms, hot),
+            faults=tuple(
+                sorted(
+                    [*self._draw_faults(strategy, dice, storms, hot), *self._draw_changes(strategy, dice, storms)],
+                    key=lambda fault: fault.at_s,
+                )
+            ),
+            down_after_s=self.down_after_s,
+            joiners=self.joiners,
+            modes=self.modes,
         )
 
     def _draw_requests(
         self, strategy: Strategy, dice: random.Random, storms: Sequence[float], hot: list[str], cold: list[str]
     ) -> tuple[Request, ...]:
-        mix = {kind: share * (kind is not Kind.CAS or strategy.compare_and_set) for kind, share in self.mix.items()}
+        compares = strategy.compare_and_set or bool(self.modes)
+        mix = {kind: share * (kind is not Kind.CAS or compares) for kind, share in self.mix.items()}
         requests = []
         for number in range(self.requests):
             (kind,) = dice.choices(list(mix), list(mix.values()))
@@ -170,7 +213,7 @@ class Plan:
 
     def _draw_faults(
         self, strategy: Strategy, dice: random.Random, storms: Sequence[float], hot: Sequence[str]
-    ) -> tuple[Fault, ...]:
+    ) -> list[Fault]:
         weights = {kind: weight * dice.random() * (dice.random() < 0.5) for kind, weight in self.weights.items()}
         workers = [f"w{number}" for number in range(1, self.workers + 1)]
         table = place(workers, self.replicas, partitions=self.partitions)
@@ -187,7 +230,37 @@ class Plan:
                     continue
             at_s = dice.choice(storms) + dice.random() * self.storm_s
             faults.append(_draw_fault(kind, at_s, targets, dice))
-        return tuple(sorted(faults, key=lambda fault: fault.at_s))
+        return faults
+
+    def _draw_changes(self, strategy: Strategy, dice: random.Random, storms: Sequence[float]) -> list[Fault]:
+        weights = dict.fromkeys(_CHANGES, 0.0) | dict(self.change_weights)
+        joiners = [f"w{self.workers + number}" for number in range(self.joiners, 0, -1)]
+        mode = strategy.name  # the one in force, if every switch so far succeeded
+        faults: list[Fault] = []
+        for _ in range(dice.randint(*self.changes)):
+            at_s = dice.choice(storms) + dice.random() * self.storm_s
+            for _ in range(dice.choice((1, 1, 2))):  # the second on the heels of the first
+                weights[FaultKind.JOIN] *= bool(joiners)
+                modes = [other for other in self.modes if other != mode]
+                weights[FaultKind.MODE_SWITCH] *= bool(modes)
+                (kind,) = dice.choices(list(weights), list(weights.values()))
+                begins_s = at_s  # when the cluster takes notice of it
+                if kind is FaultKind.JOIN:
+                    faults.append(Fault(at_s, kind, (joiners.pop(),), 0.0))
+                elif kind is FaultKind.MODE_SWITCH:
+                    mode = dice.choice(modes)
+                    faults.append(Fault(at_s, kind, (MASTER,), 0.0, mode=mode))
+                else:
+                    worker = f"w{dice.randint(1, self.workers)}"
+                    lasts_s = self.down_after_s + 0.5 + dice.random() ** 2 * 8
+                    linger_s = dice.choice((0.0, dice.random() * 3))
+                    faults.append(Fault(at_s, kind, (worker,), lasts_s, dice.choice((0, dice.randint(1, 6))), linger_s))
+                    begins_s += 0.0 if kind is FaultKind.DRAIN else self.down_after_s
+                if dice.random() < 0.4:
+                    off_s, steps = 0.02 + dice.random() ** 3 * 2, dice.randint(1, 40)
+                    faults.append(Fault(begins_s, FaultKind.MASTER_CRASH, (MASTER,), off_s, steps))
+                at_s = begins_s + dice.random()
+        return faults
 
 
 # Many clients read and compare-and-set one key on three workers, while masters die in the middle of their sends: half
@@ -210,6 +283,38 @@ CROWDED: Final = Plan(
         FaultKind.PAUSE: 1,
         FaultKind.SLOW_DISK: 1,
     },
+)
+
+# Few partitions and many changes of the cluster, each with clients around it.
+CHANGING: Final = Plan(
+    lasts_s=40.0,
+    clients=4,
+    partitions=2,
+    requests=200,
+    faults=8,
+    storms=(3, 5),
+    cold_keys=3,
+    changes=(3, 6),
+    joiners=2,
+    down_after_s=2.0,
+    modes=("sync", "chain", "quorum"),
+)
+
+# The mode is switched, to whatever `modes` says, and little else is changed. Whoever plays it says between which.
+SWITCHING: Final = Plan(
+    lasts_s=30.0,
+    workers=4,
+    clients=4,
+    partitions=2,
+    requests=200,
+    faults=8,
+    storms=(2, 4),
+    cold_keys=2,
+    changes=(2, 4),
+    change_weights={FaultKind.MODE_SWITCH: 4.0, FaultKind.EVICTION: 1.0, FaultKind.JOIN: 0.5},
+    joiners=1,
+    down_after_s=2.0,
+    modes=("sync", "chain", "quorum"),
 )
 
 # What is played unless somebody asks for another plan.

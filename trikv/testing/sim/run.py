@@ -5,10 +5,11 @@
     mending    faults are over, everybody is up; the cluster must become whole by itself, in bounded time
     last reads every client reads every key, and writes it once more
 
-Modes that promise consistency are held to linearizability, the last reads included. Modes that promise convergence are
-held to it: in the end all replicas hold the same on their disks, and, unless a disk was lost, no acknowledged write is
-missing. All modes: no refused write is ever seen, no value comes from nowhere, no answer comes after its deadline, no
-node fails without a reason, and what should be available when nothing is broken is.
+Modes that promise consistency are held to linearizability, the last reads included, through all switches between them.
+Modes that promise convergence are held to it: in the end all replicas hold the same on their disks, and, unless a disk
+was lost, no acknowledged write is missing. All modes: no refused write is ever seen, no value comes from nowhere, no
+answer comes after its deadline, no node fails without a reason, and when nothing is broken any more everything is
+available, every partition settled, and as many replicas up as there should be.
 """
 
 from __future__ import annotations
@@ -21,13 +22,11 @@ import trio
 
 from trikv.api import Promise, Strategy
 from trikv.core.errors import Outcome
-from trikv.testing import linear
 from trikv.testing.audit import (
     Staleness,
     check_convergence,
     check_final,
     check_origins,
-    check_stamps,
     measure_staleness,
 )
 from trikv.testing.history import Finding, Kind, Operation
@@ -35,6 +34,7 @@ from trikv.testing.sim.clients import Clients
 from trikv.testing.sim.clock import SimClock, run_repeatably
 from trikv.testing.sim.faults import Faults
 from trikv.testing.sim.plan import USUAL, FaultKind, Plan, Schedule
+from trikv.testing.sim.reigns import check_reigns
 from trikv.testing.sim.trace import Event, Trace
 from trikv.testing.sim.world import World
 
@@ -93,7 +93,7 @@ def run_schedule(strategy: Strategy, schedule: Schedule, *, trace: bool = False)
             async with trio.open_nursery() as nursery:
                 world = World(strategy, schedule, clock, story, nursery)
                 clients = Clients(world)
-                await _play(world, clients)
+                await _play(world, clients, nursery)
                 run = _judge(world, clients.recorder.operations)
                 nursery.cancel_scope.cancel()
             return run
@@ -102,7 +102,7 @@ def run_schedule(strategy: Strategy, schedule: Schedule, *, trace: bool = False)
     return run_repeatably(main, clock, schedule.seed)
 
 
-async def _play(world: World, clients: Clients) -> None:
+async def _play(world: World, clients: Clients, nursery: trio.Nursery) -> None:
     """The run itself."""
     faults = Faults(world)
     world.start_all()
@@ -110,6 +110,8 @@ async def _play(world: World, clients: Clients) -> None:
         world.findings.append(Finding("does not form", "-", f"the cluster has not formed in {_FORMING_TIMEOUT_S:g} s"))
         return
     faults.begin()
+    if world.schedule.modes:
+        nursery.start_soon(world.operators.watch)
     await clients.run()
     faults.heal()
     whole = await world.wait_until(world.is_whole, _MENDING_TIMEOUT_S)
@@ -117,10 +119,11 @@ async def _play(world: World, clients: Clients) -> None:
         why = f"{_MENDING_TIMEOUT_S:g} s after the last fault the cluster is not whole"
         world.findings.append(Finding("does not mend", "-", f"{why}: {_describe_wounds(world)}"))
     final = await _read_all(world, clients)
-    if world.strategy_converges:
+    if world.converges:
         for states in world.replicas().values():
             world.findings += check_convergence(states)
-    if not (world.strategy_converges and world.disks_lost):
+    promises = {strategy.promise for strategy in world.modes.values()}
+    if promises == {Promise.CP} or (promises == {Promise.AP} and not world.disks_lost):
         world.findings += check_final(clients.recorder.operations, final)
     for key in world.schedule.keys:
         await _ask_until_committed(world, clients, "c1", Kind.PUT, key)
@@ -145,11 +148,11 @@ async def _ask_until_committed(world: World, clients: Clients, client: str, kind
     """Ask, a few times if need be: a link that a machine took down with it breaks only when it is next used."""
     operation = await clients.ask(client, kind, key)
     for _ in range(_TRIES - 1):
-        if operation.outcome is Outcome.COMMITTED or world.disks_lost:
+        if operation.outcome is Outcome.COMMITTED:
             return operation
         await trio.sleep(_TRY_AGAIN_S)
         operation = await clients.ask(client, kind, key)
-    if operation.outcome is not Outcome.COMMITTED and not world.disks_lost:
+    if operation.outcome is not Outcome.COMMITTED:
         why = f"[1] was the last of {_TRIES} attempts, though nothing is broken any more"
         world.findings.append(Finding("not available", key, why, (operation,)))
     return operation
@@ -160,7 +163,9 @@ def _describe_wounds(world: World) -> str:
     if master is None:
         return "there is no master"
     away = [f"{name} is {watched.state.value}" for name, watched in sorted(master.watched.items())]
-    return f"{', '.join(away)}; {master.coordinator.pending} writes in doubt; partitions {world.differing()} differ"
+    slots = [slot for slot in master.coordinator.slots if slot.index in world.wounded()]
+    wounds = [f"partition {s.index}: {len(s.pending)} in doubt, {s.blocked} {s.partition}" for s in slots]
+    return f"{', '.join(away)}; {'; '.join(wounds)}; partitions {world.differing()} differ"
 
 
 def _judge(world: World, history: list[Operation]) -> Run:
@@ -175,11 +180,8 @@ def _judge(world: World, history: list[Operation]) -> Run:
         findings=[*world.findings, *check_origins(history)],
         trace=world.trace.events,
     )
-    if world.strategy.promise is Promise.CP:
-        verdict = linear.check(history)
-        run.findings += verdict.findings
-        run.undecided = verdict.undecided
-        run.findings += check_stamps(history)
-    else:
+    findings, run.undecided = check_reigns(history, world.operators.reigns)
+    run.findings += findings
+    if world.strategy.promise is Promise.AP and not world.schedule.modes:
         run.staleness = measure_staleness(history)
     return run

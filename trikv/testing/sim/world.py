@@ -6,6 +6,8 @@ it is first cut off from network and disk, at that instant, and only then cancel
 unwind, nobody can see.
 
 A node that fails by itself, other than by a disk that failed under it, is a finding: nothing here gives it a reason.
+
+The modes that a schedule names are installed beside the strategy that the cluster is founded with.
 """
 
 from __future__ import annotations
@@ -14,20 +16,23 @@ import random
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import cache
 
+import cbor2
 import trio
 
-from trikv.api import Strategy
-from trikv.core.configuration import Cluster
+from trikv.api import Promise, Strategy
+from trikv.core.configuration import Cluster, Configuration, Member
 from trikv.net.doors import Doors
 from trikv.net.replicas import Standing
 from trikv.node.master import Master
 from trikv.node.worker import Worker
-from trikv.registry import Registry
+from trikv.registry import Registry, load_registry
 from trikv.testing.history import Finding
 from trikv.testing.sim.clock import SimClock
 from trikv.testing.sim.disk import ConfigDisk, Disk, SimConfigStore, SimStorage
 from trikv.testing.sim.network import Host, Life, Network, SimTransport
+from trikv.testing.sim.operators import Operators
 from trikv.testing.sim.plan import MASTER, FaultKind, Schedule
 from trikv.testing.sim.trace import Trace
 
@@ -45,18 +50,20 @@ class World:
         self.clock = clock
         self.trace = trace
         self.network = Network(clock, trace, schedule.seed, schedule.latency_s)
-        self.workers = [f"w{number}" for number in range(1, schedule.workers + 1)]
-        self.disks = {name: Disk(schedule.fsync_s) for name in self.workers}
+        names = [f"w{number}" for number in range(1, schedule.workers + schedule.joiners + 1)]
+        self.workers = names[: schedule.workers]  # those that were ever started
+        self.disks = {name: Disk(schedule.fsync_s) for name in names}
         self.master: Master | None = None  # the one that lives, once it serves
         self.findings: list[Finding] = []
         self.injected: Counter[FaultKind] = Counter()
         self.disks_lost = 0
         self._nursery = nursery
-        self._registry = Registry({strategy.name: strategy})
+        self.modes = {name: _installed().strategy(name) for name in schedule.modes} | {strategy.name: strategy}
+        self.operators = Operators(self, nursery)
         founded = Cluster("c-simulated", strategy.name, schedule.replicas, schedule.partitions)
         self.config = ConfigDisk(founded.to_document(), schedule.fsync_s)
         self.network.add_host(MASTER, _MASTER_ADDRESS)
-        for number, name in enumerate(self.workers, start=1):
+        for number, name in enumerate(names, start=1):
             self.network.add_host(name, f"{name}:{8000 + number}")
 
     # --- lives --------------------------------------------------------------------------------------------------------
@@ -74,8 +81,13 @@ class World:
         self._nursery.start_soon(self._live, life, self._run_master if name == MASTER else self._run_worker)
 
     def start_all(self) -> None:
-        for name in self.network.hosts:
+        for name in (MASTER, *self.workers):
             self.start(name)
+
+    def join(self, name: str) -> None:
+        """A further worker is started for the first time."""
+        self.workers.append(name)
+        self.start(name)
 
     def crash(
         self, life: Life, *, share_kept: float = 0.5, silent: bool = False, linger_s: float = 0.0, why: str = "crash"
@@ -95,6 +107,28 @@ class World:
             self.disks[host.name].crash(life.dice, share_kept)
         self.network.bury(life, linger_s=linger_s, silent=silent)
         life.scope.cancel()
+
+    def lose_disk(self, name: str) -> None:
+        """A new disk takes the place of the one that this machine, which is off, had."""
+        self.disks[name].lose()
+        self.disks_lost += 1
+
+    def can_lose(self, name: str) -> bool:
+        """Does the promise cover the loss of this disk now? Then R members of every configuration keep theirs."""
+        if any(strategy.promise is Promise.AP for strategy in self.modes.values()):
+            return not self.disks_lost
+        bodies = [body for body in (self.config.body, self.config.under_way) if body is not None]
+        histories = [p.history for body in bodies for p in Cluster.from_document(cbor2.loads(body)).partitions]
+        return all(
+            sum(member.worker != name and self._keeps_disk(member) for member in configuration.members)
+            >= configuration.recovery
+            for history in histories
+            for configuration in history
+            if any(member.worker == name and self._keeps_disk(member) for member in configuration.members)
+        )
+
+    def _keeps_disk(self, member: Member) -> bool:
+        return self.disks[member.worker].meta.get("incarnation") == member.incarnation.encode()
 
     async def _live(self, life: Life, run: Callable[[Life], Awaitable[None]]) -> None:
         host = life.host
@@ -118,7 +152,9 @@ class World:
 
     async def _run_master(self, life: Life) -> None:
         doors = Doors(SimTransport(self.network, life), life.dice)
-        master = await Master.open(SimConfigStore(self.config, life), self._registry, doors)
+        master = await Master.open(
+            SimConfigStore(self.config, life), Registry(self.modes), doors, down_after_s=self.schedule.down_after_s
+        )
         listening = await doors.transport.listen(life.host.address)
         async with trio.open_nursery() as nursery:
             await nursery.start(master.run, listening)
@@ -153,19 +189,36 @@ class World:
         )
 
     def is_whole(self) -> bool:
-        """Is everything that can be mended mended? What a lost disk took does not come back."""
+        """Is everything mended? Nothing in doubt, all partitions settled, and as many replicas as there should be."""
         master = self.master
         if master is None or not self._all_up(master):
             return False
-        for slot in master.coordinator.slots:
-            up = sum(target.standing is Standing.UP for target in slot.targets)
-            if slot.pending and up >= slot.configuration.copies:
-                return False
-        return not self.strategy_converges or len(self.differing()) == 0
+        return not self.wounded() and not (self.converges and self.differing())
+
+    def wounded(self) -> list[int]:
+        """Partitions that are not as they should be."""
+        master = self.master
+        assert master is not None
+        return [
+            slot.index
+            for slot in master.coordinator.slots
+            if slot.pending or slot.blocked or not slot.partition.settled or not self._is_complete(slot.configuration)
+        ]
+
+    def _is_complete(self, configuration: Configuration) -> bool:
+        assert self.master is not None
+        cluster, members = self.master.cluster, configuration.members
+        return (
+            len(members) == cluster.replicas
+            and configuration.mode == cluster.mode
+            and all(self.master.target(member).standing is Standing.UP for member in members)
+        )
 
     @property
-    def strategy_converges(self) -> bool:
-        return self.strategy.promise.value == "AP"
+    def converges(self) -> bool:
+        """Is the mode in force one that promises convergence?"""
+        mode = self.strategy.name if self.master is None else self.master.cluster.mode
+        return self.modes[mode].promise is Promise.AP
 
     def _all_up(self, master: Master) -> bool:
         return all(
@@ -182,7 +235,7 @@ class World:
         states: dict[int, dict[str, dict[str, str | None]]] = {}
         for slot in master.coordinator.slots:
             members = slot.configuration.members
-            if all(self.disks[m.worker].meta.get("incarnation") == m.incarnation.encode() for m in members):
+            if all(self._keeps_disk(member) for member in members):
                 states[slot.index] = {m.worker: self._held(m.worker, slot.index) for m in members}
         return states
 
@@ -201,3 +254,8 @@ class World:
             for index, states in self.replicas().items()
             if any(state != next(iter(states.values())) for state in states.values())
         ]
+
+
+@cache
+def _installed() -> Registry:
+    return load_registry()

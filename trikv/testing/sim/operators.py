@@ -1,0 +1,97 @@
+"""Operators: they ask the master that serves at that moment for a change, once, and live with what they are told.
+
+A refusal is an answer, and a master that dies takes the answer with it; the wish may be durable all the same. What is
+held against the master: an operation that fails in any other way, and a certificate that is not true.
+
+Here is also noted in which times the history must be linearizable (`reigns.py`). A switch away from such a mode ends
+that time when it is asked for; it begins again when a glance at the master shows that no other mode may hold anything.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from trikv.api import Promise
+from trikv.core.errors import TrikvError
+from trikv.node.configstore import ConfigStoreError
+from trikv.node.master import Master
+from trikv.testing.history import Finding
+from trikv.testing.sim.plan import MASTER
+from trikv.testing.sim.reigns import Reign
+
+if TYPE_CHECKING:
+    from trikv.testing.sim.world import World
+
+_GLANCE_S: Final = 0.1
+
+
+class Operators:
+    """Those of one world."""
+
+    def __init__(self, world: World, nursery: trio.Nursery) -> None:
+        self._world = world
+        self._nursery = nursery
+        self.reigns = [Reign(None)] if self._is_strict(world.strategy.name) else []
+        self._asked_for_ap = 0  # switches under way to a mode that ends the present reign
+
+    def ask(self, call: Callable[[Master], Awaitable[Any]]) -> None:
+        """Ask, in the background."""
+        if self._world.master is not None:
+            self._nursery.start_soon(self._ask, self._world.master, call)
+
+    def switch(self, mode: str) -> None:
+        """Ask for another mode."""
+        if self._world.master is not None:
+            self._nursery.start_soon(self._switch, self._world.master, mode)
+
+    async def watch(self) -> None:
+        """Note when a reign begins, until cancelled."""
+        while True:
+            await trio.sleep(_GLANCE_S)
+            master = self._world.master
+            if master is None or self._asked_for_ap or (self.reigns and self.reigns[-1].to_s is None):
+                continue
+            modes = {c.mode for partition in master.cluster.partitions for c in partition.history}
+            if all(self._is_strict(mode) for mode in modes | {master.cluster.mode}):
+                self.reigns.append(Reign(trio.current_time()))
+
+    def _is_strict(self, mode: str) -> bool:
+        return self._world.modes[mode].promise is Promise.CP
+
+    async def _ask(self, master: Master, call: Callable[[Master], Awaitable[Any]]) -> Any:
+        """What the master answers; None if that is nothing, or a refusal."""
+        world = self._world
+        life = world.network.hosts[MASTER].life
+        try:
+            answer = await master.run_detached(partial(call, master))
+        except (TrikvError, ConfigStoreError) as error:
+            world.trace.note(world.clock.now_s, "told", "operator", str(error))
+            return None
+        except Exception as error:  # noqa: BLE001 whatever it is, it is judged here
+            if life is not None and not life.dead:
+                where = "".join(traceback.format_exception(error)[-12:])
+                world.findings.append(Finding("operation failed", "-", where))
+            return None
+        world.trace.note(world.clock.now_s, "told", "operator", str(answer))
+        return None if life is None or life.dead else answer
+
+    async def _switch(self, master: Master, mode: str) -> None:
+        ends_reign = not self._is_strict(mode)
+        if ends_reign and self.reigns and self.reigns[-1].to_s is None:
+            self.reigns[-1].to_s = trio.current_time()
+        self._asked_for_ap += ends_reign
+        certificate = await self._ask(master, lambda master: master.changes.switch_mode(mode))
+        self._asked_for_ap -= ends_reign
+        if certificate is not None and master.cluster.mode == mode:
+            self._check_certificate(certificate, master, mode)
+
+    def _check_certificate(self, certificate: Mapping[str, Any], master: Master, mode: str) -> None:
+        others = sorted({c.mode for p in master.cluster.partitions for c in p.history} - {mode})
+        if certificate["mode"] != mode or others:
+            why = f"{certificate['mode']} is said to be in force, and there is still {', '.join(others)}"
+            self._world.findings.append(Finding("certificate is not true", "-", why))
