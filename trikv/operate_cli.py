@@ -307,7 +307,8 @@ def _watched(client: Client, call: Callable[[], T], what: str) -> T:
         while caller.is_alive():
             try:
                 state = client.cluster()
-                bar.show(state["unsettled"], state["partitions"]["total"])
+                if left := state["unsettled"]:  # before the first and after the last there is nothing to show
+                    bar.show(left, state["partitions"]["total"])
             except TrikvError:
                 pass  # the call itself will tell
             caller.join(POLL_INTERVAL_S)
