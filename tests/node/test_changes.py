@@ -163,3 +163,73 @@ async def test_what_only_an_evicted_async_worker_held_is_offered_when_it_returns
     await cluster.until(
         lambda: all(primary.storage.get(partition_of(k), k) is None or partition_of(k) not in others for k in KEYS)
     )
+
+
+async def test_with_too_few_workers_sync_goes_on_with_fewer_copies_and_grows_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="sync")
+    await fill(cluster)
+    node = cluster.workers[0]
+    await cluster.kill(node)
+    await cluster.until(lambda: node.worker.id not in members(cluster))
+    await cluster.until_settled()
+    await cluster.coordinator.put(KEYS[0], b"with two copies")
+    # Never with one: the second that goes leaves the partition waiting.
+    other = cluster.workers[1]
+    await cluster.kill(other)
+    await trio.sleep(30)
+    assert other.worker.id in members(cluster)
+    with pytest.raises(Refused, match="cannot be reached"):
+        await cluster.coordinator.put(KEYS[0], b"with one copy")
+    await cluster.restart(other)
+    await cluster.restart(node)
+    await cluster.until(lambda: all(len(p.active.members) == 3 for p in cluster.master.cluster.partitions))
+    await cluster.until_settled()
+    assert await read_all(cluster) == [b"with two copies", *EXPECTED[1:]]
+    assert all(copies(cluster, key) == 3 for key in KEYS)
+
+
+async def test_what_too_many_lost_disks_took_is_given_up_only_when_an_operator_says_so(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=3)
+    await fill(cluster)
+    await trio.sleep(1)  # the third copies arrive
+    for node in cluster.workers[:2]:
+        await cluster.restart(node, wiped=True)
+    await trio.sleep(30)
+    with pytest.raises(Refused):
+        await cluster.coordinator.get(KEYS[0])
+    told = await cluster.master.changes.recover(accept_loss=False)
+    assert len(told["partitions"]) == 1024
+    assert told["lost_members"] == sorted(node.worker.id for node in cluster.workers[:2])
+    with pytest.raises(Refused):
+        await cluster.coordinator.get(KEYS[0])
+    await cluster.master.changes.recover(accept_loss=True)
+    await cluster.until(lambda: all(len(p.active.members) == 3 for p in cluster.master.cluster.partitions))
+    await cluster.until_settled()
+    assert await read_all(cluster) == EXPECTED  # the third disk had it all
+    assert all(copies(cluster, key) == 3 for key in KEYS)
+
+
+@pytest.mark.parametrize("mode", ["nope", "", "quorum "])
+async def test_a_switch_to_a_mode_that_nobody_installed_names_those_there_are(
+    mode: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    with pytest.raises(Refused, match="quorum"):
+        await cluster.master.changes.switch_mode(mode)
+    assert cluster.master.cluster.mode == "quorum"
+
+
+async def test_the_last_replicas_are_not_drained(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    changes = cluster.master.changes
+    with pytest.raises(Refused, match="2 workers for 3 replicas"):
+        await changes.drain("w-1")
+    with pytest.raises(Refused, match="there is no worker w-9; there are w-1, w-2, w-3"):
+        await changes.remove("w-9")
+    with pytest.raises(Refused, match="drain it first"):
+        await changes.remove("w-1")
+    assert not cluster.master.cluster.workers["w-1"].draining
