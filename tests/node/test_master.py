@@ -378,6 +378,14 @@ async def test_a_partition_of_an_unknown_generation_is_refused_and_no_other(
     await cluster.until_all_up()
     await code_of(cluster)
     assert await code_of(cluster) == "recover"
+    # Until an operator decides to go on with what those have who are known.
+    told = await cluster.master.changes.recover(accept_loss=True)
+    assert told["partitions"] == [slot.index]
+    await cluster.until(lambda: cluster.master.cluster.partitions[slot.index].settled)
+    record = await cluster.coordinator.get(KEY)
+    assert record is not None
+    assert record.value == b"v"
+    assert await cluster.coordinator.put(KEY, b"w")
 
 
 async def test_it_takes_no_calls_for_records(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
