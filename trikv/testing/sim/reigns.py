@@ -26,7 +26,7 @@ from trikv.testing.audit import check_stamps
 from trikv.testing.history import Finding, Judgement, Kind, Operation, by_key
 
 _UNSEEN: Final = "?"  # stands for any value that nobody saw
-_LONG_BEFORE: Final = 1 << 40  # places in the history
+_LATER: Final = 1 << 40  # all places in the reign are so much later than those before it
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ def _check_key(operations: Sequence[Operation], reign: Reign) -> tuple[Finding |
         return None, True
     before = [op for op in operations if op.writes and not _is_inside(op, reign) and not _is_later(op, reign)]
     open_ones = [
-        replace(op, began=op.began - _LONG_BEFORE, ended=None, outcome=Outcome.UNKNOWN)
+        replace(op, began=op.began + 2, ended=None, outcome=Outcome.UNKNOWN)
         for op in before
         if op.outcome is not Outcome.REFUSED and (op.ended is None or _returned_later(op, reign.from_s))
     ]
@@ -85,8 +85,7 @@ def _check_key(operations: Sequence[Operation], reign: Reign) -> tuple[Finding |
 
 
 def _as_written(key: str, value: str) -> Operation:
-    began = -2 * _LONG_BEFORE
-    return Operation("before", Kind.PUT, key, began, 0.0, value, None, began + 1, 0.0, Outcome.COMMITTED)
+    return Operation("before", Kind.PUT, key, 0, 0.0, value, None, 1, 0.0, Outcome.COMMITTED)
 
 
 def _is_inside(op: Operation, reign: Reign) -> bool:
@@ -102,7 +101,8 @@ def _returned_later(op: Operation, when_s: float | None) -> bool:
 
 
 def _cut_short(op: Operation, reign: Reign) -> Operation:
-    """What of it happened in time."""
-    if reign.to_s is None or not _returned_later(op, reign.to_s):
-        return op
-    return replace(op, ended=None, returned_s=None, outcome=Outcome.UNKNOWN, result=None, rows=())
+    """What of it happened in time, in a place that is later than any before the reign."""
+    op = replace(op, began=op.began + _LATER, ended=None if op.ended is None else op.ended + _LATER)
+    if reign.to_s is not None and _returned_later(op, reign.to_s):
+        return replace(op, ended=None, returned_s=None, outcome=Outcome.UNKNOWN, result=None, rows=())
+    return op
