@@ -21,6 +21,7 @@ import trio
 from trikv.api import Batch, Page, Record, Storage
 from trikv.node.configstore import ConfigConflict, ConfigStore, ConfigStoreError
 from trikv.storage.memory import MemoryStorage
+from trikv.testing.sim.clock import sleep
 from trikv.testing.sim.network import Life
 
 
@@ -91,7 +92,7 @@ class SimStorage(Storage):
         seen_early = dice.random() < 0.5
         if seen_early:
             self._view.apply(batch)
-        await trio.sleep(disk.fsync_s * (0.5 + dice.random()) + disk.slow_s * dice.random())
+        await sleep(disk.fsync_s * (0.5 + dice.random()) + disk.slow_s * dice.random())
         if disk.full:
             raise OSError(errno.ENOSPC, "no space left on the simulated disk")
         disk.flush()
@@ -144,7 +145,7 @@ class SimConfigStore(ConfigStore):
         if revision != disk.revision:
             raise ConfigConflict(f"the document is at revision {disk.revision}, not {revision}")
         disk.under_way = cbor2.dumps(document)
-        await trio.sleep(disk.fsync_s * (0.5 + self._life.dice.random()))
+        await sleep(disk.fsync_s * (0.5 + self._life.dice.random()))
         self._check_alive()
         disk.flush()
         return disk.revision

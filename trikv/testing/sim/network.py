@@ -73,6 +73,7 @@ class Wire:
     def __init__(self, source: str, target: str, latency_s: float, seed: object) -> None:
         self.source = source
         self.target = target
+        self.route = f" {source}>{target} ".encode()
         self.holds = 0
         self.slow_s = 0.0
         self.loss = 0.0
@@ -173,6 +174,10 @@ class Pipe:
             task, self.waiter = self.waiter, None
             trio.lowlevel.reschedule(task)
 
+    def stop_waiting(self, raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        self.waiter = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
     @property
     def _held(self) -> bool:
         return self._wire.holds > 0 or self._lingers
@@ -194,7 +199,7 @@ class Pipe:
             if data and not self.reader.host.silent and not self.back.broken:
                 self.back.send(None)
             return
-        network.trace.note_arrival(network.clock.now_s, self._wire.source, self._wire.target, data or b"")
+        network.trace.note_arrival(network.clock.now_s, self._wire.route, data or b"")
         if data is None:
             self.broken = True
             self.back.broken = True
@@ -242,12 +247,7 @@ class SimStream(trio.abc.Stream):
             if pipe.waiter is not None:
                 raise trio.BusyResourceError("another task reads here")
             pipe.waiter = trio.lowlevel.current_task()
-
-            def abort(raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-                pipe.waiter = None
-                return trio.lowlevel.Abort.SUCCEEDED
-
-            await trio.lowlevel.wait_task_rescheduled(abort)
+            await trio.lowlevel.wait_task_rescheduled(pipe.stop_waiting)
         if pipe.closed:
             raise trio.ClosedResourceError("this end is closed")
         if pipe.broken:

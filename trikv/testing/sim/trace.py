@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from struct import Struct
+from typing import Any, Final, NamedTuple
 
 from trikv.core import frames
 from trikv.core.calls import Op, fetched_from_wire, record_from_wire
 from trikv.core.errors import Fault
 from trikv.core.record import Record
+
+_SECONDS: Final = Struct("<d")
 
 
 class Event(NamedTuple):
@@ -56,9 +59,8 @@ class Trace:
         if self.wanted:
             self.events.append(Event(time_s, what, node, node, text))
 
-    def note_arrival(self, time_s: float, source: str, target: str, data: bytes) -> None:
-        self._hash.update(f"{time_s!r} {source}>{target}".encode())
-        self._hash.update(data)
+    def note_arrival(self, time_s: float, route: bytes, data: bytes) -> None:
+        self._hash.update(_SECONDS.pack(time_s) + route + data)
 
     def note_message(
         self, time_s: float, what: str, source: str, target: str, number: int, connection: int, data: bytes

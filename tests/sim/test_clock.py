@@ -1,0 +1,47 @@
+"""The simulated world's clock: its own sleep, and what still gets in from outside."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import trio
+
+from trikv.testing.sim.clock import TICKS_PER_S, SimClock, run_repeatably, sleep
+
+
+def test_a_sleeper_wakes_at_the_first_tick_that_is_not_too_early() -> None:
+    async def main() -> list[float]:
+        woke_s = []
+        for delay_s in (0.0, 0.3, 10.0):
+            began_s = trio.current_time()
+            await sleep(delay_s)
+            woke_s.append(trio.current_time() - began_s - delay_s)
+        return woke_s
+
+    for late_s in run_repeatably(main, SimClock(), 1):
+        assert 0 <= late_s <= 1 / TICKS_PER_S
+
+
+def test_a_sleeper_that_was_cancelled_is_not_woken_later() -> None:
+    async def main() -> float:
+        with trio.move_on_after(1):
+            await sleep(2)
+        assert trio.current_time() < 2
+        await sleep(5)  # would end at 2, were the first one's alarm still set
+        return trio.current_time()
+
+    assert run_repeatably(main, SimClock(), 1) >= 6
+
+
+def test_the_keyboard_interrupts_a_run_though_it_seldom_asks_for_news() -> None:
+    clock = SimClock()
+
+    async def main() -> None:
+        clock.after(1, lambda: signal.raise_signal(signal.SIGINT))  # in Trio's own code, which puts it off
+        while clock.now_s < 10_000:
+            await sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_repeatably(main, clock, 1)
+    assert clock.now_s < 1_000
