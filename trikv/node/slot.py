@@ -77,7 +77,7 @@ class Slot:
         self.locks = KeyLocks()
         self.anchored: set[bytes] = set()  # keys with a committed version of this epoch; kept only while unsettled
         self.pending: dict[bytes, Record] = {}
-        self.missed = False  # a copy that nobody waited for did not arrive
+        self.missed = 0  # copies that nobody waited for and that did not arrive, since all replicas were alike
         self.blocked = ""  # why nothing can be served until an operator decides
         self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
         # This coordinator made the active configuration, and nothing was stored under it: the next may take its place.
@@ -147,7 +147,7 @@ class Slot:
         self._doubt = Doubt()
 
     def note_missed(self) -> None:
-        self.missed = True
+        self.missed += 1
 
 
 def _weight(key: bytes, record: Record) -> int:
