@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trikv.api import Batch
+from trikv.api import Batch, Promise, Record, ReplicaSet, Strategy, Write, newest
 from trikv.core.errors import Refused
 from trikv.core.precondition import Expect
 from trikv.core.ring import partition_of
@@ -233,3 +233,34 @@ async def test_the_last_replicas_are_not_drained(nursery: trio.Nursery, autojump
     with pytest.raises(Refused, match="drain it first"):
         await changes.remove("w-1")
     assert not cluster.master.cluster.workers["w-1"].draining
+
+
+class OnlyThree(Strategy):
+    """It knows three replicas, and fails over any other number."""
+
+    name = "only-three"
+    promise = Promise.CP
+    gives_up = use_when = protocol = "-"
+
+    def copies(self, n: int) -> int:
+        return {3: 3}[n]
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await replicas.store(write)
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return newest(await replicas.fetch(key))
+
+
+async def test_a_strategy_that_cannot_have_fewer_replicas_waits_for_them(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="only-three", strategies=[OnlyThree()])
+    await fill(cluster)
+    await cluster.kill(cluster.workers[0])
+    await trio.sleep(30)
+    with pytest.raises(Refused, match="cannot be reached"):
+        await cluster.coordinator.put(KEYS[0], b"new")
+    await cluster.restart(cluster.workers[0])
+    await cluster.until_all_up()
+    assert await cluster.coordinator.put(KEYS[0], b"new")

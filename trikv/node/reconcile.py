@@ -122,14 +122,23 @@ class Reconciler:
             return []
         if self._wanted is None or self._wanted.workers != workers or self._disagrees(self._wanted):
             self._wanted = draw_table(cluster, workers)
-        copies = master.registry.strategy(cluster.mode).copies
+        stated = {n: self._copies(cluster.mode, n) for n in range(1, cluster.replicas + 1)}
         changes = [
             change
-            for change in plan(cluster, self._wanted, health, copies, self._min_copies, self._is_lenient)
+            for change in plan(cluster, self._wanted, health, stated.__getitem__, self._min_copies, self._is_lenient)
             if not master.coordinator.slots[change.partition].blocked
         ]
         self._quiet = None if changes else (cluster, health)
         return changes
+
+    def _copies(self, mode: str, n: int) -> int:
+        """W of so many replicas; more than there are where the strategy does not know so few."""
+        try:
+            stated = self._master.registry.strategy(mode).copies(n)
+        except Exception as error:  # noqa: BLE001 a strategy is anybody's code
+            _log.debug("mode %s cannot have %d replicas: %r", mode, n, error)
+            return n + 1
+        return stated if 1 <= stated <= n else n + 1
 
     def _disagrees(self, wanted: Wanted) -> bool:
         return len(wanted.table) != len(self._master.cluster.partitions)
