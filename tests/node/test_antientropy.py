@@ -136,7 +136,7 @@ async def test_a_dry_run_counts_and_changes_nothing(nursery: trio.Nursery, autoj
     assert {key: held(cluster, key) for key in KEYS} == before
     assert await entropy.repair(dry_run=False) == {**alike, "differing": 3, "repaired": 3}
     assert await entropy.repair(dry_run=False) == alike
-    await lay_down(cluster, nursery, cluster.replicas_of(KEYS[0])[1], KEYS[0], 2 << 20, b"remains")
+    await lay_down(cluster, nursery, cluster.replicas_of(KEYS[9])[1], KEYS[9], 1 << 20, b"remains")
     await entropy.repair(dry_run=True)
     with trio.move_on_after(5):
         await entropy.run()
