@@ -37,10 +37,14 @@ def test_a_sleeper_that_was_cancelled_is_not_woken_later() -> None:
 def test_the_keyboard_interrupts_a_run_though_it_seldom_asks_for_news() -> None:
     clock = SimClock()
 
-    async def main() -> None:
-        clock.after(1, lambda: signal.raise_signal(signal.SIGINT))  # in Trio's own code, which puts it off
+    async def others() -> None:
         while clock.now_s < 10_000:
             await sleep(1)
+
+    async def main() -> None:
+        clock.after(1, lambda: signal.raise_signal(signal.SIGINT))  # in Trio's own code, which puts it off
+        trio.lowlevel.spawn_system_task(others)
+        await trio.sleep_forever()
 
     with pytest.raises(KeyboardInterrupt):
         run_repeatably(main, clock, 1)
