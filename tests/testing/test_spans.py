@@ -60,6 +60,12 @@ def test_what_is_under_way_at_an_end_of_a_span_may_take_effect_or_not(told: Told
     assert judged(told, "1-2 c1 put x=a", "9-12 c2 put x=b", "9.1-9.2 c1 get x=b", "9.5-9.7 c1 get x=a").findings
 
 
+def test_a_compare_and_set_that_reaches_into_a_span_may_have_met_what_was_there_before(told: Told) -> None:
+    history = ("12-13 c1 put x=a", "19-22 c2 cas x=a>b", "23-24 c1 get x=b")
+    assert judged(told, *history).findings == []
+    assert judged(told, *history, "25-26 c1 get x=a").findings
+
+
 def test_a_write_in_doubt_may_surface_later(told: Told) -> None:
     assert judged(told, "12-13 c1 put x=a", "14-15 c2 put x=b ?", "21-22 c1 get x=a", "23-24 c1 get x=b").findings == []
 

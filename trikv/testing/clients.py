@@ -10,9 +10,9 @@ cluster does. Nothing is retried behind anybody's back. What a client learns is 
 no connection was made: refused; it broke, or nobody answered in `PATIENCE_S`, after a write had been sent: unknown.
 
 What they ask for follows from the seed: mostly puts and gets, some deletes and compare-and-sets, half of it for a few
-hot keys, so that operations meet; every value is written once. A compare-and-set expects what the clients saw last. A
-client whose write was not committed asks for the same key again, as often as not: so it is seen when it can be written
-again. They keep to a rate together; who was held up catches up, as far as `BACKLOG_S` goes.
+hot keys, so that operations meet; every value is written once. A compare-and-set expects what the clients saw last.
+Every second client insists: after a write that was not committed it writes the same key until one is, so that it shows
+when that is possible again. They keep to a rate together; who was held up catches up, as far as `BACKLOG_S` goes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ import trio
 from trikv.core.errors import Outcome
 from trikv.core.record import Version
 from trikv.testing.background import Background
-from trikv.testing.history import Kind, Operation, Recorder
+from trikv.testing.history import PRECONDITION_FAILED, Kind, Operation, Recorder
 
 PATIENCE_S: Final = 6.0  # the cluster itself answers within its own deadline
 BACKLOG_S: Final = 5.0
 HOT_KEYS: Final = 10
 AGAIN_S: Final = 0.1  # before a request that failed at once is followed by another
+MET: Final = (PRECONDITION_FAILED, "no_compare_and_set")  # answers as good as any other
 RECEIVE_BYTES: Final = 64 * 1024
 
 
@@ -179,10 +180,10 @@ class Load:
     async def _run_all(self) -> None:
         async with trio.open_nursery() as nursery:
             for number in range(self._clients):
-                nursery.start_soon(self._run_one, f"c{number + 1}")
+                nursery.start_soon(self._run_one, f"c{number + 1}", number % 2 == 1)
         self._ended.set()
 
-    async def _run_one(self, client: str) -> None:
+    async def _run_one(self, client: str, insists: bool) -> None:
         dice = random.Random(f"{self._seed}/{client}")
         connection = Connection(self._port)
         due_s = self.now_s() + dice.random() * self._interval_s
@@ -190,15 +191,13 @@ class Load:
         while not self._stopping:
             await trio.sleep(max(0.0, due_s - self.now_s()))
             due_s = max(due_s + self._interval_s, self.now_s() - BACKLOG_S)
-            if again is not None and dice.random() < 0.5:
-                kind, key = Kind.PUT, again
-            else:
-                kind, key = self._draw(dice)
+            kind, key = self._draw(dice) if again is None else (Kind.PUT, again)
             operation = await self.ask(connection, client, kind, key)
+            failed = operation.outcome is not Outcome.COMMITTED and operation.code not in MET
             if operation.writes and operation.outcome is Outcome.COMMITTED:
                 self.commits += 1
-            again = key if operation.writes and operation.outcome is not Outcome.COMMITTED else None
-            if again is not None:
+            again = key if insists and failed and operation.writes else None
+            if failed:
                 await trio.sleep(AGAIN_S)
         await connection.hang_up()
 

@@ -249,6 +249,27 @@ class LocalCluster:
 
             wait_until(all_up, what=f"{len(wanted)} workers are up", deadline_s=START_DEADLINE_S)
 
+    def await_whole(self, deadline_s: float = 60.0) -> None:
+        """Return when the cluster has healed: all is settled, and on as many workers, all up, as it should be.
+
+        Whoever runs has its share by then, and whoever does not, or is drained, holds nothing.
+        """
+        with self.client() as client:
+            wait_until(lambda: self.is_whole(client.cluster()), what="the cluster is whole", deadline_s=deadline_s)
+
+    def is_whole(self, state: Mapping[str, Any]) -> bool:
+        """Is that the state of a cluster that has healed?"""
+        running = {node.id for node in self.workers if node.running}
+        members = [w for w in state["workers"] if w["state"] == "up" and w["place"] == "member"]
+        there = {w["id"] for w in state["workers"] if w["place"] != "drained"}
+        partitions = state["partitions"]["total"]
+        return (
+            state["unsettled"] == 0
+            and state["progress"]["operation"] is None
+            and sum(w["copies"] for w in members) == partitions * state["replicas"]
+            and running & there <= {w["id"] for w in members}
+        )
+
     def kill_all(self) -> None:
         """SIGKILL to the master and every worker, before any of them could tell another."""
         for node in (self.master, *self.workers):

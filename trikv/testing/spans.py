@@ -156,10 +156,13 @@ def _moved(operation: Operation) -> Operation:
 
 
 def _open(operation: Operation) -> Operation:
-    """The same, if nobody knew how it ended."""
+    """The same, if nobody knew how it ended; nor what a compare-and-set met, since that may lie before the span."""
     if operation.outcome is Outcome.REFUSED:
         return operation
-    return replace(operation, ended=None, outcome=Outcome.UNKNOWN, code=None, result=None)
+    kind = Kind.DELETE if operation.writes and operation.value is None else operation.kind
+    if kind is Kind.CAS:
+        kind = Kind.PUT
+    return replace(operation, kind=kind, ended=None, outcome=Outcome.UNKNOWN, result=None, expect=None, stamp=None)
 
 
 def _is_before(operation: Operation, span: Span) -> bool:

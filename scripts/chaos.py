@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""Break a cluster of real processes for half an hour, while clients use it, and judge what they were told.
+
+    python scripts/chaos.py --minutes 30 --seed 1
+    python scripts/chaos.py --minutes 2 --modes sync,async --history /tmp/history.jsonl
+
+A master and five workers on real disks, every worker behind a proxy; eight clients that put, get, delete and
+compare-and-set some hundred keys. What happens to them follows from the seed (not when: that is up to the machine):
+workers are killed, stopped, cut off, lose their disks, join, are drained; the master is killed and stopped; the mode
+goes through every switch between the modes named, some of them with one of the above in the middle. After each blow
+the cluster has to become whole by itself.
+
+Then the history is judged. Where the mode was sync, chain or quorum, through all their switches: linearizable, so no
+acknowledged write was lost and no refused one seen. Where it was async: what was lost is counted, and must have been
+acknowledged around a fault that can explain it. Prints what was done, how long clients waited, and every violation with
+its operations. Exit code 1 if there was one, 3 if some key was not decided, 130 after Ctrl-C without one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise, permutations
+from pathlib import Path
+from typing import Final
+
+from trikv.core.errors import Outcome
+from trikv.testing.clients import MET, Load
+from trikv.testing.cluster import LocalCluster
+from trikv.testing.history import Finding, Operation, dump
+from trikv.testing.nemesis import WEAK_MODES, Done, Nemesis, NotHealed
+from trikv.testing.spans import judge
+
+WORKERS_LEAST: Final = 5
+WORKERS_MOST: Final = 7
+LOST_NEAR_S: Final = 10.0  # so close to a fault an acknowledgement must be, if async may have lost it
+FINDINGS_SHOWN: Final = 5
+AIM_S: Final = 5.0  # beyond --down-after, until what a dead worker held can be written again
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=None, help="default: drawn, and printed")
+    parser.add_argument("--modes", default="sync,chain,quorum,async", help="to switch between; the first founds it")
+    parser.add_argument("--rate", type=float, default=160.0, help="operations per second, of all clients")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--keys", type=int, default=300)
+    parser.add_argument("--down-after", type=float, default=5.0)
+    parser.add_argument("--directory", type=Path, help="keep data and logs there")
+    parser.add_argument("--history", type=Path, help="write the history there, as JSON lines")
+    options = parser.parse_args()
+    if options.seed is None:
+        options.seed = random.SystemRandom().randrange(1_000_000)
+    return Chaos(options).run()
+
+
+class Chaos:
+    """One run."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._dice = random.Random(options.seed)
+        self._modes: list[str] = options.modes.split(",")
+        self._findings: list[Finding] = []
+        self._began_s = time.monotonic()
+        self._interrupted = False
+
+    def run(self) -> int:
+        options = self._options
+        print(f"seed {options.seed}, modes {options.modes}, {options.clients} clients, {options.minutes:g} minutes")
+        cluster = LocalCluster(
+            mode=self._modes[0],
+            workers=WORKERS_LEAST,
+            storage="rocksdb",
+            down_after_s=options.down_after,
+            proxied=True,
+            directory=options.directory,
+        )
+        load = Load(
+            lambda: cluster.master.http_port,
+            seed=options.seed,
+            clients=options.clients,
+            rate=options.rate,
+            keys=options.keys,
+        )
+        nemesis = Nemesis(cluster, load, self._dice, down_after_s=options.down_after, say=self._say)
+        try:
+            with cluster, load:
+                self._break(nemesis)
+        except KeyboardInterrupt:
+            self._interrupted = True
+            self._say("interrupted; what was seen so far is judged")
+        except NotHealed as error:
+            self._findings.append(Finding("does not heal", "-", str(error)))
+        return self._report(nemesis, load)
+
+    def _break(self, nemesis: Nemesis) -> None:
+        until_s = self._began_s + 60 * self._options.minutes
+        for blow in self._blows(nemesis):
+            if time.monotonic() > until_s:
+                break
+            blow()
+        if nemesis.mode in WEAK_MODES and len(self._modes) > 1:
+            nemesis.switch(next(mode for mode in self._modes if mode not in WEAK_MODES))
+        nemesis.await_whole()
+        nemesis.load.stop()
+        for key in nemesis.load.read_all():
+            self._findings.append(Finding("not available", key, "it cannot be read though nothing is broken any more"))
+
+    def _blows(self, nemesis: Nemesis) -> Iterator[Callable[[], object]]:
+        """What to do next, without end: every third time a switch, if there is more than one mode."""
+        dice, grace_s = self._dice, self._options.down_after
+        switches = walk_all_switches(self._modes, dice)
+
+        def kill_briefly() -> None:
+            nemesis.kill(for_s=0.8 * grace_s * dice.random())
+
+        def join_or_drain(meanwhile: Callable[[], None] | None = None) -> None:
+            most, least = len(nemesis.cluster.workers) >= WORKERS_MOST, len(nemesis.cluster.workers) <= WORKERS_LEAST
+            if least or (not most and dice.random() < 0.5):
+                nemesis.join(meanwhile)
+            else:
+                nemesis.drain(meanwhile)
+
+        kinds: list[Callable[[], object]] = [
+            kill_briefly,
+            nemesis.kill,
+            nemesis.kill,
+            lambda: nemesis.kill(for_s=dice.random(), wiped=True),
+            lambda: nemesis.kill(wiped=True),
+            nemesis.kill_several,
+            nemesis.pause,
+            nemesis.pause,
+            nemesis.cut,
+            nemesis.cut,
+            join_or_drain,
+            join_or_drain,
+            lambda: join_or_drain(nemesis.kill_master),
+            nemesis.kill_master,
+            nemesis.pause_master,
+        ]
+        # In the middle of a switch nothing is settled, so no disk is lost there.
+        amid: list[Callable[[], None] | None] = [
+            None, None, nemesis.kill_master, kill_briefly, nemesis.kill, nemesis.pause, nemesis.cut
+        ]  # fmt: skip
+        while True:
+            dice.shuffle(kinds)
+            for number, blow in enumerate(kinds):
+                if number % 2 == 0 and len(self._modes) > 1:
+                    mode, meanwhile = next(switches), dice.choice(amid)
+                    yield lambda mode=mode, meanwhile=meanwhile: nemesis.switch(mode, meanwhile)  # type: ignore[misc]
+                yield blow
+
+    def _say(self, line: str) -> None:
+        print(f"{time.monotonic() - self._began_s:8.1f} s  {line}", flush=True)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _report(self, nemesis: Nemesis, load: Load) -> int:
+        history, switches = load.history, nemesis.switches
+        if self._options.history is not None:
+            with self._options.history.open("w") as file:
+                dump(history, file)
+        verdict = judge(history, self._modes[0] not in WEAK_MODES, [switched.switch for switched in switches])
+        findings = self._findings + verdict.findings + unexplained(verdict.lost, nemesis.faults)
+        lasted_s = max((op.returned_s or 0.0 for op in history), default=0.0) - min(op.invoked_s for op in history)
+        outcomes = Counter(op.outcome.value for op in history)
+        print(
+            f"{len(history):,} operations in {lasted_s:.0f} s, {len(history) / lasted_s:.0f} a second: {told(outcomes)}"
+        )
+        why = Counter(op.code for op in history if op.outcome is Outcome.REFUSED and op.code is not None)
+        print(f"refused: {told(why)}")
+        print(f"faults: {told(Counter(fault.what for fault in nemesis.faults))}; {len(switches)} switches")
+        print_returns(history, nemesis.kills, nemesis.faults, self._options.down_after)
+        for switched in switches:
+            pause = "master died" if switched.certificate is None else f"{switched.certificate['longest_pause_s']} s"
+            slowest_s = slowest_during(history, switched.switch.began_s, switched.switch.ended_s)
+            print(f"switch to {switched.mode:7} longest pause {pause}, slowest committed operation {slowest_s:.2f} s")
+        stale = verdict.staleness
+        print(f"async: {stale.stale:,} of {stale.reads:,} reads were old; {len(verdict.lost)} acknowledged writes lost")
+        print(f"linearizable: {verdict.operations:,} operations judged in {len(verdict.spans)} spans", end="")
+        print(f"; NOT DECIDED: {', '.join(verdict.undecided)}" if verdict.undecided else "")
+        for finding in findings[:FINDINGS_SHOWN]:
+            print(f"VIOLATION {finding}")
+        print(f"{len(findings)} violations")
+        return 1 if findings else 130 if self._interrupted else 3 if verdict.undecided else 0
+
+
+def walk_all_switches(modes: Sequence[str], dice: random.Random) -> Iterator[str]:
+    """The modes to go to, one after the other, from the first on: every switch between two of them in each round."""
+    while True:
+        trail = [modes[0]]
+        left = {mode: [other for other in modes if other != mode] for mode in modes}
+        for others in left.values():
+            dice.shuffle(others)
+        round_trip: list[str] = []
+        while trail:  # Hierholzer: every mode has as many switches to it as from it, so the walk closes
+            if left[trail[-1]]:
+                trail.append(left[trail[-1]].pop())
+            else:
+                round_trip.append(trail.pop())
+        assert len(round_trip) == len(list(permutations(modes, 2))) + 1
+        yield from round_trip[::-1][1:]
+
+
+def unexplained(lost: Sequence[Finding], faults: Sequence[Done]) -> list[Finding]:
+    """Losses of async that no fault explains: nothing had happened to any worker around the acknowledgement."""
+
+    def is_near(time_s: float) -> bool:
+        return any(fault.began_s - LOST_NEAR_S <= time_s <= fault.ended_s + LOST_NEAR_S for fault in faults)
+
+    return [loss for loss in lost if not is_near(loss.operations[0].returned_s or 0.0)]
+
+
+def print_returns(history: Sequence[Operation], kills: Sequence[Done], faults: Sequence[Done], grace_s: float) -> None:
+    """When could be written again what was held by workers that did not come back?"""
+    returns: list[float] = []
+    for kill in kills:
+        until_s = min((fault.began_s for fault in faults if fault.began_s > kill.began_s), default=kill.ended_s)
+        returns += returns_s(history, kill.began_s, max(until_s, kill.ended_s))
+    if not returns:
+        return
+    beyond = sorted(back_s - grace_s for back_s in returns)
+    p99 = beyond[min(len(beyond) - 1, int(0.99 * len(beyond)))]
+    print(
+        f"{len(kills)} workers replaced, {len(returns)} keys could not be written meanwhile; they could again, beyond "
+        f"--down-after, after {beyond[len(beyond) // 2]:.2f} s (median), {p99:.2f} s (p99; aim: {AIM_S:g} s), "
+        f"{beyond[-1]:.2f} s (most)"
+    )
+    gaps = [longest_gap_s(history, kill.began_s, kill.ended_s) for kill in kills]
+    print(f"longest time without any committed write, while a worker was away for good: {max(gaps):.2f} s")
+
+
+def returns_s(history: Sequence[Operation], from_s: float, to_s: float) -> list[float]:
+    """For each key of which a write failed in that time: when, after its beginning, the next one was committed."""
+    failed: dict[str, float] = {}
+    back: dict[str, float] = {}
+    for op in history:
+        if not from_s <= op.invoked_s < to_s or not op.writes or op.code in MET:
+            continue
+        if op.outcome is not Outcome.COMMITTED:
+            failed[op.key] = op.invoked_s
+            back.pop(op.key, None)
+        elif op.key in failed and op.key not in back:
+            back[op.key] = (op.returned_s or op.invoked_s) - from_s
+    return list(back.values())
+
+
+def longest_gap_s(history: Sequence[Operation], from_s: float, to_s: float) -> float:
+    commits = (op.returned_s or 0.0 for op in history if op.writes and op.outcome is Outcome.COMMITTED)
+    times = [from_s, *sorted(time_s for time_s in commits if from_s <= time_s <= to_s), to_s]
+    return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
+
+
+def slowest_during(history: Sequence[Operation], from_s: float, to_s: float) -> float:
+    """Of the operations that were committed, and under way at some time of that span, the longest."""
+    took = (
+        op.returned_s - op.invoked_s
+        for op in history
+        if op.outcome is Outcome.COMMITTED and op.returned_s is not None
+        if op.returned_s >= from_s and op.invoked_s <= to_s
+    )
+    return max(took, default=0.0)
+
+
+def told(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.most_common()) or "none"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
