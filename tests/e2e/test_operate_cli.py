@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import Trikv
+from trikv.client import Client
 from trikv.testing.cluster import LocalCluster, wait_until
+from trikv.testing.process import Node
 
 KEYS = 20
 
@@ -141,7 +144,7 @@ def test_events_are_told_a_line_each_and_from_any_point(cluster: LocalCluster, t
     assert "some events cannot be told any more" in gap
 
 
-def test_who_follows_events_comes_back_after_the_master_did(tmp_path: Any) -> None:
+def test_who_follows_events_comes_back_after_the_master_did(tmp_path: Path) -> None:
     """Through a restart: the other master knows nothing of the old ids, and that is said."""
     with LocalCluster(workers=1, replicas=1) as cluster:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("TRIKV_")}
@@ -174,6 +177,30 @@ def test_who_follows_events_comes_back_after_the_master_did(tmp_path: Any) -> No
 def test_who_reaches_nobody_is_told_at_once(trikv: Trikv, free_port: int) -> None:
     nobody = trikv("events", url=f"http://127.0.0.1:{free_port}")
     assert (nobody.returncode, nobody.stderr.decode().count("\n")) == (4, 1)
+
+
+# --- how the master is told -------------------------------------------------------------------------------------------
+
+
+def test_how_fast_it_heals_is_said_at_the_start(tmp_path: Path) -> None:
+    flags = ["--down-after", "1.5", "--settle-rate", "2.5", "--min-copies", "1", "--http", "127.0.0.1:0"]
+    master = Node(
+        "master", lambda node: ["master", "0", *flags, "--data-dir", str(tmp_path / "data")], log=tmp_path / "log"
+    )
+    try:
+        master.start()
+        with Client(f"http://127.0.0.1:{master.http_port}") as client:
+            state = client.cluster()
+    finally:
+        master.stop()
+    assert (state["down_after_s"], state["settle_rate_bytes"]) == (1.5, 2.5e6)
+
+
+@pytest.mark.parametrize("flag", ["--down-after", "--settle-rate", "--min-copies"])
+def test_a_setting_that_cannot_be_meant_is_a_usage_error(trikv: Trikv, flag: str) -> None:
+    refused = trikv("master", flag, "0")
+    assert (refused.returncode, refused.stderr.decode().count("\n")) == (2, 1)
+    assert flag in refused.stderr.decode()
 
 
 # --- when something is wrong ------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """How clusters come up: in any order, with too few workers, with a worker that lost its data."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,20 +97,26 @@ def test_too_few_workers_refuse_writes_and_say_how_many_are_missing(trikv: Trikv
         cluster.stop()
 
 
-def test_a_memory_worker_that_restarts_is_shown_to_hold_no_place(trikv: Trikv) -> None:
+def test_a_memory_worker_that_restarts_is_another_member_and_is_filled_again(trikv: Trikv) -> None:
     with LocalCluster(workers=4, storage="memory") as cluster, cluster.client() as client:
         client.put(b"key", b"value")
         victim = cluster.workers[0]
+
+        def seen() -> dict[str, Any]:
+            return next(w for w in client.cluster()["workers"] if w["id"] == victim.id)
+
+        former = seen()["incarnation"]
         victim.kill()
         victim.start()
-
-        def place() -> str:
-            return str(next(w["place"] for w in client.cluster()["workers"] if w["id"] == victim.id))
-
-        wait_until(lambda: place() == "lost", what="the worker is known as another member")
+        wait_until(lambda: seen()["incarnation"] != former, what="the worker is known as another member")
+        wait_until(
+            lambda: seen()["place"] == "member" and not client.cluster()["unsettled"], what="it has a share again"
+        )
         line = next(line for line in trikv("status", url=cluster.url).stdout.decode().splitlines() if victim.id in line)
-        assert "without its data" in line
-        assert "holds no place" in line
+        assert "\tup\tmember\t" in line
+        told = trikv("events", "--no-follow", url=cluster.url).stdout.decode()
+        assert told.count(f"worker {victim.id} enlisted") == 2
+        assert told.count("without the data that it had") == 1
         found = client.get(b"key")
         assert found is not None
         assert found.value == b"value"

@@ -41,7 +41,8 @@ def tell(event: Mapping[str, Any]) -> str:
     """What happened, as a clause of one line."""
     kind = str(event.get("kind", ""))
     try:
-        return SENTENCES[kind].format_map(event)
+        told = SENTENCES[kind].format_map(event)
+        return f"{told}, without the data that it had" if event.get("without_its_data") else told
     except (KeyError, ValueError, TypeError):
         fields = (f"{name}={value}" for name, value in event.items() if name not in _NOT_TOLD)
         return " ".join([kind.replace("_", " "), *fields])

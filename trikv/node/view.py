@@ -46,6 +46,8 @@ def describe_cluster(master: Master) -> dict[str, Any]:
         "replicas": cluster.replicas,
         "copies": strategy.copies(cluster.replicas),
         "timeout_s": coordinator.timeout_s,
+        "down_after_s": master.down_after_s,
+        "settle_rate_bytes": master.settling.rate_bytes,
         "uptime_s": round(trio.current_time() - master.started_s, 3),
         "modes": [describe_strategy(each) for each in master.registry.strategies.values()],
         "forming": master.enlisting.forming(),
