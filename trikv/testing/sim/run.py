@@ -20,7 +20,7 @@ from enum import StrEnum
 
 import trio
 
-from trikv.api import Promise, Strategy
+from trikv.api import Promise, Record, Strategy
 from trikv.core.errors import Outcome
 from trikv.testing.audit import (
     Staleness,
@@ -119,14 +119,21 @@ async def _play(world: World, clients: Clients, nursery: trio.Nursery) -> None:
         why = f"{_MENDING_TIMEOUT_S:g} s after the last fault the cluster is not whole"
         world.findings.append(Finding("does not mend", "-", f"{why}: {_describe_wounds(world)}"))
     final = await _read_all(world, clients)
-    if world.converges:
-        for states in world.replicas().values():
-            world.findings += check_convergence(states)
+    if world.converges and world.master is not None:
+        for replicas in world.replicas().values():
+            values = {
+                name: {k.decode(): _text(record) for k, record in held.items()} for name, held in replicas.items()
+            }
+            world.findings += check_convergence(values)
     promises = {strategy.promise for strategy in world.modes.values()}
     if promises == {Promise.CP} or (promises == {Promise.AP} and not world.disks_lost):
         world.findings += check_final(clients.recorder.operations, final)
     for key in world.schedule.keys:
         await _ask_until_committed(world, clients, "c1", Kind.PUT, key)
+
+
+def _text(record: Record) -> str | None:
+    return None if record.value is None else record.value.decode()
 
 
 async def _read_all(world: World, clients: Clients) -> dict[str, str | None]:

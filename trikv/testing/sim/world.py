@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import random
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from functools import cache
 
 import cbor2
 import trio
 
-from trikv.api import Promise, Strategy
+from trikv.api import Promise, Record, Strategy
 from trikv.core.configuration import Cluster, Configuration, Member
 from trikv.net.doors import Doors
 from trikv.net.replicas import Standing
@@ -189,11 +189,12 @@ class World:
         )
 
     def is_whole(self) -> bool:
-        """Is everything mended? Nothing in doubt, all partitions settled, and as many replicas as there should be."""
+        """Is everything mended? Nothing in doubt, all partitions settled, as many replicas as there should be, and on
+        all of them the same."""
         master = self.master
         if master is None or not self._all_up(master):
             return False
-        return not self.wounded() and not (self.converges and self.differing())
+        return not self.wounded() and not self.differing()
 
     def wounded(self) -> list[int]:
         """Partitions that are not as they should be."""
@@ -228,27 +229,20 @@ class World:
             for watched in master.watched.values()
         )
 
-    def replicas(self) -> dict[int, dict[str, dict[str, str | None]]]:
-        """By partition, as far as all its members still live the life that it is placed on: what their disks hold."""
-        master = self.master
-        assert master is not None
-        states: dict[int, dict[str, dict[str, str | None]]] = {}
-        for slot in master.coordinator.slots:
-            members = slot.configuration.members
-            if all(self._keeps_disk(member) for member in members):
-                states[slot.index] = {m.worker: self._held(m.worker, slot.index) for m in members}
-        return states
-
-    def _held(self, worker: str, partition: int) -> dict[str, str | None]:
-        records = self.disks[worker].records.items()
+    def replicas(self) -> dict[int, dict[str, dict[bytes, Record]]]:
+        """By partition: what the disks of its members hold."""
+        assert self.master is not None
+        held: dict[tuple[str, int], dict[bytes, Record]] = defaultdict(dict)
+        for name in self.workers:
+            for (partition, key), record in self.disks[name].records.items():
+                held[name, partition][key] = record
         return {
-            key.decode(): None if record.value is None else record.value.decode()
-            for (index, key), record in records
-            if index == partition
+            slot.index: {member.worker: held[member.worker, slot.index] for member in slot.configuration.members}
+            for slot in self.master.coordinator.slots
         }
 
     def differing(self) -> list[int]:
-        """Partitions whose replicas do not hold the same."""
+        """Partitions whose replicas do not hold the same, version by version."""
         return [
             index
             for index, states in self.replicas().items()
