@@ -15,11 +15,15 @@ so that fewer than `min_copies` are left: then the partition waits.
 A configuration is left alone as long as changing it would help nobody: where too few members of some configuration of
 the history are up, nothing that was committed under it can be found, and the new one could never be settled; and where
 the new one could not commit a write either.
+
+From an AP mode to a CP mode: what a silent member alone holds cannot be asked for, and must not turn up later. So it is
+left out, and joins again, empty, when it is back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -100,23 +104,32 @@ def plan(
     copies: Callable[[int], int],
     min_copies: int,
     is_lenient: Callable[[str], bool],
+    unused: Container[int] = (),
 ) -> list[Change]:
-    """The partitions that should change, in their order. `copies`: W of the cluster's mode; `is_lenient`: of a mode."""
+    """The partitions that should change, in their order.
+
+    `copies`: W of the cluster's mode; `is_lenient`: of a mode; `unused`: partitions under whose active configuration
+    nothing was ever stored, so that it need not be asked for anything.
+    """
     up = {m.worker for m in _members(cluster) if is_present(cluster, m) and health.get(m.worker, NOBODY).up}
     up |= {worker for worker in wanted.workers if health.get(worker, NOBODY).up}
     changes = []
     for index, (partition, row) in enumerate(zip(cluster.partitions, wanted.table, strict=True)):
-        if not can_settle(cluster, partition, up, is_lenient):
+        past = replace(partition, history=partition.history[:-1]) if index in unused else partition
+        if not can_settle(cluster, past, up, is_lenient):
             continue
-        configuration = _choose(cluster, partition, row, up, copies, min(min_copies, cluster.replicas))
+        becomes_strict = not is_lenient(cluster.mode) and any(is_lenient(c.mode) for c in partition.history)
+        if becomes_strict:
+            row = tuple(worker for worker in row if worker in up)
+        fewest = min(min_copies, cluster.replicas)
+        configuration = _choose(cluster, partition, row, up, copies, fewest, may_keep=not becomes_strict)
         if configuration is not None and configuration != partition.active:
-            changes.append(Change(index, configuration, _reason(cluster, partition, configuration, wanted)))
+            reason = _reason(cluster, partition, configuration, health)
+            changes.append(Change(index, configuration, Reason.MODE if becomes_strict else reason))
     return changes
 
 
-def can_settle(
-    cluster: Cluster, partition: Partition, up: set[str] | frozenset[str], is_lenient: Callable[[str], bool]
-) -> bool:
+def can_settle(cluster: Cluster, partition: Partition, up: Container[str], is_lenient: Callable[[str], bool]) -> bool:
     """Are enough members of every configuration of the history up, so that all that was committed can be found?"""
     for configuration in partition.history:
         alive = sum(m.worker in up and is_present(cluster, m) for m in configuration.members)
@@ -136,12 +149,17 @@ def _choose(
     up: set[str],
     copies: Callable[[int], int],
     min_copies: int,
+    *,
+    may_keep: bool,
 ) -> Configuration | None:
-    """The configuration that the partition should have; None if no better one can be had."""
+    """The configuration that the partition should have; None if no better one can be had.
+
+    `may_keep`: may members that are down stay in it?
+    """
     active = partition.active
     members = [cluster.workers[worker].member for worker in row]
     live = sum(worker in up for worker in row)
-    if len(members) < cluster.replicas:
+    if may_keep and len(members) < cluster.replicas:
         kept = [m for m in active.members if m.worker not in row][: cluster.replicas - len(members)]
         while kept and copies(len(members) + len(kept)) > live:
             kept.pop()
@@ -153,12 +171,12 @@ def _choose(
     return Configuration(tuple(members), cluster.mode, copies(len(members)))
 
 
-def _reason(cluster: Cluster, partition: Partition, configuration: Configuration, wanted: Wanted) -> Reason:
+def _reason(
+    cluster: Cluster, partition: Partition, configuration: Configuration, health: Mapping[str, Health]
+) -> Reason:
     stays = {m.worker for m in configuration.members}
     for member in partition.active.members:
-        if not is_present(cluster, member):
-            return Reason.EVICT
-        is_given_up = member.worker not in wanted.workers and not cluster.workers[member.worker].draining
-        if is_given_up and member.worker not in stays:
+        is_given_up = member.worker not in stays and health.get(member.worker, NOBODY).evictable
+        if is_given_up or not is_present(cluster, member):
             return Reason.EVICT
     return Reason.MODE if partition.active.mode != configuration.mode else Reason.MOVE

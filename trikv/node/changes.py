@@ -21,7 +21,7 @@ from trikv.api import Promise, Strategy
 from trikv.core.configuration import Cluster, Configuration, Enlisted, Partition
 from trikv.core.errors import Refused
 from trikv.core.placement import moves, place
-from trikv.core.planning import Health, can_settle, choose_workers, is_present
+from trikv.core.planning import Health, choose_workers, is_present
 from trikv.core.record import generation_of, spell_epoch
 from trikv.net.replicas import Standing
 from trikv.node.reconcile import holds
@@ -116,7 +116,8 @@ class Changes:
             raise Refused("forming", master.enlisting.forming_detail())
         if mode == before.mode:
             return {"mode": mode, "from": mode, "partitions": 0}
-        stuck = [i for i, p in enumerate(before.partitions) if not can_settle(before, p, self._up(), self._is_lenient)]
+        up = self._up()
+        stuck = [slot.index for slot in master.coordinator.slots if not master.reconciler.can_settle(slot, up)]
         if stuck:
             raise Refused(
                 "unavailable",
@@ -276,10 +277,7 @@ class Changes:
         master = self._master
         async with master.reconciler.stepping:
             cluster, up = master.cluster, self._up()
-            stuck = [
-                slot for slot in master.coordinator.slots
-                if slot.blocked or not can_settle(cluster, slot.partition, up, self._is_lenient)
-            ]  # fmt: skip
+            stuck = [slot for slot in master.coordinator.slots if not master.reconciler.can_settle(slot, up)]
             members = {m for slot in stuck for c in slot.partition.history for m in c.members}
             lost = sorted({m.worker for m in members if m.worker not in up or not is_present(cluster, m)})
             told = {"partitions": [slot.index for slot in stuck], "lost_members": lost}

@@ -173,10 +173,12 @@ class Enlisting:
 
     async def _enlist_again(self, worker: str) -> None:
         try:
-            if worker in self._master.watched:
-                await self.enlist(self._master.watched[worker].enlisted.address)
-        except Refused as error:
-            _log.warning("worker %s came back without its data: %s", worker, error.detail)
+            while (watched := self._master.watched.get(worker)) is not None and watched.lives_another_life:
+                try:
+                    await self.enlist(watched.enlisted.address)
+                except Refused as error:
+                    _log.warning("worker %s came back without its data: %s", worker, error.detail)
+                await trio.sleep(NAMED_AGAIN_S)
         finally:
             self._again.discard(worker)
 

@@ -85,6 +85,11 @@ class Watched:
         return self.suspicion.state(self._now())
 
     @property
+    def lives_another_life(self) -> bool:
+        """Does it answer without the store with which it is enlisted?"""
+        return self.peer.link is not None and self.peer.link.peer.incarnation != self.enlisted.incarnation
+
+    @property
     def last_heard_s(self) -> float | None:
         """Seconds since the last sign of life; None if there was none yet."""
         link = self.peer.link
@@ -206,10 +211,7 @@ class Replica:
     @property
     def standing(self) -> Standing:
         watched = self._workers.get(self.member.worker)
-        if watched is None or watched.enlisted.incarnation != self.member.incarnation:
-            return Standing.DOWN
-        link = watched.peer.link
-        if link is not None and link.peer.incarnation != self.member.incarnation:
+        if watched is None or watched.enlisted.incarnation != self.member.incarnation or watched.lives_another_life:
             return Standing.DOWN
         return watched.standing
 

@@ -344,9 +344,7 @@ class Master:
     def _note_worker_change(self, worker: str) -> None:
         if (watched := self.watched.get(worker)) is None:
             return  # it is being watched for the first time, or was just forgotten
-        link = watched.peer.link
-        is_another = link is not None and link.peer.incarnation != watched.enlisted.incarnation
-        if is_another and self._nursery is not None:
+        if watched.lives_another_life and self._nursery is not None:
             self.enlisting.enlist_again(worker, self._nursery)
         self.coordinator.note_change()
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +29,7 @@ from trikv.api import Promise
 from trikv.core.calls import Op, is_epoch
 from trikv.core.configuration import Cluster, Enlisted, Partition
 from trikv.core.errors import Fault, Refused
-from trikv.core.planning import Change, Health, Reason, Wanted, choose_workers, draw_table, plan
+from trikv.core.planning import Change, Health, Reason, Wanted, can_settle, choose_workers, draw_table, is_present, plan
 from trikv.core.record import generation_of, spell_epoch
 from trikv.core.session import PeerError
 from trikv.net.replicas import NotEnough, Standing, Target
@@ -123,11 +123,10 @@ class Reconciler:
         if self._wanted is None or self._wanted.workers != workers or self._disagrees(self._wanted):
             self._wanted = draw_table(cluster, workers)
         stated = {n: self._copies(cluster.mode, n) for n in range(1, cluster.replicas + 1)}
-        changes = [
-            change
-            for change in plan(cluster, self._wanted, health, stated.__getitem__, self._min_copies, self._is_lenient)
-            if not master.coordinator.slots[change.partition].blocked
-        ]
+        slots = master.coordinator.slots
+        unused = {slot.index for slot in slots if slot.replaceable}
+        due = plan(cluster, self._wanted, health, stated.__getitem__, self._min_copies, self._is_lenient, unused)
+        changes = [change for change in due if not slots[change.partition].blocked]
         self._quiet = None if changes else (cluster, health)
         return changes
 
@@ -145,6 +144,13 @@ class Reconciler:
 
     def _is_lenient(self, mode: str) -> bool:
         return self._master.registry.strategy(mode).promise is Promise.AP
+
+    def can_settle(self, slot: Slot, up: Container[str]) -> bool:
+        """Are enough members among those that are up to find everything that was committed in the partition?"""
+        partition = slot.partition
+        if slot.replaceable:
+            partition = replace(partition, history=partition.history[:-1])
+        return not slot.blocked and can_settle(self._master.cluster, partition, up, self._is_lenient)
 
     def health(self) -> Mapping[str, Health]:
         """By worker, for those that live the life in which they are enlisted."""
@@ -171,8 +177,11 @@ class Reconciler:
         def change(cluster: Cluster) -> Cluster:
             partitions = list(cluster.partitions)
             for index, configuration in now_due.items():
-                # Not where it was settled meanwhile, or another term has begun: what was prepared is out of date.
-                if master.coordinator.slots[index] is slots[index] and partitions[index] == before[index]:
+                # Not where it was settled meanwhile, another term has begun, or a newcomer is another by now: what was
+                # prepared is out of date.
+                newcomers = set(configuration.members) - set(before[index].active.members)
+                is_current = master.coordinator.slots[index] is slots[index] and partitions[index] == before[index]
+                if is_current and all(is_present(cluster, member) for member in newcomers):
                     partitions[index] = partitions[index].changed_to(configuration, replaces=index in replaced)
             return replace(cluster, partitions=tuple(partitions))
 

@@ -294,12 +294,15 @@ def choose_all(slot: Slot) -> list[Target] | None:
     """All that are up of its configurations; None while they are too few to find everything that was committed."""
     if slot.blocked or slot.closed:
         return None
+    active = slot.history[-1]
+    # What a silent member alone holds under an AP mode must not turn up once the partition is linearizable.
+    becomes_strict = not active.lenient and any(past.lenient for past in slot.history)
     chosen: dict[Member, Target] = {}
     for past in slot.history:
         up = [target for target in past.targets if target.standing is Standing.UP]
         need = past.recovery_need()
-        if past is slot.history[-1]:
-            need = max(need, past.configuration.copies)
+        if past is active:
+            need = len(past.targets) if becomes_strict else max(need, past.configuration.copies)
         if len(up) < need:
             return None
         chosen.update({target.member: target for target in up})
