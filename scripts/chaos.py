@@ -24,14 +24,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise, permutations
+from itertools import permutations
 from pathlib import Path
 from typing import Final
 
 from trikv.core.errors import Outcome
-from trikv.testing.clients import MET, Load
+from trikv.testing.clients import Load
 from trikv.testing.cluster import LocalCluster
 from trikv.testing.history import Finding, Operation, dump
+from trikv.testing.measure import longest_gap_s, percentile, returns_s, slowest_s
 from trikv.testing.nemesis import WEAK_MODES, Done, Nemesis, NotHealed
 from trikv.testing.spans import judge
 
@@ -179,8 +180,8 @@ class Chaos:
         print_returns(history, nemesis.kills, nemesis.faults, self._options.down_after)
         for switched in switches:
             pause = "master died" if switched.certificate is None else f"{switched.certificate['longest_pause_s']} s"
-            slowest_s = slowest_during(history, switched.switch.began_s, switched.switch.ended_s)
-            print(f"switch to {switched.mode:7} longest pause {pause}, slowest committed operation {slowest_s:.2f} s")
+            slowest = slowest_s(history, switched.switch.began_s, switched.switch.ended_s)
+            print(f"switch to {switched.mode:7} longest pause {pause}, slowest committed operation {slowest:.2f} s")
         stale = verdict.staleness
         print(f"async: {stale.stale:,} of {stale.reads:,} reads were old; {len(verdict.lost)} acknowledged writes lost")
         print(f"linearizable: {verdict.operations:,} operations judged in {len(verdict.spans)} spans", end="")
@@ -225,47 +226,13 @@ def print_returns(history: Sequence[Operation], kills: Sequence[Done], faults: S
         returns += returns_s(history, kill.began_s, max(until_s, kill.ended_s))
     if not returns:
         return
-    beyond = sorted(back_s - grace_s for back_s in returns)
-    p99 = beyond[min(len(beyond) - 1, int(0.99 * len(beyond)))]
+    median, p99, most = (percentile(returns, share) - grace_s for share in (0.5, 0.99, 1.0))
     print(
-        f"{len(kills)} workers replaced, {len(returns)} keys could not be written meanwhile; they could again, beyond "
-        f"--down-after, after {beyond[len(beyond) // 2]:.2f} s (median), {p99:.2f} s (p99; aim: {AIM_S:g} s), "
-        f"{beyond[-1]:.2f} s (most)"
+        f"{len(kills)} workers replaced; {len(returns)} times a client could not write, and could again, beyond "
+        f"--down-after, after {median:.2f} s (median), {p99:.2f} s (p99; aim: {AIM_S:g} s), {most:.2f} s (most)"
     )
     gaps = [longest_gap_s(history, kill.began_s, kill.ended_s) for kill in kills]
     print(f"longest time without any committed write, while a worker was away for good: {max(gaps):.2f} s")
-
-
-def returns_s(history: Sequence[Operation], from_s: float, to_s: float) -> list[float]:
-    """For each key of which a write failed in that time: when, after its beginning, the next one was committed."""
-    failed: dict[str, float] = {}
-    back: dict[str, float] = {}
-    for op in history:
-        if not from_s <= op.invoked_s < to_s or not op.writes or op.code in MET:
-            continue
-        if op.outcome is not Outcome.COMMITTED:
-            failed[op.key] = op.invoked_s
-            back.pop(op.key, None)
-        elif op.key in failed and op.key not in back:
-            back[op.key] = (op.returned_s or op.invoked_s) - from_s
-    return list(back.values())
-
-
-def longest_gap_s(history: Sequence[Operation], from_s: float, to_s: float) -> float:
-    commits = (op.returned_s or 0.0 for op in history if op.writes and op.outcome is Outcome.COMMITTED)
-    times = [from_s, *sorted(time_s for time_s in commits if from_s <= time_s <= to_s), to_s]
-    return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
-
-
-def slowest_during(history: Sequence[Operation], from_s: float, to_s: float) -> float:
-    """Of the operations that were committed, and under way at some time of that span, the longest."""
-    took = (
-        op.returned_s - op.invoked_s
-        for op in history
-        if op.outcome is Outcome.COMMITTED and op.returned_s is not None
-        if op.returned_s >= from_s and op.invoked_s <= to_s
-    )
-    return max(took, default=0.0)
 
 
 def told(counts: Counter[str]) -> str:

@@ -185,21 +185,23 @@ class Load:
 
     async def _run_one(self, client: str, insists: bool) -> None:
         dice = random.Random(f"{self._seed}/{client}")
-        connection = Connection(self._port)
         due_s = self.now_s() + dice.random() * self._interval_s
         again: str | None = None
-        while not self._stopping:
-            await trio.sleep(max(0.0, due_s - self.now_s()))
-            due_s = max(due_s + self._interval_s, self.now_s() - BACKLOG_S)
-            kind, key = self._draw(dice) if again is None else (Kind.PUT, again)
-            operation = await self.ask(connection, client, kind, key)
-            failed = operation.outcome is not Outcome.COMMITTED and operation.code not in MET
-            if operation.writes and operation.outcome is Outcome.COMMITTED:
-                self.commits += 1
-            again = key if insists and failed and operation.writes else None
-            if failed:
-                await trio.sleep(AGAIN_S)
-        await connection.hang_up()
+        connection = Connection(self._port)
+        try:
+            while not self._stopping:
+                await trio.sleep(max(0.0, due_s - self.now_s()))
+                due_s = max(due_s + self._interval_s, self.now_s() - BACKLOG_S)
+                kind, key = self._draw(dice) if again is None else (Kind.PUT, again)
+                operation = await self.ask(connection, client, kind, key)
+                failed = operation.outcome is not Outcome.COMMITTED and operation.code not in MET
+                if operation.writes and operation.outcome is Outcome.COMMITTED:
+                    self.commits += 1
+                again = key if insists and failed and operation.writes else None
+                if failed:
+                    await trio.sleep(AGAIN_S)
+        finally:
+            await connection.hang_up()
 
     def _draw(self, dice: random.Random) -> tuple[Kind, str]:
         keys = self.keys[:HOT_KEYS] if dice.random() < 0.5 else self.keys
@@ -260,14 +262,16 @@ class Load:
 
         async def read(client: str) -> None:
             connection = Connection(self._port)
-            while left:
-                key = left.pop()
-                while (await self.ask(connection, client, Kind.GET, key)).outcome is not Outcome.COMMITTED:
-                    if self.now_s() > until_s:
-                        unread.append(key)
-                        break
-                    await trio.sleep(AGAIN_S)
-            await connection.hang_up()
+            try:
+                while left:
+                    key = left.pop()
+                    while (await self.ask(connection, client, Kind.GET, key)).outcome is not Outcome.COMMITTED:
+                        if self.now_s() > until_s:
+                            unread.append(key)
+                            break
+                        await trio.sleep(AGAIN_S)
+            finally:
+                await connection.hang_up()
 
         async with trio.open_nursery() as nursery:
             for number in range(self._clients):

@@ -267,7 +267,7 @@ class LocalCluster:
             state["unsettled"] == 0
             and state["progress"]["operation"] is None
             and sum(w["copies"] for w in members) == partitions * state["replicas"]
-            and running & there <= {w["id"] for w in members}
+            and {w["id"] for w in members} == running & there
         )
 
     def kill_all(self) -> None:
