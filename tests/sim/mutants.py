@@ -13,31 +13,35 @@ until a configuration is changed: as long as one replica answers all reads, what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import trio
 
-from trikv.api import Batch, Record, ReplicaSet, Strategy, Version, Write, newest
+from trikv.api import Batch, Record, ReplicaSet, Storage, Strategy, Version, Write, newest
 from trikv.core.calls import Hop, Op, Store
-from trikv.core.configuration import Cluster, Configuration
+from trikv.core.configuration import Cluster, Configuration, Member
 from trikv.core.errors import Fault, Refused, TrikvError
 from trikv.core.fence import Fence, Judgement
+from trikv.core.planning import Change
 from trikv.core.record import term_of
-from trikv.core.session import Call, Hello
-from trikv.net.link import Link
-from trikv.net.replicas import NotEnough, Replicas, Standing
-from trikv.node import sweep
+from trikv.core.session import Hello, PeerError
+from trikv.net.doors import Doors
+from trikv.net.replicas import NotEnough, Replicas, Standing, Target
+from trikv.node import coordinator, settle, sweep
 from trikv.node.coordinator import Attempt, Coordinator
-from trikv.node.heartbeat import Replica
 from trikv.node.locks import KeyLocks
 from trikv.node.master import Master
+from trikv.node.reconcile import Reconciler
+from trikv.node.registers import Registers
 from trikv.node.repair import fetch_history
+from trikv.node.settle import Settling
 from trikv.node.slot import Slot
 from trikv.node.worker import Worker, _Item
-from trikv.testing.sim import CROWDED, Plan
+from trikv.testing.sim import CHANGING, CROWDED, SWITCHING, Plan
 from trikv.testing.sim.disk import SimStorage
 from trikv_async import Async
 from trikv_chain import Chain
@@ -140,8 +144,8 @@ def acknowledge_before_fsync() -> AbstractContextManager[None]:
     """A store is acknowledged when it is in the batch, which may never reach the disk."""
     real = Worker._decide
 
-    def decide(self: Worker, item: _Item, batch: Batch) -> bool:
-        granted = real(self, item, batch)
+    def decide(self: Worker, item: _Item) -> bool:
+        granted = real(self, item)
         if granted and isinstance(item.request, Store) and not item.request.onward:
             item.link.answer(item.call_id, Fault.OK, [])
         return granted
@@ -164,32 +168,27 @@ def flush_one_batch_late() -> AbstractContextManager[None]:
 
 def overwrite_newer() -> AbstractContextManager[None]:
     """A store replaces whatever is there."""
-    real = Worker._apply
 
-    def apply(self: Worker, request: Store, batch: Batch) -> None:
-        real(self, request, batch)
-        batch.puts[request.partition, request.key] = request.record
+    def put(self: Registers, partition: int, key: bytes, record: Record) -> None:
+        current = self._current((partition, key))
+        self._batch.puts[partition, key] = record
+        self._set_summary(partition, self.summary(partition).replaced(key, current, record))
 
-    return replaced(Worker, "_apply", apply)
+    return replaced(Registers, "put", put)
 
 
-@contextmanager
-def ignore_incarnations() -> Iterator[None]:
+def ignore_incarnations() -> AbstractContextManager[None]:
     """A worker is known by its name alone: it answers for every life that it ever had."""
-    real = Worker.handle
-    place_of = {Op.STORE: 2, Op.FETCH: 2, Op.DISCARD: 2, Op.LIST: 0}
+    real = Worker.open
 
-    def handle(self: Worker, link: Link, incoming: list[Call]) -> None:
-        for call in incoming:
-            if call.op in place_of:
-                call.arguments[place_of[Op(call.op)]] = self.incarnation
-        real(self, link, incoming)
+    async def open_under_its_name(
+        worker_id: str, storage: Storage, storage_name: str, doors: Doors, **options: Any
+    ) -> Worker:
+        if "incarnation" not in storage.meta():
+            await storage.commit(Batch(meta={"worker": worker_id.encode(), "incarnation": worker_id.encode()}))
+        return await real(worker_id, storage, storage_name, doors, **options)
 
-    def standing(self: Replica) -> Standing:
-        return self._watched.standing
-
-    with replaced(Worker, "handle", handle), replaced(Replica, "standing", property(standing)):
-        yield
+    return replaced(Worker, "open", staticmethod(open_under_its_name))
 
 
 def forget_epochs() -> AbstractContextManager[None]:
@@ -203,14 +202,14 @@ def forget_epochs() -> AbstractContextManager[None]:
 
 def promise_in_memory() -> AbstractContextManager[None]:
     """A promise is kept, until the worker restarts."""
-    real = Worker._pass_fence
+    real = Registers.pass_fence
 
-    def pass_fence(self: Worker, partition: int, epoch: int, batch: Batch) -> bool:
-        passes = real(self, partition, epoch, batch)
-        batch.meta.pop(f"promise/{partition}", None)
+    def pass_fence(self: Registers, partition: int, epoch: int) -> bool:
+        passes = real(self, partition, epoch)
+        self._batch.meta.pop(f"promise/{partition}", None)
         return passes
 
-    return replaced(Worker, "_pass_fence", pass_fence)
+    return replaced(Registers, "pass_fence", pass_fence)
 
 
 # --- the coordinator --------------------------------------------------------------------------------------------------
@@ -234,18 +233,26 @@ def repair_with_the_old_version() -> AbstractContextManager[None]:
     """What a repair found is written as it is; something newer may be hidden from it."""
     real = Coordinator.repair
 
-    async def repair(self: Coordinator, slot: Slot, key: bytes, deadline_s: float) -> Record | None:
+    async def repair(
+        self: Coordinator, slot: Slot, key: bytes, deadline_s: float, *, besides: Target | None = None
+    ) -> Record | None:
         if key not in slot.pending:
-            try:
-                found = await fetch_history(slot, key, deadline_s, self._on_stale)
-            except NotEnough as error:
-                raise Refused("unavailable", str(error)) from error
+            found = await _find(self, slot, key, deadline_s, besides)
             if found is None:
                 return None
-            slot.pending[key] = found  # which the real repair then writes again, same version
+            slot.note_sent(key, found)  # which the real repair then writes again, same version
         return await real(self, slot, key, deadline_s)
 
     return replaced(Coordinator, "repair", repair)
+
+
+async def _find(
+    coordinator: Coordinator, slot: Slot, key: bytes, deadline_s: float, besides: Target | None
+) -> Record | None:
+    try:
+        return await fetch_history(slot, key, deadline_s, coordinator._on_stale, besides=besides)
+    except (NotEnough, PeerError) as error:
+        raise Refused("unavailable", str(error)) from error
 
 
 def ask_too_few() -> AbstractContextManager[None]:
@@ -319,6 +326,159 @@ def sweep_nothing() -> AbstractContextManager[None]:
     return replaced(sweep, "_is_due", is_due)
 
 
+# --- changing configurations ------------------------------------------------------------------------------------------
+
+
+def settle_without_the_sweep() -> AbstractContextManager[None]:
+    """A partition is called settled though nobody went through its keys."""
+
+    async def settle(self: Settling, group: Sequence[Slot]) -> list[Slot]:
+        await trio.lowlevel.checkpoint()
+        return list(group)
+
+    return replaced(Settling, "_settle", settle)
+
+
+def list_too_few() -> AbstractContextManager[None]:
+    """R members of each configuration list their keys, the active one included; a leftover on the others stays."""
+
+    def choose(slot: Slot) -> list[Target] | None:
+        chosen: dict[Member, Target] = {}
+        for past in slot.history:
+            up = [target for target in past.targets if target.standing is Standing.UP]
+            if len(up) < past.recovery_need():
+                return None
+            chosen.update({target.member: target for target in up[: past.recovery_need()]})
+        return None if slot.blocked or slot.closed else list(chosen.values())
+
+    return replaced(settle, "choose_all", choose)
+
+
+@contextmanager
+def ask_only_the_last() -> Iterator[None]:
+    """What was committed under former configurations is looked for in the active one."""
+    find: Any = vars(coordinator)["fetch_history"]
+    choose = settle.choose_all
+
+    def without_past(slot: Slot) -> Slot:
+        slot = copy(slot)
+        slot.history = slot.history[-1:]
+        return slot
+
+    async def fetch(slot: Slot, *rest: Any, **options: Any) -> Record | None:
+        return await find(without_past(slot), *rest, **options)
+
+    def choose_last(slot: Slot) -> list[Target] | None:
+        return choose(without_past(slot))
+
+    with replaced(coordinator, "fetch_history", fetch), replaced(settle, "choose_all", choose_last):
+        yield
+
+
+def repair_nothing() -> AbstractContextManager[None]:
+    """A repair answers what it found, and leaves it where it is."""
+    real = Coordinator.repair
+
+    async def repair(
+        self: Coordinator, slot: Slot, key: bytes, deadline_s: float, *, besides: Target | None = None
+    ) -> Record | None:
+        if key in slot.pending:
+            return await real(self, slot, key, deadline_s)
+        return await _find(self, slot, key, deadline_s, besides)
+
+    return replaced(Coordinator, "repair", repair)
+
+
+def copy_blindly() -> AbstractContextManager[None]:
+    """The newest that was listed goes to whoever lacks it, as it is, whoever was silent and whatever others hold."""
+
+    def find(slot: Slot, held: Mapping[str, Record], heard: Mapping[Member, Target]) -> list[Target] | None:
+        version = max(record.version for record in held.values())
+        members = [member for member in slot.configuration.members if member in heard]
+        return [heard[m] for m in members if m.worker not in held or held[m.worker].version < version]
+
+    return replaced(settle, "find_lacking", find)
+
+
+def settle_whatever_is_there() -> AbstractContextManager[None]:
+    """Who has settled a partition says so, though its configuration may have changed meanwhile."""
+
+    async def note_settled(self: Master, slots: Sequence[Slot]) -> list[Slot]:
+        def change(cluster: Cluster) -> Cluster:
+            partitions = list(cluster.partitions)
+            for slot in slots:
+                partitions[slot.index] = partitions[slot.index].as_settled()
+            return replace(cluster, partitions=tuple(partitions))
+
+        async with self.changing:
+            await self.change(change)
+        return list(slots)
+
+    def is_current(self: Settling, slot: Slot) -> bool:
+        return True
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with replaced(Master, "note_settled", note_settled), replaced(Settling, "_is_current", is_current):
+            yield
+
+    return both()
+
+
+def discard_nothing() -> AbstractContextManager[None]:
+    """A joiner keeps what it held when it was last a member."""
+
+    async def empty(self: Reconciler, due: Sequence[Change]) -> list[Change]:
+        await trio.lowlevel.checkpoint()
+        return list(due)
+
+    return replaced(Reconciler, "_empty_joiners", empty)
+
+
+@contextmanager
+def discard_late() -> Iterator[None]:
+    """Joiners are told to discard what they hold once the change is durable, and under its epoch."""
+    real = Reconciler.carry_out
+    late_s = 0.1
+
+    async def carry_out(self: Reconciler, due: Sequence[Change]) -> None:
+        master = self._master
+        slots = master.coordinator.slots
+        known = {
+            c.partition: {m for past in slots[c.partition].history for m in past.configuration.members} for c in due
+        }
+        await real(self, due)
+        await trio.sleep(late_s)
+        for change in due:
+            slot = master.coordinator.slots[change.partition]
+            for member in change.configuration.members:
+                if member not in known[change.partition]:
+                    arguments = [slot.index, slot.epoch, member.incarnation]
+                    target = master.target(member)
+                    target.call(Op.DISCARD, arguments, trio.current_time() + 2, lambda fault, payload: None, 64)
+
+    with discard_nothing(), replaced(Reconciler, "carry_out", carry_out):
+        yield
+
+
+def write_to_what_is_replaced() -> AbstractContextManager[None]:
+    """A configuration under which nothing was stored yet is replaced, and writes that had begun still go to it."""
+
+    def note_store(self: Slot, *key: bytes) -> None:
+        self.replaceable = False
+
+    return replaced(Slot, "note_store", note_store)
+
+
+def replace_what_was_used() -> AbstractContextManager[None]:
+    """A configuration takes the place of the one before though writes were committed under that."""
+
+    def note_store(self: Slot, *key: bytes) -> None:
+        pass
+
+    return replaced(Slot, "note_store", note_store)
+
+
 MUTANTS = [
     Mutant("relay that stops", Chain(), stop_relays, seed=0),
     Mutant("incarnation unchecked", Sync(), ignore_incarnations, seed=10),
@@ -338,8 +498,20 @@ MUTANTS = [
     Mutant("pending-first left out", Chain(), leave_out_pending_first),
     Mutant("restart in the old epoch", Sync(), restart_in_the_old_epoch),
     Mutant("promise kept in memory", Sync(), promise_in_memory),
-    Mutant("sync head first", HeadFirstSync()),
-    Mutant("sync in parallel", ParallelSync()),
-    Mutant("chain read from the head", HeadReadChain()),
+    Mutant("sync head first", HeadFirstSync(), seed=0, plan=CHANGING),
+    Mutant("sync in parallel", ParallelSync(), seed=0, plan=CHANGING),
+    Mutant("chain read from the head", HeadReadChain(), seed=0, plan=CHANGING),
+    Mutant("settle without the sweep", Sync(), settle_without_the_sweep, seed=0, plan=CHANGING),
+    Mutant("settle: R listed", Quorum(), list_too_few, seed=0, plan=SWITCHING),
+    Mutant("settle: only the last configuration asked", Quorum(), ask_only_the_last, seed=0, plan=CHANGING),
+    Mutant("settle: n - W instead of R", Quorum(), ask_too_few, seed=0, plan=CHANGING),
+    Mutant("settle: repair without write-back", Quorum(), repair_nothing, seed=0, plan=CHANGING),
+    Mutant("settle: repair with the old version", Quorum(), repair_with_the_old_version, seed=0, plan=CHANGING),
+    Mutant("settle: copies whatever is newest", Quorum(), copy_blindly, seed=0, plan=CHANGING),
+    Mutant("settle: ends after the next change", Quorum(), settle_whatever_is_there, seed=0, plan=CHANGING),
+    Mutant("joiner without discard", Sync(), discard_nothing, seed=0, plan=CHANGING),
+    Mutant("discard after persisting", Sync(), discard_late, seed=0, plan=CHANGING),
+    Mutant("replaced configuration still written", Sync(), write_to_what_is_replaced, seed=0, plan=CHANGING),
+    Mutant("used configuration replaced", Sync(), replace_what_was_used, seed=0, plan=CHANGING),
 ]
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
