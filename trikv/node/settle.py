@@ -97,12 +97,13 @@ class Settling:
             for slot in group:
                 self._tried_s[slot.index] = now
             try:
-                done = await self._settle(group)
+                heard = {slot: chosen for slot in group if (chosen := choose_all(slot)) is not None}
+                done = await self._settle(heard)
             except (Refused, NotEnough, PeerError) as error:
                 _log.info("%d partitions cannot be settled yet: %s", len(group), error)
                 continue
             try:
-                await self._conclude(done)
+                await self._conclude(done, heard)
             except Refused as error:
                 _log.warning("settled partitions could not be noted: %s", error)
 
@@ -148,20 +149,11 @@ class Settling:
 
     # --- one group of partitions --------------------------------------------------------------------------------------
 
-    async def _settle(self, group: Sequence[Slot]) -> list[Slot]:
-        """Go through all their keys; those of which every key is in place."""
-        plan: dict[Target, list[Slot]] = {}
-        heard: dict[int, dict[Member, Target]] = {}
-        for slot in group:
-            chosen = choose_all(slot)
-            if chosen is None:
-                continue
-            heard[slot.index] = {target.member: target for target in chosen}
-            for target in chosen:
-                plan.setdefault(target, []).append(slot)
-        agreed = await self._compare(group, plan, heard)
-        slots = {slot.index: slot for slot in group if slot.index in heard and slot not in agreed}
-        plan = {target: left for target, asked in plan.items() if (left := [s for s in asked if s.index in slots])}
+    async def _settle(self, heard: Mapping[Slot, Sequence[Target]]) -> list[Slot]:
+        """Go through all keys of these partitions, asking those beside each; those of which every key is in place."""
+        agreed = await self._compare(heard)
+        slots = {slot.index: slot for slot in heard if slot not in agreed}
+        plan = _plan(heard, slots.values())
         failed: set[int] = set()
         after: bytes | None = None
         while slots:
@@ -175,26 +167,26 @@ class Settling:
                     if listing.bound is not None and key > listing.bound:
                         continue
                     await limiter.acquire_on_behalf_of(key)
-                    nursery.start_soon(self._mend, slots[partition], key, held, heard[partition], failed, limiter)
+                    slot = slots[partition]
+                    nursery.start_soon(self._mend, slot, key, held, heard[slot], failed, limiter)
             if listing.bound is None:
                 break
             after = listing.bound
         done = [slot for slot in slots.values() if slot.index not in failed]
         return [slot for slot in (*agreed, *done) if self._is_current(slot)]
 
-    async def _compare(
-        self, group: Sequence[Slot], plan: Mapping[Target, list[Slot]], heard: Mapping[int, Mapping[Member, Target]]
-    ) -> list[Slot]:
-        """The partitions of which all members hold the same already."""
+    async def _compare(self, heard: Mapping[Slot, Sequence[Target]]) -> list[Slot]:
+        """The partitions of which all that are asked hold the same already."""
         deadline_s = trio.current_time() + STEP_TIMEOUT_S
-        summaries = await ask_digests(plan, self._master.note_stale, deadline_s)
+        summaries = await ask_digests(_plan(heard, heard), self._master.note_stale, deadline_s)
         agreed: list[Slot] = []
-        for slot in group:
+        for slot, asked in heard.items():
             answers = summaries.get(slot.index, {})
             if not answers:
                 continue
             self.sizes_bytes[slot.index] = max(summary.size_bytes for summary in answers.values())
-            if slot.index in heard and heard_enough(slot, answers) and len(set(answers.values())) == 1:
+            all_answered = all(target.member in answers for target in asked)
+            if all_answered and heard_enough(slot, answers) and len(set(answers.values())) == 1:
                 self.progress.keys_compared += next(iter(answers.values())).rows
                 agreed.append(slot)
         return agreed
@@ -204,7 +196,7 @@ class Settling:
         slot: Slot,
         key: bytes,
         held: Mapping[str, Record],
-        heard: Mapping[Member, Target],
+        asked: Sequence[Target],
         failed: set[int],
         limiter: trio.CapacityLimiter,
     ) -> None:
@@ -216,7 +208,7 @@ class Settling:
             deadline_s = trio.current_time() + STEP_TIMEOUT_S
             with trio.move_on_at(deadline_s) as scope:
                 try:
-                    await self._mend_key(slot, key, held, heard, deadline_s)
+                    await self._mend_key(slot, key, held, asked, deadline_s)
                 except (Refused, Unknown, NotEnough, PeerError) as error:
                     _log.info("a key of partition %d cannot be settled yet: %s", slot.index, error)
                     failed.add(slot.index)
@@ -226,7 +218,7 @@ class Settling:
             limiter.release_on_behalf_of(key)
 
     async def _mend_key(
-        self, slot: Slot, key: bytes, held: Mapping[str, Record], heard: Mapping[Member, Target], deadline_s: float
+        self, slot: Slot, key: bytes, held: Mapping[str, Record], asked: Sequence[Target], deadline_s: float
     ) -> None:
         self.progress.keys_compared += 1
         coordinator = self._master.coordinator
@@ -234,9 +226,9 @@ class Settling:
         async with slot.locks.exclusive(key):
             if slot.reads_directly(key):
                 return
-            lacking = None if key in slot.pending else find_lacking(slot, held, heard)
+            lacking = None if key in slot.pending else find_lacking(slot, held, asked)
             newest = max(held.values(), key=lambda record: record.version)
-            source = next(t for m, t in heard.items() if m.worker in held and held[m.worker] == newest)
+            source = next(target for target in asked if held.get(target.member.worker) == newest)
             if lacking is None:
                 record = await coordinator.repair(slot, key, deadline_s, besides=source)
                 self.progress.keys_repaired += 1
@@ -265,29 +257,40 @@ class Settling:
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    async def _conclude(self, done: Sequence[Slot]) -> None:
+    async def _conclude(self, done: Sequence[Slot], heard: Mapping[Slot, Sequence[Target]]) -> None:
         """Shorten their histories, durably; then let those who are in no configuration any more discard them."""
-        former: dict[Slot, list[Target]] = {}
+        master = self._master
         for slot in done:
-            active = set(slot.configuration.members)
-            former[slot] = list({t.member: t for past in slot.history for t in past.targets}.values())
-            former[slot] = [target for target in former[slot] if target.member not in active]
             for past in slot.history:
                 if past.lenient:
-                    self.could_not_ask |= {t.member.worker for t in past.targets if t.standing is not Standing.UP}
-        settled = await self._master.note_settled(done)
+                    asked = {target.member for target in heard[slot]}
+                    self.could_not_ask |= {t.member.worker for t in past.targets if t.member not in asked}
+        former = {slot: {t.member: t for past in slot.history for t in past.targets} for slot in done}
+        settled = await master.note_settled(done)
         self.progress.partitions += len(settled)
         if settled:
             epochs = [slot.epoch for slot in settled]
             told = {"first": spell_epoch(min(epochs)), "last": spell_epoch(max(epochs))}
-            self._master.events.note("partition_settled", partitions=len(settled), epochs=told)
+            master.events.note("partition_settled", partitions=len(settled), epochs=told)
         for slot in settled:
             self._tried_s.pop(slot.index, None)
-            for target in former[slot]:
-                if target.standing is Standing.UP:
-                    arguments = [slot.index, slot.epoch, target.member.incarnation]
+            for member, target in former[slot].items():
+                if member in slot.configuration.members:
+                    continue
+                if target in heard[slot]:
+                    arguments = [slot.index, slot.epoch, member.incarnation]
                     deadline_s = trio.current_time() + STEP_TIMEOUT_S
                     target.call(Op.DISCARD, arguments, deadline_s, lambda fault, payload: None, 64)
+                elif target.standing is Standing.UP:
+                    master.reconciler.note_up(member.worker)  # it was not asked what it holds
+
+
+def _plan(heard: Mapping[Slot, Sequence[Target]], slots: Collection[Slot]) -> dict[Target, list[Slot]]:
+    plan: dict[Target, list[Slot]] = {}
+    for slot in slots:
+        for target in heard[slot]:
+            plan.setdefault(target, []).append(slot)
+    return plan
 
 
 def choose_all(slot: Slot) -> list[Target] | None:
@@ -309,11 +312,12 @@ def choose_all(slot: Slot) -> list[Target] | None:
     return list(chosen.values())
 
 
-def find_lacking(slot: Slot, held: Mapping[str, Record], heard: Mapping[Member, Target]) -> list[Target] | None:
+def find_lacking(slot: Slot, held: Mapping[str, Record], asked: Sequence[Target]) -> list[Target] | None:
     """The newcomers that lack a key which all others hold alike: it may go to them as it is. None: it must be repaired.
 
-    `held`: what those that were heard hold of the key, by worker.
+    `held`: what those that were asked hold of the key, by worker.
     """
+    heard = {target.member: target for target in asked}
     if not heard_enough(slot, heard):
         return None
     before, active = slot.history[0].configuration, slot.configuration
