@@ -150,7 +150,12 @@ def move_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def repair_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(word, f"{report[word]:,}") for word in ("compared", "differing", "repaired") if word in report]
+    """What comparing all copies came to. Of partitions whose digests agree, no key need be looked at."""
+    rows = [(f"keys {word}", f"{report[word]:,}") for word in ("compared", "differing", "repaired")]
+    if "partitions" in report:
+        skipped = f"; {report['skipped']:,} left out, a replica being down or data on the move"
+        rows.insert(0, ("partitions", f"{report['partitions']:,} compared{skipped if report['skipped'] else ''}"))
+    return rows
 
 
 def recover_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
