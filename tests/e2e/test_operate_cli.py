@@ -206,6 +206,14 @@ def test_a_setting_that_cannot_be_meant_is_a_usage_error(trikv: Trikv, flag: str
 # --- when something is wrong ------------------------------------------------------------------------------------------
 
 
+def test_copies_are_compared_and_what_differs_is_counted(cluster: LocalCluster, trikv: Trikv) -> None:
+    compared = trikv("repair", "--dry-run", url=cluster.url)
+    assert compared.returncode == 0
+    assert row_of(compared.stdout, "partitions") == "1,024 compared"
+    assert row_of(compared.stdout, "keys differing") == "0"
+    assert json.loads(trikv("repair", "--json", url=cluster.url).stdout)["repaired"] == 0
+
+
 def test_recover_says_what_would_be_lost_before_it_is_done(trikv: Trikv) -> None:
     with LocalCluster(mode="chain", workers=2, replicas=2) as cluster:
         url = cluster.url

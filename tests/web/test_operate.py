@@ -193,6 +193,15 @@ def test_a_worker_is_unsafe_to_stop_while_too_few_others_are_up(web: httpx.Clien
 # --- when something is wrong ------------------------------------------------------------------------------------------
 
 
+def test_all_copies_are_compared_on_request(web: httpx.Client, running: LocalCluster) -> None:
+    for parameters, outcome in (({"dry_run": "true"}, None), ({}, "committed")):
+        report = web.post("/v1/repair", params=parameters).raise_for_status().json()
+        assert report.get("outcome") == outcome
+        assert (report["differing"], report["repaired"], report["partitions"], report["skipped"]) == (0, 0, 1024, 0)
+    assert web.post("/v1/repair?dry_run=1").status_code == 400
+    assert everything(web) == [b"%d" % n for n in range(KEYS)]
+
+
 def test_there_is_nothing_to_recover_in_a_cluster_that_is_whole(web: httpx.Client) -> None:
     for accept_loss in (False, True):
         report = web.post("/v1/recover", json={"accept_loss": accept_loss}).raise_for_status().json()

@@ -28,7 +28,7 @@ SENTENCES: Final[dict[str, str]] = {
     "settled": "every partition is settled",
     "mode_switching": "switching from mode {before} to {mode}",
     "mode_switched": "mode {mode} is in force: everything is settled under it, after {duration_s:.1f} s",
-    "repaired": "keys repaired whose copies differed: {repaired:,}",
+    "repaired": "keys repaired whose copies differed: {keys:,}",
     "recovered": "partitions that go on with what is left of them, so that records may be lost: {partitions:,}",
     "records_salvaged": "records that worker {worker} alone had and brought back: {records:,}",
     "records_lost": "records of worker {worker} dropped, since they may have been deleted meanwhile: {records:,}",
