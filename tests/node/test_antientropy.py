@@ -70,8 +70,6 @@ async def test_a_replica_that_was_away_gets_all_that_it_missed_as_it_is(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     cluster = await start(nursery, "quorum")
-    entropy = AntiEntropy(cluster.coordinator, cluster.master.note_stale)
-    nursery.start_soon(entropy.run)
     away = cluster.workers[1]
     await cluster.kill(away)
     await cluster.until_down(away)
@@ -150,8 +148,7 @@ async def test_a_dry_run_counts_and_changes_nothing(nursery: trio.Nursery, autoj
 
 async def test_from_time_to_time_all_is_compared_in_any_case(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     cluster = await start(nursery, "quorum")
-    entropy = AntiEntropy(cluster.coordinator, cluster.master.note_stale)
-    nursery.start_soon(entropy.run)
+    entropy = cluster.master.antientropy
     await trio.sleep(10)
     assert entropy.progress()["compared"] == entropy.progress()["total"] == 1024
     assert entropy.progress()["round_ended_s_ago"] is not None

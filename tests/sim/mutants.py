@@ -31,7 +31,8 @@ from trikv.core.record import term_of
 from trikv.core.session import Hello, PeerError
 from trikv.net.doors import Doors
 from trikv.net.replicas import NotEnough, Replicas, Standing, Target
-from trikv.node import coordinator, settle, sweep
+from trikv.node import coordinator, settle
+from trikv.node.antientropy import AntiEntropy
 from trikv.node.coordinator import Attempt, Coordinator
 from trikv.node.locks import KeyLocks
 from trikv.node.master import Master
@@ -320,10 +321,10 @@ def restart_in_the_old_epoch() -> Iterator[None]:
 def sweep_nothing() -> AbstractContextManager[None]:
     """Nobody brings replicas together whose background copies were lost."""
 
-    def is_due(slot: Slot, up: Sequence[Any], last: Any) -> bool:
-        return False
+    def due(self: AntiEntropy) -> list[Slot]:
+        return []
 
-    return replaced(sweep, "_is_due", is_due)
+    return replaced(AntiEntropy, "_due", due)
 
 
 # --- changing configurations ------------------------------------------------------------------------------------------
@@ -366,7 +367,8 @@ def ask_only_the_last() -> Iterator[None]:
         return slot
 
     async def fetch(slot: Slot, *rest: Any, **options: Any) -> Record | None:
-        return await find(without_past(slot), *rest, **options)
+        found: Record | None = await find(without_past(slot), *rest, **options)
+        return found
 
     def choose_last(slot: Slot) -> list[Target] | None:
         return choose(without_past(slot))

@@ -65,6 +65,7 @@ class Changes:
             "bytes_moved": done.bytes_moved,
             "seconds_left": self._master.settling.seconds_left(len(unsettled)),
             "operation": self.operation(),
+            "anti_entropy": self._master.antientropy.progress(),
         }
 
     def _refuse_if_busy(self) -> None:
@@ -266,6 +267,15 @@ class Changes:
             "seconds": None if size_bytes is None else round(size_bytes / rate, 1),
             "to": dict(sorted(to.items())),
         }
+
+    # --- certainty ----------------------------------------------------------------------------------------------------
+
+    async def repair(self, *, dry_run: bool) -> dict[str, int]:
+        """Compare all replicas of all settled partitions, and mend what differs (`AntiEntropy.repair`)."""
+        report = await self._master.antientropy.repair(dry_run=dry_run)
+        if report["repaired"]:
+            self._master.events.note("repaired", keys=report["repaired"])
+        return report
 
     # --- when all else fails ------------------------------------------------------------------------------------------
 

@@ -32,16 +32,17 @@ from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
 from trikv.net.replicas import Target
 from trikv.net.serve import serve_links
+from trikv.node.antientropy import AntiEntropy
 from trikv.node.changes import Changes
 from trikv.node.configstore import ConfigConflict, ConfigStore, ConfigStoreError
 from trikv.node.coordinator import Coordinator
 from trikv.node.enlist import Enlisting
 from trikv.node.events import EventLog
+from trikv.node.finish import finish_forever
 from trikv.node.heartbeat import Replica, Watched, beat_forever
 from trikv.node.reconcile import Reconciler
 from trikv.node.settle import Settling
 from trikv.node.slot import Slot
-from trikv.node.sweep import sweep_forever
 from trikv.registry import Registry
 
 T = TypeVar("T")
@@ -88,6 +89,7 @@ class Master:
         self.enlisting = Enlisting(self, named)
         self.reconciler = Reconciler(self, min_copies=min_copies)
         self.settling = Settling(self, rate_bytes=settle_rate_bytes)
+        self.antientropy = AntiEntropy(self.coordinator, self.note_stale)
         self.changes = Changes(self)
         self._revision = revision
         self._store = store
@@ -165,7 +167,8 @@ class Master:
             await nursery.start(serve_links, listening.listener, self.hello, self.judge, self._handle)
             self.enlisting.start(nursery)
             nursery.start_soon(beat_forever, self.watched)
-            nursery.start_soon(sweep_forever, self.coordinator, self.note_stale)
+            nursery.start_soon(finish_forever, self.coordinator)
+            nursery.start_soon(self.antientropy.run)
             nursery.start_soon(self.reconciler.run)
             nursery.start_soon(self.settling.run)
             task_status.started()

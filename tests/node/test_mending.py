@@ -1,4 +1,4 @@
-"""What the master mends by itself: async replicas that differ, and writes in doubt."""
+"""What the master mends by itself, on a cluster: async replicas that differ, and writes in doubt."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trikv.api import Batch
 from trikv.core.calls import Op
-from trikv.core.record import Record, Version, make_epoch, term_of
+from trikv.core.record import make_epoch, term_of
 from trikv.core.ring import partition_of
 from trikv.net.link import dial
-from trikv.node.sweep import PERIOD_S
-from trikv.testing.inprocess import InProcessCluster, Node
+from trikv.testing.inprocess import InProcessCluster
 
 KEYS = [b"k%d" % number for number in range(8)]
 
@@ -21,49 +19,6 @@ def held(cluster: InProcessCluster, key: bytes) -> list[bytes | None]:
     """What each replica has of the key: its value, b"" for a tombstone, None for nothing."""
     records = [node.storage.get(partition_of(key), key) for node in cluster.replicas_of(key)]
     return [None if record is None else record.value or b"" for record in records]
-
-
-async def lay_down(node: Node, key: bytes, seq: int, value: bytes | None) -> None:
-    version = Version(make_epoch(1, 1), seq)
-    await node.storage.commit(Batch(puts={(partition_of(key), key): Record(version, version, value)}))
-
-
-async def differ(cluster: InProcessCluster) -> None:
-    """Each key is newest somewhere else, and for half of them the newest is a tombstone."""
-    for number, key in enumerate(KEYS):
-        replicas = cluster.replicas_of(key)
-        await lay_down(replicas[number % 3], key, 3, None if number % 2 else b"new")
-        await lay_down(replicas[(number + 1) % 3], key, 2, b"old")
-
-
-def converged(cluster: InProcessCluster) -> bool:
-    return all(held(cluster, key) == [b"" if number % 2 else b"new"] * 3 for number, key in enumerate(KEYS))
-
-
-async def test_async_replicas_that_differ_converge_at_the_masters_start(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    """Background copies die with the master that had them in hand (schedule 9)."""
-    cluster = await InProcessCluster.start(nursery, mode="async")
-    await cluster.stop_master()
-    await differ(cluster)
-    await cluster.start_master()
-    await cluster.until(lambda: converged(cluster))
-    assert all(node.storage.get(partition_of(KEYS[0]), KEYS[0]) is not None for node in cluster.workers)
-    record = await cluster.coordinator.get(KEYS[0])
-    assert record is not None
-    assert record.version == Version(make_epoch(1, 1), 3)  # the newest goes to all, as it is
-
-
-async def test_they_converge_from_time_to_time_in_any_case(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    cluster = await InProcessCluster.start(nursery, mode="async")
-    await cluster.coordinator.put(b"any", b"thing")
-    await trio.sleep(10)
-    await differ(cluster)
-    await trio.sleep(10)
-    assert not converged(cluster)
-    await trio.sleep(PERIOD_S)
-    assert converged(cluster)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
