@@ -10,9 +10,9 @@ cluster does. Nothing is retried behind anybody's back. What a client learns is 
 no connection was made: refused; it broke, or nobody answered in `PATIENCE_S`, after a write had been sent: unknown.
 
 What they ask for follows from the seed: mostly puts and gets, some deletes and compare-and-sets, half of it for a few
-hot keys, so that operations meet; every value is written once. A compare-and-set expects what the clients saw last.
-Every second client insists: after a write that was not committed it writes the same key until one is, so that it shows
-when that is possible again. They keep to a rate together; who was held up catches up, as far as `BACKLOG_S` goes.
+hot keys (`hot`), so that operations meet; every value is written once. A compare-and-set expects what the clients saw
+last. Every second client insists: after a write that was not committed it writes the same key until one is, so that it
+shows when that is possible again. They keep to a rate together; who was held up catches up, as far as `BACKLOG_S` goes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from trikv.testing.history import PRECONDITION_FAILED, Kind, Operation, Recorder
 PATIENCE_S: Final = 6.0  # the cluster itself answers within its own deadline
 BACKLOG_S: Final = 5.0
 HOT_KEYS: Final = 10
+FILL_DEADLINE_S: Final = 120.0
 AGAIN_S: Final = 0.1  # before a request that failed at once is followed by another
 MET: Final = (PRECONDITION_FAILED, "no_compare_and_set")  # answers as good as any other
 RECEIVE_BYTES: Final = 64 * 1024
@@ -115,6 +116,9 @@ class Load:
       clients, rate: how many, and how many requests they make in a second together.
       keys: how many keys they use.
       value_bytes: values are filled up to so many.
+      hot: how much of it is for the `HOT_KEYS` first keys.
+      insists: of so many clients one insists.
+      fill: write every key once before anything else, which `filled` waits for.
     """
 
     def __init__(
@@ -127,6 +131,9 @@ class Load:
         keys: int = 300,
         mix: Mix | None = None,
         value_bytes: int = 0,
+        hot: float = 0.5,
+        insists: int = 2,
+        fill: bool = False,
     ) -> None:
         self.keys = [f"key-{number:05d}" for number in range(keys)]
         self.recorder = Recorder()
@@ -139,6 +146,10 @@ class Load:
         self._value_bytes = value_bytes
         self._seen: dict[str, tuple[str, str] | None] = {}  # by key: value and stamp, None for absence
         self._background = Background()
+        self._hot = hot
+        self._insists = insists
+        self._fill = fill
+        self._filled = trio.Event()
         self._stopping = False
         self._ended = trio.Event()
 
@@ -170,17 +181,24 @@ class Load:
         self._stopping = True
         self._background.run(self._ended.wait)
 
+    def filled(self) -> None:
+        """Return when every key has been written once."""
+        self._background.run(self._filled.wait)
+
     def read_all(self, deadline_s: float = 60.0) -> list[str]:
         """Read every key, each until it is answered; the keys that were not in time."""
-        unread: list[str] = self._background.run(self._read_all, deadline_s)
+        unread: list[str] = self._background.run(self._ask_for_all, Kind.GET, deadline_s)
         return unread
 
     # --- in the loop --------------------------------------------------------------------------------------------------
 
     async def _run_all(self) -> None:
+        if self._fill:
+            await self._ask_for_all(Kind.PUT, FILL_DEADLINE_S)
+        self._filled.set()
         async with trio.open_nursery() as nursery:
             for number in range(self._clients):
-                nursery.start_soon(self._run_one, f"c{number + 1}", number % 2 == 1)
+                nursery.start_soon(self._run_one, f"c{number + 1}", number % self._insists == 0)
         self._ended.set()
 
     async def _run_one(self, client: str, insists: bool) -> None:
@@ -198,13 +216,13 @@ class Load:
                 if operation.writes and operation.outcome is Outcome.COMMITTED:
                     self.commits += 1
                 again = key if insists and failed and operation.writes else None
-                if failed:
+                if again is not None:
                     await trio.sleep(AGAIN_S)
         finally:
             await connection.hang_up()
 
     def _draw(self, dice: random.Random) -> tuple[Kind, str]:
-        keys = self.keys[:HOT_KEYS] if dice.random() < 0.5 else self.keys
+        keys = self.keys[:HOT_KEYS] if dice.random() < self._hot else self.keys
         where = dice.random()
         for kind, share in ((Kind.PUT, self._mix.put), (Kind.GET, self._mix.get), (Kind.CAS, self._mix.cas)):
             where -= share
@@ -255,19 +273,20 @@ class Load:
         stamp = Version.parse(answer.etag) if answer.etag and answer.status < 300 else None
         end(operation, now_s, Outcome.COMMITTED, result=None if operation.writes else held, stamp=stamp)
 
-    async def _read_all(self, deadline_s: float) -> list[str]:
+    async def _ask_for_all(self, kind: Kind, deadline_s: float) -> list[str]:
+        """Ask for every key until it is committed; those of which that was not in time."""
         left = list(self.keys)
-        unread: list[str] = []
+        failed: list[str] = []
         until_s = self.now_s() + deadline_s
 
-        async def read(client: str) -> None:
+        async def ask(client: str) -> None:
             connection = Connection(self._port)
             try:
                 while left:
                     key = left.pop()
-                    while (await self.ask(connection, client, Kind.GET, key)).outcome is not Outcome.COMMITTED:
+                    while (await self.ask(connection, client, kind, key)).outcome is not Outcome.COMMITTED:
                         if self.now_s() > until_s:
-                            unread.append(key)
+                            failed.append(key)
                             break
                         await trio.sleep(AGAIN_S)
             finally:
@@ -275,5 +294,5 @@ class Load:
 
         async with trio.open_nursery() as nursery:
             for number in range(self._clients):
-                nursery.start_soon(read, f"r{number + 1}")
-        return unread
+                nursery.start_soon(ask, f"r{number + 1}")
+        return failed

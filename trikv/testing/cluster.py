@@ -33,12 +33,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from trikv.client import Client
 from trikv.testing.background import Background
 from trikv.testing.process import START_DEADLINE_S, STOP_DEADLINE_S, Node, NodeFailed, wait_until
 from trikv.testing.proxy import Direction, Link, serve_link
+
+WHOLE_INTERVAL_S: Final = 0.25  # the answer costs the master some milliseconds
 
 __all__ = ["LocalCluster", "Node", "NodeFailed", "wait_until"]
 
@@ -255,7 +257,10 @@ class LocalCluster:
         Whoever runs has its share by then, and whoever does not, or is drained, holds nothing.
         """
         with self.client() as client:
-            wait_until(lambda: self.is_whole(client.cluster()), what="the cluster is whole", deadline_s=deadline_s)
+            wait_until(
+                lambda: self.is_whole(client.cluster()), what="the cluster is whole", deadline_s=deadline_s,
+                every_s=WHOLE_INTERVAL_S,
+            )  # fmt: skip
 
     def is_whole(self, state: Mapping[str, Any]) -> bool:
         """Is that the state of a cluster that has healed?"""

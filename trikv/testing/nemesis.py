@@ -247,7 +247,7 @@ class Nemesis:
 
     def _await(self, condition: Callable[[], bool], what: str) -> None:
         try:
-            wait_until(condition, what=what, deadline_s=HEAL_DEADLINE_S)
+            wait_until(condition, what=what, deadline_s=HEAL_DEADLINE_S, every_s=0.1)
         except TimeoutError as error:
             raise NotHealed(f"{error}: {self._describe()}") from error
 

@@ -21,7 +21,6 @@ from trikv.core.errors import TrikvError
 
 START_DEADLINE_S: Final = 30.0  # a cold disk and a busy machine; a start takes about one second
 STOP_DEADLINE_S: Final = 8.0  # after that a child is killed
-_POLL_INTERVAL_S: Final = 0.03
 
 T = TypeVar("T")
 
@@ -32,10 +31,12 @@ class NodeFailed(RuntimeError):
     """A child did not come up. The message has its own last line, which is written for people."""
 
 
-def wait_until(condition: Callable[[], T], *, what: str = "the condition", deadline_s: float = 15.0) -> T:
+def wait_until(
+    condition: Callable[[], T], *, what: str = "the condition", deadline_s: float = 15.0, every_s: float = 0.03
+) -> T:
     """Ask until the answer is true, and return it. A `TrikvError` counts as "not yet": a node may be starting.
 
-    Other processes cannot wake us, so this asks every 30 ms.
+    Other processes cannot wake us, so this asks every 30 ms, or as seldom as it is told.
 
     Raises:
       TimeoutError: after `deadline_s`, with `what` was waited for and the last refusal heard.
@@ -53,7 +54,7 @@ def wait_until(condition: Callable[[], T], *, what: str = "the condition", deadl
                 return answer
         if time.monotonic() > until:
             raise TimeoutError(f"{what} did not come true within {deadline_s:g} s{heard}")
-        time.sleep(_POLL_INTERVAL_S)
+        time.sleep(every_s)
 
 
 class Node:
