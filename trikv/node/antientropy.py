@@ -133,11 +133,15 @@ class AntiEntropy:
     # --- what to compare ----------------------------------------------------------------------------------------------
 
     def _due(self) -> list[Slot]:
-        return [slot for slot in self._coordinator.slots if _is_comparable(slot) and self._is_due(slot)]
+        return [
+            slot
+            for slot in self._coordinator.slots
+            if _should_be_alike(slot) and len(up := _up(slot)) > 1 and self._is_due(slot, up)
+        ]
 
-    def _is_due(self, slot: Slot) -> bool:
+    def _is_due(self, slot: Slot, up: Sequence[Target]) -> bool:
         """Those that are up may differ: never compared in this epoch, or not with one of them, or not for a while."""
-        up, last = _up(slot), self._compared.get(slot.index)
+        last = self._compared.get(slot.index)
         if last is None or last.epoch != slot.epoch or not last.members.issuperset(t.member for t in up):
             return True
         soon = not last.ended or (slot.missed and len(up) == len(slot.targets))
@@ -263,8 +267,11 @@ class AntiEntropy:
 
 
 def _is_comparable(slot: Slot) -> bool:
-    """Should its replicas hold the same, and are there two to compare?"""
-    return slot.partition.settled and not slot.blocked and not slot.closed and len(_up(slot)) > 1
+    return _should_be_alike(slot) and len(_up(slot)) > 1
+
+
+def _should_be_alike(slot: Slot) -> bool:
+    return slot.partition.settled and not slot.blocked and not slot.closed
 
 
 def _up(slot: Slot) -> list[Target]:
