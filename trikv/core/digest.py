@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 from trikv.core.record import Record, Version
 
 _VERSION: Final = Struct(">QQ")
+_HASH: Final = blake2b(digest_size=8)  # copied for each row: a third of the time goes into making one
 
 
 class Summary(NamedTuple):
@@ -66,4 +67,6 @@ class Summary(NamedTuple):
 
 def word_of(key: bytes, version: Version) -> int:
     """The row's share of the digest: 64 bits."""
-    return int.from_bytes(blake2b(_VERSION.pack(*version) + key, digest_size=8).digest(), "big")
+    row = _HASH.copy()
+    row.update(_VERSION.pack(*version) + key)
+    return int.from_bytes(row.digest(), "big")
