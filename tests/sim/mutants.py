@@ -318,13 +318,13 @@ def restart_in_the_old_epoch() -> Iterator[None]:
         yield
 
 
-def sweep_nothing() -> AbstractContextManager[None]:
+def compare_nothing() -> AbstractContextManager[None]:
     """Nobody brings replicas together whose background copies were lost."""
 
-    def due(self: AntiEntropy) -> list[Slot]:
-        return []
+    def is_due(self: AntiEntropy, slot: Slot) -> bool:
+        return False
 
-    return replaced(AntiEntropy, "_due", due)
+    return replaced(AntiEntropy, "_is_due", is_due)
 
 
 # --- changing configurations ------------------------------------------------------------------------------------------
@@ -495,7 +495,7 @@ MUTANTS = [
     Mutant("majority of n // 2", Quorum(), halve_majorities, seed=4),
     Mutant("version from the wall clock", Sync(), take_versions_from_the_clock, seed=2),
     Mutant("store that overwrites newer", Sync(), overwrite_newer, seed=1),
-    Mutant("no sweep", Async(), sweep_nothing, seed=0),
+    Mutant("no anti-entropy", Async(), compare_nothing, seed=0),
     Mutant("no epoch check", Sync(), forget_epochs),
     Mutant("pending-first left out", Chain(), leave_out_pending_first),
     Mutant("restart in the old epoch", Sync(), restart_in_the_old_epoch),

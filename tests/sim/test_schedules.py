@@ -16,7 +16,7 @@ BROKEN_BY = [
     ("draft_04_stored_at_all", "write-back with the old version"),
     ("draft_06_former_incarnation", "incarnation unchecked"),
     ("draft_08_relay_goes_on", "relay that stops"),
-    ("draft_09_nobody_sweeps", "no sweep"),
+    ("draft_09_nobody_sweeps", "no anti-entropy"),
     ("draft_11_promise_on_disk", "promise kept in memory"),
     ("late_store_of_a_former_epoch", "no epoch check"),
     ("late_store_of_a_former_epoch", "restart in the old epoch"),

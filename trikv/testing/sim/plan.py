@@ -259,7 +259,7 @@ class Plan:
                 if dice.random() < 0.4:
                     off_s, steps = 0.02 + dice.random() ** 3 * 2, dice.randint(1, 40)
                     faults.append(Fault(begins_s, FaultKind.MASTER_CRASH, (MASTER,), off_s, steps))
-                at_s = begins_s + dice.random()
+                at_s = begins_s + dice.random() ** 4
         return faults
 
 

@@ -189,12 +189,12 @@ class World:
         )
 
     def is_whole(self) -> bool:
-        """Is everything mended? Nothing in doubt, all partitions settled, and as many replicas as there should be.
-        A mode that promises convergence has the same on all of them."""
+        """Is everything mended? Nothing in doubt, all partitions settled, as many replicas as there should be, and the
+        same on all of them."""
         master = self.master
         if master is None or not self._all_up(master):
             return False
-        return not self.wounded() and not (self.converges and self.differing())
+        return not self.wounded() and not self.differing()
 
     def wounded(self) -> list[int]:
         """Partitions that are not as they should be."""
