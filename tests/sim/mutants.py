@@ -241,7 +241,10 @@ def repair_with_the_old_version() -> AbstractContextManager[None]:
             found = await _find(self, slot, key, deadline_s, besides)
             if found is None:
                 return None
-            slot.note_sent(key, found)  # which the real repair then writes again, same version
+            try:
+                slot.note_sent(key, found)  # which the real repair then writes again, same version
+            except NotEnough as error:
+                raise Refused("unavailable", str(error)) from error
         return await real(self, slot, key, deadline_s)
 
     return replaced(Coordinator, "repair", repair)

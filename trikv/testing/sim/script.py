@@ -32,6 +32,9 @@ test compares two texts, and a new script is written with any outcome (`-> ?`) a
     set aside A>B                            what the dead A still had under way to B is kept; the wire is free again
     deliver A>B                              it arrives now, on a connection of its own
     reconfigure M1 M2 M3                     these become the replicas, while the master is off; see below
+    operator asks mode MODE                  a switch is begun, and goes on by itself
+    operator asks drain A                    so is the emptying of a worker
+    configuration ->                         mode and replicas, or all in the history, the oldest first, while unsettled
     wait SECONDS
     disks KEY ->                             what each replica, in order, has on its disk
     judge ->                                 of all that clients saw: is the promise kept?
@@ -57,6 +60,7 @@ import trio
 from trikv.api import Promise, Strategy
 from trikv.core.configuration import Cluster, Configuration
 from trikv.core.errors import Outcome
+from trikv.registry import load_registry
 from trikv.testing import linear
 from trikv.testing.audit import check_convergence, check_final, check_origins, check_stamps, measure_staleness
 from trikv.testing.history import Finding, Kind, Operation
@@ -217,6 +221,12 @@ def _understand(words: list[str], nodes: set[str]) -> tuple[Deed, bool]:
             return partial(Stage.deliver, wire=ends(wire)), False
         case ["reconfigure", *names]:
             return partial(Stage.reconfigure, names=workers(names)), False
+        case ["operator", "asks", "mode", mode] if mode in load_registry().strategies:
+            return partial(Stage.switch, mode=mode), False
+        case ["operator", "asks", "drain", name]:
+            return partial(Stage.drain, name=workers([name])[0]), False
+        case ["configuration"]:
+            return Stage.configuration, True
         case ["wait", seconds]:
             return partial(Stage.wait, seconds=_understand_seconds(seconds)), False
         case ["disks", key]:
@@ -277,6 +287,7 @@ def play(script: Script, strategy: Strategy) -> Played:
         keys=(),
         requests=(),
         faults=(),
+        modes=tuple(load_registry().strategies),
     )
     written: list[str] = []
     findings: list[Finding] = []
@@ -457,10 +468,25 @@ class Stage:
         disk.body = cbor2.dumps(replace(cluster, partitions=(changed,)).to_document())
         disk.revision += 1
 
+    async def switch(self, *, mode: str) -> None:
+        self._world.operators.switch(mode)
+
+    async def drain(self, *, name: str) -> None:
+        worker = self._host_of[name]
+        self._world.operators.ask(lambda master: master.changes.drain(worker))
+
     async def wait(self, *, seconds: float) -> None:
         await trio.sleep(seconds)
 
     # --- what can be seen ---------------------------------------------------------------------------------------------
+
+    async def configuration(self) -> str:
+        master = self._world.master
+        if master is None:
+            raise ScriptError("there is no master to tell the configuration")
+        name_of = {host: name for name, host in self._host_of.items()}
+        history = master.cluster.partitions[0].history
+        return ", then ".join(" ".join([c.mode, *(name_of[m.worker] for m in c.members)]) for c in history)
 
     async def disks(self, *, key: str) -> str:
         return " ".join(value or NOTHING for value in self._on_disk(key).values())

@@ -71,7 +71,7 @@ class World:
     def start(self, name: str) -> None:
         """Switch the machine on, if it is off."""
         host = self.network.hosts[name]
-        if host.life is not None:
+        if host.life is not None or self._nursery.cancel_scope.cancel_called:  # the latter: the run is over
             return
         host.silent = False
         host.lives += 1
