@@ -179,7 +179,8 @@ def _tour(cluster: LocalCluster, client: Client) -> list[str]:
         victim.start()
         cluster.await_up([victim])
         place = next(w["place"] for w in client.cluster()["workers"] if w["id"] == victim.id)
-        _say("it came back with its data" if place != "lost" else "it came back without its data and holds no place")
+        kept = "with" if place != "lost" else "without"
+        _say(f"it came back {kept} its data{'' if place != 'lost' else ', and is given its copies anew'}")
         broken += _judge_reads(ledger.read_back(client), "after its return", may_refuse=place == "lost" and may_refuse)
 
         _say(_reading(client, example))

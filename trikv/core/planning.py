@@ -16,8 +16,8 @@ A configuration is left alone as long as changing it would help nobody: where to
 the history are up, nothing that was committed under it can be found, and the new one could never be settled; and where
 the new one could not commit a write either.
 
-From an AP mode to a CP mode: what a silent member alone holds cannot be asked for, and must not turn up later. So it is
-left out, and joins again, empty, when it is back.
+From an AP mode to a CP mode: what a silent member alone holds cannot be asked for, and must not turn up later. So such
+a partition waits for it, and once it is given up goes on without it: it joins again, empty, when it is back.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def plan(
         if not can_settle(cluster, past, up, is_lenient):
             continue
         becomes_strict = not is_lenient(cluster.mode) and any(is_lenient(c.mode) for c in partition.history)
-        if becomes_strict:
-            row = tuple(worker for worker in row if worker in up)
+        if becomes_strict and any(worker not in up for worker in row):
+            continue  # it will be back, or be given up
         fewest = min(min_copies, cluster.replicas)
         configuration = _choose(cluster, partition, row, up, copies, fewest, may_keep=not becomes_strict)
         if configuration is not None and configuration != partition.active:

@@ -108,15 +108,21 @@ class Changes:
         }
 
     async def switch_mode(self, mode: str) -> dict[str, Any]:
-        """Switch, wait until every partition is settled under it, and answer the certificate of the switch."""
+        """Switch, wait until every partition is settled under it, and answer the certificate of the switch.
+
+        A switch to that mode which is under way already is waited for; its certificate counts from now.
+        """
         master = self._master
         strategy = self._strategy(mode)
-        self._refuse_if_busy()
         before = master.cluster
         if not before.formed:
             raise Refused("forming", master.enlisting.forming_detail())
-        if mode == before.mode:
+        operation = self.operation()
+        if mode != before.mode:
+            self._refuse_if_busy()
+        elif operation is None or operation["kind"] != "mode":
             return {"mode": mode, "from": mode, "partitions": 0}
+        former = next((p.history[0].mode for p in before.partitions if p.history[0].mode != mode), mode)
         up = self._up()
         stuck = [slot.index for slot in master.coordinator.slots if not master.reconciler.can_settle(slot, up)]
         if stuck:
@@ -129,18 +135,18 @@ class Changes:
         done = _counts(master)
         master.coordinator.slowest_s = 0.0
         master.settling.could_not_ask.clear()
-        async with master.changing:
-            self._refuse_if_busy()
-            await master.change(lambda cluster: replace(cluster, mode=mode))
-        master.events.note("mode_switching", mode=mode, before=before.mode, partitions=len(before.partitions))
-        await master.reconciler.hurry()
+        if mode != before.mode:
+            async with master.changing:
+                self._refuse_if_busy()
+                await master.change(lambda cluster: replace(cluster, mode=mode))
+            master.events.note("mode_switching", mode=mode, before=former, partitions=len(before.partitions))
         while self.operation():
             await master.coordinator.wait_change()
         epochs = [slot.epoch for slot in master.coordinator.slots]
         compared, repaired, moved = (b - a for a, b in zip(done, _counts(master), strict=True))
         certificate = {
             "mode": mode,
-            "from": before.mode,
+            "from": former,
             "promise": strategy.promise.value,
             "epochs": {"first": spell_epoch(min(epochs)), "last": spell_epoch(max(epochs))},
             "partitions": len(before.partitions),
@@ -189,6 +195,7 @@ class Changes:
         """It may hold data after all."""
         self._worker(worker)
         await self._set_draining(worker, draining=False)
+        self._master.events.note("worker_undrained", worker=worker)
         return {"worker": worker}
 
     async def remove(self, worker: str) -> dict[str, Any]:
@@ -295,8 +302,7 @@ class Changes:
                 return told
             if len(up) < 1:
                 raise Refused("unavailable", "no worker is up; start one first")
-            strategy = master.registry.strategy(cluster.mode)
-            rescued = {slot.index: self._rescued(slot, up, strategy) for slot in stuck}
+            rescued = {slot.index: self._rescued(slot, up) for slot in stuck}
 
             def change(cluster: Cluster) -> Cluster:
                 partitions = (rescued.get(index, p) for index, p in enumerate(cluster.partitions))
@@ -307,7 +313,7 @@ class Changes:
             master.events.note("recovered", partitions=len(stuck), lost_members=lost)
         return told
 
-    def _rescued(self, slot: Slot, up: Iterable[str], strategy: Strategy) -> Partition:
+    def _rescued(self, slot: Slot, up: Iterable[str]) -> Partition:
         """The partition under what is left: whoever is up of each configuration must be asked, all of them."""
         cluster = self._master.cluster
         history: list[Configuration] = []
@@ -319,7 +325,14 @@ class Changes:
         members = history[-1].members if history else tuple(
             cluster.workers[worker].member for worker in sorted(present)[: cluster.replicas]
         )  # fmt: skip
-        history.append(Configuration(members, cluster.mode, strategy.copies(len(members))))
+        if not history:  # what they may have of former times must at least become alike
+            history.append(Configuration(members, cluster.mode, copies=1))
+        copies = self._master.reconciler.copies(cluster.mode, len(members))
+        if copies > len(members):
+            raise Refused(
+                "conflict", f"mode {cluster.mode} cannot have {len(members)} replicas; start more workers first"
+            )
+        history.append(Configuration(members, cluster.mode, copies))
         generation = max(slot.partition.generation, generation_of(slot.promised)) + 1
         return replace(slot.partition, generation=generation, history=tuple(history))
 

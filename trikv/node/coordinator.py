@@ -186,6 +186,8 @@ class Coordinator:
         return isinstance(error, WriteFailed) or error.kind.code in _MAY_GO_ON
 
     async def _write_fresh(self, slot: Slot, key: bytes, value: bytes | None, attempt: Attempt) -> Version:
+        if self.slots[slot.index] is not slot:
+            raise WriteFailed("its configuration was replaced while it waited for the key")
         version = slot.next_version()
         await self.own_write(slot, key, Record(version, version, value), attempt.deadline_s, attempt)
         return version
@@ -227,8 +229,9 @@ class Coordinator:
     ) -> Record | None:
         """Bring the key's newest record to the active configuration and answer it; the caller has the key's lock alone.
 
-        The copy gets a fresh version: one that was found on fewer than W replicas may be older than a hidden one, and
-        a replica that holds something newer acknowledges a store without holding *it*. `besides`: see `fetch_history`.
+        Under CP modes the copy gets a fresh version: one that was found on fewer than W replicas may be older than a
+        hidden one, and a replica that holds something newer acknowledges a store without holding *it*. `besides`: see
+        `fetch_history`.
         """
         record = slot.pending.get(key)
         if record is None:
@@ -238,7 +241,8 @@ class Coordinator:
                 raise Refused("unavailable", f"the key needs a repair, and too few replicas answer: {error}") from error
             if found is None:
                 return None
-            record = Record(slot.next_version(), found.stamp, found.value)
+            is_lenient = slot.history[-1].lenient  # a member that could not be asked may hold a newer one: let that win
+            record = found if is_lenient else Record(slot.next_version(), found.stamp, found.value)
         try:
             await self.own_write(slot, key, record, deadline_s)
         except WriteFailed as error:

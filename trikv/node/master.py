@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 
 import trio
 
+from trikv.api import Strategy
 from trikv.core.calls import Enlist, Heartbeat, parse
 from trikv.core.configuration import Cluster, Configuration, Enlisted, Member, Partition
 from trikv.core.errors import Refused, Unknown
@@ -40,7 +41,7 @@ from trikv.node.enlist import Enlisting
 from trikv.node.events import EventLog
 from trikv.node.finish import finish_forever
 from trikv.node.heartbeat import Replica, Watched, beat_forever
-from trikv.node.reconcile import Reconciler
+from trikv.node.reconcile import Reconciler, holds
 from trikv.node.settle import Settling
 from trikv.node.slot import Slot
 from trikv.registry import Registry
@@ -122,7 +123,7 @@ class Master:
         document, revision = await store.read()
         if document is None:
             mode = mode or "quorum"
-            registry.strategy(mode)
+            _check_copies(registry.strategy(mode), replicas or 3)
             cluster = Cluster(f"c-{doors.new_id()}", mode, replicas or 3, PARTITION_COUNT)
         else:
             cluster = Cluster.from_document(document)
@@ -224,6 +225,7 @@ class Master:
     def _install(self, cluster: Cluster, *, made_here: bool = False) -> None:
         """Make the document effective: watch its workers, and give each partition of a new epoch a new slot."""
         self.cluster = cluster
+        self.events.term = cluster.term
         for enlisted in cluster.workers.values():
             watched = self.watched.get(enlisted.worker)
             if watched is None or watched.enlisted.address != enlisted.address:
@@ -252,7 +254,7 @@ class Master:
         if former is not None:
             former.retire()
             if former.partition == partition:
-                slot.blocked = former.blocked  # a new term proves nothing about the past
+                slot.blocked, slot.promised = former.blocked, former.promised  # a new term proves nothing
         return slot
 
     def _targets(self, configuration: Configuration) -> list[Target]:
@@ -287,8 +289,10 @@ class Master:
         return current
 
     async def forget(self, worker: str) -> None:
-        """Take a worker that holds nothing out of the document."""
+        """Take a worker out of the document, if it holds nothing."""
         async with self.changing:
+            if left := holds(self.cluster, self.cluster.workers[worker]):
+                raise Refused("unsafe", f"worker {worker} holds copies of {left:,} partitions by now")
             await self.change(
                 lambda cluster: replace(
                     cluster, workers={name: each for name, each in cluster.workers.items() if name != worker}
@@ -363,6 +367,7 @@ class Master:
         """A worker refused this slot's epoch, since it has promised a newer one."""
         current = self.coordinator.slots[slot.index]
         if current.blocked:
+            current.promised = max(current.promised, promised, key=generation_of)
             return
         if generation_of(promised) > current.partition.generation:
             current.promised = promised
@@ -390,6 +395,12 @@ class Master:
                 await self.change(lambda cluster: replace(cluster.with_term(term + 1), stored=cluster.formed))
                 for watched in self.watched.values():
                     watched.peer.redial()
+
+
+def _check_copies(strategy: Strategy, replicas: int) -> None:
+    copies = strategy.copies(replicas)
+    if not 1 <= copies <= replicas:
+        raise StartError(f"mode {strategy.name} wants {copies} copies of {replicas} replicas; choose other --replicas")
 
 
 def _check_modes(cluster: Cluster, registry: Registry) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,6 +59,7 @@ class Reconciler:
         self.stepping = trio.Lock()  # steps 1 and 2 of one change at a time
         self._wanted: Wanted | None = None
         self._returned: set[str] = set()  # came up, and what they hold was not looked at yet
+        self._shares: tuple[Cluster, Mapping[str, int]] | None = None  # in how many partitions each worker counts
         self._quiet: tuple[Cluster, Mapping[str, Health]] | None = None  # what last gave no reason to change anything
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -78,16 +80,13 @@ class Reconciler:
         """That worker was not up, and is now."""
         self._returned.add(worker)
 
-    async def hurry(self) -> None:
-        """Look once, now; for those who wait for what follows from a wish."""
-        async with self.stepping:
-            await self._step()
-
     async def _step(self) -> None:
         """Change what should change now, as far as it can be."""
         for worker in sorted(self._returned):
-            if worker not in self._master.cluster.workers or await self._welcome(worker):
-                self._returned.discard(worker)
+            self._returned.discard(worker)  # first, since it may come back once more meanwhile
+            if worker in self._master.cluster.workers and not await self._welcome(worker):
+                self._returned.add(worker)
+        self._tell_shares()
         due = self._plan()
         if not due:
             await self._let_go()
@@ -110,7 +109,8 @@ class Reconciler:
             if worker.draining and self._master.watched[worker.worker].evictable and not holds(cluster, worker)
         ]
         for worker in gone:
-            await self._master.forget(worker)
+            with suppress(Refused):  # it holds something by now
+                await self._master.forget(worker)
 
     def _plan(self) -> list[Change]:
         cluster, master = self._master.cluster, self._master
@@ -122,7 +122,7 @@ class Reconciler:
             return []
         if self._wanted is None or self._wanted.workers != workers or self._disagrees(self._wanted):
             self._wanted = draw_table(cluster, workers)
-        stated = {n: self._copies(cluster.mode, n) for n in range(1, cluster.replicas + 1)}
+        stated = {n: self.copies(cluster.mode, n) for n in range(1, cluster.replicas + 1)}
         slots = master.coordinator.slots
         unused = {slot.index for slot in slots if slot.replaceable}
         due = plan(cluster, self._wanted, health, stated.__getitem__, self._min_copies, self._is_lenient, unused)
@@ -130,7 +130,7 @@ class Reconciler:
         self._quiet = None if changes else (cluster, health)
         return changes
 
-    def _copies(self, mode: str, n: int) -> int:
+    def copies(self, mode: str, n: int) -> int:
         """W of so many replicas; more than there are where the strategy does not know so few."""
         try:
             stated = self._master.registry.strategy(mode).copies(n)
@@ -191,6 +191,7 @@ class Reconciler:
         finally:
             for partition in replaced:
                 slots[partition].closed = slots[partition] is not master.coordinator.slots[partition]
+            master.coordinator.note_change()  # writers may be waiting for those that are open again
         changed = [c for c in ready if master.coordinator.slots[c.partition] is not slots[c.partition]]
         for reason in Reason:
             of_reason = [c for c in changed if c.reason is reason]
@@ -212,6 +213,22 @@ class Reconciler:
         async with self.stepping, self._master.changing:
             await self._master.change(change)
         return renewed
+
+    def _tell_shares(self) -> None:
+        """Say who holds data now and did not before, and the other way round."""
+        master = self._master
+        cluster = master.cluster
+        if self._shares is not None and self._shares[0] is cluster:
+            return
+        counts = Counter(m.worker for p in cluster.partitions for m in {m for c in p.history for m in c.members})
+        before = self._shares[1] if self._shares is not None else counts
+        self._shares = (cluster, counts)
+        for worker, enlisted in cluster.workers.items():
+            if counts[worker] and worker not in before:
+                master.events.note("worker_joined", worker=worker, partitions=counts[worker])
+            elif worker in before and not counts[worker]:
+                kind = "worker_drained" if enlisted.draining else "worker_left"
+                master.events.note(kind, worker=worker, partitions=before[worker])
 
     def _tell(self, reason: Reason, changes: Sequence[Change], before: Mapping[int, Partition]) -> None:
         master = self._master
@@ -262,10 +279,11 @@ class Reconciler:
         target = self._master.target(member)
         if target.standing is not Standing.UP:
             return target.standing is Standing.DOWN  # then it will be back, or not
+        up = {each for each, health in self.health().items() if health.up}
         slots = [
             slot
             for slot in self._master.coordinator.slots
-            if not slot.blocked and all(member not in c.members for c in slot.partition.history)
+            if all(member not in c.members for c in slot.partition.history) and self.can_settle(slot, up)
         ]
         deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
         held = await ask_digests({target: slots}, self._master.note_stale, deadline_s)

@@ -206,26 +206,30 @@ class Settling:
                 failed.add(slot.index)
                 return
             deadline_s = trio.current_time() + STEP_TIMEOUT_S
+            size_bytes = 0
             with trio.move_on_at(deadline_s) as scope:
                 try:
-                    await self._mend_key(slot, key, held, asked, deadline_s)
+                    size_bytes = await self._mend_key(slot, key, held, asked, deadline_s)
                 except (Refused, Unknown, NotEnough, PeerError) as error:
                     _log.info("a key of partition %d cannot be settled yet: %s", slot.index, error)
                     failed.add(slot.index)
             if scope.cancelled_caught:
                 failed.add(slot.index)
+            self.progress.bytes_moved += size_bytes
+            await self._throttle(size_bytes)
         finally:
             limiter.release_on_behalf_of(key)
 
     async def _mend_key(
         self, slot: Slot, key: bytes, held: Mapping[str, Record], asked: Sequence[Target], deadline_s: float
-    ) -> None:
+    ) -> int:
+        """Bring the key into place; how many bytes that moved."""
         self.progress.keys_compared += 1
         coordinator = self._master.coordinator
         size_bytes = 0
         async with slot.locks.exclusive(key):
             if slot.reads_directly(key):
-                return
+                return 0
             lacking = None if key in slot.pending else find_lacking(slot, held, asked)
             newest = max(held.values(), key=lambda record: record.version)
             source = next(target for target in asked if held.get(target.member.worker) == newest)
@@ -243,8 +247,7 @@ class Settling:
                 slot.anchored.add(key)
             if record is not None:
                 size_bytes = copies * (len(key) + len(record.value or b"") + _OVERHEAD_BYTES)
-        self.progress.bytes_moved += size_bytes
-        await self._throttle(size_bytes)
+        return size_bytes
 
     async def _throttle(self, size_bytes: int) -> None:
         now = trio.current_time()
@@ -281,7 +284,7 @@ class Settling:
                     arguments = [slot.index, slot.epoch, member.incarnation]
                     deadline_s = trio.current_time() + STEP_TIMEOUT_S
                     target.call(Op.DISCARD, arguments, deadline_s, lambda fault, payload: None, 64)
-                elif target.standing is Standing.UP:
+                else:
                     master.reconciler.note_up(member.worker)  # it was not asked what it holds
 
 
