@@ -224,15 +224,16 @@ def print_returns(history: Sequence[Operation], kills: Sequence[Done], faults: S
     for kill in kills:
         until_s = min((fault.began_s for fault in faults if fault.began_s > kill.began_s), default=kill.ended_s)
         returns += returns_s(history, kill.began_s, max(until_s, kill.ended_s))
-    if not returns:
+    if not kills:
         return
-    median, p99, most = (percentile(returns, share) - grace_s for share in (0.5, 0.99, 1.0))
-    print(
-        f"{len(kills)} workers replaced; {len(returns)} times a client could not write, and could again, beyond "
-        f"--down-after, after {median:.2f} s (median), {p99:.2f} s (p99; aim: {AIM_S:g} s), {most:.2f} s (most)"
-    )
-    gaps = [longest_gap_s(history, kill.began_s, kill.ended_s) for kill in kills]
-    print(f"longest time without any committed write, while a worker was away for good: {max(gaps):.2f} s")
+    gap_s = max(longest_gap_s(history, kill.began_s, kill.ended_s) for kill in kills)
+    print(f"{len(kills)} workers replaced; longest time without any committed write meanwhile {gap_s:.2f} s")
+    if returns:
+        median, p99, most = (percentile(returns, share) - grace_s for share in (0.5, 0.99, 1.0))
+        print(
+            f"{len(returns)} times a client could not write meanwhile, and could again, beyond --down-after, after "
+            f"{median:.2f} s (median), {p99:.2f} s (p99; aim: {AIM_S:g} s), {most:.2f} s (most)"
+        )
 
 
 def told(counts: Counter[str]) -> str:
