@@ -17,12 +17,13 @@ from trikv.core.calls import (
 from trikv.core.digest import Summary
 from trikv.core.errors import Fault
 from trikv.core.record import Record, Version, make_epoch
+from trikv.core.ring import partition_of
 from trikv.core.session import Hello
 from trikv.net.doors import Doors
 from trikv.net.link import Link, dial
 from trikv.node.worker import Worker
 from trikv.storage.memory import MemoryStorage
-from trikv.testing.inprocess import MemoryTransport
+from trikv.testing.inprocess import InProcessCluster, MemoryTransport, Node
 
 PATIENCE_S = 20.0
 P = 7  # a partition
@@ -174,3 +175,23 @@ def shut(desk: Desk) -> trio.Event:
     assert isinstance(desk.storage, GatedStorage)
     desk.storage.gate = trio.Event()
     return desk.storage.gate
+
+
+async def lay_down(
+    cluster: InProcessCluster, nursery: trio.Nursery, node: Node, key: bytes, version: Version, value: bytes | None
+) -> Record:
+    """Leave a record at one worker alone, as a coordinator that died half-way did."""
+    link = await dial(await cluster.network.connect(node.address), cluster.master.hello())
+    nursery.start_soon(link.run)
+    stored = trio.Event()
+    slot = cluster.coordinator.slots[partition_of(key)]
+    record = Record(version, version, value)
+
+    def done(fault: int, payload: list[Any]) -> None:
+        assert fault == Fault.OK
+        stored.set()
+
+    arguments = [slot.index, slot.epoch, node.worker.incarnation, key, record_to_wire(record), []]
+    link.call(Op.STORE, arguments, trio.current_time() + 5, done, 64)
+    await stored.wait()
+    return record

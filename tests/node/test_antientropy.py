@@ -8,17 +8,18 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.node.desk import lay_down
 from trikv.api import Batch
-from trikv.core.calls import Op, record_to_wire
-from trikv.core.errors import Fault
+from trikv.core.calls import Op
 from trikv.core.record import Record, Version, make_epoch, term_of
 from trikv.core.ring import partition_of
 from trikv.net.link import dial
 from trikv.node.antientropy import PERIOD_S, AntiEntropy
-from trikv.testing.inprocess import InProcessCluster, Node
+from trikv.testing.inprocess import InProcessCluster
 
 KEYS = [b"k%d" % number for number in range(40)]
 OLD = make_epoch(1, 1)  # of a term before the present one
+LATER = Version(OLD, 1 << 20)
 
 
 async def start(nursery: trio.Nursery, mode: str, **more: Any) -> InProcessCluster:
@@ -44,26 +45,6 @@ def whole(cluster: InProcessCluster) -> bool:
 def versions(cluster: InProcessCluster) -> dict[bytes, Version]:
     """Of the newest record of each key."""
     return {key: max(record.version for record in held(cluster, key) if record is not None) for key in KEYS}
-
-
-async def lay_down(
-    cluster: InProcessCluster, nursery: trio.Nursery, node: Node, key: bytes, seq: int, value: bytes | None
-) -> Record:
-    """Leave a record of an older epoch at one worker alone, as a coordinator that died half-way did."""
-    link = await dial(await cluster.network.connect(node.address), cluster.master.hello())
-    nursery.start_soon(link.run)
-    stored = trio.Event()
-    slot = cluster.coordinator.slots[partition_of(key)]
-    record = Record(Version(OLD, seq), Version(OLD, seq), value)
-
-    def done(fault: int, payload: list[Any]) -> None:
-        assert fault == Fault.OK
-        stored.set()
-
-    arguments = [slot.index, slot.epoch, node.worker.incarnation, key, record_to_wire(record), []]
-    link.call(Op.STORE, arguments, trio.current_time() + 5, done, 64)
-    await stored.wait()
-    return record
 
 
 async def test_a_replica_that_was_away_gets_all_that_it_missed_as_it_is(
@@ -96,9 +77,9 @@ async def test_the_remains_of_a_write_that_died_half_way_are_mended(
     cluster = await start(nursery, mode)
     for number, key in enumerate(KEYS[:4]):
         value = None if number % 2 else b"remains"
-        await lay_down(cluster, nursery, cluster.replicas_of(key)[place], key, 1 << 20, value)
+        await lay_down(cluster, nursery, cluster.replicas_of(key)[place], key, LATER, value)
     fresh = b"nowhere else"
-    await lay_down(cluster, nursery, cluster.replicas_of(fresh)[place], fresh, 1 << 20, b"v")
+    await lay_down(cluster, nursery, cluster.replicas_of(fresh)[place], fresh, LATER, b"v")
     assert not whole(cluster)
     report = await AntiEntropy(cluster.coordinator, cluster.master.note_stale).repair(dry_run=False)
     assert (report["differing"], report["repaired"]) == (5, 5)
@@ -115,7 +96,7 @@ async def test_the_remains_of_a_write_that_died_half_way_are_mended(
 async def test_under_async_the_newest_wins_as_it_is(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     cluster = await start(nursery, "async")
     newest = {
-        key: await lay_down(cluster, nursery, cluster.replicas_of(key)[n % 3], key, 1 << 20, None if n % 2 else b"new")
+        key: await lay_down(cluster, nursery, cluster.replicas_of(key)[n % 3], key, LATER, None if n % 2 else b"new")
         for n, key in enumerate(KEYS[:6])
     }
     await AntiEntropy(cluster.coordinator, cluster.master.note_stale).repair(dry_run=False)
@@ -128,13 +109,13 @@ async def test_a_dry_run_counts_and_changes_nothing(nursery: trio.Nursery, autoj
     alike = {"compared": 40, "differing": 0, "repaired": 0, "partitions": 1024, "skipped": 0}
     assert await entropy.repair(dry_run=True) == alike
     for key in KEYS[:3]:
-        await lay_down(cluster, nursery, cluster.replicas_of(key)[1], key, 1 << 20, b"remains")
+        await lay_down(cluster, nursery, cluster.replicas_of(key)[1], key, LATER, b"remains")
     before = {key: held(cluster, key) for key in KEYS}
     assert await entropy.repair(dry_run=True) == {**alike, "differing": 3}
     assert {key: held(cluster, key) for key in KEYS} == before
     assert await entropy.repair(dry_run=False) == {**alike, "differing": 3, "repaired": 3}
     assert await entropy.repair(dry_run=False) == alike
-    await lay_down(cluster, nursery, cluster.replicas_of(KEYS[9])[1], KEYS[9], 1 << 20, b"remains")
+    await lay_down(cluster, nursery, cluster.replicas_of(KEYS[9])[1], KEYS[9], LATER, b"remains")
     another = AntiEntropy(cluster.coordinator, cluster.master.note_stale)
     await another.repair(dry_run=True)
     with trio.move_on_after(5):
@@ -152,7 +133,7 @@ async def test_from_time_to_time_all_is_compared_in_any_case(nursery: trio.Nurse
     await trio.sleep(10)
     assert entropy.progress()["compared"] == entropy.progress()["total"] == 1024
     assert entropy.progress()["round_ended_s_ago"] is not None
-    await lay_down(cluster, nursery, cluster.replicas_of(KEYS[0])[2], KEYS[0], 1 << 20, b"remains")
+    await lay_down(cluster, nursery, cluster.replicas_of(KEYS[0])[2], KEYS[0], LATER, b"remains")
     await trio.sleep(PERIOD_S + 10)
     assert whole(cluster)
     assert entropy.progress()["keys_repaired"] == 1
@@ -206,5 +187,5 @@ async def test_being_fenced_meanwhile_is_survived(nursery: trio.Nursery, autojum
     link.call(Op.FETCH, arguments, trio.current_time() + 1, lambda fault, payload: None)
     await cluster.until(lambda: term_of(cluster.coordinator.slots[0].epoch) > 40)
     await cluster.until_all_up()
-    await lay_down(cluster, nursery, node, KEYS[0], 1 << 20, b"remains")
+    await lay_down(cluster, nursery, node, KEYS[0], LATER, b"remains")
     await cluster.until(lambda: whole(cluster))

@@ -1,0 +1,216 @@
+"""Schedules by which a changing cluster once lost data, lied, or never became whole again; each must hold now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.node.desk import lay_down
+from trikv.api import Batch
+from trikv.core.errors import Refused
+from trikv.core.record import Version
+from trikv.core.ring import partition_of
+from trikv.net.replicas import Standing
+from trikv.node.antientropy import PERIOD_S
+from trikv.node.configstore import ConfigStoreError
+from trikv.storage.memory import MemoryStorage
+from trikv.testing.inprocess import InProcessCluster, Node
+
+KEYS = [b"key-%d" % number for number in range(100)]
+
+
+async def fill(cluster: InProcessCluster, value: bytes = b"v") -> None:
+    for key in KEYS:
+        await cluster.coordinator.put(key, value)
+    await trio.sleep(1)  # copies that nobody waits for arrive
+
+
+async def values(cluster: InProcessCluster) -> set[bytes | None]:
+    records = [await cluster.coordinator.get(key) for key in KEYS]
+    return {None if record is None else record.value for record in records}
+
+
+def under(cluster: InProcessCluster, *nodes: Node) -> list[int]:
+    """The partitions whose active configuration has all of them."""
+    workers = {node.worker.id for node in nodes}
+    return [slot.index for slot in cluster.coordinator.slots if workers <= {t.member.worker for t in slot.targets}]
+
+
+def later(cluster: InProcessCluster, key: bytes) -> Version:
+    """Than any that the present configuration has given so far."""
+    return Version(cluster.coordinator.slots[partition_of(key)].epoch, 1 << 20)
+
+
+@pytest.mark.parametrize("mode", ["sync", "chain", "quorum"])
+async def test_one_change_after_another_that_had_nothing_to_store(
+    mode: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Settled without a single store, a configuration holds everything all the same: the next does not replace it."""
+    cluster = await InProcessCluster.start(nursery, mode="quorum" if mode != "quorum" else "chain")
+    await fill(cluster)
+    await cluster.master.changes.switch_mode(mode)
+    newcomer = await cluster.add_worker()
+    await cluster.until(lambda: under(cluster, newcomer))
+    await cluster.until_settled()
+    assert await values(cluster) == {b"v"}
+
+
+async def test_newcomers_that_die_at_once_block_nothing(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    await fill(cluster)
+    newcomers = [await cluster.add_worker() for _ in range(2)]
+    await cluster.until(lambda: any(cluster.coordinator.slots[i].replaceable for i in under(cluster, *newcomers)))
+    for node in newcomers:
+        await cluster.kill(node)
+    await trio.sleep(30)
+    assert not any(cluster.coordinator.slots[i].replaceable for i in under(cluster, *newcomers))
+    assert await values(cluster) == {b"v"}
+
+
+async def test_a_drained_worker_that_dies_is_replaced_like_any_other(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="sync", workers=5, settle_rate_bytes=1_000)
+    await fill(cluster, b"v" * 1000)
+    node = cluster.workers[0]
+    await cluster.master.changes.drain(node.worker.id)
+    await cluster.until(lambda: any(not p.settled for p in cluster.master.cluster.partitions))
+    assert under(cluster, node)
+    await cluster.kill(node)
+    await trio.sleep(10)
+    assert not under(cluster, node)
+    for key in KEYS:
+        await cluster.coordinator.put(key, b"w")
+
+
+class FirstIsQuick(MemoryStorage):
+    """Of these, the first that is told to discard does so at once, and the second takes its time."""
+
+    told: list[FirstIsQuick]
+
+    async def commit(self, batch: Batch) -> None:
+        if batch.discards and self not in self.told:
+            self.told.append(self)
+            if len(self.told) == 2:
+                await trio.sleep(3)
+        await super().commit(batch)
+
+
+async def test_a_newcomer_that_is_removed_while_another_is_waited_for(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    await fill(cluster)
+    FirstIsQuick.told = []
+    newcomers = [await cluster.add_worker(storage=FirstIsQuick()) for _ in range(2)]
+    await cluster.until(lambda: FirstIsQuick.told)
+    quick = next(node for node in newcomers if node.storage is FirstIsQuick.told[0])
+    await cluster.kill(quick)
+    await cluster.until_down(quick)
+    await cluster.master.changes.remove(quick.worker.id)
+    await trio.sleep(30)
+    document = cluster.master.cluster
+    assert {m.worker for p in document.partitions for c in p.history for m in c.members} <= set(document.workers)
+    assert await values(cluster) == {b"v"}
+
+
+@pytest.mark.parametrize("mode", ["sync", "chain", "quorum"])
+async def test_what_a_silent_replica_alone_holds_does_not_turn_up_after_a_switch_from_async(
+    mode: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Acknowledged under async by a replica that died with it: lost with the switch, and not found again after it."""
+    cluster = await InProcessCluster.start(nursery, mode="async")
+    await cluster.coordinator.put(b"any", b"thing")
+    await trio.sleep(1)
+    primary = cluster.replicas_of(b"key")[0]
+    await lay_down(cluster, nursery, primary, b"key", later(cluster, b"key"), b"acknowledged")
+    await cluster.kill(primary)
+    certificate = await cluster.master.changes.switch_mode(mode)
+    assert certificate["could_not_ask"] == [primary.worker.id]
+    assert await cluster.coordinator.get(b"key") is None
+    await cluster.restart(primary)
+    await cluster.until(lambda: under(cluster, primary))
+    await trio.sleep(10)
+    assert await cluster.coordinator.get(b"key") is None
+
+
+async def test_a_drained_replica_that_is_slow_is_waited_for_under_async(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """It neither died nor was given up, so what it alone acknowledged is not lost."""
+    cluster = await InProcessCluster.start(nursery, mode="async", workers=4)
+    await cluster.coordinator.put(b"any", b"thing")
+    await trio.sleep(1)
+    slow = cluster.replicas_of(b"key")[0]
+    await lay_down(cluster, nursery, slow, b"key", later(cluster, b"key"), b"acknowledged")
+    cluster.network.hold(slow.address)
+    await cluster.master.changes.drain(slow.worker.id)
+    await trio.sleep(3)
+    cluster.network.release(slow.address)
+    await cluster.until(lambda: not under(cluster, slow))
+    await cluster.until_settled()
+    record = await cluster.coordinator.get(b"key")
+    assert record is not None
+    assert record.value == b"acknowledged"
+
+
+async def test_a_repair_under_async_does_not_win_over_a_replica_that_is_only_cut_off(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="async")
+    await fill(cluster)
+    away = cluster.workers[0]
+    for key in KEYS:
+        await lay_down(cluster, nursery, away, key, later(cluster, key), b"acknowledged last")
+    await cluster.add_worker()
+    cluster.network.cut(away.address)
+    before = cluster.master.cluster.partitions
+    await cluster.until(lambda: cluster.master.cluster.partitions != before)
+    cluster.network.mend(away.address)
+    await cluster.until_all_up()
+    await trio.sleep(PERIOD_S + 5)  # nobody has noted that copies are missing, so they are found in their turn
+    assert await values(cluster) == {b"acknowledged last"}
+
+
+async def test_a_worker_that_came_back_empty_is_enlisted_though_the_document_cannot_be_written_for_a_while(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="sync")
+    await cluster.coordinator.put(b"key", b"v")
+    node = cluster.workers[0]
+
+    async def refuse(document: Any, revision: int) -> int:
+        raise ConfigStoreError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.store, "compare_and_set", refuse)
+        await cluster.restart(node, wiped=True)
+        await trio.sleep(3)
+    slots = cluster.coordinator.slots
+    await cluster.until(lambda: cluster.coordinator.slots is not slots)
+    await cluster.until(lambda: all(t.standing is Standing.UP for s in cluster.coordinator.slots for t in s.targets))
+    assert await cluster.coordinator.put(b"key", b"w")
+
+
+async def test_what_is_moved_in_a_second_keeps_to_the_rate(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4, settle_rate_bytes=20_000)
+    await fill(cluster, b"v" * 20_000)
+    await cluster.kill(cluster.workers[0])
+    await cluster.until(lambda: cluster.master.changes.progress()["settling"])
+    await trio.sleep(30)
+    assert 15_000 < cluster.master.settling.progress.bytes_moved / 30 < 25_000
+    assert cluster.master.changes.progress()["settling"]
+
+
+async def test_a_blocked_partition_is_named_before_a_switch_begins(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    slot = cluster.coordinator.slots[5]
+    cluster.master.note_stale(slot, slot.epoch + 7)
+    with pytest.raises(Refused, match="5 the first"):
+        await cluster.master.changes.switch_mode("sync")
+    assert cluster.master.cluster.mode == "quorum"
