@@ -106,9 +106,9 @@ class Forgetting:
             self.tombstones += tombstones
             if not tombstones:
                 self._since_s.pop(slot.index, None)
-            elif now - self._since_s.setdefault(slot.index, now) >= self._min_age_s and len(answers) == len(
-                slot.targets
-            ):
+                continue
+            age_s = now - self._since_s.setdefault(slot.index, now)
+            if age_s >= self._min_age_s and len(answers) == len(slot.targets):
                 due.append(slot)
         return due
 
