@@ -7,8 +7,8 @@ find it, and `seed` with which one they did; the others need a schedule made for
 A write-back with the old version shows only if two masters after each other die in the middle of a write, the second
 one of a compare-and-set, and a third meets what they left in the wrong order: 600 random runs did not get there.
 
-Three more, sync that stores at the head first or everywhere at once, and chain that reads its head, do nothing wrong
-until a configuration is changed: as long as one replica answers all reads, what it says is the truth by definition.
+Sync that stores at the head first or everywhere at once, and chain that reads its head, do nothing wrong until a
+configuration is changed: as long as one replica answers all reads, what it says is the truth by definition.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from trikv.node.repair import fetch_history
 from trikv.node.settle import Settling
 from trikv.node.slot import Slot
 from trikv.node.worker import Worker, _Item
-from trikv.testing.sim import CHANGING, CROWDED, SWITCHING, Plan
+from trikv.testing.sim import CHANGING, CROWDED, Plan
 from trikv.testing.sim.disk import SimStorage
 from trikv_async import Async
 from trikv_chain import Chain
@@ -324,7 +324,7 @@ def restart_in_the_old_epoch() -> Iterator[None]:
 def compare_nothing() -> AbstractContextManager[None]:
     """Nobody brings replicas together whose background copies were lost."""
 
-    def is_due(self: AntiEntropy, slot: Slot) -> bool:
+    def is_due(self: AntiEntropy, slot: Slot, up: Sequence[Target]) -> bool:
         return False
 
     return replaced(AntiEntropy, "_is_due", is_due)
@@ -415,6 +415,7 @@ def settle_whatever_is_there() -> AbstractContextManager[None]:
                 partitions[slot.index] = partitions[slot.index].as_settled()
             return replace(cluster, partitions=tuple(partitions))
 
+        await trio.sleep(1.5)  # it takes its time
         async with self.changing:
             await self.change(change)
         return list(slots)
@@ -486,16 +487,16 @@ def replace_what_was_used() -> AbstractContextManager[None]:
 
 MUTANTS = [
     Mutant("relay that stops", Chain(), stop_relays, seed=0),
-    Mutant("incarnation unchecked", Sync(), ignore_incarnations, seed=10),
+    Mutant("incarnation unchecked", Sync(), ignore_incarnations, seed=12),
     Mutant("no key lock", Quorum(), lock_nothing, seed=0),
     Mutant("quorum read without write-back", ForgetfulQuorum(), seed=9, plan=CROWDED),
     Mutant("write-back with the old version", Quorum(), repair_with_the_old_version),
     Mutant("n - W instead of R", Quorum(), ask_too_few, seed=3),
     Mutant("unknown reported as refused", Sync(), call_the_unknown_refused, seed=0),
-    Mutant("acknowledge before fsync", Sync(), acknowledge_before_fsync, seed=4),
+    Mutant("acknowledge before fsync", Sync(), acknowledge_before_fsync, seed=11),
     Mutant("engine that flushes one batch late", Sync(), flush_one_batch_late, seed=5),
     Mutant("acknowledge before the tail", Chain(), acknowledge_before_the_tail, seed=0),
-    Mutant("majority of n // 2", Quorum(), halve_majorities, seed=4),
+    Mutant("majority of n // 2", Quorum(), halve_majorities, seed=3),
     Mutant("version from the wall clock", Sync(), take_versions_from_the_clock, seed=2),
     Mutant("store that overwrites newer", Sync(), overwrite_newer, seed=1),
     Mutant("no anti-entropy", Async(), compare_nothing, seed=0),
@@ -503,20 +504,24 @@ MUTANTS = [
     Mutant("pending-first left out", Chain(), leave_out_pending_first),
     Mutant("restart in the old epoch", Sync(), restart_in_the_old_epoch),
     Mutant("promise kept in memory", Sync(), promise_in_memory),
-    Mutant("sync head first", HeadFirstSync(), seed=0, plan=CHANGING),
-    Mutant("sync in parallel", ParallelSync(), seed=0, plan=CHANGING),
-    Mutant("chain read from the head", HeadReadChain(), seed=0, plan=CHANGING),
+    Mutant("sync head first", HeadFirstSync(), seed=7, plan=CHANGING),
+    Mutant("sync in parallel", ParallelSync(), seed=7, plan=CHANGING),
+    Mutant("chain read from the head", HeadReadChain(), seed=7, plan=CHANGING),
     Mutant("settle without the sweep", Sync(), settle_without_the_sweep, seed=0, plan=CHANGING),
-    Mutant("settle: R listed", Quorum(), list_too_few, seed=0, plan=SWITCHING),
-    Mutant("settle: only the last configuration asked", Quorum(), ask_only_the_last, seed=0, plan=CHANGING),
-    Mutant("settle: n - W instead of R", Quorum(), ask_too_few, seed=0, plan=CHANGING),
+    Mutant("settle: R listed", Quorum(), list_too_few),
+    Mutant("settle: only the last configuration asked", Quorum(), ask_only_the_last, seed=25, plan=CHANGING),
+    Mutant("settle: n - W instead of R", Quorum(), ask_too_few, seed=5, plan=CHANGING),
     Mutant("settle: repair without write-back", Quorum(), repair_nothing, seed=0, plan=CHANGING),
-    Mutant("settle: repair with the old version", Quorum(), repair_with_the_old_version, seed=0, plan=CHANGING),
-    Mutant("settle: copies whatever is newest", Quorum(), copy_blindly, seed=0, plan=CHANGING),
-    Mutant("settle: ends after the next change", Quorum(), settle_whatever_is_there, seed=0, plan=CHANGING),
-    Mutant("joiner without discard", Sync(), discard_nothing, seed=0, plan=CHANGING),
-    Mutant("discard after persisting", Sync(), discard_late, seed=0, plan=CHANGING),
-    Mutant("replaced configuration still written", Sync(), write_to_what_is_replaced, seed=0, plan=CHANGING),
-    Mutant("used configuration replaced", Sync(), replace_what_was_used, seed=0, plan=CHANGING),
+    Mutant("settle: ends after the next change", Quorum(), settle_whatever_is_there, seed=8, plan=CHANGING),
+    Mutant("discard after persisting", Sync(), discard_late, seed=1, plan=CHANGING),
+    Mutant("used configuration replaced", Sync(), replace_what_was_used),
+]
+
+# Nobody has caught these yet: 40 runs did not, and no schedule was made for them. A joiner that keeps what it held does
+# harm only once tombstones are forgotten; until then it is superseded.
+UNCAUGHT = [
+    Mutant("settle: copies whatever is newest", Quorum(), copy_blindly, plan=CHANGING),
+    Mutant("joiner without discard", Sync(), discard_nothing, plan=CHANGING),
+    Mutant("replaced configuration still written", Sync(), write_to_what_is_replaced, plan=CHANGING),
 ]
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}

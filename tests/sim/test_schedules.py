@@ -31,6 +31,7 @@ BROKEN_BY = [
     ("memory_worker_comes_back_empty", "incarnation unchecked"),
     ("sync_head_last", "sync head first"),
     ("sync_head_last", "sync in parallel"),
+    ("used_is_not_replaced", "used configuration replaced"),
     ("chain_reads_at_the_tail", "chain read from the head"),
 ]
 

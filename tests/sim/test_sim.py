@@ -1,4 +1,5 @@
-"""The four modes keep their promises in the simulated world.
+"""The four modes keep their promises in the simulated world: as they are, while the cluster's configuration changes,
+and through every switch from one to another.
 
     TRIKV_SIM_SEEDS=1000 python -m pytest tests/sim/test_sim.py
 
@@ -8,21 +9,39 @@ looks further; `scripts/soak.py` looks as far as one likes.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from itertools import permutations
 
 import pytest
 
 from trikv.testing.crew import HANG_S, Crew, Played, Task
-from trikv.testing.sim import USUAL, Verdict
+from trikv.testing.sim import CHANGING, SWITCHING, USUAL, Plan, Verdict
 
 SEEDS = int(os.environ.get("TRIKV_SIM_SEEDS", "100"))
 
 
-@pytest.mark.parametrize("mode", ["sync", "async", "chain", "quorum"])
+MODES = ("sync", "async", "chain", "quorum")
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_the_mode_keeps_its_promise(mode: str) -> None:
-    plan = USUAL
+    play(mode, USUAL, SEEDS)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_keeps_it_while_the_configuration_changes(mode: str) -> None:
+    play(mode, CHANGING, max(1, SEEDS // 4))
+
+
+@pytest.mark.parametrize(("first", "second"), list(permutations(MODES, 2)))
+def test_so_do_two_between_which_one_switches(first: str, second: str) -> None:
+    play(first, replace(SWITCHING, modes=(first, second)), max(1, SEEDS // 12))
+
+
+def play(mode: str, plan: Plan, seeds: int) -> None:
     with Crew(mode, os.cpu_count() or 1, hang_s=3 * HANG_S) as crew:
-        broken = [told(played) for played in crew.play(Task(seed, plan) for seed in range(SEEDS)) if not held(played)]
-    assert not broken, f"{len(broken)} of {SEEDS} seeds:\n" + "\n".join(broken)
+        broken = [told(played) for played in crew.play(Task(seed, plan) for seed in range(seeds)) if not held(played)]
+    assert not broken, f"{len(broken)} of {seeds} seeds:\n" + "\n".join(broken)
 
 
 def held(played: Played) -> bool:
