@@ -8,7 +8,7 @@ A master and five workers on real disks, every worker behind a proxy; eight clie
 compare-and-set some hundred keys. What happens to them follows from the seed (not when: that is up to the machine):
 workers are killed, stopped, cut off, lose their disks, join, are drained; the master is killed and stopped; the mode
 goes through every switch between the modes named, some of them with one of the above in the middle. After each blow
-the cluster has to become whole by itself.
+the cluster has to become whole by itself, and at the end all replicas have to hold the same.
 
 Then the history is judged. Where the mode was sync, chain or quorum, through all their switches: linearizable, so no
 acknowledged write was lost and no refused one seen. Where it was async: what was lost is counted, and must have been
@@ -112,6 +112,7 @@ class Chaos:
         nemesis.load.stop()
         for key in nemesis.load.read_all():
             self._findings.append(Finding("not available", key, "it cannot be read though nothing is broken any more"))
+        nemesis.await_alike()
 
     def _blows(self, nemesis: Nemesis) -> Iterator[Callable[[], object]]:
         """What to do next, without end: every third time a switch, if there is more than one mode."""

@@ -53,7 +53,7 @@ def test_the_cluster_heals_whatever_is_done_to_it() -> None:
         assert (certificate["from"], certificate["mode"], certificate["partitions"]) == ("sync", "chain", 1024)
         nemesis.join()
         nemesis.switch("async", meanwhile=nemesis.kill_master)
-        nemesis.cut(for_s=1.0)
+        nemesis.cut(for_s=0.5)
         nemesis.drain()
         assert len(client.cluster()["workers"]) == 4
         nemesis.switch("quorum", meanwhile=nemesis.kill_master)
@@ -61,6 +61,7 @@ def test_the_cluster_heals_whatever_is_done_to_it() -> None:
         await_writes(load, cluster)
         load.stop()
         assert load.read_all() == []
+        nemesis.await_alike()
 
     verdict = judge(load.history, True, [switched.switch for switched in nemesis.switches])
     outcomes = Counter(operation.outcome for operation in load.history)

@@ -245,6 +245,15 @@ class Nemesis:
         except TimeoutError as error:
             raise NotHealed(f"{error}: {self._describe()}") from error
 
+    def await_alike(self) -> None:
+        """Return when all replicas hold the same, which nobody needs to ask for. There must be no load.
+
+        Raises:
+          NotHealed: they do not, for a long time.
+        """
+        with self.cluster.client() as client:
+            self._await(lambda: client.repair(dry_run=True)["differing"] == 0, "all replicas hold the same")
+
     def _await(self, condition: Callable[[], bool], what: str) -> None:
         try:
             wait_until(condition, what=what, deadline_s=HEAL_DEADLINE_S, every_s=0.1)
