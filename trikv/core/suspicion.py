@@ -70,6 +70,7 @@ class Suspicion:
         self._up_since_s: float | None = None
         self._counted_s: float | None = None  # when the last interval that was counted ended
         self._intervals_s = deque([EXPECTED_INTERVAL_S] * INTERVALS_KEPT, INTERVALS_KEPT)
+        self._learnt_s = self._learn()
         self._setbacks_s: list[float] = []
         self._evicted = False  # and not heard since
 
@@ -127,11 +128,7 @@ class Suspicion:
 
     def suspect_after_s(self) -> float:
         """The silence that is suspicious in this worker."""
-        kept = self._intervals_s
-        mean_s = sum(kept) / INTERVALS_KEPT
-        deviation_s = sqrt(sum((interval_s - mean_s) ** 2 for interval_s in kept) / INTERVALS_KEPT)
-        learnt_s = _MEANS * mean_s + _DEVIATIONS * deviation_s
-        return min(max(SUSPECT_FLOOR_S, learnt_s), self.down_after_s)
+        return min(max(SUSPECT_FLOOR_S, self._learnt_s), self.down_after_s)
 
     def evictable(self, now_s: float) -> bool:
         """Has it been silent for so long that the configuration may move on without it?"""
@@ -160,3 +157,10 @@ class Suspicion:
         elif heard_s - self._counted_s >= _BURST_S:
             self._intervals_s.append(min(heard_s - self._counted_s, self.suspect_after_s()))
             self._counted_s = heard_s
+            self._learnt_s = self._learn()
+
+    def _learn(self) -> float:
+        kept = self._intervals_s
+        mean_s = sum(kept) / INTERVALS_KEPT
+        deviation_s = sqrt(sum([(interval_s - mean_s) ** 2 for interval_s in kept]) / INTERVALS_KEPT)
+        return _MEANS * mean_s + _DEVIATIONS * deviation_s

@@ -18,6 +18,7 @@ What operators ask for (`changes.py`) alters the document's wishes, and this loo
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
@@ -73,12 +74,16 @@ class Reconciler:
                         await self._step()
                 except Refused as error:
                     _log.info("a change has to wait: %s", error.detail)
-            with trio.move_on_after(TICK_S):  # some of what it looks at changes by the mere passing of time
+            # Without anything to do it waits for news: of workers, which every beat may bring, or of the document. What
+            # had to wait is tried again.
+            patience_s = math.inf if self._quiet is not None and not self._returned else TICK_S
+            with trio.move_on_after(patience_s):
                 await self._master.coordinator.wait_change()
 
     def note_up(self, worker: str) -> None:
         """That worker was not up, and is now."""
         self._returned.add(worker)
+        self._master.coordinator.note_change()
 
     async def _step(self) -> None:
         """Change what should change now, as far as it can be."""

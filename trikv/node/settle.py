@@ -24,6 +24,7 @@ throttled to a rate in bytes. `PARTITIONS_TOGETHER` partitions are listed in one
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -86,10 +87,11 @@ class Settling:
         while True:
             group = self._next_group()
             if not group:
-                if self._began is not None and all(slot.partition.settled for slot in master.coordinator.slots):
+                is_done = all(slot.partition.settled for slot in master.coordinator.slots)
+                if is_done and self._began is not None:
                     self._tell_end(*self._began)
                     self._began = None
-                with trio.move_on_after(TICK_S):
+                with trio.move_on_after(math.inf if is_done else TICK_S):
                     await master.coordinator.wait_change()
                 continue
             now = trio.current_time()

@@ -21,6 +21,7 @@ from trikv.node.configstore import ConfigStoreError
 from trikv.node.coordinator import Coordinator
 from trikv.node.scan import ScanPage
 from trikv.testing.history import Finding, Kind, Operation, Recorder, Row
+from trikv.testing.sim.clock import sleep
 from trikv.testing.sim.plan import Request
 from trikv.testing.sim.world import World
 
@@ -55,7 +56,7 @@ class Clients:
     async def _run_one(self, began_s: float, number: int, requests: list[Request]) -> None:
         dice = random.Random(f"{self._world.schedule.seed}/client/{number}")
         for request in requests:
-            await trio.sleep(max(0.0, began_s + request.at_s - trio.current_time()) + _THINK_S * dice.random())
+            await sleep(max(0.0, began_s + request.at_s - trio.current_time()) + _THINK_S * dice.random())
             if self._world.master is None:  # a request that nobody hears proves nothing
                 await self._world.wait_until(lambda: self._world.master is not None, _PATIENCE_S)
             await self.ask(f"c{number + 1}", request.kind, request.key)
