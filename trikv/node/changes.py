@@ -66,6 +66,7 @@ class Changes:
             "seconds_left": self._master.settling.seconds_left(len(unsettled)),
             "operation": self.operation(),
             "anti_entropy": self._master.antientropy.progress(),
+            "tombstones": self._master.forgetting.progress(),
         }
 
     def _refuse_if_busy(self) -> None:

@@ -40,6 +40,7 @@ from trikv.node.coordinator import Coordinator
 from trikv.node.enlist import Enlisting
 from trikv.node.events import EventLog
 from trikv.node.finish import finish_forever
+from trikv.node.forget import MIN_AGE_S, Forgetting
 from trikv.node.heartbeat import Replica, Watched, beat_forever
 from trikv.node.reconcile import Reconciler, holds
 from trikv.node.settle import Settling
@@ -75,6 +76,7 @@ class Master:
         down_after_s: float,
         settle_rate_bytes: float,
         min_copies: int,
+        forget_after_s: float,
     ) -> None:
         self.cluster = cluster
         self.registry = registry
@@ -90,6 +92,7 @@ class Master:
         self.enlisting = Enlisting(self, named)
         self.reconciler = Reconciler(self, min_copies=min_copies)
         self.settling = Settling(self, rate_bytes=settle_rate_bytes)
+        self.forgetting = Forgetting(self.coordinator, self.reconciler.renew, self.note_stale, min_age_s=forget_after_s)
         self.antientropy = AntiEntropy(self.coordinator, self.note_stale)
         self.changes = Changes(self)
         self._revision = revision
@@ -113,6 +116,7 @@ class Master:
         down_after_s: float = DOWN_AFTER_S,
         settle_rate_bytes: float = SETTLE_RATE_BYTES,
         min_copies: int = MIN_COPIES,
+        forget_after_s: float = MIN_AGE_S,
     ) -> Master:
         """Found the cluster, or take up the one that the document describes, under a new term.
 
@@ -151,6 +155,7 @@ class Master:
             down_after_s=down_after_s,
             settle_rate_bytes=settle_rate_bytes,
             min_copies=min_copies,
+            forget_after_s=forget_after_s,
         )
 
     def hello(self) -> Hello:
@@ -170,6 +175,7 @@ class Master:
             nursery.start_soon(beat_forever, self.watched)
             nursery.start_soon(finish_forever, self.coordinator)
             nursery.start_soon(self.antientropy.run)
+            nursery.start_soon(self.forgetting.run)
             nursery.start_soon(self.reconciler.run)
             nursery.start_soon(self.settling.run)
             task_status.started()
