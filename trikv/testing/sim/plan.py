@@ -27,6 +27,7 @@ from trikv.api import Promise, Strategy
 from trikv.core.placement import place
 from trikv.core.ring import partition_of
 from trikv.core.suspicion import DOWN_AFTER_S
+from trikv.node.forget import MIN_AGE_S
 from trikv.testing.history import Kind
 
 MASTER: Final = "master"
@@ -130,6 +131,7 @@ class Schedule:
     requests: tuple[Request, ...]
     faults: tuple[Fault, ...]
     down_after_s: float = DOWN_AFTER_S
+    forget_after_s: float = MIN_AGE_S
     joiners: int = 0
     modes: tuple[str, ...] = ()
 
@@ -160,6 +162,7 @@ class Plan:
     change_weights: Mapping[FaultKind, float] = field(default_factory=lambda: dict(_CHANGES))
     joiners: int = 0
     down_after_s: float = DOWN_AFTER_S
+    forget_after_s: float = MIN_AGE_S
     modes: tuple[str, ...] = ()
     now_and_then: Plan | None = None  # what every fourth seed follows instead
 
@@ -189,6 +192,7 @@ class Plan:
                 )
             ),
             down_after_s=self.down_after_s,
+            forget_after_s=self.forget_after_s,
             joiners=self.joiners,
             modes=self.modes,
         )
@@ -297,6 +301,7 @@ CHANGING: Final = Plan(
     changes=(3, 6),
     joiners=2,
     down_after_s=2.0,
+    forget_after_s=2.0,
     modes=("sync", "chain", "quorum"),
 )
 
@@ -314,6 +319,7 @@ SWITCHING: Final = Plan(
     change_weights={FaultKind.MODE_SWITCH: 4.0, FaultKind.EVICTION: 1.0, FaultKind.JOIN: 0.5},
     joiners=1,
     down_after_s=2.0,
+    forget_after_s=2.0,
     modes=("sync", "chain", "quorum"),
 )
 

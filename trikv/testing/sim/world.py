@@ -153,7 +153,11 @@ class World:
     async def _run_master(self, life: Life) -> None:
         doors = Doors(SimTransport(self.network, life), life.dice)
         master = await Master.open(
-            SimConfigStore(self.config, life), Registry(self.modes), doors, down_after_s=self.schedule.down_after_s
+            SimConfigStore(self.config, life),
+            Registry(self.modes),
+            doors,
+            down_after_s=self.schedule.down_after_s,
+            forget_after_s=self.schedule.forget_after_s,
         )
         listening = await doors.transport.listen(life.host.address)
         async with trio.open_nursery() as nursery:
