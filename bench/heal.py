@@ -107,48 +107,49 @@ def play(cluster: LocalCluster, load: Load, client: Client, options: argparse.Na
         print(f"{now_s - began_s:7.1f} s  {text}", flush=True)
         return now_s
 
-    def moved_since(before: dict[str, Any]) -> str:
-        after = client.mode()["progress"]
-        return f"{after['keys_moved'] - before['keys_moved']:,} keys copied, " + (
-            f"{after['keys_repaired'] - before['keys_repaired']:,} repaired"
+    def tell_moves(before: dict[str, Any], least: int) -> None:
+        """What was moved since that state, beside the copies of partitions that had to be at least."""
+        after = client.cluster()
+        copied = after["progress"]["keys_moved"] - before["progress"]["keys_moved"]
+        repaired = after["progress"]["keys_repaired"] - before["progress"]["keys_repaired"]
+        happened = client.events(after=before["last_event"], follow=False)
+        given = sum(sum(event["joins"].values()) for event in happened if event["kind"] == "configuration_changed")
+        print(
+            f"           {given:,} copies of partitions, {given / least:.2f} times the least ({least:,}); "
+            f"{copied:,} keys copied, {repaired:,} repaired, the rest by clients meanwhile"
         )
 
     def share(worker: str) -> int:
         return next(int(w["copies"]) for w in client.cluster()["workers"] if w["id"] == worker)
 
-    partitions, replicas = client.cluster()["partitions"]["total"], client.cluster()["replicas"]
+    copies = client.cluster()["partitions"]["total"] * client.cluster()["replicas"]
     time.sleep(CALM_S)
 
     victim = cluster.workers[1]
-    held, before = share(victim.id), client.mode()["progress"]
+    held, before = share(victim.id), client.cluster()
     killed_s = mark("worker killed")
     victim.kill()
     wait_until(lambda: share(victim.id) == 0, what="the dead worker is replaced", deadline_s=60, every_s=0.25)
     mark("replaced")
     nemesis.await_whole()
     settled_s = mark("copies restored")
-    at_least = round(held / partitions * options.keys)
-    print(f"           {moved_since(before)}; the dead worker held about {at_least:,}")
+    tell_moves(before, held)
     time.sleep(CALM_S)
 
-    before = client.mode()["progress"]
+    before = client.cluster()
     victim.start()
     mark("worker back")
     nemesis.await_whole()
     mark("has its share")
-    at_least = round(options.keys * replicas / 5)
-    print(f"           {moved_since(before)}; the least for a fair share: {at_least:,}")
+    tell_moves(before, copies // 5)
     time.sleep(CALM_S)
 
-    before = client.mode()["progress"]
-    node = cluster.add_worker()
+    before = client.cluster()
+    cluster.add_worker()
     mark("sixth joins")
     nemesis.await_whole()
     mark("has its share")
-    at_least = round(options.keys * replicas / 6)
-    print(
-        f"           {moved_since(before)}; the least for a fair share: {at_least:,}; {node.id} got {share(node.id):,}"
-    )
+    tell_moves(before, copies // 6)
     time.sleep(CALM_S)
 
     mark(f"switch to {options.to}")
@@ -213,6 +214,7 @@ STYLE: Final = """
           --slow: #ab7df8; }
   }
   text { font: 13px system-ui, sans-serif; fill: var(--ink); }
+  text { stroke: var(--ground); stroke-width: 4px; stroke-linejoin: round; paint-order: stroke; }
   .quiet { fill: var(--quiet); font-size: 12px; }
   .ground { fill: var(--ground); }
   .grid { stroke: var(--faint); }
