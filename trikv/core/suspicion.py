@@ -39,13 +39,13 @@ from enum import StrEnum
 from math import sqrt
 from typing import Final
 
-SUSPECT_FLOOR_S: Final = 1.0
+SUSPECT_FLOOR_S: Final = 1.1
 DOWN_AFTER_S: Final = 5.0
 STEADY_AFTER_S: Final = 1.0
 STEADY_AFTER_MOST_S: Final = 300.0
 SETBACK_WINDOW_S: Final = 3600.0  # much longer than the longest wait, or that would shorten itself
-INTERVALS_KEPT: Final = 16  # some eight seconds of an idle worker
-EXPECTED_INTERVAL_S: Final = 0.5  # believed until so many were seen
+INTERVALS_KEPT: Final = 16  # some twelve seconds of an idle worker
+EXPECTED_INTERVAL_S: Final = 0.75  # believed until so many were seen
 _BURST_S: Final = 0.2  # what is heard so soon after the last sign of life is part of it
 _MEANS: Final = 1.25  # so many mean intervals, and so many deviations, are suspicious
 _DEVIATIONS: Final = 4.0

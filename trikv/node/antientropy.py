@@ -91,11 +91,13 @@ class AntiEntropy:
         self._on_stale = on_stale
         self._period_s = period_s
         self._compared: dict[int, _Compared] = {}
+        self._quiet_at = -1  # the coordinator's count of changes when nothing was due
+        self._look_again_s = 0.0
 
     async def run(self) -> None:
         """Until cancelled. What cannot be compared or mended now is tried again."""
         while True:
-            if due := self._due():
+            if self._may_be_due() and (due := self._due()):
                 await self._compare(due, self.done, dry_run=False)
                 if not self._due():
                     self.round_ended_s = trio.current_time()
@@ -132,12 +134,26 @@ class AntiEntropy:
 
     # --- what to compare ----------------------------------------------------------------------------------------------
 
+    def _may_be_due(self) -> bool:
+        """Has anything happened since nothing was due, or has it become time?"""
+        return (
+            self._coordinator.changes != self._quiet_at
+            or trio.current_time() > self._look_again_s
+            or any(slot.missed for slot in self._coordinator.slots)
+        )
+
     def _due(self) -> list[Slot]:
-        return [
+        due = [
             slot
             for slot in self._coordinator.slots
             if _should_be_alike(slot) and len(up := _up(slot)) > 1 and self._is_due(slot, up)
         ]
+        if not due:
+            self._quiet_at = self._coordinator.changes
+            oldest_s = min((last.when_s for last in self._compared.values()), default=0.0)
+            patience_s = self._period_s if all(last.ended for last in self._compared.values()) else AGAIN_S
+            self._look_again_s = oldest_s + patience_s
+        return due
 
     def _is_due(self, slot: Slot, up: Sequence[Target]) -> bool:
         """Those that are up may differ: never compared in this epoch, or not with one of them, or not for a while."""

@@ -79,9 +79,11 @@ class Coordinator:
         self._on_stale = on_stale
         self.doubt = Doubt()
         self._changed = trio.Event()
+        self.changes = 0
 
     def note_change(self) -> None:
         """Something that an operation may be waiting for has changed: a worker's state, or the slots."""
+        self.changes += 1
         self._changed.set()
         self._changed = trio.Event()
 

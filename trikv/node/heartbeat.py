@@ -1,9 +1,9 @@
 """The workers as the master sees them: a link to each, a heartbeat over it, and what follows from the silence.
 
-Whatever arrives on a link counts as a sign of life; a link that was silent since the middle of the last
-`HEARTBEAT_INTERVAL_S` is asked for the worker's vitals. One task beats for all of them. The arithmetic (suspect, down,
-evictable, steady) is `core/suspicion.py`; this file only supplies the time. It looks with every beat, so what it tells
-is as old as a beat at most.
+Whatever arrives on a link counts as a sign of life; a link that was silent for `QUIET_S` is asked for the worker's
+vitals, which makes one question in two beats where nothing else is said. One task beats for all of them. The
+arithmetic (suspect, down, evictable, steady) is `core/suspicion.py`; this file only supplies the time. It looks with
+every beat, so what it tells is as old as a beat at most.
 
 When this process was itself stopped for a while, nobody is blamed for not having been heard. Each `Watched` notices
 that by itself, from the beat that did not come, before it judges anything: whichever of its callbacks runs first.
@@ -26,11 +26,10 @@ from trikv.net.link import Link
 from trikv.net.peers import Peer
 from trikv.net.replicas import Standing
 
-HEARTBEAT_INTERVAL_S: Final = 0.5
-VITALS_INTERVAL_S: Final = (
-    1.0  # a busy link is a sign of life; what the worker says of itself is asked for all the same
-)
-_STOPPED_S: Final = 3 * HEARTBEAT_INTERVAL_S  # without a beat: not a busy process, a stopped one
+BEAT_S: Final = 0.375
+QUIET_S: Final = 0.5
+VITALS_INTERVAL_S: Final = 1.0  # a busy link is a sign of life, and what the worker says of itself is asked for besides
+_STOPPED_S: Final = 4 * BEAT_S  # without a beat: not a busy process, a stopped one
 
 _STANDINGS: Final = {
     State.UNKNOWN: Standing.DOUBTFUL,
@@ -73,7 +72,7 @@ class Watched:
         self.peer = Peer(enlisted.address, me, doors, judge=self._judge, on_link=self._linked)
         self._asked_s = -VITALS_INTERVAL_S
         self._ticked_s = trio.current_time()
-        self._forgiven_s = -HEARTBEAT_INTERVAL_S
+        self._forgiven_s = -BEAT_S
         # As of the last heartbeat or change of the link: operations read the standing often.
         self.standing = Standing.DOUBTFUL
         self.evictable = False  # silent for so long that the configurations may move on without it
@@ -117,9 +116,9 @@ class Watched:
         self._ticked_s = now
         link = self.peer.link
         if link is not None:
-            if now - self._forgiven_s >= HEARTBEAT_INTERVAL_S:  # else answers may have come that were not read yet
+            if now - self._forgiven_s >= BEAT_S:  # else answers may have come that were not read yet
                 link.sweep(now)
-            if now - link.last_heard_s >= HEARTBEAT_INTERVAL_S / 2 or now - self._asked_s >= VITALS_INTERVAL_S:
+            if now - link.last_heard_s >= QUIET_S or now - self._asked_s >= VITALS_INTERVAL_S:
                 self._ask(link, now)
         self._look()
 
@@ -190,7 +189,7 @@ class Watched:
 async def beat_forever(workers: Mapping[str, Watched]) -> None:
     """Tick for every worker, those that enlist later included, until cancelled."""
     while True:
-        await trio.sleep(HEARTBEAT_INTERVAL_S)
+        await trio.sleep(BEAT_S)
         now = trio.current_time()
         for watched in list(workers.values()):
             watched.tick(now)

@@ -341,11 +341,14 @@ class Worker:
             assert self._nursery is not None
             peer = self._chain_peers[address] = Peer(address, self.hello, self._doors)
             self._nursery.start_soon(peer.run)
-            self._nursery.start_soon(self._sweep_forever, peer)
+            if len(self._chain_peers) == 1:
+                self._nursery.start_soon(self._sweep_forever)
         return self._chain_peers[address]
 
-    async def _sweep_forever(self, peer: Peer) -> None:
+    async def _sweep_forever(self) -> None:
+        """End the relays that are late, once a second."""
         while True:
             await trio.sleep(1)
-            if peer.link is not None:
-                peer.link.sweep(trio.current_time())
+            for peer in self._chain_peers.values():
+                if peer.link is not None:
+                    peer.link.sweep(trio.current_time())
