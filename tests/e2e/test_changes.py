@@ -2,14 +2,14 @@
 
 import re
 import shutil
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
-from tests.e2e.conftest import Trikv
+from tests.e2e.conftest import CLI_DEADLINE_S, Trikv
 from trikv.client import Client, TrikvError
 from trikv.core.errors import Outcome
 from trikv.testing.cluster import LocalCluster, Node, wait_until
@@ -54,25 +54,19 @@ def test_the_last_replicas_are_not_drained(cluster: LocalCluster, trikv: Trikv) 
 def test_there_is_one_switch_at_a_time(cluster: LocalCluster, trikv: Trikv) -> None:
     paused = cluster.workers[2]
     paused.pause()  # sync writes to all three, so the switch has to wait for it
-    with cluster.client() as client:
-        wait_until(lambda: "up" not in states_of(client, paused), what="it is suspect")
-        switching = threading.Thread(target=switch_to_sync, args=(cluster,))
-        switching.start()
+    with cluster.client() as client, ThreadPoolExecutor() as pool:
         try:
+            wait_until(lambda: "up" not in states_of(client, paused), what="it is suspect")
+            asked = [pool.submit(client.set_mode, "sync")]
             wait_until(lambda: client.mode()["progress"]["operation"], what="the switch has begun")
             assert_refused(trikv("mode", "chain", url=cluster.url), 4, "mode sync", "under way")
-            assert_refused(trikv("mode", "sync", url=cluster.url), 4, "mode sync", "under way")
             assert client.mode()["mode"] == "sync"
+            asked.append(pool.submit(client.set_mode, "sync"))  # the same again is the same switch
         finally:
             paused.resume()
-            switching.join()
+        assert [each.result(CLI_DEADLINE_S)["mode"] for each in asked] == ["sync", "sync"]
         assert client.mode()["progress"]["operation"] is None
         assert_nothing_lost(client)
-
-
-def switch_to_sync(cluster: LocalCluster) -> None:
-    with cluster.client() as client:
-        client.set_mode("sync")
 
 
 def states_of(client: Client, node: Node) -> list[str]:

@@ -56,7 +56,7 @@ def test_the_cluster_heals_whatever_is_done_to_it() -> None:
         nemesis.cut(for_s=0.5)
         nemesis.drain()
         assert len(client.cluster()["workers"]) == 4
-        nemesis.switch("quorum", meanwhile=nemesis.kill_master)
+        nemesis.switch("quorum")
         nemesis.kill(for_s=0.0, wiped=True)
         await_writes(load, cluster)
         load.stop()

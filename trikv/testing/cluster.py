@@ -15,9 +15,8 @@ With `proxied` nobody dials a worker itself: each has a proxy in front of it (`p
 enlisted, so that `cluster.cut(node)` cuts the links of master and workers to that worker, and `mend` mends them.
 
 Nothing is left behind. Every child holds the reading end of a pipe as its stdin and leaves when it is closed
-(`--exit-with-stdin`), which the system does for us even if this process is killed outright. A directory that we made
-ourselves is removed by a janitor, one more child on such a pipe, for the same reason. (Who is paused when this process
-is killed outright stays paused: nothing reaches a stopped process but SIGCONT and SIGKILL.)
+(`--exit-with-stdin`), which the system does for us even if this process is killed outright (who is paused is then woken
+for it). A directory that we made ourselves is removed by a janitor, one more child on such a pipe, for the same reason.
 
 What it costs: about half a second of CPU per process to start; `start` waits until every worker has its place.
 What it leaves out: machines. All on loopback, on one disk and one clock.

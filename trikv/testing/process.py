@@ -72,6 +72,7 @@ class Node:
         self.http_port = 0
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
+        self._waker: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.id or 'never started'}>"
@@ -139,12 +140,18 @@ class Node:
         return self.wait(STOP_DEADLINE_S)
 
     def pause(self) -> None:
-        """SIGSTOP: it answers nothing, and its connections stay open. Returns when it has stopped."""
+        """SIGSTOP: it answers nothing, and its connections stay open. Returns when it has stopped.
+
+        A stopped process does not notice that its parent is gone; a shell that waits for that wakes it then.
+        """
+        waker = ["sh", "-c", f"read _; kill -CONT {self.pid} 2> /dev/null"]
+        self._waker = subprocess.Popen(waker, stdin=subprocess.PIPE, start_new_session=True)
         self.signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self.signal(signal.SIGCONT)
+        self._dismiss_waker()
 
     def stop(self) -> int:
         """SIGTERM, then SIGKILL where that did not help in time. Returns the exit code: 0 for a clean end."""
@@ -171,7 +178,14 @@ class Node:
         assert self._process is not None
         code = self._process.wait(deadline_s)
         self._let_go()
+        self._dismiss_waker()
         return code
+
+    def _dismiss_waker(self) -> None:
+        if self._waker is not None:
+            self._waker.kill()
+            self._waker.communicate()
+            self._waker = None
 
     def _let_go(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout) if self._process else ():
