@@ -18,7 +18,7 @@ SENTENCES: Final[dict[str, str]] = {
     "worker_down": "worker {worker} is down",
     "worker_evicted": "worker {worker} was given up; partitions that go on without it: {partitions:,}",
     "worker_joined": "worker {worker} begins to take its share; partitions so far: {partitions:,}",
-    "worker_left": "worker {worker} holds nothing that counts any more; partitions that others took: {partitions:,}",
+    "worker_left": "worker {worker} holds nothing that counts any more",
     "worker_draining": "worker {worker} is being emptied; partitions that move: {partitions:,}",
     "worker_undrained": "worker {worker} may hold data again",
     "worker_drained": "worker {worker} is empty, and may be stopped",

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Container
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -95,9 +96,10 @@ class EventLog:
             self._first += 1
         self._watchers.unpark_all()
 
-    def latest(self, count: int) -> list[dict[str, Any]]:
-        """The newest events, newest first."""
-        return [event.document for event, _ in zip(reversed(self._kept), range(count), strict=False)]
+    def latest(self, count: int, *, but: Container[str] = ()) -> list[dict[str, Any]]:
+        """The newest events, newest first; `but`: not those of these kinds."""
+        wanted = (event for event in reversed(self._kept) if event.kind not in but)
+        return [event.document for event in islice(wanted, count)]
 
     def subscribe(self, after: str | None = None) -> Subscription:
         """Everything after the event with that id, or all that is kept; then whatever is noted."""

@@ -233,7 +233,7 @@ class Reconciler:
                 master.events.note("worker_joined", worker=worker, partitions=counts[worker])
             elif worker in before and not counts[worker]:
                 kind = "worker_drained" if enlisted.draining else "worker_left"
-                master.events.note(kind, worker=worker, partitions=before[worker])
+                master.events.note(kind, worker=worker)
 
     def _tell(self, reason: Reason, changes: Sequence[Change], before: Mapping[int, Partition]) -> None:
         master = self._master

@@ -53,7 +53,7 @@ from trikv.web.message import (
     parse_query,
     problem_response,
 )
-from trikv.web.page import EVENTS_SHOWN, PAGE_HEADERS, REFRESH_S, view_of
+from trikv.web.page import EVENTS_SHOWN, PAGE_HEADERS, REFRESH_S, TOO_MANY_TO_SHOW, view_of
 
 SMALL_BODY_BYTES_MAX: Final = 64 * 1024
 HEAD_BYTES_MAX: Final = 32 * 1024
@@ -235,7 +235,7 @@ async def _serve_page(master: Master) -> quart.Response:
     refresh = choice_of(parameters, "refresh", "on", "off") == "on"
     page = await quart.render_template(
         "cluster.html",
-        view=view_of(describe_cluster(master), master.events.latest(EVENTS_SHOWN)),
+        view=view_of(describe_cluster(master), master.events.latest(EVENTS_SHOWN, but=TOO_MANY_TO_SHOW)),
         host=quart.request.host,
         refresh_s=REFRESH_S if refresh else None,
     )

@@ -14,6 +14,7 @@ from trikv.core.news import say_operation, tell
 
 REFRESH_S: Final = 5
 EVENTS_SHOWN: Final = 10
+TOO_MANY_TO_SHOW: Final = ("partition_settled",)  # of these there are many, and `settled` sums them up
 
 PAGE_HEADERS: Final = {
     "cache-control": "no-store",
