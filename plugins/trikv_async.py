@@ -3,7 +3,7 @@
 A write is acknowledged by the primary, the head of the preference list, or, where that is down or late, by the next
 replica that answers; the rest are sent the write and nobody waits. A read asks the primary, or whoever answers. So as
 long as one replica of a key is up, it can be read and written. Replicas that missed something are brought together
-later by the coordinator's sweep: the newest version wins everywhere.
+later by anti-entropy: the newest version wins everywhere.
 
 Price: an acknowledged write may be on one disk only, and is gone with it; a read may return an older value, above all
 after a failure; and since nothing current can be promised, there is no compare-and-set.
