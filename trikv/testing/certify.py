@@ -37,7 +37,7 @@ from trikv.testing.crew import HANG_S, Crew, Played, Task
 from trikv.testing.history import Finding, Judgement
 from trikv.testing.load import load_strategy
 from trikv.testing.shrink import RUNS_MAX, shrink
-from trikv.testing.sim import USUAL, FaultKind, Plan, Run, Schedule
+from trikv.testing.sim import CERTIFYING, FaultKind, Plan, Run, Schedule
 from trikv.testing.story import draw_failure, with_last_read
 from trikv.testing.timeline import Timeline
 
@@ -208,7 +208,7 @@ def certify(
     """
     loaded = load_strategy(target)
     strategy = loaded.strategy
-    plan = plan or USUAL
+    plan = plan or CERTIFYING
     certificate = Certificate(target, strategy.name, loaded.origin, strategy.promise, seeds=(min(seeds), max(seeds)))
     with Crew(target, jobs, hang_s=hang_s) as crew:
         _play_all(crew, certificate, plan, seeds, progress)

@@ -9,11 +9,22 @@ the world (`world.py`), what befalls it (`faults.py`), who asks it (`clients.py`
 `disk.py`, `clock.py`. `script.py` plays scenarios that somebody wrote, as text, instead of drawn ones.
 """
 
-from trikv.testing.sim.plan import CHANGING, CROWDED, SWITCHING, USUAL, Fault, FaultKind, Plan, Request, Schedule
+from trikv.testing.sim.plan import (
+    CERTIFYING,
+    CHANGING,
+    CROWDED,
+    SWITCHING,
+    USUAL,
+    Fault,
+    FaultKind,
+    Plan,
+    Request,
+    Schedule,
+)
 from trikv.testing.sim.run import Run, Verdict, run_schedule, simulate
 from trikv.testing.sim.trace import Event
 
 __all__ = [
-    "CHANGING", "CROWDED", "SWITCHING", "USUAL", "Event", "Fault", "FaultKind", "Plan", "Request", "Run", "Schedule",
-    "Verdict", "run_schedule", "simulate",
+    "CERTIFYING", "CHANGING", "CROWDED", "SWITCHING", "USUAL", "Event", "Fault", "FaultKind", "Plan", "Request", "Run",
+    "Schedule", "Verdict", "run_schedule", "simulate",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -164,12 +164,12 @@ class Plan:
     down_after_s: float = DOWN_AFTER_S
     forget_after_s: float = MIN_AGE_S
     modes: tuple[str, ...] = ()
-    now_and_then: Plan | None = None  # what every fourth seed follows instead
+    now_and_then: tuple[Plan, ...] = ()  # each of these is what every fourth seed follows instead
 
     def draw(self, strategy: Strategy, seed: int) -> Schedule:
         """The schedule of this seed."""
-        if self.now_and_then is not None and seed % 4 == 3:
-            return self.now_and_then.draw(strategy, seed)
+        if (turn := 3 - seed % 4) < len(self.now_and_then):
+            return self.now_and_then[turn].draw(strategy, seed)
         dice = random.Random(f"plan/{seed}")
         hot = [f"hot{number}" for number in range(dice.randint(1, 2))]
         cold = [f"cold{number}" for number in range(self.cold_keys)]
@@ -324,7 +324,10 @@ SWITCHING: Final = Plan(
 )
 
 # What is played unless somebody asks for another plan.
-USUAL: Final = Plan(now_and_then=CROWDED)
+USUAL: Final = Plan(now_and_then=(CROWDED,))
+
+# What a strategy is certified by: workers come and go besides. The mode stays what it is, since it is the one on trial.
+CERTIFYING: Final = Plan(now_and_then=(CROWDED, replace(CHANGING, modes=())))
 
 
 def _between(dice: random.Random, low: float, high: float) -> float:
