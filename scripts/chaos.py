@@ -178,7 +178,7 @@ class Chaos:
         why = Counter(op.code for op in history if op.outcome is Outcome.REFUSED and op.code is not None)
         print(f"refused: {told(why)}")
         print(f"faults: {told(Counter(fault.what for fault in nemesis.faults))}; {len(switches)} switches")
-        print_returns(history, nemesis.kills, nemesis.faults, self._options.down_after)
+        print_returns(history, nemesis.kills, self._options.down_after)
         for switched in switches:
             pause = "master died" if switched.certificate is None else f"{switched.certificate['longest_pause_s']} s"
             slowest = slowest_s(history, switched.switch.began_s, switched.switch.ended_s)
@@ -219,12 +219,11 @@ def unexplained(lost: Sequence[Finding], faults: Sequence[Done]) -> list[Finding
     return [loss for loss in lost if not is_near(loss.operations[0].returned_s or 0.0)]
 
 
-def print_returns(history: Sequence[Operation], kills: Sequence[Done], faults: Sequence[Done], grace_s: float) -> None:
+def print_returns(history: Sequence[Operation], kills: Sequence[Done], grace_s: float) -> None:
     """When could be written again what was held by workers that did not come back?"""
     returns: list[float] = []
     for kill in kills:
-        until_s = min((fault.began_s for fault in faults if fault.began_s > kill.began_s), default=kill.ended_s)
-        returns += returns_s(history, kill.began_s, max(until_s, kill.ended_s))
+        returns += returns_s(history, kill.began_s, kill.ended_s)
     if not kills:
         return
     gap_s = max(longest_gap_s(history, kill.began_s, kill.ended_s) for kill in kills)

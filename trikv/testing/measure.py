@@ -20,19 +20,19 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def returns_s(history: Iterable[Operation], from_s: float, to_s: float) -> list[float]:
-    """When, after `from_s`, writes that had failed in that time were committed: one time for each that was insisted on.
+    """When, after `from_s`, writes that had failed in that span were committed: one time for each that was insisted on.
 
     Only clients that ask for the same key again at once can tell, so no others count.
     """
     failing: dict[str, str] = {}  # by client: the key that it cannot write
     back: list[float] = []
     for op in history:
-        if not from_s <= op.invoked_s < to_s or not op.writes:
+        if op.invoked_s < from_s or not op.writes:
             continue
         insisted = failing.pop(op.client, None) == op.key
         if op.outcome is Outcome.COMMITTED and insisted:
             back.append((op.returned_s or op.invoked_s) - from_s)
-        elif op.outcome is not Outcome.COMMITTED and op.code not in MET:
+        elif op.outcome is not Outcome.COMMITTED and op.code not in MET and (insisted or op.invoked_s < to_s):
             failing[op.client] = op.key
     return back
 
