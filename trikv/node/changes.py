@@ -134,11 +134,11 @@ class Changes:
             )
         began_s = trio.current_time()
         done = _counts(master)
-        master.coordinator.slowest_s = 0.0
-        master.settling.could_not_ask.clear()
         if mode != before.mode:
             async with master.changing:
                 self._refuse_if_busy()
+                master.coordinator.slowest_s = 0.0
+                master.settling.could_not_ask.clear()
                 await master.change(lambda cluster: replace(cluster, mode=mode))
             master.events.note("mode_switching", mode=mode, before=former, partitions=len(before.partitions))
         while self.operation():
@@ -158,7 +158,8 @@ class Changes:
             "longest_pause_s": round(master.coordinator.slowest_s, 3),
             "could_not_ask": sorted(master.settling.could_not_ask),
         }
-        master.events.note("mode_switched", **certificate)
+        if mode != before.mode:
+            master.events.note("mode_switched", **certificate)
         return certificate
 
     def _strategy(self, mode: str) -> Strategy:

@@ -85,6 +85,11 @@ class Reconciler:
         self._returned.add(worker)
         self._master.coordinator.note_change()
 
+    @property
+    def at_rest(self) -> bool:
+        """Is nothing under way, and nobody to be looked at?"""
+        return not self._returned and not self.stepping.locked()
+
     async def _step(self) -> None:
         """Change what should change now, as far as it can be."""
         for worker in sorted(self._returned):
