@@ -119,7 +119,11 @@ class Strategy(ABC):
 
     @abstractmethod
     def copies(self, n: int) -> int:
-        """W: a committed write is on at least this many of `n` replicas. From 1 to n."""
+        """W: a committed write is on at least this many of `n` replicas. From 1 to n.
+
+        `n` is the number that clusters are founded with, or fewer: where workers are missing, a partition may go on
+        with fewer replicas, unless this raises for so few.
+        """
 
     @abstractmethod
     async def write(self, write: Write, replicas: ReplicaSet) -> None:
