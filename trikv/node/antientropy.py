@@ -121,12 +121,17 @@ class AntiEntropy:
         }
 
     def progress(self) -> dict[str, Any]:
-        """How much of the present round is done, and how long ago the last one ended."""
-        comparable = sum(map(_is_comparable, self._coordinator.slots))
+        """How many partitions were compared in their present epoch, and how long ago nothing more was due."""
+        slots = self._coordinator.slots
+        compared = [self._compared.get(slot.index) for slot in slots]
+        alike = sum(
+            last is not None and last.ended and last.epoch == slot.epoch
+            for slot, last in zip(slots, compared, strict=True)
+        )
         ended_s = self.round_ended_s
         return {
-            "compared": comparable - len(self._due()),
-            "total": comparable,
+            "compared": alike,
+            "total": len(slots),
             "keys_differing": self.done.keys_differing,
             "keys_repaired": self.done.keys_repaired,
             "round_ended_s_ago": None if ended_s is None else round(trio.current_time() - ended_s, 1),
