@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from trikv.api import Strategy
-from trikv.testing.sim.script import Script, ScriptError, play, read
+from trikv.testing.sim.script import Script, play, read
+from trikv.testing.sim.stage import ScriptError
 
 SCRIPTS = Path(__file__).parent / "scripts"
 REWRITE = "TRIKV_REWRITE_SCRIPTS"
