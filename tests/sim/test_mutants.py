@@ -14,7 +14,8 @@ from itertools import chain
 
 import pytest
 
-from tests.sim.mutants import MUTANTS, Mutant
+from tests.sim.mutant import Mutant
+from tests.sim.mutants import MUTANTS
 from trikv.api import Strategy
 from trikv.testing.sim import Verdict, simulate
 
