@@ -28,7 +28,7 @@ class Scene:
         self.cluster = cluster
         self.replicas = cluster.replicas_of(KEY)
         self.sends: list[Write] = []
-        self.missed = 0
+        self.misses: list[tuple[int, Write]] = []  # the number of the replica, and what it missed
         self.stale: list[int] = []
 
     @property
@@ -86,8 +86,14 @@ class Scene:
     def node(self, number: int) -> Node:
         return self.replicas[number - 1]
 
-    def _note_missed(self) -> None:
-        self.missed += 1
+    def _note_missed(self, target: Target, write: Write) -> None:
+        members = [each.member for each in self.slot.targets]
+        self.misses.append((members.index(target.member) + 1, write))
+
+    @property
+    def missed(self) -> list[int]:
+        """The replicas that missed a copy, as often as they did."""
+        return [number for number, _ in self.misses]
 
 
 @pytest.fixture
@@ -168,7 +174,7 @@ async def test_no_need_is_met_without_a_send(scene: Scene, autojump_clock: MockC
 async def test_one_replica_down_is_missed_and_no_more(scene: Scene, autojump_clock: MockClock) -> None:
     await scene.kill(3)
     await scene.request().replicas.store(scene.write(1), need=2)
-    assert (scene.holders(1), scene.missed) == ([1, 2], 1)
+    assert (scene.holders(1), scene.misses) == ([1, 2], [(3, scene.write(1))])
 
 
 async def test_in_order_asks_the_first_alone(scene: Scene, autojump_clock: MockClock) -> None:
@@ -234,14 +240,29 @@ async def test_a_store_for_later_goes_to_those_not_sent_to(scene: Scene, autojum
     request.replicas.store_later(scene.write(1))
     assert [target.member in sent for target in request.targets] == [True, False, False]
     await scene.cluster.until(lambda: scene.holders(1) == [1, 2, 3])
-    assert (len(scene.sends), scene.missed) == (1, 0)
+    assert (len(scene.sends), scene.missed) == (1, [])
 
 
 async def test_a_store_for_later_that_cannot_be_is_noted(scene: Scene, autojump_clock: MockClock) -> None:
     await scene.kill(3)
     scene.request().replicas.store_later(scene.write(1))
     await scene.cluster.until(lambda: scene.holders(1) == [1, 2])
-    assert scene.missed == 1
+    assert scene.misses == [(3, scene.write(1))]
+
+
+async def test_a_laggard_that_fails_behind_is_noted(scene: Scene, autojump_clock: MockClock) -> None:
+    scene.hold(3)
+    await scene.request().replicas.store(scene.write(1), need=2)
+    assert scene.misses == []
+    scene.cluster.network.cut(scene.node(3).address)
+    await scene.cluster.until(lambda: scene.missed == [3])
+
+
+async def test_a_copy_that_may_be_kept_for_later_is_a_send(scene: Scene, autojump_clock: MockClock) -> None:
+    """Whoever keeps it may deliver it: the write cannot be refused any more."""
+    await scene.kill(3)
+    scene.request().replicas.tail.store_later(scene.write(1))
+    assert (scene.sends, scene.missed) == ([scene.write(1)], [3])
 
 
 async def test_a_promised_epoch_is_passed_on(scene: Scene, autojump_clock: MockClock) -> None:

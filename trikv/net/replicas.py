@@ -74,7 +74,7 @@ class Request:
         deadline_s: float,
         *,
         on_send: Callable[[Write], None] = lambda write: None,
-        on_missed: Callable[[], None] = lambda: None,
+        on_missed: Callable[[Target, Write], None] = lambda target, write: None,
         on_stale: Callable[[int], None] = lambda promised: None,
         repair: Callable[[bytes], Awaitable[Record | None]] | None = None,
         listed: dict[str, Record | None] | None = None,
@@ -85,7 +85,7 @@ class Request:
         self.targets = targets
         self.deadline_s = deadline_s
         self.on_send = on_send  # before a write first leaves for any replica
-        self.on_missed = on_missed  # a copy that nobody waited for did not arrive
+        self.on_missed = on_missed  # this copy did not arrive, or could not be sent; perhaps nobody waits for it
         self.on_stale = on_stale  # a replica has promised this newer epoch
         self.repair = repair  # mends the key and answers its record; None where a strategy may not ask for it
         self.listed = listed  # what replicas listed a moment ago, within this request: a fetch of it costs nothing
@@ -147,16 +147,20 @@ class Replicas:
             deadline_s = max(deadline_s, trio.current_time() + BACKGROUND_S)
         row = record_to_wire(write.record)
 
+        def missed(target: Target) -> None:
+            self._request.on_missed(target, write)
+
         def send(target: Target) -> None:
-            self._send(target, write, row, hops, deadline_s, round_.expect(target, self._request.on_missed))
+            self._send(target, write, row, hops, deadline_s, round_.expect(target, missed))
 
         if in_order:
             await _ask_in_turn(round_, able, need, send)
         else:
             for target in able:
                 send(target)
-            for _ in range(len(self._targets) - len(able)):
-                self._request.on_missed()
+            for target in self._targets if len(able) < len(self._targets) else ():
+                if target not in able:
+                    missed(target)
             while not await round_.wait():
                 pass  # one failed, and enough are left
 
@@ -164,13 +168,16 @@ class Replicas:
         row = record_to_wire(write.record)
         deadline_s = trio.current_time() + BACKGROUND_S
 
-        def done(fault: int, payload: list[Any]) -> None:
-            if fault != Fault.OK:
-                self._request.on_missed()
+        def expect(target: Target) -> Callable[[int, list[Any]], None]:
+            def done(fault: int, payload: list[Any]) -> None:
+                if fault != Fault.OK:
+                    self._request.on_missed(target, write)
+
+            return done
 
         for target in self._targets:
             if target.member not in self._request.sent_to:
-                self._send(target, write, row, [], deadline_s, done)
+                self._send(target, write, row, [], deadline_s, expect(target))
 
     async def fetch(self, key: bytes, *, need: int | None = None) -> list[Answer]:
         need = len(self._targets) if need is None else need
@@ -219,11 +226,11 @@ class Replicas:
         done: Callable[[int, list[Any]], None],
     ) -> None:
         request = self._request
+        if not request.sent_to:
+            request.on_send(write)  # also before a copy is missed: it may be kept, and arrive after all
         if target.standing is Standing.DOWN:
             done(Fault.NOT_SENT, [])
             return
-        if not request.sent_to:
-            request.on_send(write)
         request.sent_to.add(target.member)
         arguments: list[Any] = [request.partition, request.epoch, target.member.incarnation, write.key, row, hops]
         size_bytes = _OVERHEAD_BYTES + len(write.key) + len(write.record.value or b"")
@@ -243,7 +250,9 @@ class Round:
         self._asked = 0
         self._wake = trio.Event()
 
-    def expect(self, target: Target, on_failure: Callable[[], None] = lambda: None) -> Callable[[int, list[Any]], None]:
+    def expect(
+        self, target: Target, on_failure: Callable[[Target], None] = lambda target: None
+    ) -> Callable[[int, list[Any]], None]:
         """The `done` for one more call. It wakes the waiter when it decides, or when nobody is left to wait for."""
         self._asked += 1
 
@@ -256,7 +265,7 @@ class Round:
                 if fault == Fault.STALE and is_epoch(payload):
                     self._on_stale(payload[0])
                 self._faults.append(f"{target.member.worker}: {describe_fault(fault)}")
-                on_failure()
+                on_failure(target)
                 verdict = tally.fail()
             if verdict is not Verdict.PENDING or fault != Fault.OK:
                 self._wake.set()

@@ -2,8 +2,8 @@
 
 A replica that was away comes back with what it had; a copy that nobody waited for gets lost; the background copies of
 an async write die with the master that had them in hand. Reads mend what they find, and most keys are not read. So the
-replicas of every settled partition are compared: when one more of them is up, after a copy went missing, in a new
-epoch, and every `PERIOD_S` in any case.
+replicas of every settled partition are compared: when one more of them is up, after a copy went missing that is not
+kept for its replica (`hints.py`), in a new epoch, and every `PERIOD_S` in any case.
 
 They are compared by their digests, which costs one call to each worker for all of its partitions, with an answer of
 some 40 bytes for each. While writes are under way two answers differ for that reason alone, so a difference is looked
@@ -79,16 +79,23 @@ class AntiEntropy:
 
     Args:
       on_stale: hears when a member has promised a newer epoch of a slot's partition.
+      expects: is a replica of that partition just being given what it is known to have missed? Then it can wait.
       period_s: after which partitions are compared in any case.
     """
 
     def __init__(
-        self, coordinator: Coordinator, on_stale: Callable[[Slot, int], None], *, period_s: float = PERIOD_S
+        self,
+        coordinator: Coordinator,
+        on_stale: Callable[[Slot, int], None],
+        *,
+        expects: Callable[[Slot], bool] = lambda slot: False,
+        period_s: float = PERIOD_S,
     ) -> None:
         self.done = Report()  # since this master started
         self.round_ended_s: float | None = None  # when last there was nothing more to compare, by Trio's clock
         self._coordinator = coordinator
         self._on_stale = on_stale
+        self._expects = expects
         self._period_s = period_s
         self._compared: dict[int, _Compared] = {}
         self._quiet_at = -1  # the coordinator's count of changes when nothing was due
@@ -151,7 +158,10 @@ class AntiEntropy:
         due = [
             slot
             for slot in self._coordinator.slots
-            if _should_be_alike(slot) and len(up := _up(slot)) > 1 and self._is_due(slot, up)
+            if _should_be_alike(slot)
+            and len(up := _up(slot)) > 1
+            and self._is_due(slot, up)
+            and not self._expects(slot)
         ]
         if not due:
             self._quiet_at = self._coordinator.changes

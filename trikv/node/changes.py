@@ -65,6 +65,7 @@ class Changes:
             "bytes_moved": done.bytes_moved,
             "seconds_left": self._master.settling.seconds_left(len(unsettled)),
             "operation": self.operation(),
+            "hints": self._master.hints.progress(),
             "anti_entropy": self._master.antientropy.progress(),
             "tombstones": self._master.forgetting.progress(),
         }
@@ -232,7 +233,7 @@ class Changes:
                 return False, f"writes of partition {slot.index} are in doubt"
             others = [t for t in slot.targets if t.member != enlisted.member and t.standing is Standing.UP]
             lenient = slot.history[-1].lenient
-            if lenient and slot.missed:
+            if lenient and (slot.missed or self._master.hints.has(slot)):
                 return False, f"copies of partition {slot.index} have not reached all of its replicas yet"
             need = 1 if lenient else max(slot.configuration.recovery, min(2, len(slot.targets) - 1))
             if len(others) < need:

@@ -67,6 +67,7 @@ class Coordinator:
         timeout_s: float,
         before_first_store: Callable[[], Awaitable[None]],
         on_stale: Callable[[Slot, int], None],
+        on_missed: Callable[[Slot, Target, Write], None],
     ) -> None:
         self.timeout_s = timeout_s
         self.slots: list[Slot] = []
@@ -77,6 +78,7 @@ class Coordinator:
         self.slowest_s = 0.0  # the longest operation since somebody last set this to zero
         self._before_first_store = before_first_store
         self._on_stale = on_stale
+        self._on_missed = on_missed
         self.doubt = Doubt()
         self._changed = trio.Event()
         self.changes = 0
@@ -333,7 +335,7 @@ class Coordinator:
             slot.targets,
             deadline_s,
             on_send=on_send,
-            on_missed=slot.note_missed,
+            on_missed=lambda target, write: self._on_missed(slot, target, write),
             on_stale=lambda promised: self._on_stale(slot, promised),
             repair=repair,
             listed=listed,

@@ -42,6 +42,7 @@ from trikv.node.events import EventLog
 from trikv.node.finish import finish_forever
 from trikv.node.forget import MIN_AGE_S, Forgetting
 from trikv.node.heartbeat import Replica, Watched, beat_forever
+from trikv.node.hints import Hints
 from trikv.node.reconcile import Reconciler, holds
 from trikv.node.settle import Settling
 from trikv.node.slot import Slot
@@ -81,8 +82,12 @@ class Master:
         self.cluster = cluster
         self.registry = registry
         self.coordinator = Coordinator(
-            timeout_s=timeout_s, before_first_store=self._note_first_store, on_stale=self.note_stale
+            timeout_s=timeout_s,
+            before_first_store=self._note_first_store,
+            on_stale=self.note_stale,
+            on_missed=lambda slot, target, write: self.hints.note(slot, target, write),
         )
+        self.hints = Hints(self.coordinator, self.note_stale)
         self.events = EventLog(cluster.term)
         self.watched: dict[str, Watched] = {}
         self.started_s = trio.current_time()
@@ -93,7 +98,7 @@ class Master:
         self.reconciler = Reconciler(self, min_copies=min_copies)
         self.settling = Settling(self, rate_bytes=settle_rate_bytes)
         self.forgetting = Forgetting(self.coordinator, self.reconciler.renew, self.note_stale, min_age_s=forget_after_s)
-        self.antientropy = AntiEntropy(self.coordinator, self.note_stale)
+        self.antientropy = AntiEntropy(self.coordinator, self.note_stale, expects=self.hints.expects)
         self.changes = Changes(self)
         self._revision = revision
         self._store = store
@@ -174,6 +179,7 @@ class Master:
             self.enlisting.start(nursery)
             nursery.start_soon(beat_forever, self.watched)
             nursery.start_soon(finish_forever, self.coordinator)
+            nursery.start_soon(self.hints.run)
             nursery.start_soon(self.antientropy.run)
             nursery.start_soon(self.forgetting.run)
             nursery.start_soon(self.reconciler.run)

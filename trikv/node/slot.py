@@ -77,7 +77,7 @@ class Slot:
         self.locks = KeyLocks()
         self.anchored: set[bytes] = set()  # keys with a committed version of this epoch; kept only while unsettled
         self.pending: dict[bytes, Record] = {}
-        self.missed = 0  # copies that nobody waited for and that did not arrive, since all replicas were alike
+        self.missed = 0  # copies that did not arrive, and are not kept as hints, since all replicas were alike
         self.blocked = ""  # why nothing can be served until an operator decides
         self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
         # This coordinator made the active configuration, and nothing was stored under it: the next may take its place.
