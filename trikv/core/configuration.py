@@ -117,9 +117,7 @@ class Cluster:
     def to_document(self) -> dict[str, Any]:
         """CBOR-ready. Configurations repeat often, so each distinct one is written once and named by its index."""
         table: dict[Configuration, int] = {}
-        rows = [
-            [p.generation, [table.setdefault(c, len(table)) for c in p.history], p.forgot] for p in self.partitions
-        ]
+        rows = [[p.generation, [table.setdefault(c, len(table)) for c in p.history], p.forgot] for p in self.partitions]
         return {
             "format": DOCUMENT_FORMAT,
             "cluster": self.cluster,
