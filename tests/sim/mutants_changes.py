@@ -192,9 +192,9 @@ OF_CHANGES = [
     Mutant("settle: only the last configuration asked", Quorum(), ask_only_the_last, seed=7, plan=CHANGING),
     Mutant("settle: ends after the next change", Quorum(), settle_whatever_is_there, seed=8, plan=CHANGING),
     Mutant("settle: copies whatever is newest", Quorum(), copy_blindly),
-    Mutant("joiner without discard", Sync(), discard_nothing, seed=11, plan=CHANGING),
+    Mutant("joiner without discard", Sync(), discard_nothing),
     Mutant("tombstones forgotten and not noted", Async(), forget_and_not_say),
-    Mutant("discard after persisting", Sync(), discard_late, seed=3, plan=CHANGING),
+    Mutant("discard after persisting", Sync(), discard_late, seed=8, plan=CHANGING),
     Mutant("used configuration replaced", Sync(), replace_what_was_used),
     Mutant("replaced configuration still written", Sync(), write_to_what_is_replaced),
 ]
