@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from trikv.api import Write
 from trikv.core.calls import Op
+from trikv.core.errors import Fault
 from trikv.core.record import Record
 from trikv.core.ring import partition_of
 from trikv.core.session import Call
-from trikv.net.link import Link
-from trikv.net.replicas import BACKGROUND_S
+from trikv.net.link import Done, Link
+from trikv.net.replicas import BACKGROUND_S, Standing, Target
 from trikv.node import hints
 from trikv.node.hints import Hints
+from trikv.node.slot import Slot
 from trikv.node.worker import Worker
 from trikv.testing.inprocess import InProcessCluster, Node
 
@@ -121,9 +125,62 @@ async def test_many_are_delivered_before_anybody_compares(
     await trio.sleep(10)
     assert not whole(cluster)
     await cluster.until(lambda: whole(cluster))
-    await trio.sleep(5)
-    assert asked[Op.LIST] == 0
+    asked[Op.DIGEST] = 0
+    await trio.sleep(5)  # and then at once: who was away may lack what nobody knew of
     assert asked[Op.DIGEST] >= 3
+    assert asked[Op.LIST] == 0
+
+
+class Stubborn:
+    """A replica that seems to be up, and answers when the test says so, and what."""
+
+    def __init__(self, target: Target) -> None:
+        self.member = target.member
+        self.address = target.address
+        self.standing = Standing.UP
+        self.calls: list[tuple[list[Any], Done]] = []
+
+    def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int) -> None:
+        self.calls.append((arguments, done))
+
+
+def write_in(slot: Slot, value: bytes) -> Write:
+    version = slot.next_version()
+    return Write(KEYS[0], Record(version, version, value))
+
+
+async def test_what_is_refused_is_kept_and_holds_up_no_comparison(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await start(nursery, "quorum")
+    slot = cluster.coordinator.slots[PARTITION]
+    replica = Stubborn(slot.targets[0])
+    hints_of(cluster).note(slot, replica, write_in(slot, b"second"))
+    await cluster.until(lambda: len(replica.calls) == 1)
+    assert hints_of(cluster).expects(slot)
+    slot.sent_keys = set()
+    replica.calls[0][1](Fault.BUSY, [])
+    await cluster.until(lambda: len(replica.calls) == 2)
+    assert slot.sent_keys == {KEYS[0]}  # so that no tombstone of it is forgotten
+    assert hints_of(cluster).has(slot)
+    assert not hints_of(cluster).expects(slot)
+    before = cluster.coordinator.changes
+    replica.calls[1][1](Fault.OK, [])
+    await cluster.until(lambda: not hints_of(cluster).has(slot))
+    assert cluster.coordinator.changes > before  # whoever held a comparison back looks again
+    assert hints_of(cluster).progress() == {"held": 0, "bytes": 0, "delivered": 1, "dropped": 0}
+
+
+async def test_what_comes_during_a_delivery_is_delivered_too(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await start(nursery, "quorum")
+    slot = cluster.coordinator.slots[PARTITION]
+    replica = Stubborn(slot.targets[0])
+    hints_of(cluster).note(slot, replica, write_in(slot, b"second"))
+    await cluster.until(lambda: replica.calls)
+    hints_of(cluster).note(slot, replica, write_in(slot, b"third"))
+    replica.calls[0][1](Fault.OK, [])
+    await cluster.until(lambda: len(replica.calls) == 2)
+    assert [arguments[4][-1] for arguments, _ in replica.calls] == [b"second", b"third"]
 
 
 async def test_a_copy_that_was_sent_and_lost_is_delivered_to_who_was_never_down(

@@ -6,23 +6,21 @@ when the copy failed, or when it was not even sent since the replica was down. I
 each key, and stores it as it is, same version and same epoch, once that member is up. Where all that was missed is
 delivered so, nothing is left to be listed.
 
-Is that safe where reads are linearizable? A hint is a message that is late, and no more: a record that was sent, or
-whose write has been noted as sent, in this epoch, to this member, in this life of it. The protocol bears such messages
-at any time, repeated or not. A replica takes a record only if it is newer than what it has, so a hint never undoes a
-write or a repair that came after it, though it may bring what a client was told is unknown, as any late message may. If
-the partition moves on to another generation, its hints are dropped; one that is just on its way is refused by whoever
-has promised the new epoch. What is being settled is listed by members that have. Modes that store on all members
-(W = n: sync, chain) get none: they rest on the order in which members store, and a late store is out of order. And
-since a key is noted as sent with each delivery, no tombstone of it is forgotten meanwhile (`forget.py`).
+Is that safe where reads are linearizable? A hint is a message that is late, and no more: a copy that was sent, or
+noted as if it were, in this epoch, to this member in this life of it. The protocol bears such messages at any time,
+repeated or not. A replica takes only what is newer than what it has, so a hint never undoes a write or a repair that
+came after it, though it may bring what a client was told is unknown. At the partition's next generation its hints are
+dropped, and one that is just on its way is refused by whoever has promised the new epoch. Modes that store on all
+members (W = n: sync, chain) get none: they rest on the order in which members store, which a late store breaks. And
+since each delivery is noted as a store, no tombstone of the key is forgotten meanwhile (`forget.py`).
 
 Bounds: `BYTES_MAX` of keys and values, `COUNT_MAX` hints (each costs some 400 bytes besides), `AGE_MAX_S`. A worker
 that is down is replaced after seconds if there is a spare, which ends its hints. Where there is none, ten minutes are a
-reboot or a deployment; after a longer absence, listing costs no more than what was missed. All hints that a member has
-of one partition go together: once one is lost, the partition has to be compared anyway. So they count as missed copies
-from then on (`Slot.missed`), no further ones are taken, and anti-entropy mends.
+reboot or a deployment; after more, listing costs no more than what was missed. All hints that a member has of one
+partition go together, since the partition has to be compared once one is lost: they count as missed copies from then on
+(`Slot.missed`), no further ones are taken, and anti-entropy mends.
 
-What it costs: nothing, while all copies arrive. `TOGETHER` stores are under way to each member that is up.
-
+What it costs: nothing, while all copies arrive; else `TOGETHER` stores under way to each member that is up.
 Left out: hints on disk. They end with the master's term, and every partition is compared in a new one.
 """
 
@@ -31,7 +29,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -47,19 +45,15 @@ AGE_MAX_S: Final = 600.0
 TICK_S: Final = 1.0
 TOGETHER: Final = 16  # of one member: as much as a few further clients
 STEP_TIMEOUT_S: Final = 5.0  # for one hint
-RETRY_S: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
 
-class _Bundle:
+class _Bundle(NamedTuple):
     """What one member missed of one partition, in the order in which it did; the first of it at `since_s`."""
 
-    __slots__ = ("records", "since_s")
-
-    def __init__(self, since_s: float) -> None:
-        self.since_s = since_s
-        self.records: dict[bytes, Record] = {}
+    since_s: float
+    records: dict[bytes, Record]
 
 
 class Hints:
@@ -82,19 +76,13 @@ class Hints:
 
     def note(self, slot: Slot, target: Target, write: Write) -> None:
         """This copy did not arrive, or was not sent. Keep it, if a hint may be given; else have it count as missed."""
-        if self._coordinator.slots[slot.index] is not slot:
-            return
         if slot.missed or slot.configuration.copies == len(slot.targets):
             slot.note_missed()
             return
-        bundles = self._held.setdefault(target, {})
-        bundle = bundles.get(slot)
-        if bundle is None:
-            bundle = bundles[slot] = _Bundle(trio.current_time())
+        bundle = self._held.setdefault(target, {}).setdefault(slot, _Bundle(trio.current_time(), {}))
         former = bundle.records.get(write.key)
-        if former is not None and former.version >= write.record.version:
-            return
-        self._set(bundle, write.key, write.record)
+        if former is None or former.version < write.record.version:
+            self._set(bundle, write.key, write.record)
         if self._bytes > BYTES_MAX or self._count > COUNT_MAX:
             self._drop(target, slot)
 
@@ -123,8 +111,6 @@ class Hints:
                         nursery.start_soon(self._deliver_all, target)
                 with trio.move_on_after(TICK_S):
                     await self._coordinator.wait_change()
-
-    # --- keeping ------------------------------------------------------------------------------------------------------
 
     def _set(self, bundle: _Bundle, key: bytes, record: Record | None) -> None:
         """The one place where hints come, are replaced, and go."""
@@ -155,12 +141,16 @@ class Hints:
                 if bundle.since_s < oldest_s or self._coordinator.slots[slot.index] is not slot:
                     self._drop(target, slot)
 
-    # --- delivering ---------------------------------------------------------------------------------------------------
-
     async def _deliver_all(self, target: Target) -> None:
         """In order, some at a time, until nothing is left or one does not arrive."""
         try:
-            while some := self._next(target):
+            while target in self._held:
+                every = (
+                    (slot, Write(key, record))
+                    for slot, bundle in self._held[target].items()
+                    for key, record in bundle.records.items()
+                )
+                some = list(islice(every, TOGETHER))
                 arrived: list[Write] = []
                 async with trio.open_nursery() as nursery:
                     for slot, write in some:
@@ -168,24 +158,12 @@ class Hints:
                 if len(arrived) < len(some):
                     self._failing.add(target)
                     self._coordinator.note_change()
-                    await trio.sleep(RETRY_S)
+                    await trio.sleep(TICK_S)
                     return
                 self._failing.discard(target)
             self._coordinator.note_change()  # its partitions may be compared by now
         finally:
             self._busy.discard(target)
-
-    def _next(self, target: Target) -> list[tuple[Slot, Write]]:
-        if target.standing is not Standing.UP:
-            return []
-        slots = self._coordinator.slots
-        every = (
-            (slot, Write(key, record))
-            for slot, bundle in self._held.get(target, {}).items()
-            if slots[slot.index] is slot
-            for key, record in bundle.records.items()
-        )
-        return list(islice(every, TOGETHER))
 
     async def _deliver(self, slot: Slot, target: Target, write: Write, arrived: list[Write]) -> None:
         request = Request(
