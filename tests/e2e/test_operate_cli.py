@@ -139,7 +139,8 @@ def test_events_are_told_a_line_each_and_from_any_point(cluster: LocalCluster, t
     assert all(line.split("\t")[1].endswith("Z") for line in lines)
     third = lines[2].split("\t")[0]
     rest = trikv("events", "--no-follow", "--after", third, "--json", url=cluster.url).stdout.decode().splitlines()
-    assert [json.loads(line)["id"] for line in rest] == [line.split("\t")[0] for line in lines[3:]]
+    told = [line.split("\t")[0] for line in lines[3:]]
+    assert [json.loads(line)["id"] for line in rest][: len(told)] == told  # more may have happened since
     gap = trikv("events", "--no-follow", "--after", "0-99", url=cluster.url).stdout.decode().splitlines()[0]
     assert "some events cannot be told any more" in gap
 

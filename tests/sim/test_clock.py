@@ -44,7 +44,8 @@ def test_the_keyboard_interrupts_a_run_though_it_seldom_asks_for_news() -> None:
     async def main() -> None:
         clock.after(1, lambda: signal.raise_signal(signal.SIGINT))  # in Trio's own code, which puts it off
         trio.lowlevel.spawn_system_task(others)
-        await sleep(20_000)
+        with trio.move_on_after(20_000):
+            await trio.sleep_forever()
 
     # A shell that starts this in the background has it ignore the keyboard.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
