@@ -256,6 +256,7 @@ class Changes:
             return replace(cluster, workers={**cluster.workers, worker: enlisted})
 
         async with self._master.changing:
+            self._worker(worker)  # it may have been forgotten meanwhile
             await self._master.change(change)
 
     def _describe_moves(self, cluster: Cluster, health: Mapping[str, Health]) -> dict[str, Any]:
