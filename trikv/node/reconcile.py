@@ -29,7 +29,7 @@ import trio
 
 from trikv.api import Promise
 from trikv.core.calls import Op, is_epoch
-from trikv.core.configuration import Cluster, Enlisted, Partition
+from trikv.core.configuration import Cluster, Enlisted, Member, Partition
 from trikv.core.errors import Fault, Refused
 from trikv.core.planning import Change, Health, Reason, Wanted, can_settle, choose_workers, draw_table, is_present, plan
 from trikv.core.record import generation_of, spell_epoch
@@ -178,7 +178,7 @@ class Reconciler:
         master = self._master
         slots = master.coordinator.slots
         before = {change.partition: slots[change.partition].partition for change in due}
-        ready = await self._empty_joiners(due)
+        ready = await self._empty_joiners(await self._with_life(due))
         replaced = {c.partition for c in ready if slots[c.partition].replaceable}
         for partition in replaced:
             slots[partition].closed = True  # from here on nothing is stored under it, so it stays unused
@@ -263,6 +263,43 @@ class Reconciler:
             joins=dict(joined),
             leaves=dict(left),
         )
+
+    async def _with_life(self, due: Sequence[Change]) -> list[Change]:
+        """Step 1: the changes whose new members all answer, in the life that is meant.
+
+        One that has just lost its disk may still be thought to be up, and would be a member that nobody can ask. Who
+        is a member already and known to be down stays what it is.
+        """
+        targets = {m: self._master.target(m) for change in due for m in change.configuration.members}
+        asked = [target for target in targets.values() if target.standing is not Standing.DOWN]
+        alive: set[Member] = set()
+        outstanding = len(asked)
+        finished = trio.Event()
+
+        def expect(member: Member) -> Callable[[int, list[Any]], None]:
+            def done(fault: int, payload: list[Any]) -> None:
+                nonlocal outstanding
+                outstanding -= 1
+                if fault == Fault.OK:
+                    alive.add(member)
+                if not outstanding:
+                    finished.set()
+
+            return done
+
+        deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
+        for target in asked:
+            target.call(Op.DIGEST, [target.member.incarnation, []], deadline_s, expect(target.member), 64)
+        if asked:
+            with trio.move_on_at(deadline_s):
+                await finished.wait()
+        ready = []
+        for change in due:
+            stays = self._master.coordinator.slots[change.partition].configuration.members
+            may_be_down = {m for m in stays if targets.get(m) is not None and targets[m] not in asked}
+            if all(m in alive or m in may_be_down for m in change.configuration.members):
+                ready.append(change)
+        return ready
 
     async def _empty_joiners(self, due: Sequence[Change]) -> list[Change]:
         """Step 1: the changes whose joiners have emptied their partition, and said so."""
