@@ -265,13 +265,16 @@ class Reconciler:
         )
 
     async def _with_life(self, due: Sequence[Change]) -> list[Change]:
-        """Step 1: the changes whose new members all answer, in the life that is meant.
+        """Step 1: the changes whose members all give a sign of life. Of those who join, their discard is one.
 
         One that has just lost its disk may still be thought to be up, and would be a member that nobody can ask. Who
-        is a member already and known to be down stays what it is.
+        is known to be down stays what it is.
         """
-        targets = {m: self._master.target(m) for change in due for m in change.configuration.members}
-        asked = [target for target in targets.values() if target.standing is not Standing.DOWN]
+        asked: dict[Member, Target] = {}
+        for change in due:
+            known = {m for c in self._master.coordinator.slots[change.partition].partition.history for m in c.members}
+            asked.update({m: self._master.target(m) for m in change.configuration.members if m in known})
+        asked = {member: target for member, target in asked.items() if target.standing is not Standing.DOWN}
         alive: set[Member] = set()
         outstanding = len(asked)
         finished = trio.Event()
@@ -288,18 +291,13 @@ class Reconciler:
             return done
 
         deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
-        for target in asked:
-            target.call(Op.DIGEST, [target.member.incarnation, []], deadline_s, expect(target.member), 64)
+        for member, target in asked.items():
+            target.call(Op.HEARTBEAT, [], deadline_s, expect(member), 64)
         if asked:
             with trio.move_on_at(deadline_s):
                 await finished.wait()
-        ready = []
-        for change in due:
-            stays = self._master.coordinator.slots[change.partition].configuration.members
-            may_be_down = {m for m in stays if targets.get(m) is not None and targets[m] not in asked}
-            if all(m in alive or m in may_be_down for m in change.configuration.members):
-                ready.append(change)
-        return ready
+        silent = asked.keys() - alive
+        return [change for change in due if silent.isdisjoint(change.configuration.members)]
 
     async def _empty_joiners(self, due: Sequence[Change]) -> list[Change]:
         """Step 1: the changes whose joiners have emptied their partition, and said so."""
