@@ -214,3 +214,22 @@ async def test_a_blocked_partition_is_named_before_a_switch_begins(
     with pytest.raises(Refused, match="5 the first"):
         await cluster.master.changes.switch_mode("sync")
     assert cluster.master.cluster.mode == "quorum"
+
+
+async def test_nobody_is_taken_into_a_configuration_without_a_sign_of_life(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """They may just have lost their disks: under sync one survivor is enough to find everything, under quorum two."""
+    cluster = await InProcessCluster.start(nursery, mode="sync", workers=4)
+    await fill(cluster)
+    silent = cluster.workers[:2]
+    for node in silent:
+        cluster.network.hold(node.address)
+    nursery.start_soon(cluster.master.changes.switch_mode, "quorum")
+    await trio.sleep(1)  # they are still thought to be up
+    changed = {slot.index for slot in cluster.coordinator.slots if slot.configuration.mode == "quorum"}
+    assert not changed & {index for node in silent for index in under(cluster, node)}
+    for node in silent:
+        cluster.network.release(node.address)
+    await cluster.until_settled()
+    assert await values(cluster) == {b"v"}
