@@ -45,7 +45,12 @@ def test_the_demo_ends_cleanly_when_asked(number: signal.Signals) -> None:
 def running_demo() -> "Iterator[tuple[subprocess.Popen[bytes], list[int], Path]]":
     """A demo that serves, the pids of its children, and its temporary directory."""
     command = [sys.executable, "-m", "trikv", "demo", "--workers", "3", "--storage", "memory"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as demo:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
+    try:
+        starting = subprocess.Popen(command, stdout=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    with starting as demo:
         try:
             assert demo.stdout is not None
             told = ""
