@@ -233,3 +233,22 @@ async def test_nobody_is_taken_into_a_configuration_without_a_sign_of_life(
         cluster.network.release(node.address)
     await cluster.until_settled()
     assert await values(cluster) == {b"v"}
+
+
+async def test_a_worker_that_was_removed_after_its_disk_was_lost_is_replaced_like_any_other(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Its new life holds nothing, so it may be removed, while its former one is still a member."""
+    cluster = await InProcessCluster.start(nursery)
+    await fill(cluster)
+    node = cluster.workers[0]
+    await cluster.restart(node, wiped=True)
+    await cluster.until(lambda: cluster.master.cluster.workers[node.worker.id].incarnation == node.worker.incarnation)
+    await cluster.kill(node)
+    await cluster.until_down(node)
+    await cluster.master.changes.remove(node.worker.id)
+    newcomer = await cluster.add_worker()
+    await cluster.until(lambda: under(cluster, newcomer))
+    await cluster.until_settled()
+    assert not under(cluster, node)
+    assert await values(cluster) == {b"v"}

@@ -77,8 +77,7 @@ class Reconciler:
             # Without anything to do it waits for news: of workers, which every beat may bring, or of the document. What
             # had to wait is tried again.
             patience_s = math.inf if self._quiet is not None and not self._returned else TICK_S
-            with trio.move_on_after(patience_s):
-                await self._master.coordinator.wait_change()
+            await self._master.coordinator.wait_change(patience_s)
 
     def note_up(self, worker: str) -> None:
         """That worker was not up, and is now."""
@@ -253,7 +252,8 @@ class Reconciler:
         if reason is Reason.EVICT:
             for worker in sorted(left):
                 if worker not in (self._wanted.workers if self._wanted else ()):
-                    master.watched[worker].note_evicted()
+                    if watched := master.watched.get(worker):  # else it was removed, in a later life that held nothing
+                        watched.note_evicted()
                     master.events.note("worker_evicted", worker=worker, partitions=left[worker])
         master.events.note(
             "configuration_changed",
