@@ -86,8 +86,8 @@ class Reconciler:
 
     @property
     def at_rest(self) -> bool:
-        """Is nothing under way, and nobody to be looked at?"""
-        return not self._returned and not self.stepping.locked()
+        """Is nothing under way, nobody to be looked at, and nothing to be changed in things as they are now?"""
+        return not self._returned and not self.stepping.locked() and self._is_quiet(self.health())
 
     async def _step(self) -> None:
         """Change what should change now, as far as it can be."""
@@ -124,7 +124,7 @@ class Reconciler:
     def _plan(self) -> list[Change]:
         cluster, master = self._master.cluster, self._master
         health = self.health()
-        if self._quiet is not None and self._quiet[0] is cluster and self._quiet[1] == health:
+        if self._is_quiet(health):
             return []
         workers = choose_workers(cluster, health)
         if not workers:
@@ -138,6 +138,10 @@ class Reconciler:
         changes = [change for change in due if not slots[change.partition].blocked]
         self._quiet = None if changes else (cluster, health)
         return changes
+
+    def _is_quiet(self, health: Mapping[str, Health]) -> bool:
+        """Has nothing happened since nothing was to be changed?"""
+        return self._quiet is not None and self._quiet[0] is self._master.cluster and self._quiet[1] == health
 
     def copies(self, mode: str, n: int) -> int:
         """W of so many replicas; more than there are where the strategy does not know so few."""
