@@ -48,7 +48,7 @@ class Tap(trio.abc.Stream):
 
     async def send_all(self, data: Any) -> None:
         self._buffer.feed(data)
-        while not isinstance(frame := self._buffer.next_frame(), frames.NoFrame):
+        while (frame := self._buffer.next_frame()) is not frames.NO_FRAME:
             self.frames.append(frame)
         await self.gate.wait()
         await self.stream.send_all(data)
@@ -399,7 +399,7 @@ async def test_what_comes_in_one_piece_with_the_greeting_is_not_left_lying() -> 
         with trio.fail_after(PATIENCE_S):
             while len(heard) < 2:
                 buffer.feed(await near.receive_some())
-                while not isinstance(frame := buffer.next_frame(), frames.NoFrame):
+                while (frame := buffer.next_frame()) is not frames.NO_FRAME:
                     heard.append(frame)
         nursery.cancel_scope.cancel()
     assert heard[1] == [2, [[1, 0, ["early"]]]]

@@ -23,6 +23,7 @@ of messages are `session`'s and `calls`' to check.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from io import BytesIO
 from typing import Any, Final, Never
 
@@ -36,21 +37,22 @@ INT_MAX: Final = 2**64 - 1
 _PREFIX_BYTES: Final = 4
 _READ_BYTES: Final = 4096  # a larger step buys nothing: the decoder takes long strings in one piece anyway
 _LEAVES: Final = frozenset((type(None), bool, int, float, bytes, str))
-_OURS: Final = _LEAVES | {list, tuple}
+_PLAIN: Final = _LEAVES - {int}  # nothing about them can be wrong
+_LISTS: Final = (list, tuple)
+_TEXTS: Final = (float, bytes, str)
 
 
 class FrameError(Exception):
     """What arrived is not a frame of ours; the message says why. Nothing that follows it can be understood."""
 
 
-class NoFrame:
+class NoFrame(Enum):
     """The type of `NO_FRAME`: more bytes are needed."""
 
-    def __repr__(self) -> str:
-        return "NO_FRAME"
+    NO_FRAME = "NO_FRAME"
 
 
-NO_FRAME: Final = NoFrame()
+NO_FRAME: Final = NoFrame.NO_FRAME
 
 
 def encode(item: Sequence[Any]) -> bytes:
@@ -109,15 +111,14 @@ def _check_ours(items: Sequence[Any], depth: int) -> None:
     if depth > DEPTH_MAX:
         raise ValueError(f"lists nested more than {DEPTH_MAX} deep")
     for item in items:
-        kind: type | None = type(item)
-        if kind not in _OURS:
-            kind = next((ours for ours in _OURS if isinstance(item, ours)), None)
-        if kind is int:
+        if type(item) in _PLAIN:
+            continue
+        if isinstance(item, int):
             if not INT_MIN <= item <= INT_MAX:
                 raise ValueError(f"the integer {item} is beyond 64 bits")
-        elif kind is list or kind is tuple:
+        elif isinstance(item, _LISTS):
             _check_ours(item, depth + 1)
-        elif kind is None:
+        elif not isinstance(item, _TEXTS):
             raise TypeError(f"a frame cannot carry a {type(item).__name__}")
 
 
@@ -159,8 +160,10 @@ class FrameBuffer:
         """
         if self._error is not None:
             raise self._error
+        if len(self._bytes) < _PREFIX_BYTES:
+            return NO_FRAME
         frame_bytes = self._frame_bytes or self._judge_prefix()
-        if not frame_bytes or len(self._bytes) < frame_bytes:
+        if len(self._bytes) < frame_bytes:
             return NO_FRAME
         with memoryview(self._bytes) as view:
             body = bytes(view[_PREFIX_BYTES:frame_bytes])

@@ -144,7 +144,7 @@ class Session:
             self.state = State.GREETING
         try:
             self._buffer.feed(data)
-            while not isinstance(frame := self._buffer.next_frame(), frames.NoFrame):
+            while (frame := self._buffer.next_frame()) is not frames.NO_FRAME:
                 yield self._event(frame)
         except frames.FrameError as error:
             stranger = self.state is State.GREETING

@@ -3,7 +3,9 @@
 A link runs two tasks, a reader and a writer, whatever the number of calls in flight: a call is an entry in a
 dictionary and a callback. Whatever has been asked or answered since the writer last looked goes out as one frame
 (or as few as the cap allows), so under load system calls, encodes and the other side's fsyncs are shared; alone,
-nothing waits for company.
+nothing waits for company. What can be answered at once the reader sends itself, while the writer sleeps: to wake that
+one would cost as much as the answer. Who dialled asks, and who was dialled answers, so the readers of two nodes never
+wait for each other.
 
 A call ends in exactly one call of its `done`: with the answer, or with a fault of this side (NOT_SENT, LOST, LATE).
 `done` runs on the reader's or the sweeper's stack: it notes and wakes, and does not wait itself.
@@ -53,6 +55,7 @@ class Link:
         self._calls_bytes = 0
         self._answers_bytes = 0
         self._idle_writer: trio.lowlevel.Task | None = None  # while it waits for something to send
+        self._reader_sends = False  # so the writer may sleep on
         self._held_reader: trio.Event | None = None  # while answers must leave first
         self._scope = trio.CancelScope()
         self._over = False
@@ -123,6 +126,7 @@ class Link:
     async def _read(self) -> None:
         data: bytes | bytearray = b""  # at first, what came in one piece with the greeting
         while True:
+            self._reader_sends = True
             for event in self._session.receive(data):
                 if isinstance(event, Answers):
                     for call_id, fault, payload in event.answers:
@@ -132,6 +136,11 @@ class Link:
                     if self._handler is None:
                         raise PeerError("it called where nothing is offered")
                     self._handler(self, event.calls)
+            if self._answers and self._idle_writer is not None:
+                await self._send_what_waits()  # as long as the peer takes none, no further calls of it are read
+            self._reader_sends = False
+            if self._answers or self._calls:
+                self._wake_writer()
             # Only answers hold the reader back: if calls did too, two nodes could wait for each other's readers.
             while self._answers_bytes > QUEUE_BYTES_MAX and not self._over:
                 self._held_reader = trio.Event()
@@ -145,32 +154,34 @@ class Link:
             self.last_heard_s = trio.current_time()
 
     async def _write(self) -> None:
-        while True:
+        while not self._over:
             await self._wait_for_work()
-            calls, self._calls = self._calls, []
-            answers, self._answers = self._answers, []
-            self._calls_bytes = self._answers_bytes = 0
+            await self._send_what_waits()
+
+    async def _send_what_waits(self) -> None:
+        calls, self._calls = self._calls, []
+        answers, self._answers = self._answers, []
+        self._calls_bytes = self._answers_bytes = 0
+        self._let_reader_go()
+        now = trio.current_time()
+        rows = []
+        for deadline_s, row, _ in calls:
+            if deadline_s > now:
+                row[1] = math.ceil((deadline_s - now) * 1000)
+                rows.append(row)
+            elif waiting := self._under_way.pop(row[0], None):
+                waiting[1](Fault.NOT_SENT, [])
+        try:
+            if answers:
+                for frame in self._session.answers(answers):
+                    await self._stream.send_all(frame)
+            if rows:
+                for frame in self._session.calls(rows):
+                    await self._stream.send_all(frame)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # The reader sees the end too, after whatever the peer had still sent; if it waits for the writer, now.
+            self._over = True
             self._let_reader_go()
-            now = trio.current_time()
-            rows = []
-            for deadline_s, row, _ in calls:
-                if deadline_s > now:
-                    row[1] = math.ceil((deadline_s - now) * 1000)
-                    rows.append(row)
-                elif waiting := self._under_way.pop(row[0], None):
-                    waiting[1](Fault.NOT_SENT, [])
-            try:
-                if answers:
-                    for frame in self._session.answers(answers):
-                        await self._stream.send_all(frame)
-                if rows:
-                    for frame in self._session.calls(rows):
-                        await self._stream.send_all(frame)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                # The reader sees the end too, after whatever the peer had still sent; if it waits for this task, now.
-                self._over = True
-                self._let_reader_go()
-                return
 
     async def _wait_for_work(self) -> None:
         """What an Event would do, for a third of its price: this is waited for once for each frame."""
@@ -185,7 +196,7 @@ class Link:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def _wake_writer(self) -> None:
-        if self._idle_writer is not None:
+        if self._idle_writer is not None and not self._reader_sends:
             writer, self._idle_writer = self._idle_writer, None
             trio.lowlevel.reschedule(writer)
 
@@ -195,7 +206,7 @@ class Link:
             self._held_reader = None
 
 
-async def dial(stream: trio.abc.Stream, me: Hello, handler: Handler | None = None) -> Link:
+async def dial(stream: trio.abc.Stream, me: Hello) -> Link:
     """Greet over a fresh stream, as the side that connected. The stream is closed if there will be no link.
 
     Raises:
@@ -207,7 +218,7 @@ async def dial(stream: trio.abc.Stream, me: Hello, handler: Handler | None = Non
             await stream.send_all(session.greet())
             match await _first_event(stream, session):
                 case Greeted(hello):
-                    return Link(stream, session, hello, handler)
+                    return Link(stream, session, hello, None)
                 case TurnedAway(sentence):
                     raise LinkError(sentence)
         raise LinkError("it ended the connection without a greeting")

@@ -289,10 +289,12 @@ class Round:
             else:
                 with trio.move_on_after(patience_s):
                     await self._wake.wait()
-            self._wake = trio.Event()
         if self.tally.verdict is Verdict.LOST:
             raise NotEnough("; ".join(self._faults))
-        return self.tally.verdict is Verdict.WON
+        if self.tally.verdict is Verdict.WON:
+            return True
+        self._wake = trio.Event()
+        return False
 
 
 async def _ask_in_turn(round_: Round, able: Sequence[Target], need: int, ask: Callable[[Target], None]) -> None:
@@ -317,11 +319,16 @@ def _require(targets: Sequence[Target], need: int) -> list[Target]:
     Raises:
       NotEnough: they are fewer than `need`; nothing has been sent.
     """
-    able = [target for target in targets if target.standing is not Standing.DOWN]
+    able: list[Target] = []
+    doubtful: list[Target] = []
+    for target in targets:
+        standing = target.standing
+        if standing is not Standing.DOWN:
+            (able if standing is Standing.UP else doubtful).append(target)
+    able += doubtful
     if len(able) < need:
         down = ", ".join(target.member.worker for target in targets if target.standing is Standing.DOWN)
         raise NotEnough(f"{need} of {len(targets)} replicas are needed, and {down} cannot be reached")
-    able.sort(key=lambda target: target.standing is not Standing.UP)
     return able
 
 

@@ -20,9 +20,9 @@ beyond any of them a caller is refused at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Final
+import math
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 import trio
 
@@ -36,6 +36,8 @@ from trikv.net.replicas import NotEnough, Request, Standing, Target
 from trikv.node.repair import fetch_history
 from trikv.node.scan import PAGE_MAX, ScanPage, scan_page
 from trikv.node.slot import PENDING_BYTES_MAX, PENDING_MAX, Doubt, Slot
+
+T = TypeVar("T")
 
 IN_FLIGHT_MAX: Final = 4096
 TIMEOUT_MOST_S: Final = 60.0
@@ -80,6 +82,7 @@ class Coordinator:
         self._on_stale = on_stale
         self._on_missed = on_missed
         self.doubt = Doubt()
+        self.in_doubt = trio.Event()  # set when an own write ends without a commit; cleared by whoever finishes them
         self._changed = trio.Event()
         self.changes = 0
 
@@ -89,8 +92,13 @@ class Coordinator:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def wait_change(self) -> None:
-        await self._changed.wait()
+    async def wait_change(self, patience_s: float = math.inf) -> None:
+        """Wait for the next change, or until patience runs out."""
+        if patience_s == math.inf:
+            await self._changed.wait()
+            return
+        with trio.move_on_after(patience_s):
+            await self._changed.wait()
 
     @property
     def pending(self) -> int:
@@ -102,8 +110,7 @@ class Coordinator:
     async def get(self, key: bytes, *, timeout_s: float | None = None) -> Record | None:
         """The record that a read returns; None where there is no value."""
         check_key(key)
-        async with self._operation(timeout_s) as attempt:
-            record = await self._read_wherever(key, attempt.deadline_s)
+        record = await self._operate(timeout_s, lambda attempt: self._read_wherever(key, attempt.deadline_s))
         return None if record is None or record.is_tombstone else record
 
     async def put(
@@ -122,40 +129,35 @@ class Coordinator:
         self, prefix: bytes = b"", *, after: bytes | None = None, limit: int = 100, timeout_s: float | None = None
     ) -> ScanPage:
         """The first `limit` (at most `PAGE_MAX`) live keys with `prefix` after `after`, in byte order."""
-        async with self._operation(timeout_s) as attempt:
+
+        async def scan(attempt: Attempt) -> ScanPage:
             if limit < 1:
                 raise Refused("bad_request", f"a page of {limit} keys; ask for 1 at least")
             if not self.slots:
                 raise Refused("forming", self.not_formed)
+            return await self._scan_wherever(prefix, after, min(limit, PAGE_MAX), attempt.deadline_s)
 
-            async def read(slot: Slot, key: bytes, listed: dict[str, Record | None] | None) -> Record | None:
-                return await self.read(slot, key, attempt.deadline_s, listed)
-
-            limit = min(limit, PAGE_MAX)
-            while True:
-                slots = self.slots
-                try:
-                    return await scan_page(
-                        slots, read, self._on_stale, self.wait_change, prefix, after, limit, attempt.deadline_s
-                    )
-                except Refused as error:
-                    if self.slots is slots or error.kind.code not in _MAY_GO_ON:
-                        raise  # it is not that some partition has moved on to another configuration
+        return await self._operate(timeout_s, scan)
 
     # --- the operations -----------------------------------------------------------------------------------------------
 
     async def _write(self, key: bytes, value: bytes | None, expect: Expect | None, timeout_s: float | None) -> Version:
         check_key(key)
-        async with self._operation(timeout_s) as attempt:
-            if not self.stored and self.slots:
-                await self._before_first_store()
-            while True:
-                slot = await self._await_members(key)
-                try:
-                    return await self._write_in(slot, key, value, expect, attempt)
-                except (WriteFailed, Refused) as error:
-                    if attempt.sent or not self._goes_on_elsewhere(slot, error):
-                        raise
+        return await self._operate(timeout_s, lambda attempt: self._write_wherever(key, value, expect, attempt))
+
+    async def _write_wherever(
+        self, key: bytes, value: bytes | None, expect: Expect | None, attempt: Attempt
+    ) -> Version:
+        """Write under the present configuration, or under the next if that one replaces it before anything is sent."""
+        if not self.stored and self.slots:
+            await self._before_first_store()
+        while True:
+            slot = await self._await_members(key)
+            try:
+                return await self._write_in(slot, key, value, expect, attempt)
+            except (WriteFailed, Refused) as error:
+                if attempt.sent or not self._goes_on_elsewhere(slot, error):
+                    raise
 
     async def _write_in(
         self, slot: Slot, key: bytes, value: bytes | None, expect: Expect | None, attempt: Attempt
@@ -217,6 +219,20 @@ class Coordinator:
                 if not self._goes_on_elsewhere(slot, error):
                     raise
 
+    async def _scan_wherever(self, prefix: bytes, after: bytes | None, limit: int, deadline_s: float) -> ScanPage:
+        """A page, begun anew when a partition has moved on to another configuration meanwhile."""
+
+        async def read(slot: Slot, key: bytes, listed: dict[str, Record | None] | None) -> Record | None:
+            return await self.read(slot, key, deadline_s, listed)
+
+        while True:
+            slots = self.slots
+            try:
+                return await scan_page(slots, read, self._on_stale, self.wait_change, prefix, after, limit, deadline_s)
+            except Refused as error:
+                if self.slots is slots or error.kind.code not in _MAY_GO_ON:
+                    raise
+
     async def read(
         self, slot: Slot, key: bytes, deadline_s: float, listed: dict[str, Record | None] | None = None
     ) -> Record | None:
@@ -272,12 +288,15 @@ class Coordinator:
         request = self._request(slot, deadline_s, on_send=note_sent)
         try:
             await slot.strategy.write(Write(key, record), request.replicas)
+            slot.note_committed(key, record)
         except NotEnough as error:
             raise WriteFailed(str(error)) from error
         except Exception as error:  # a strategy is anybody's code, and a client must still be told the truth
             _log.exception("strategy %s failed in write", slot.strategy.name)
             raise WriteFailed(f"strategy {slot.strategy.name} failed: {error!r}") from error
-        slot.note_committed(key, record)
+        finally:
+            if key in slot.pending:
+                self.in_doubt.set()
 
     async def own_read(
         self,
@@ -343,30 +362,31 @@ class Coordinator:
 
     # --- around an operation ------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _operation(self, timeout_s: float | None) -> AsyncIterator[Attempt]:
+    async def _operate(self, timeout_s: float | None, operation: Callable[[Attempt], Awaitable[T]]) -> T:
         """Admit an operation, bound it, and say what came of it."""
         timeout_s = self.timeout_s if timeout_s is None else min(timeout_s, TIMEOUT_MOST_S)
         if self.in_flight >= IN_FLIGHT_MAX:
             self.outcomes[Outcome.REFUSED] += 1
             raise Refused("overloaded", f"{IN_FLIGHT_MAX:,} operations are under way already")
-        attempt = Attempt(trio.current_time() + timeout_s)
+        began_s = trio.current_time()
+        attempt = Attempt(began_s + timeout_s)
         self.in_flight += 1
         try:
-            with trio.move_on_after(timeout_s) as scope:
-                try:
-                    yield attempt
-                except WriteFailed as error:
-                    raise self._failure(attempt, "unavailable", str(error)) from error
-            if scope.cancelled_caught:
-                raise self._failure(attempt, "unanswered", f"no decision within {timeout_s:g} s")
+            with trio.CancelScope(deadline=attempt.deadline_s):
+                answer = await operation(attempt)
+                self.outcomes[Outcome.COMMITTED] += 1
+                return answer
+            raise self._failure(attempt, "unanswered", f"no decision within {timeout_s:g} s")
+        except WriteFailed as error:
+            failure = self._failure(attempt, "unavailable", str(error))
+            self.outcomes[failure.kind.outcome] += 1
+            raise failure from error
         except TrikvError as error:
             self.outcomes[error.kind.outcome] += 1
             raise
         finally:
             self.in_flight -= 1
-            self.slowest_s = max(self.slowest_s, trio.current_time() - attempt.deadline_s + timeout_s)
-        self.outcomes[Outcome.COMMITTED] += 1
+            self.slowest_s = max(self.slowest_s, trio.current_time() - began_s)
 
     @staticmethod
     def _failure(attempt: Attempt, code: str, reason: str) -> TrikvError:

@@ -26,10 +26,14 @@ _log = logging.getLogger(__name__)
 async def finish_forever(coordinator: Coordinator) -> None:
     """Until cancelled. A write that cannot be finished now is tried again."""
     while True:
+        await coordinator.in_doubt.wait()
+        coordinator.in_doubt = trio.Event()
+        await trio.sleep(TICK_S)
         for slot in coordinator.slots:
             if slot.pending:
                 await _finish_pending(coordinator, slot)
-        await trio.sleep(TICK_S)
+        if coordinator.pending:
+            coordinator.in_doubt.set()
 
 
 async def _finish_pending(coordinator: Coordinator, slot: Slot) -> None:

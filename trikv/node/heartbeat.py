@@ -180,10 +180,11 @@ class Watched:
         if fault != Fault.OK:
             return
         self.vitals = vitals_from_wire(payload)
-        self.acknowledged = self.vitals.master == self._me().incarnation
+        knew, self.acknowledged = self.acknowledged, self.vitals.master == self._me().incarnation
         if not self.acknowledged:
             self._on_rival(Reign.parse(self.vitals.master).term)
-        self._look()
+        if not (knew and self.acknowledged and self.standing is Standing.UP):  # else it is what it was
+            self._look()
 
 
 async def beat_forever(workers: Mapping[str, Watched]) -> None:

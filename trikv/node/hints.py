@@ -71,6 +71,7 @@ class Hints:
         self._coordinator = coordinator
         self._on_stale = on_stale
         self._held: dict[Target, dict[Slot, _Bundle]] = {}  # a coordinator has one target for each member
+        self._noted = trio.Event()  # something is held
         self._busy: set[Target] = set()  # to which hints are being delivered
         self._failing: set[Target] = set()  # that did not take what was delivered last
 
@@ -83,6 +84,7 @@ class Hints:
         former = bundle.records.get(write.key)
         if former is None or former.version < write.record.version:
             self._set(bundle, write.key, write.record)
+            self._noted.set()
         if self._bytes > BYTES_MAX or self._count > COUNT_MAX:
             self._drop(target, slot)
 
@@ -109,8 +111,10 @@ class Hints:
                     if target not in self._busy and target.standing is Standing.UP:
                         self._busy.add(target)
                         nursery.start_soon(self._deliver_all, target)
-                with trio.move_on_after(TICK_S):
-                    await self._coordinator.wait_change()
+                if not self._held:
+                    self._noted = trio.Event()
+                    await self._noted.wait()
+                await self._coordinator.wait_change(TICK_S)
 
     def _set(self, bundle: _Bundle, key: bytes, record: Record | None) -> None:
         """The one place where hints come, are replaced, and go."""

@@ -91,8 +91,7 @@ class Settling:
                 if is_done and self._began is not None:
                     self._tell_end(*self._began)
                     self._began = None
-                with trio.move_on_after(math.inf if is_done else TICK_S):
-                    await master.coordinator.wait_change()
+                await master.coordinator.wait_change(math.inf if is_done else TICK_S)
                 continue
             now = trio.current_time()
             self._began = self._began or (now, replace(self.progress))
