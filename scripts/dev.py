@@ -34,6 +34,7 @@ BIN = VENV / "bin"
 STAMP = VENV / "trikv-installed-from"
 PROJECT = ROOT / "pyproject.toml"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FAKE_CLOCKS = "*/faketime/libfaketime.so.1"  # below /usr/lib
 
 
 class Stop(Exception):
@@ -75,6 +76,7 @@ def demo(arguments: list[str]) -> int:
 
 def test(arguments: list[str]) -> int:
     find_browser()
+    find_fake_clock()
     os.chdir(ROOT)  # pytest finds its settings and the tests from there
     become([BIN / "python", "-m", "pytest", *arguments])
 
@@ -135,6 +137,12 @@ def find_browser() -> None:
     """The page is also tested in a browser, where there is one; a test that lacks it says so when it is skipped."""
     if not any(map(shutil.which, BROWSERS)) and not apt_install("chromium"):
         say("no chromium on the PATH, so the tests of the page in a browser will be skipped")
+
+
+def find_fake_clock() -> None:
+    """One test sets the clocks of a whole cluster, and says so when it is skipped."""
+    if not any(Path("/usr/lib").glob(FAKE_CLOCKS)) and not apt_install("libfaketime"):
+        say("no libfaketime below /usr/lib, so the test of clocks that jump will be skipped")
 
 
 def apt_install(package: str) -> bool:
