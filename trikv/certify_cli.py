@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     "--replay", type=click.IntRange(min=0), metavar="SEED", help="Play this seed alone, and show its failure."
 )
 @click.option(
-    "--html", type=click.File("w", encoding="utf-8", lazy=False, atomic=True), metavar="FILE",
+    "--html", type=click.Path(dir_okay=False, writable=True, path_type=Path), metavar="FILE",
     help="Write the certificate there as a page, with a failure as a space-time diagram.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")
 def certify(
-    strategy: str, seeds: int | None, first: int, jobs: int, replay: int | None, html: TextIO | None, as_json: bool
+    strategy: str, seeds: int | None, first: int, jobs: int, replay: int | None, html: Path | None, as_json: bool
 ) -> None:
     """Test whether a strategy keeps its promise, in a simulated cluster with faults.
 
@@ -45,6 +46,8 @@ def certify(
 
     if replay is not None and seeds is not None:
         raise click.UsageError("--replay plays one seed; --seeds goes without it")
+    if html is not None and not html.parent.is_dir():
+        raise click.UsageError(f"--html: there is no directory {html.parent}")
     chosen = range(first, first + (SEEDS if seeds is None else seeds)) if replay is None else range(replay, replay + 1)
 
     def work(progress: Progress) -> Certificate:
@@ -54,12 +57,12 @@ def certify(
         certificate = _with_progress(work)
     except LoadError as error:
         raise click.UsageError(str(error)) from None
-    if html is not None:
-        html.write(to_html(certificate))
     if as_json:
         click.echo(json.dumps(certificate.to_json(), indent=2))
     else:
         click.echo("\n".join(to_lines(certificate)))
+    if html is not None:
+        html.write_text(to_html(certificate), encoding="utf-8")
     click.get_current_context().exit(0 if certificate.is_kept else 1)
 
 

@@ -19,7 +19,7 @@ from tests.sim.mutants import MUTANTS
 from trikv.api import Strategy
 from trikv.testing.sim import Verdict, simulate
 
-SEARCH_SEEDS = 40
+SEARCH_SEEDS = 100
 LONG_SEARCH = "TRIKV_MUTANT_SEEDS"
 
 

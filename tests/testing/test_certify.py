@@ -109,6 +109,16 @@ def test_the_command_shows_a_broken_promise_as_text_and_as_a_page(tmp_path: Path
     assert not re.search(r"""(src|href)\s*=""", html)
 
 
+def test_a_command_that_comes_to_nothing_leaves_the_former_page_alone(tmp_path: Path) -> None:
+    page = tmp_path / "failure.html"
+    page.write_text("the former one")
+    assert run_cli("no.such.module:Class", "--html", str(page)).exit_code == 2
+    assert page.read_text() == "the former one"
+    result = run_cli("quorum", "--html", str(tmp_path / "nowhere" / "failure.html"))
+    assert result.exit_code == 2
+    assert f"there is no directory {tmp_path / 'nowhere'}" in result.stderr
+
+
 def test_a_failure_is_the_same_again_whoever_plays_it() -> None:
     target = f"{STRATEGIES}:AcksBeforeStoring"
     one, other = (certify(target, seeds=[1], jobs=jobs, plan=DENSE, runs_max=12).counterexample for jobs in (1, 2))

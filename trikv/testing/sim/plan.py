@@ -306,21 +306,15 @@ CHANGING: Final = Plan(
 )
 
 # The mode is switched, to whatever `modes` says, and little else is changed. Whoever plays it says between which.
-SWITCHING: Final = Plan(
+SWITCHING: Final = replace(
+    CHANGING,
     lasts_s=30.0,
     workers=4,
-    clients=4,
-    partitions=2,
-    requests=200,
-    faults=8,
     storms=(2, 4),
     cold_keys=2,
     changes=(2, 4),
     change_weights={FaultKind.MODE_SWITCH: 4.0, FaultKind.EVICTION: 1.0, FaultKind.JOIN: 0.5},
     joiners=1,
-    down_after_s=2.0,
-    forget_after_s=2.0,
-    modes=("sync", "chain", "quorum"),
 )
 
 # What is played unless somebody asks for another plan.
