@@ -146,6 +146,7 @@ _BOTTOM_Y: Final = 40
 _CALL_HALF: Final = 6  # half the width of a client's call, of a band, of a lost message's cross
 _BAND_HALF: Final = 13
 _CROSS_HALF: Final = 5
+_LETTER_X: Final = 6.8  # of a label, on average
 _LABEL_Y: Final = 14  # two labels in one column are at least so far apart
 _GAP_Y: Final = (3.0, 64.0)  # between two moments, at least and at most
 _GAP_UNIT_S: Final = 0.0002  # from which on distances grow with their logarithm
@@ -154,9 +155,9 @@ _BREAK_S: Final = 1.0  # a silence so long is said in the margin
 
 @dataclass(frozen=True, slots=True)
 class _Label:
-    """A text that belongs to a moment and a column, and may push the moments after it down."""
+    """A text that belongs to a moment (None: the end) and a column, and may push the moments after it down."""
 
-    time_s: float
+    time_s: float | None
     column: str
     offset: float
     text: str
@@ -170,10 +171,11 @@ class _Paper:
 
     def __init__(self, timeline: Timeline, labels: Sequence[_Label], xs: dict[str, float]) -> None:
         self.xs = xs
-        self.width = max(xs.values(), default=0) + 190
+        ends = [xs[band.lanes[-1]] + _BAND_HALF + _LETTER_X * (len(band.text) + 2) for band in timeline.bands]
+        self.width = max([*ends, max(xs.values(), default=0) + 190])
         self.moments = timeline.moments()
         self._ys: dict[float, float] = {}
-        waiting: dict[float, list[_Label]] = {}
+        waiting: dict[float | None, list[_Label]] = {}
         for label in labels:
             waiting.setdefault(label.time_s, []).append(label)
         taken: dict[str, float] = {}  # by column: the lowest label so far
@@ -198,7 +200,7 @@ class _Paper:
 def _stacked(labels: Iterable[_Label]) -> list[_Label]:
     """Labels of one moment and column, one above (or below) the other."""
     stacked: list[_Label] = []
-    heights: Counter[tuple[float, str, float]] = Counter()
+    heights: Counter[tuple[float | None, str, float]] = Counter()
     for label in labels:
         place = (label.time_s, label.column, label.offset)
         stacked.append(replace(label, offset=label.offset + math.copysign(_LABEL_Y * heights[place], label.offset)))
@@ -306,7 +308,7 @@ def _message_labels(messages: Iterable[Message], xs: dict[str, float]) -> Iterat
         x = xs[near] + (-_BAND_HALF if to_the_left else _BAND_HALF)
         if lost and not message.is_answer:
             x -= (xs[near] - xs[other]) * 0.3
-        time_s = message.sent_s if message.is_answer or message.arrived_s is None else message.arrived_s
+        time_s = message.sent_s if message.is_answer or lost else message.arrived_s
         offset = 15.0 if message.is_answer else (0.0 if lost else -6.0)
         style = "label lost" if lost else ("label answer" if message.is_answer else "label")
         side = "left" if to_the_left else "right"
