@@ -37,16 +37,19 @@ class Operators:
         self._world = world
         self._nursery = nursery
         self.reigns = [Reign(None)] if self._is_strict(world.strategy.name) else []
+        self.waiting = 0  # how many of them wait for an answer
         self._asked_for_ap = 0  # switches under way to a mode that ends the present reign
 
     def ask(self, call: Callable[[Master], Awaitable[Any]]) -> None:
         """Ask, in the background."""
         if self._world.master is not None:
+            self.waiting += 1
             self._nursery.start_soon(self._ask, self._world.master, call)
 
     def switch(self, mode: str) -> None:
         """Ask for another mode."""
         if self._world.master is not None:
+            self.waiting += 1
             self._nursery.start_soon(self._switch, self._world.master, mode)
 
     async def watch(self) -> None:
@@ -77,6 +80,8 @@ class Operators:
                 where = "".join(traceback.format_exception(error)[-12:])
                 world.findings.append(Finding("operation failed", "-", where))
             return None
+        finally:
+            self.waiting -= 1
         world.trace.note(world.clock.now_s, "told", "operator", str(answer))
         return None if life is None or life.dead else answer
 

@@ -196,7 +196,7 @@ class World:
         """Is everything mended? Nothing in doubt, all partitions settled, as many replicas as there should be, and the
         same on all of them."""
         master = self.master
-        if master is None or not self._all_up(master) or not master.reconciler.at_rest:
+        if master is None or self.operators.waiting or not self._all_up(master) or not master.reconciler.at_rest:
             return False
         return not self.wounded() and not self.differing()
 
