@@ -315,7 +315,7 @@ MUTANTS = [
     Mutant("no key lock", Quorum(), lock_nothing, seed=0),
     Mutant("quorum read without write-back", ForgetfulQuorum(), seed=9, plan=CROWDED),
     Mutant("write-back with the old version", Quorum(), repair_with_the_old_version),
-    Mutant("n - W instead of R", Quorum(), ask_too_few, seed=3),
+    Mutant("n - W instead of R", Quorum(), ask_too_few, seed=57),
     Mutant("unknown reported as refused", Sync(), call_the_unknown_refused, seed=0),
     Mutant("acknowledge before fsync", Sync(), acknowledge_before_fsync, seed=11),
     Mutant("engine that flushes one batch late", Sync(), flush_one_batch_late, seed=5),
@@ -332,7 +332,7 @@ MUTANTS = [
     Mutant("sync in parallel", ParallelSync(), seed=7, plan=CHANGING),
     Mutant("chain read from the head", HeadReadChain(), seed=7, plan=CHANGING),
     Mutant("settle: n - W instead of R", Quorum(), ask_too_few, seed=7, plan=CHANGING),
-    Mutant("settle: repair without write-back", Quorum(), repair_nothing, seed=0, plan=CHANGING),
+    Mutant("settle: repair without write-back", Quorum(), repair_nothing, seed=5, plan=CHANGING),
     *OF_CHANGES,
 ]
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
