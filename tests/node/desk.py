@@ -170,8 +170,8 @@ class Desk:
         return vitals_from_wire(payload).full
 
 
-def shut(desk: Desk) -> trio.Event:
-    """Let no commit through until the event is set."""
+def shut(desk: Desk | Node) -> trio.Event:
+    """Let no commit of that worker through until the event is set."""
     assert isinstance(desk.storage, GatedStorage)
     desk.storage.gate = trio.Event()
     return desk.storage.gate

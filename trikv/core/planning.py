@@ -17,18 +17,20 @@ the history are up, nothing that was committed under it can be found, and the ne
 the new one could not commit a write either.
 
 From an AP mode to a CP mode: what a silent member alone holds cannot be asked for, and must not turn up later. So such
-a partition waits for it, and once it is given up goes on without it: it joins again, empty, when it is back.
+a partition waits for it, and once it is given up goes on without it: it joins again, empty, when it is back. That is so
+for a member that the partition moves away from, too: it may only be restarting.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum
 from typing import NamedTuple
 
 from trikv.core.configuration import Cluster, Configuration, Member, Partition
-from trikv.core.placement import Table, place
+from trikv.core.placement import Bounds, Table, place
 
 
 class Health(NamedTuple):
@@ -92,8 +94,11 @@ def draw_table(cluster: Cluster, workers: Iterable[str]) -> Wanted:
         for p in cluster.partitions
     ]
     size = min(cluster.replicas, len(chosen))
-    if {w for row in current for w in row} == chosen and all(len(row) == size for row in current):
-        return Wanted(chosen, current)
+    if chosen and all(len(row) == size for row in current):
+        bounds = Bounds.around_mean(size * len(current), len(chosen))
+        copies = Counter(worker for row in current for worker in row)
+        if all(bounds.low <= copies[worker] <= bounds.high for worker in chosen):
+            return Wanted(chosen, current)
     return Wanted(chosen, place(sorted(chosen), cluster.replicas, partitions=len(current), previous=current))
 
 
@@ -119,8 +124,11 @@ def plan(
         if not can_settle(cluster, past, up, is_lenient):
             continue
         becomes_strict = not is_lenient(cluster.mode) and any(is_lenient(c.mode) for c in partition.history)
-        if becomes_strict and any(worker not in up for worker in row):
-            continue  # it will be back, or be given up
+        if becomes_strict:
+            lenient = {m for c in partition.history if is_lenient(c.mode) for m in c.members if is_present(cluster, m)}
+            awaited = {m.worker for m in lenient if not health.get(m.worker, NOBODY).evictable}
+            if not up.issuperset(awaited | set(row)):
+                continue  # who is not up will be back, or be given up
         fewest = min(min_copies, cluster.replicas)
         configuration = _choose(cluster, partition, row, up, copies, fewest, may_keep=not becomes_strict)
         if configuration is not None and configuration != partition.active:

@@ -48,6 +48,14 @@ class Target(Protocol):
     @property
     def standing(self) -> Standing: ...
 
+    @property
+    def given_up(self) -> bool:
+        """Is it down for so long, or in such a way, that nobody waits for it any more?"""
+
+    @property
+    def full(self) -> bool:
+        """Does it hold as many keys as it may?"""
+
     def call(
         self, op: int, arguments: list[Any], deadline_s: float, done: Callable[[int, list[Any]], None], size_bytes: int
     ) -> None: ...

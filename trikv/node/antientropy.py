@@ -144,6 +144,12 @@ class AntiEntropy:
             "round_ended_s_ago": None if ended_s is None else round(trio.current_time() - ended_s, 1),
         }
 
+    def has_compared(self, slot: Slot) -> bool:
+        """Were all its replicas compared in this epoch, and all that differed mended?"""
+        last = self._compared.get(slot.index)
+        everybody = frozenset(target.member for target in slot.targets)
+        return last is not None and last.ended and last.epoch == slot.epoch and last.members == everybody
+
     # --- what to compare ----------------------------------------------------------------------------------------------
 
     def _may_be_due(self) -> bool:
@@ -196,7 +202,7 @@ class AntiEntropy:
         now = trio.current_time()
         for slot, targets in group.items():
             answers = heard.get(slot.index, {})
-            if len(answers) == len(slot.targets):
+            if len(answers) == len(slot.targets) and slot not in failed:
                 report.partitions += 1
                 report.keys_compared += max(summary.rows for summary in answers.values())
             if dry_run:

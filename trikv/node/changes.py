@@ -227,14 +227,17 @@ class Changes:
         for slot in self._master.coordinator.slots:
             if not any(enlisted.member in past.configuration.members for past in slot.history):
                 continue
+            if slot.blocked:
+                return False, f"partition {slot.index} is refused until trikv recover: {slot.blocked}"
             if not slot.partition.settled:
                 return False, f"partition {slot.index} is being settled"
-            if slot.pending:
-                return False, f"writes of partition {slot.index} are in doubt"
             others = [t for t in slot.targets if t.member != enlisted.member and t.standing is Standing.UP]
+            if slot.configuration.copies < len(slot.targets):  # what is committed need not be on all of them
+                if slot.missed or self._master.hints.has(slot):
+                    return False, f"copies of partition {slot.index} have not reached all of its replicas yet"
+                if not self._master.antientropy.has_compared(slot):
+                    return False, f"the replicas of partition {slot.index} have not been compared yet"
             lenient = slot.history[-1].lenient
-            if lenient and (slot.missed or self._master.hints.has(slot)):
-                return False, f"copies of partition {slot.index} have not reached all of its replicas yet"
             need = 1 if lenient else max(slot.configuration.recovery, min(2, len(slot.targets) - 1))
             if len(others) < need:
                 return False, f"too few other replicas of partition {slot.index} are up"
@@ -257,6 +260,9 @@ class Changes:
 
         async with self._master.changing:
             self._worker(worker)  # it may have been forgotten meanwhile
+            if draining:
+                self._refuse_if_busy()
+                self._refuse_to_drain_last(change(self._master.cluster), worker)
             await self._master.change(change)
 
     def _describe_moves(self, cluster: Cluster, health: Mapping[str, Health]) -> dict[str, Any]:
@@ -298,6 +304,12 @@ class Changes:
         master = self._master
         async with master.reconciler.stepping:
             cluster, up = master.cluster, self._up()
+            if unsure := sorted(w for w, watched in master.watched.items() if watched.standing is Standing.DOUBTFUL):
+                raise Refused(
+                    "unavailable",
+                    f"worker {', '.join(unsure)} may yet be heard, and what it holds would be given up; ask again in "
+                    f"{master.down_after_s:g} s, when it is up or down",
+                )
             stuck = [slot for slot in master.coordinator.slots if not master.reconciler.can_settle(slot, up)]
             members = {m for slot in stuck for c in slot.partition.history for m in c.members}
             lost = sorted({m.worker for m in members if m.worker not in up or not is_present(cluster, m)})
@@ -326,10 +338,11 @@ class Changes:
             left = tuple(m for m in configuration.members if m.worker in present and is_present(cluster, m))
             if left:
                 history.append(replace(configuration, members=left, copies=1))
-        members = history[-1].members if history else tuple(
-            cluster.workers[worker].member for worker in sorted(present)[: cluster.replicas]
-        )  # fmt: skip
-        if not history:  # what they may have of former times must at least become alike
+        everybody = tuple(cluster.workers[worker].member for worker in sorted(present))
+        members = history[-1].members if history else everybody[: cluster.replicas]
+        if slot.blocked:  # the document is older than the cluster: any of them may hold what it does not know of
+            history.insert(0, Configuration(everybody, cluster.mode, copies=1))
+        elif not history:  # what they may have of former times must at least become alike
             history.append(Configuration(members, cluster.mode, copies=1))
         copies = self._master.reconciler.copies(cluster.mode, len(members))
         if copies > len(members):
@@ -338,7 +351,9 @@ class Changes:
             )
         history.append(Configuration(members, cluster.mode, copies))
         generation = max(slot.partition.generation, generation_of(slot.promised)) + 1
-        return replace(slot.partition, generation=generation, history=tuple(history))
+        # Nor does it know when tombstones were last forgotten.
+        forgot = generation if slot.blocked else slot.partition.forgot
+        return replace(slot.partition, generation=generation, history=tuple(history), forgot=forgot)
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 

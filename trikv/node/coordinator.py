@@ -172,7 +172,7 @@ class Coordinator:
             raise Refused("overloaded", f"{PENDING_MAX:,} keys of this partition are in doubt already")
         if self.doubt.size_bytes > PENDING_BYTES_MAX:
             raise Refused("overloaded", f"writes of {PENDING_BYTES_MAX:,} bytes are under way or in doubt already")
-        creates_blindly = value is not None and any(getattr(target, "full", False) for target in slot.targets)
+        creates_blindly = value is not None and any(target.full for target in slot.targets)
         if expect is None and not creates_blindly:
             async with slot.locks.shared(key):
                 return await self._write_fresh(slot, key, value, attempt)
@@ -181,7 +181,7 @@ class Coordinator:
             if expect is not None and not expect.holds(current):
                 raise Refused("precondition_failed", _describe_mismatch(current), stamp=_stamp_of(current))
             if creates_blindly and (current is None or current.is_tombstone):
-                full = [t.member.worker for t in slot.targets if getattr(t, "full", False)]
+                full = [t.member.worker for t in slot.targets if t.full]
                 raise Refused("full", f"worker {', '.join(full)} holds as many keys as it may; this key is new")
             return await self._write_fresh(slot, key, value, attempt)
 

@@ -41,7 +41,8 @@ class Enlisting:
         self._named = list(named)
         self._missing = set(named)  # of those named, the ones that nobody has answered for yet
         self._again: set[str] = set()
-        self._links: set[Link] = set()
+        self._links: set[Link] = set()  # over which somebody asks at this moment
+        self._asked_over: dict[str, Link] = {}  # by worker, its own connection to us, over which it asked last
 
     def start(self, nursery: trio.Nursery) -> None:
         for address in self._named:
@@ -153,6 +154,7 @@ class Enlisting:
             link.answer(call_id, Fault.OK, ["it is being enlisted already"])
         else:
             self._links.add(link)
+            self._asked_over[link.peer.node] = link
             nursery.start_soon(self._answer, link, call_id, address)
 
     async def _answer(self, link: Link, call_id: int, address: str) -> None:
@@ -164,6 +166,11 @@ class Enlisting:
             link.answer(call_id, Fault.OK, [])
         finally:
             self._links.discard(link)
+
+    def hang_up(self, worker: str) -> None:
+        """That worker was forgotten. If it is running after all, or resumes, it will ask again."""
+        if link := self._asked_over.pop(worker, None):
+            link.end()
 
     def enlist_again(self, worker: str, nursery: trio.Nursery) -> None:
         """It lost its store, and is another member now; the document should say so."""

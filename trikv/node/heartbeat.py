@@ -182,7 +182,11 @@ class Watched:
         self.vitals = vitals_from_wire(payload)
         knew, self.acknowledged = self.acknowledged, self.vitals.master == self._me().incarnation
         if not self.acknowledged:
-            self._on_rival(Reign.parse(self.vitals.master).term)
+            term = Reign.parse(self.vitals.master).term
+            if term < Reign.parse(self._me().incarnation).term:
+                self.peer.redial()  # it was greeted before this master took its present term
+            else:
+                self._on_rival(term)
         if not (knew and self.acknowledged and self.standing is Standing.UP):  # else it is what it was
             self._look()
 
@@ -214,6 +218,13 @@ class Replica:
         if watched is None or watched.enlisted.incarnation != self.member.incarnation or watched.lives_another_life:
             return Standing.DOWN
         return watched.standing
+
+    @property
+    def given_up(self) -> bool:
+        watched = self._workers.get(self.member.worker)
+        if watched is None or watched.enlisted.incarnation != self.member.incarnation:
+            return True
+        return watched.lives_another_life or watched.evictable
 
     @property
     def full(self) -> bool:

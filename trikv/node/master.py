@@ -31,7 +31,7 @@ from trikv.core.session import Call, Hello, PeerError, Reign
 from trikv.core.suspicion import DOWN_AFTER_S, State
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
-from trikv.net.replicas import Target
+from trikv.net.replicas import Standing, Target
 from trikv.net.serve import serve_links
 from trikv.node.antientropy import AntiEntropy
 from trikv.node.changes import Changes
@@ -303,8 +303,13 @@ class Master:
     async def forget(self, worker: str) -> None:
         """Take a worker out of the document, if it holds nothing."""
         async with self.changing:
-            if left := holds(self.cluster, self.cluster.workers[worker]):
+            enlisted = self.cluster.workers.get(worker)
+            if enlisted is None:
+                raise Refused("unknown_worker", f"worker {worker} has been removed already")
+            if left := holds(self.cluster, enlisted):
                 raise Refused("unsafe", f"worker {worker} holds copies of {left:,} partitions by now")
+            if self.watched[worker].standing is not Standing.DOWN:
+                raise Refused("conflict", f"worker {worker} is back")
             await self.change(
                 lambda cluster: replace(
                     cluster, workers={name: each for name, each in cluster.workers.items() if name != worker}
@@ -313,6 +318,7 @@ class Master:
             if scope := self._watch_scopes.pop(worker, None):
                 scope.cancel()
             self.watched.pop(worker, None)
+            self.enlisting.hang_up(worker)
             self.events.note("worker_removed", worker=worker)
 
     def judge(self, hello: Hello) -> str | None:
@@ -404,7 +410,11 @@ class Master:
             if term >= known:
                 _log.warning("workers know a master of term %d, the document knew %d: going beyond", term, known)
                 # Stored: under that other term there may be records, so a newcomer must stay spare.
-                await self.change(lambda cluster: replace(cluster.with_term(term + 1), stored=cluster.formed))
+                try:
+                    await self.change(lambda cluster: replace(cluster.with_term(term + 1), stored=cluster.formed))
+                except Refused as error:
+                    _log.warning("that has to wait for the next heartbeat: %s", error.detail)
+                    return
                 for watched in self.watched.values():
                     watched.peer.redial()
 

@@ -101,6 +101,8 @@ class Reconciler:
             await self._let_go()
             return
         most_pressing = min(change.reason for change in due)
+        if most_pressing is Reason.MODE and self._returned:
+            return  # what they hold may have to be offered under the former mode
         if most_pressing is Reason.MOVE:
             unsettled = sum(not partition.settled for partition in self._master.cluster.partitions)
             due = due[: max(0, MOVES_TOGETHER - unsettled)]
@@ -329,15 +331,16 @@ class Reconciler:
         if target.standing is not Standing.UP:
             return target.standing is Standing.DOWN  # then it will be back, or not
         up = {each for each, health in self.health().items() if health.up}
-        slots = [
+        foreign = [
             slot
             for slot in self._master.coordinator.slots
-            if all(member not in c.members for c in slot.partition.history) and self.can_settle(slot, up)
+            if not slot.blocked and all(member not in c.members for c in slot.partition.history)
         ]
+        slots = [slot for slot in foreign if self.can_settle(slot, up)]
         deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
         held = await ask_digests({target: slots}, self._master.note_stale, deadline_s)
         leftover = [slot for slot in slots if slot.index in held and held[slot.index][member].rows]
-        return len(await self._empty(target, leftover)) == len(leftover) and len(held) == len(slots)
+        return len(await self._empty(target, leftover)) == len(leftover) and len(held) == len(foreign)
 
     async def _empty(self, target: Target, slots: Sequence[Slot]) -> set[int]:
         """Have a worker discard partitions of which it is no member; those of which it has said that it did."""
@@ -412,6 +415,9 @@ class Reconciler:
                     lost += 1
                     continue
                 members = [target for target in slot.targets if target in asked]
+                if not members:
+                    unready.add(partition)
+                    continue
                 try:
                     await copy_record(slot, key, mine.version, joiner, members, deadline_s, on_stale)
                     saved += 1

@@ -19,7 +19,7 @@ from trikv.core.configuration import Member
 from trikv.core.errors import Fault
 from trikv.core.record import Record, Version, newest
 from trikv.core.tally import Tally, Verdict
-from trikv.net.replicas import NotEnough, Replicas, Request, Standing, Target, describe_fault
+from trikv.net.replicas import NotEnough, Request, Standing, Target, describe_fault
 from trikv.node.slot import Slot
 
 
@@ -100,17 +100,34 @@ async def copy_record(
       NotEnough: the source does not hold it any more, or one of the others has not stored it.
       PeerError: the source answered nonsense.
     """
-    request = Request(
+    request = _request(slot, key, [source], deadline_s, on_stale)
+    [answer] = await request.replicas.fetch(key)
+    if answer.record is None or answer.record.version != version:
+        raise NotEnough(f"{source.member.worker} does not hold version {version} of the key any more")
+    await store_record(slot, Write(key, answer.record), lacking, deadline_s, on_stale)
+    return answer.record
+
+
+async def store_record(
+    slot: Slot, write: Write, targets: Sequence[Target], deadline_s: float, on_stale: Callable[[Slot, int], None]
+) -> None:
+    """Store it, as it is, on all of these.
+
+    Raises:
+      NotEnough: one of them has not stored it.
+    """
+    await _request(slot, write.key, targets, deadline_s, on_stale).replicas.store(write)
+
+
+def _request(
+    slot: Slot, key: bytes, targets: Sequence[Target], deadline_s: float, on_stale: Callable[[Slot, int], None]
+) -> Request:
+    return Request(
         slot.index,
         slot.epoch,
         slot.configuration.copies,
-        [source, *lacking],
+        targets,
         deadline_s,
         on_send=lambda write: slot.note_store(key),
         on_stale=lambda promised: on_stale(slot, promised),
     )
-    [answer] = await Replicas(request, [source]).fetch(key)
-    if answer.record is None or answer.record.version != version:
-        raise NotEnough(f"{source.member.worker} does not hold version {version} of the key any more")
-    await Replicas(request, lacking).store(Write(key, answer.record))
-    return answer.record

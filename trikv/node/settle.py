@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trikv.api import Write
 from trikv.core.calls import Op
 from trikv.core.configuration import Member
 from trikv.core.errors import Refused, Unknown
@@ -38,7 +39,7 @@ from trikv.core.record import Record, spell_epoch
 from trikv.core.session import PeerError
 from trikv.net.replicas import NotEnough, Standing, Target
 from trikv.node.digests import ask_digests
-from trikv.node.repair import copy_record
+from trikv.node.repair import copy_record, store_record
 from trikv.node.scan import list_members
 from trikv.node.slot import Slot
 
@@ -238,6 +239,10 @@ class Settling:
                 record = await coordinator.repair(slot, key, deadline_s, besides=source)
                 self.progress.keys_repaired += 1
                 copies = len(slot.targets)
+                if record is not None and slot.history[-1].lenient:
+                    # Committed is it on one of them, and those who had more copies of it are about to discard them.
+                    up = [target for target in slot.targets if target.standing is Standing.UP]
+                    await store_record(slot, Write(key, record), up, deadline_s, self._master.note_stale)
             else:
                 record, copies = None, len(lacking)
                 if lacking:
@@ -310,6 +315,8 @@ def choose_all(slot: Slot) -> list[Target] | None:
         need = past.recovery_need()
         if past is active:
             need = len(past.targets) if becomes_strict else max(need, past.configuration.copies)
+        elif becomes_strict and past.lenient:
+            need = max(need, sum(not target.given_up for target in past.targets))
         if len(up) < need:
             return None
         chosen.update({target.member: target for target in up})

@@ -1,0 +1,185 @@
+"""Schedules by which a cluster with a document from a backup, or one that had to be recovered, once lost data."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from tests.node.desk import lay_down
+from tests.node.test_changes_attacked import KEYS, fill, later, under, values
+from trikv.core.errors import Refused
+from trikv.core.ring import partition_of
+from trikv.net.replicas import Standing
+from trikv.node.configstore import ConfigStoreError, MemoryConfigStore
+from trikv.node.reconcile import holds
+from trikv.testing.inprocess import InProcessCluster
+
+
+async def back_up(cluster: InProcessCluster) -> dict[str, Any]:
+    document, _ = await cluster.store.read()
+    assert document is not None
+    return document
+
+
+async def restore(cluster: InProcessCluster, document: dict[str, Any]) -> None:
+    _, revision = await cluster.store.read()
+    await cluster.store.compare_and_set(document, revision)
+
+
+async def test_the_document_cannot_be_written_when_the_master_should_go_beyond_another_term(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    await fill(cluster)
+    backup = await back_up(cluster)
+    for _ in range(3):
+        await cluster.restart_master()
+        await cluster.until_all_up()
+        await cluster.coordinator.put(KEYS[0], b"v")
+    await cluster.stop_master()
+    await restore(cluster, backup)
+
+    started = trio.Event()
+    write = MemoryConfigStore.compare_and_set
+    full = True
+
+    async def refuse(self: MemoryConfigStore, document: dict[str, Any], revision: int) -> int:
+        if started.is_set() and full:
+            raise ConfigStoreError("disk full")
+        return await write(self, document, revision)
+
+    monkeypatch.setattr(MemoryConfigStore, "compare_and_set", refuse)
+    await cluster.start_master()
+    started.set()
+    await trio.sleep(3)
+    full = False
+    await cluster.until_all_up()
+    assert await values(cluster) == {b"v"}
+
+
+async def test_deleted_stays_deleted_after_a_backup_and_a_recovery(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="async", workers=4, forget_after_s=2.0)
+    await fill(cluster)
+    evicted = cluster.workers[1]
+    held = under(cluster, evicted)
+    gone = [key for key in KEYS if partition_of(key) in held]
+    await cluster.kill(evicted)
+    await cluster.until(lambda: not under(cluster, evicted))
+    await cluster.until_settled()
+    backup = await back_up(cluster)
+    for key in gone:
+        await cluster.coordinator.delete(key)
+    await cluster.until(lambda: cluster.master.forgetting.forgotten == len(gone))
+    await cluster.stop_master()
+    await restore(cluster, backup)
+    await cluster.start_master()
+    live = [node for node in cluster.workers if node is not evicted]
+    await cluster.until(lambda: all(cluster.master.watched[n.worker.id].standing is Standing.UP for n in live))
+    await trio.sleep(10)
+    await cluster.master.changes.recover(accept_loss=True)
+    await cluster.until_settled()
+    assert [key for key in gone if await cluster.coordinator.get(key) is not None] == []
+    await cluster.restart(evicted)
+    await trio.sleep(20)
+    back = [key for key in gone if await cluster.coordinator.get(key) is not None]
+    assert not back, f"{len(back)} of {len(gone)} deleted keys are back"
+
+
+async def test_workers_that_are_being_greeted_when_the_master_goes_beyond_another_term(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """The document is from a backup. One worker says so while the greetings to two others are on their way."""
+    cluster = await InProcessCluster.start(nursery, workers=0)
+    for _ in range(3):  # started without --master, and named to the master when the cluster was founded
+        node = await cluster.add_worker(enlist=False)
+        await cluster.master.enlisting.enlist(node.address)
+    await cluster.until_all_up()
+    await fill(cluster)
+    backup = await back_up(cluster)
+    for _ in range(3):
+        await cluster.restart_master()
+        await cluster.until_all_up()
+    await cluster.stop_master()
+    await restore(cluster, backup)
+    late = cluster.workers[1:]
+    for node in late:
+        cluster.network.hold(node.address)
+    await cluster.start_master()
+    term = cluster.master.cluster.term
+    await cluster.until(lambda: cluster.master.cluster.term > term)
+    for node in late:
+        cluster.network.release(node.address)
+    await trio.sleep(300)
+    standings = {name: watched.standing.value for name, watched in cluster.master.watched.items()}
+    assert set(standings.values()) == {"up"}, standings
+    assert await values(cluster) == {b"v"}
+
+
+async def test_recover_after_a_backup_finds_what_those_who_are_up_hold(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """All machines were replaced since the backup, the old ones are still running, and nobody is lost."""
+    cluster = await InProcessCluster.start(nursery)
+    await fill(cluster)
+    backup = await back_up(cluster)
+    old = list(cluster.workers)
+    for _ in range(3):
+        await cluster.add_worker()
+    master = cluster.master
+    for node in old:
+        await cluster.until(lambda: all(health.steady for health in master.reconciler.health().values()))
+        await cluster.until(lambda: master.changes.operation() is None)
+        await master.changes.drain(node.worker.id)
+        await cluster.until(
+            lambda: not any(holds(master.cluster, w) for w in master.cluster.workers.values() if w.draining)
+        )
+    await cluster.until_settled()
+    assert await values(cluster) == {b"v"}
+    await cluster.stop_master()
+    await restore(cluster, backup)
+    await cluster.start_master()
+    await cluster.until(lambda: len(cluster.master.cluster.workers) == 6)
+    await cluster.until_all_up()
+    await trio.sleep(10)
+    told = await cluster.master.changes.recover(accept_loss=False)
+    assert told["lost_members"] == []
+    await cluster.master.changes.recover(accept_loss=True)
+    await trio.sleep(60)
+    seen = await values(cluster)
+    assert seen == {b"v"}, (len(told["partitions"]), told["lost_members"], seen)
+
+
+async def test_recover_gives_up_nobody_who_is_only_silent_for_a_moment(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """One partition is refused until recover. While the operator asks for that, two workers pause for 1.5 s."""
+    cluster = await InProcessCluster.start(nursery)
+    await fill(cluster)
+    await trio.sleep(5)
+    slot = next(s for s in cluster.coordinator.slots if s.index not in {partition_of(key) for key in KEYS})
+    cluster.master.note_stale(slot, slot.epoch + 7)
+    told = await cluster.master.changes.recover(accept_loss=False)
+    assert told == {"partitions": [slot.index], "lost_members": []}
+    for key in KEYS:  # as any write is that the third replica is a little late with
+        version = later(cluster, key)
+        for node in cluster.workers[1:]:
+            await lay_down(cluster, nursery, node, key, version, b"acknowledged")
+    for node in cluster.workers[1:]:
+        cluster.network.hold(node.address)
+    await trio.sleep(1.5)
+    assert not any(watched.standing is Standing.DOWN for watched in cluster.master.watched.values())
+    report: dict[str, Any] = {}
+    with suppress(Refused):
+        report = await cluster.master.changes.recover(accept_loss=True)
+    for node in cluster.workers[1:]:
+        cluster.network.release(node.address)
+    await trio.sleep(60)
+    seen = await values(cluster)
+    assert seen == {b"acknowledged"}, (len(report.get("partitions", [])), report.get("lost_members"), seen)
