@@ -163,9 +163,11 @@ def recover_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not report["partitions"]:
         return [("partitions", "none is in need of it: everything that was committed can be found")]
     named = ", ".join(map(str, report["partitions"][:8])) + (", ..." if len(report["partitions"]) > 8 else "")
+    silent = report.get("not_asked", [])
     return [
         ("partitions", f"{len(report['partitions']):,} ({named})"),
         ("missing", ", ".join(report["lost_members"]) or "nobody"),
+        *([("not asked", f"{', '.join(silent)}: no answer from the disk")] if silent else []),
         ("price", "what only they held is lost, as far as it was acknowledged, and older values may be read instead"),
     ]
 

@@ -369,6 +369,26 @@ async def test_a_peer_that_breaks_the_protocol_ends_the_link_with_a_plain_error(
     assert answered.results == {0: (Fault.LOST, [])}
 
 
+@pytest.mark.parametrize("turn", range(8))  # who runs first is up to Trio
+async def test_nonsense_beside_an_answer_that_is_about_to_leave_ends_the_link_with_a_plain_error(turn: int) -> None:
+    near_end, far_end = trio.testing.memory_stream_pair()
+    _, far = await link_up((near_end, far_end), echo)
+    raised: list[PeerError] = []
+
+    async def run() -> None:
+        try:
+            await far.run()
+        except PeerError as error:
+            raised.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await trio.testing.wait_all_tasks_blocked()
+        far.answer(1, Fault.OK, [])
+        far_end.receive_stream.put_data(b"\xff" * 100)
+    assert raised
+
+
 async def test_a_call_where_nothing_is_offered_breaks_the_protocol() -> None:
     near_end, far_end = trio.testing.memory_stream_pair()
     near, _ = await link_up((near_end, far_end), None)

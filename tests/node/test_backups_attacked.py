@@ -10,10 +10,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.node.desk import lay_down
-from tests.node.test_changes_attacked import KEYS, fill, later, under, values
+from tests.node.desk import lay_down, shut
+from tests.node.test_changes_attacked import KEYS, fill, later, start_with_a_drained_one, under, values
 from trikv.core.errors import Refused
 from trikv.core.ring import partition_of
+from trikv.core.session import Reign
 from trikv.net.replicas import Standing
 from trikv.node.configstore import ConfigStoreError, MemoryConfigStore
 from trikv.node.reconcile import holds
@@ -183,3 +184,29 @@ async def test_recover_gives_up_nobody_who_is_only_silent_for_a_moment(
     await trio.sleep(60)
     seen = await values(cluster)
     assert seen == {b"acknowledged"}, (len(report.get("partitions", [])), report.get("lost_members"), seen)
+
+
+async def test_recover_does_not_wait_for_ever_for_one_that_never_becomes_clear(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names a term far beyond any that is believed, so it is never sent anything, and it is not down either."""
+    cluster = await InProcessCluster.start(nursery, workers=5)
+    await fill(cluster)
+    odd = cluster.workers[4].worker
+    vitals = odd.vitals()._replace(master=str(Reign(1 << 30, "x")))
+    monkeypatch.setattr(odd, "vitals", lambda: vitals)
+    for node in cluster.workers[:2]:
+        await cluster.kill(node)
+    await trio.sleep(60)
+    assert (await cluster.master.changes.recover(accept_loss=True))["partitions"]
+
+
+async def test_recover_asks_only_those_whose_disks_answer(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster, drained = await start_with_a_drained_one(nursery, "quorum")
+    shut(drained)
+    slot = cluster.coordinator.slots[partition_of(KEYS[0])]
+    cluster.master.note_stale(slot, slot.epoch + 7)
+    told = await cluster.master.changes.recover(accept_loss=True)
+    assert told["not_asked"] == [drained.worker.id]
+    await cluster.until_settled()
+    assert await values(cluster) == {b"v"}

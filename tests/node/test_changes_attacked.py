@@ -9,14 +9,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.node.desk import lay_down
+from tests.node.desk import GatedStorage, lay_down, shut
 from trikv.api import Batch
-from trikv.core.errors import Refused
+from trikv.core.errors import Refused, Unknown
 from trikv.core.record import Version
 from trikv.core.ring import partition_of
 from trikv.net.replicas import Standing
 from trikv.node.antientropy import PERIOD_S
-from trikv.node.configstore import ConfigStoreError
+from trikv.node.configstore import ConfigStoreError, MemoryConfigStore
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import InProcessCluster, Node
 
@@ -418,3 +418,168 @@ async def test_what_async_moves_is_on_all_new_replicas_before_the_former_ones_di
 def is_settled_without(cluster: InProcessCluster, partition: int, node: Node) -> bool:
     slot = cluster.coordinator.slots[partition]
     return slot.partition.settled and all(target.member.worker != node.worker.id for target in slot.targets)
+
+
+async def test_what_async_moves_is_on_all_new_replicas_also_where_somebody_reads_it_meanwhile(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """A read has brought it to one of them, and asks no others from then on."""
+    cluster = await start_on_slow_disks(nursery)
+    await fill(cluster)
+    drained, *others = cluster.workers
+    mine = [key for key in KEYS if partition_of(key) in under(cluster, drained)]
+    for key in mine:
+        await lay_down(cluster, nursery, drained, key, later(cluster, key), b"v2")
+    for node in others[1:]:
+        slow_down(node, 0.3)
+
+    async def read(key: bytes) -> None:
+        slot = cluster.coordinator.slots[partition_of(key)]
+        await cluster.until(lambda: cluster.coordinator.slots[slot.index] is not slot)
+        await cluster.coordinator.get(key, timeout_s=5)
+
+    for key in mine:
+        nursery.start_soon(read, key)
+    await cluster.master.changes.drain(drained.worker.id)
+    for key in mine:
+        partition = partition_of(key)
+        await cluster.until(partial(is_settled_without, cluster, partition, drained))
+        held = [node.storage.get(partition, key) for node in cluster.replicas_of(key)]
+        assert [record and record.value for record in held] == [b"v2"] * 3
+
+
+async def start_with_a_drained_one(nursery: trio.Nursery, mode: str, **settings: Any) -> tuple[InProcessCluster, Node]:
+    """Four workers that hold everything, and a fifth that was emptied; its disk can be made to hang (`shut`)."""
+    cluster = await InProcessCluster.start(nursery, mode=mode, workers=0, **settings)
+    for _ in range(5):
+        await cluster.add_worker(storage=GatedStorage())
+    await cluster.until(lambda: cluster.master.cluster.formed and len(cluster.master.cluster.workers) == 5)
+    await cluster.until_all_up()
+    await fill(cluster)
+    drained = cluster.workers[0]
+    await cluster.master.changes.drain(drained.worker.id)
+    await cluster.until(lambda: cluster.master.changes.operation() is None)
+    await cluster.until_settled()
+    return cluster, drained
+
+
+@pytest.mark.parametrize("mode", ["quorum", "async"])
+async def test_a_drained_worker_whose_disk_hangs_holds_up_no_switch(
+    mode: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster, drained = await start_with_a_drained_one(nursery, mode)
+    shut(drained)
+    cluster.network.cut(drained.address)
+    await cluster.until_down(drained)
+    cluster.network.mend(drained.address)
+    await cluster.until_all_up()
+    with trio.fail_after(60):
+        await cluster.master.changes.switch_mode("sync")
+
+
+async def test_a_drained_worker_whose_disk_hangs_holds_up_no_replacement(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """A switch from async is still settling when a member dies for good."""
+    cluster, drained = await start_with_a_drained_one(nursery, "async", settle_rate_bytes=1_000)
+    for key in KEYS:
+        await lay_down(cluster, nursery, cluster.replicas_of(key)[0], key, later(cluster, key), b"v" * 1000)
+    nursery.start_soon(cluster.master.changes.switch_mode, "sync")
+    await cluster.until(lambda: all(p.active.mode == "sync" for p in cluster.master.cluster.partitions))
+    shut(drained)
+    cluster.network.cut(drained.address)
+    await cluster.until_down(drained)
+    cluster.network.mend(drained.address)
+    await cluster.until_all_up()
+    dead = cluster.workers[1]
+    await cluster.kill(dead)
+    await trio.sleep(60)
+    assert not under(cluster, dead)
+
+
+async def test_a_switch_to_quorum_is_a_way_out_when_a_disk_hangs(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="sync", workers=0)
+    for _ in range(4):
+        await cluster.add_worker(storage=GatedStorage())
+    await cluster.until(lambda: cluster.master.cluster.formed and len(cluster.master.cluster.workers) == 4)
+    await cluster.until_all_up()
+    await fill(cluster)
+    shut(cluster.workers[0])
+    await cluster.restart_master()
+    await cluster.until_all_up()
+    nursery.start_soon(cluster.master.changes.switch_mode, "quorum")
+    await trio.sleep(60)
+    for key in KEYS:
+        await cluster.coordinator.put(key, b"w")
+
+
+async def test_news_that_comes_while_the_document_is_written_is_not_missed(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drained worker is let go, which takes a while; a newcomer becomes steady in that time."""
+    cluster = await InProcessCluster.start(nursery, workers=4)
+    await fill(cluster)
+    node = cluster.workers[0]
+    await cluster.master.changes.drain(node.worker.id)
+    await cluster.until(lambda: cluster.master.changes.operation() is None)
+    await cluster.until_settled()
+    await cluster.kill(node)
+    watched = cluster.master.watched[node.worker.id]
+    await cluster.until(lambda: watched.suspicion.silent_s(trio.current_time()) > 4.2)
+    newcomer = await cluster.add_worker()
+    await cluster.until(lambda: newcomer.worker.id in cluster.master.cluster.workers)
+    write = MemoryConfigStore.compare_and_set
+
+    async def slowly(self: MemoryConfigStore, document: dict[str, Any], revision: int) -> int:
+        await trio.sleep(1.5)
+        return await write(self, document, revision)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryConfigStore, "compare_and_set", slowly)
+        await cluster.until(lambda: node.worker.id not in cluster.master.cluster.workers)
+    await trio.sleep(60)
+    assert under(cluster, newcomer)
+
+
+async def test_a_drained_worker_that_pauses_is_let_go_and_not_filled_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster, drained = await start_with_a_drained_one(nursery, "quorum")
+    cluster.network.hold(drained.address)
+    await cluster.until(lambda: drained.worker.id not in cluster.master.cluster.workers)
+    cluster.network.release(drained.address)
+    await trio.sleep(60)
+    assert not under(cluster, drained)
+
+
+async def test_a_configuration_in_which_nothing_was_committed_may_be_given_up(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From chain, of which one replica is enough to find everything, to quorum, of which it takes two. One is down
+    when the switch begins, another is lost just after its sign of life, and a write under way is on the third alone."""
+    cluster = await InProcessCluster.start(nursery, mode="chain")
+    await fill(cluster)
+    _, down, lost = cluster.workers
+    await cluster.kill(down)
+    await cluster.until_down(down)
+    write = MemoryConfigStore.compare_and_set
+
+    async def lose_one(self: MemoryConfigStore, document: dict[str, Any], revision: int) -> int:
+        if any(mode == "quorum" for _, mode, _ in document["configurations"]):
+            cluster.network.hold(lost.address)
+        return await write(self, document, revision)
+
+    monkeypatch.setattr(MemoryConfigStore, "compare_and_set", lose_one)
+    nursery.start_soon(cluster.master.changes.switch_mode, "quorum")
+    await cluster.until(lambda: cluster.coordinator.slots[0].configuration.mode == "quorum")
+    with pytest.raises(Unknown):
+        await cluster.coordinator.put(KEYS[0], b"w", timeout_s=0.3)
+    monkeypatch.undo()
+    cluster.network.release(lost.address)
+    for node in (down, lost):
+        await cluster.restart(node, wiped=True)
+    await cluster.until_settled()
+    assert {await value_of(cluster, key) for key in KEYS[1:]} == {b"v"}
+    assert await value_of(cluster, KEYS[0]) in (b"v", b"w")

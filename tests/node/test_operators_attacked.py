@@ -172,3 +172,14 @@ async def test_a_worker_that_was_paused_while_it_was_removed_enlists_again(
     cluster.network.release(node.address)
     await trio.sleep(300)
     assert node.worker.id in cluster.master.cluster.workers, "it runs, thinks that it is enlisted, and is not"
+
+
+async def test_safe_to_stop_says_yes_while_another_replica_is_down_and_enough_are_left(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=5, replicas=5)
+    await fill(cluster)
+    await cluster.kill(cluster.workers[4])
+    await trio.sleep(60)
+    safe, why = cluster.master.changes.safe_to_stop(cluster.workers[0].worker.id)
+    assert safe, why

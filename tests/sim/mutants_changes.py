@@ -163,27 +163,20 @@ def discard_late() -> Iterator[None]:
 
 
 def write_to_what_is_replaced() -> AbstractContextManager[None]:
-    """A configuration under which nothing was stored yet is replaced, and writes that had begun still go to it."""
-    real = Slot.note_store
-
-    def note_store(self: Slot, key: bytes) -> None:
-        closed, self.closed = self.closed, False
-        real(self, key)
-        self.closed = closed
-
-    return replaced(Slot, "note_store", note_store)
+    """A configuration under which nothing was committed yet is replaced, and writes that had begun still go to it."""
+    return replaced(Slot, "_check_open", lambda self: None)
 
 
 def replace_what_was_used() -> AbstractContextManager[None]:
     """A configuration takes the place of the one before though writes were committed under that."""
-    real = Slot.note_store
+    real = Slot.anchor
 
-    def note_store(self: Slot, key: bytes) -> None:
+    def anchor(self: Slot, key: bytes) -> None:
         replaceable = self.replaceable
         real(self, key)
         self.replaceable = replaceable
 
-    return replaced(Slot, "note_store", note_store)
+    return replaced(Slot, "anchor", anchor)
 
 
 OF_CHANGES = [

@@ -63,7 +63,7 @@ class Partition:
         return len(self.history) == 1
 
     def changed_to(self, configuration: Configuration, *, replaces: bool = False) -> Partition:
-        """The next generation, under `configuration`. `replaces`: under the active one nothing was ever stored."""
+        """The next generation, under `configuration`. `replaces`: under the active one nothing was ever committed."""
         assert not (replaces and self.settled), self
         kept = self.history[:-1] if replaces else self.history
         return replace(self, generation=self.generation + 1, history=(*kept, configuration))

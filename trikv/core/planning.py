@@ -114,7 +114,7 @@ def plan(
     """The partitions that should change, in their order.
 
     `copies`: W of the cluster's mode; `is_lenient`: of a mode; `unused`: partitions under whose active configuration
-    nothing was ever stored, so that it need not be asked for anything.
+    nothing was ever committed, so that it need not be asked for anything.
     """
     up = {m.worker for m in _members(cluster) if is_present(cluster, m) and health.get(m.worker, NOBODY).up}
     up |= {worker for worker in wanted.workers if health.get(worker, NOBODY).up}

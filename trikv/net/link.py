@@ -112,6 +112,7 @@ class Link:
                         await self._read()
                     except PeerError as error:
                         broken = error  # raised below: out of the nursery it would come as a group
+                        self._over = True  # nothing more can be said in this session, and the writer may be on its way
                     nursery.cancel_scope.cancel()
         finally:
             self._over = True
@@ -156,7 +157,8 @@ class Link:
     async def _write(self) -> None:
         while not self._over:
             await self._wait_for_work()
-            await self._send_what_waits()
+            if not self._over:
+                await self._send_what_waits()
 
     async def _send_what_waits(self) -> None:
         calls, self._calls = self._calls, []

@@ -147,8 +147,8 @@ class AntiEntropy:
     def has_compared(self, slot: Slot) -> bool:
         """Were all its replicas compared in this epoch, and all that differed mended?"""
         last = self._compared.get(slot.index)
-        everybody = frozenset(target.member for target in slot.targets)
-        return last is not None and last.ended and last.epoch == slot.epoch and last.members == everybody
+        up = frozenset(target.member for target in _up(slot))
+        return last is not None and last.ended and last.epoch == slot.epoch and last.members >= up
 
     # --- what to compare ----------------------------------------------------------------------------------------------
 

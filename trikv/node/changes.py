@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from trikv.api import Promise, Strategy
+from trikv.core.calls import Op
 from trikv.core.configuration import Cluster, Configuration, Enlisted, Partition
-from trikv.core.errors import Refused
+from trikv.core.errors import Fault, Refused
 from trikv.core.placement import moves, place
 from trikv.core.planning import Health, choose_workers, is_present
 from trikv.core.record import generation_of, spell_epoch
@@ -29,6 +30,8 @@ from trikv.node.slot import Slot
 
 if TYPE_CHECKING:
     from trikv.node.master import Master
+
+DISK_TIMEOUT_S: Final = 5.0
 
 
 class Changes:
@@ -304,7 +307,9 @@ class Changes:
         master = self._master
         async with master.reconciler.stepping:
             cluster, up = master.cluster, self._up()
-            if unsure := sorted(w for w, watched in master.watched.items() if watched.standing is Standing.DOUBTFUL):
+            since_s = trio.current_time() - master.down_after_s
+            doubtful = (w for w, each in master.watched.items() if each.standing is Standing.DOUBTFUL)
+            if unsure := sorted(w for w in doubtful if master.watched[w].doubtful_since_s > since_s):
                 raise Refused(
                     "unavailable",
                     f"worker {', '.join(unsure)} may yet be heard, and what it holds would be given up; ask again in "
@@ -316,9 +321,13 @@ class Changes:
             told = {"partitions": [slot.index for slot in stuck], "lost_members": lost}
             if not accept_loss or not stuck:
                 return told
-            if len(up) < 1:
+            if not up:
                 raise Refused("unavailable", "no worker is up; start one first")
-            rescued = {slot.index: self._rescued(slot, up) for slot in stuck}
+            asked = await self._answering(up) if any(slot.blocked for slot in stuck) else up
+            told["not_asked"] = sorted(up - asked)
+            if not asked:
+                raise Refused("unavailable", "no worker answers from its disk; start one first")
+            rescued = {slot.index: self._rescued(slot, up, asked) for slot in stuck}
 
             def change(cluster: Cluster) -> Cluster:
                 partitions = (rescued.get(index, p) for index, p in enumerate(cluster.partitions))
@@ -329,8 +338,25 @@ class Changes:
             master.events.note("recovered", partitions=len(stuck), lost_members=lost)
         return told
 
-    def _rescued(self, slot: Slot, up: Iterable[str]) -> Partition:
-        """The partition under what is left: whoever is up of each configuration must be asked, all of them."""
+    async def _answering(self, workers: Iterable[str]) -> set[str]:
+        """Those whose disks answer; a heartbeat only tells that the process does."""
+        answering: set[str] = set()
+
+        async def ask(worker: str) -> None:
+            watched = self._master.watched[worker]
+            arguments = [watched.enlisted.incarnation, []]
+            fault, _ = await watched.peer.ask(Op.DIGEST, arguments, DISK_TIMEOUT_S)
+            if fault == Fault.OK:
+                answering.add(worker)
+
+        async with trio.open_nursery() as nursery:
+            for worker in workers:
+                nursery.start_soon(ask, worker)
+        return answering
+
+    def _rescued(self, slot: Slot, up: Iterable[str], asked: Iterable[str]) -> Partition:
+        """The partition under what is left: whoever is up of each configuration must be asked, all of them; where the
+        document does not know all configurations, all workers that answer (`asked`)."""
         cluster = self._master.cluster
         history: list[Configuration] = []
         present = set(up)
@@ -338,9 +364,11 @@ class Changes:
             left = tuple(m for m in configuration.members if m.worker in present and is_present(cluster, m))
             if left:
                 history.append(replace(configuration, members=left, copies=1))
-        everybody = tuple(cluster.workers[worker].member for worker in sorted(present))
-        members = history[-1].members if history else everybody[: cluster.replicas]
+        members = history[-1].members if history else tuple(
+            cluster.workers[worker].member for worker in sorted(present)[: cluster.replicas]
+        )  # fmt: skip
         if slot.blocked:  # the document is older than the cluster: any of them may hold what it does not know of
+            everybody = tuple(cluster.workers[worker].member for worker in sorted(asked))
             history.insert(0, Configuration(everybody, cluster.mode, copies=1))
         elif not history:  # what they may have of former times must at least become alike
             history.append(Configuration(members, cluster.mode, copies=1))

@@ -42,7 +42,7 @@ class Enlisting:
         self._missing = set(named)  # of those named, the ones that nobody has answered for yet
         self._again: set[str] = set()
         self._links: set[Link] = set()  # over which somebody asks at this moment
-        self._asked_over: dict[str, Link] = {}  # by worker, its own connection to us, over which it asked last
+        self._asked_over: dict[str, Link] = {}  # by worker, its own connection to us, over which it was last taken in
 
     def start(self, nursery: trio.Nursery) -> None:
         for address in self._named:
@@ -154,7 +154,6 @@ class Enlisting:
             link.answer(call_id, Fault.OK, ["it is being enlisted already"])
         else:
             self._links.add(link)
-            self._asked_over[link.peer.node] = link
             nursery.start_soon(self._answer, link, call_id, address)
 
     async def _answer(self, link: Link, call_id: int, address: str) -> None:
@@ -163,6 +162,7 @@ class Enlisting:
         except Refused as error:
             link.answer(call_id, Fault.OK, [error.detail])
         else:
+            self._asked_over[link.peer.node] = link
             link.answer(call_id, Fault.OK, [])
         finally:
             self._links.discard(link)

@@ -75,6 +75,7 @@ class Watched:
         self._forgiven_s = -BEAT_S
         # As of the last heartbeat or change of the link: operations read the standing often.
         self.standing = Standing.DOUBTFUL
+        self.doubtful_since_s = trio.current_time()  # as long as it is
         self.evictable = False  # silent for so long that the configurations may move on without it
         self.steady = False  # up for so long that it may be given data
         self._told = State.UNKNOWN
@@ -170,6 +171,8 @@ class Watched:
         told, self._told = self._told, state
         if told is not state:
             self._on_state(told, state)
+        if self.standing is Standing.DOUBTFUL and before[0] is not Standing.DOUBTFUL:
+            self.doubtful_since_s = now
         return before != (self.standing, self.evictable, self.steady)
 
     def _ask(self, link: Link, now: float) -> None:

@@ -300,8 +300,9 @@ class Master:
             await self.change(change)
         return current
 
-    async def forget(self, worker: str) -> None:
-        """Take a worker out of the document, if it holds nothing."""
+    async def forget(self, worker: str, *, may_return: bool = True) -> None:
+        """Take a worker out of the document, if it holds nothing. `may_return`: if it only seems to be gone, let it
+        notice, and ask to be taken in again."""
         async with self.changing:
             enlisted = self.cluster.workers.get(worker)
             if enlisted is None:
@@ -318,7 +319,8 @@ class Master:
             if scope := self._watch_scopes.pop(worker, None):
                 scope.cancel()
             self.watched.pop(worker, None)
-            self.enlisting.hang_up(worker)
+            if may_return:
+                self.enlisting.hang_up(worker)
             self.events.note("worker_removed", worker=worker)
 
     def judge(self, hello: Hello) -> str | None:

@@ -60,6 +60,7 @@ class Reconciler:
         self.stepping = trio.Lock()  # steps 1 and 2 of one change at a time
         self._wanted: Wanted | None = None
         self._returned: set[str] = set()  # came up, and what they hold was not looked at yet
+        self._returned_s: dict[str, float] = {}  # when they came up
         self._shares: tuple[Cluster, Mapping[str, int]] | None = None  # in how many partitions each worker counts
         self._quiet: tuple[Cluster, Mapping[str, Health]] | None = None  # what last gave no reason to change anything
 
@@ -76,12 +77,13 @@ class Reconciler:
                     _log.info("a change has to wait: %s", error.detail)
             # Without anything to do it waits for news: of workers, which every beat may bring, or of the document. What
             # had to wait is tried again.
-            patience_s = math.inf if self._quiet is not None and not self._returned else TICK_S
+            patience_s = math.inf if self._is_quiet(self.health()) and not self._returned else TICK_S
             await self._master.coordinator.wait_change(patience_s)
 
     def note_up(self, worker: str) -> None:
         """That worker was not up, and is now."""
         self._returned.add(worker)
+        self._returned_s[worker] = trio.current_time()
         self._master.coordinator.note_change()
 
     @property
@@ -101,8 +103,10 @@ class Reconciler:
             await self._let_go()
             return
         most_pressing = min(change.reason for change in due)
-        if most_pressing is Reason.MODE and self._returned:
-            return  # what they hold may have to be offered under the former mode
+        if most_pressing is Reason.MODE and self._is_anybody_awaited():
+            # What they hold is offered under an AP mode only.
+            slots = self._master.coordinator.slots
+            due = [change for change in due if not slots[change.partition].history[-1].lenient]
         if most_pressing is Reason.MOVE:
             unsettled = sum(not partition.settled for partition in self._master.cluster.partitions)
             due = due[: max(0, MOVES_TOGETHER - unsettled)]
@@ -121,7 +125,12 @@ class Reconciler:
         ]
         for worker in gone:
             with suppress(Refused):  # it holds something by now
-                await self._master.forget(worker)
+                await self._master.forget(worker, may_return=False)
+
+    def _is_anybody_awaited(self) -> bool:
+        """Who came up and was not looked at yet is waited for as long as somebody who is silent, and no longer."""
+        oldest_s = trio.current_time() - self._master.down_after_s
+        return any(self._returned_s[worker] > oldest_s for worker in self._returned)
 
     def _plan(self) -> list[Change]:
         cluster, master = self._master.cluster, self._master

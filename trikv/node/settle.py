@@ -230,8 +230,8 @@ class Settling:
         coordinator = self._master.coordinator
         size_bytes = 0
         async with slot.locks.exclusive(key):
-            if slot.reads_directly(key):
-                return 0
+            if slot.partition.settled or (key in slot.anchored and not slot.history[-1].lenient):
+                return 0  # under AP a read anchors what is on one member; the others must have it too
             lacking = None if key in slot.pending else find_lacking(slot, held, asked)
             newest = max(held.values(), key=lambda record: record.version)
             source = next(target for target in asked if held.get(target.member.worker) == newest)
@@ -250,7 +250,7 @@ class Settling:
                         slot, key, newest.version, source, lacking, deadline_s, self._master.note_stale
                     )
                     self.progress.keys_moved += 1
-                slot.anchored.add(key)
+                slot.anchor(key)
             if record is not None:
                 size_bytes = copies * (len(key) + len(record.value or b"") + _OVERHEAD_BYTES)
         return size_bytes

@@ -80,7 +80,8 @@ class Slot:
         self.missed = 0  # copies that did not arrive, and are not kept as hints, since all replicas were alike
         self.blocked = ""  # why nothing can be served until an operator decides
         self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
-        # This coordinator made the active configuration, and nothing was stored under it: the next may take its place.
+        # This coordinator made the active configuration, and nothing was committed under it: the next one may take its
+        # place, and what was sent under it ends unknown.
         self.replaceable = replaceable and not partition.settled
         self.untouched = True  # nothing was sent to its members to be stored, in this epoch
         self.sent_keys: set[bytes] | None = None  # of which something was; kept only while tombstones are forgotten
@@ -109,9 +110,7 @@ class Slot:
         Raises:
           NotEnough: it is too late for that.
         """
-        if self.closed:
-            raise NotEnough("its configuration was replaced before it was ever used")
-        self.replaceable = False
+        self._check_open()
         self.untouched = False
         if self.sent_keys is not None:
             self.sent_keys.add(key)
@@ -126,12 +125,30 @@ class Slot:
             self._doubt.size_bytes += _weight(key, record) - (_weight(key, pending) if pending else 0)
 
     def note_committed(self, key: bytes, record: Record) -> None:
+        """
+        Raises:
+          NotEnough: it is too late for that, and nobody may be told of it.
+        """
+        self.anchor(key)
         pending = self.pending.get(key)
         if pending is not None and pending.version <= record.version:
             del self.pending[key]
             self._doubt.size_bytes -= _weight(key, pending)
+
+    def anchor(self, key: bytes) -> None:
+        """The active configuration holds what was ever committed of the key: from now on reads ask it alone.
+
+        Raises:
+          NotEnough: it was replaced, in the belief that nobody has been told of anything in it.
+        """
+        self._check_open()
+        self.replaceable = False
         if not self.partition.settled:
             self.anchored.add(key)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise NotEnough("its configuration was replaced before anything was committed under it")
 
     def settle(self, partition: Partition) -> None:
         """The active configuration holds everything that was ever committed, and the document says so."""
