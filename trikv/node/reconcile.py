@@ -8,6 +8,10 @@ One loop compares the document with who is alive (`core/planning.py`) and carrie
 2. The next generation and the longer history become durable, in one conditional write for many partitions, and are
    served at once. Operations under way finish under the old epoch: committed, or unknown.
 
+A configuration that this coordinator made itself, and in which nothing was committed yet, is replaced and not kept in
+the history: its members may be gone before it was ever of use. Stores end for it before it goes (`Slot.closed`), and
+what was sent under it and is acknowledged too late ends unknown.
+
 The rest is `settle.py`'s. Nothing here is remembered outside the document, so a master that starts anew goes on where
 its predecessor was. Where a member is gone, all its partitions change at once; so they do for another mode; those that
 only move, `MOVES_TOGETHER` at a time, since an unsettled partition's reads cost more.
