@@ -105,7 +105,9 @@ def install() -> None:
     with PROJECT.open("rb") as project:
         fcntl.flock(project, fcntl.LOCK_EX)
         uv = shutil.which("uv")
-        maker, wanted = f"{'uv' if uv else 'pip'}, {sys.executable}, {sys.version}, {ROOT}".replace("\n", " "), digest()
+        # By its prefix: where .venv is activated, `python3` is the one in it, which is made from that same Python.
+        maker = f"{'uv' if uv else 'pip'}, {sys.base_prefix}, {sys.version}, {ROOT}".replace("\n", " ")
+        wanted = digest()
         had = STAMP.read_text().splitlines() if STAMP.exists() else []
         if had == [maker, wanted]:
             return

@@ -55,7 +55,7 @@ def test_it_says_what_it_wrote_and_what_comes_next(tmp_path: Path, monkeypatch: 
     assert told.exit_code == 0
     names = ["pyproject.toml", "trikv_ring_read.py", "test_trikv_ring_read.py", "README.md"]
     assert told.stdout.splitlines()[:-1] == [f"wrote trikv-ring_read/{name}" for name in names]
-    assert "pip install -e trikv-ring_read" in told.stdout
+    assert "pip install -e 'trikv-ring_read[dev]'" in told.stdout
     assert "class RingReadStrategy(Strategy):" in Path("trikv-ring_read", "trikv_ring_read.py").read_text()
     assert not [file for file in Path("trikv-ring_read").iterdir() if "$" in file.read_text()]
 

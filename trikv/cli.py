@@ -239,7 +239,7 @@ def scan(
 @client_options
 def status(url: str, timeout_s: float | None, as_json: bool) -> None:
     """Show the cluster: its mode and what that costs, its partitions, its workers."""
-    from trikv.show import WORKER_COLUMNS, show, summary_rows, worker_rows
+    from trikv.show import show, show_workers, summary_rows
 
     with connect(url, timeout_s) as client:
         state = client.cluster()
@@ -247,7 +247,7 @@ def status(url: str, timeout_s: float | None, as_json: bool) -> None:
         print_json(state)
         return
     show(("", ""), summary_rows(state))
-    show(WORKER_COLUMNS, worker_rows(state), label="worker")
+    show_workers(state, label="worker")
 
 
 @main.command()
@@ -290,7 +290,7 @@ def new_strategy(name: str, directory: Path | None) -> None:
         raise click.UsageError(str(error)) from None
     for file in written:
         click.echo(f"wrote {file}")
-    click.echo(f"next: pip install -e {written[0].parent}, and trikv plugins lists {name}")
+    click.echo(f"next: pip install -e '{written[0].parent}[dev]', and trikv plugins lists {name}")
 
 
 def _first_line(documented: type) -> str:

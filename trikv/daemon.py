@@ -40,6 +40,7 @@ DRAIN_S: Final = 3.0  # for requests under way at the end
 
 _log = logging.getLogger(__name__)
 
+_USAGE: Final = 2  # the exit code where the command line asks for what there is not
 _EXPECTED = (OSError, ValueError, DataDirError, StartError, ConfigConflict, PluginError, TrikvError)
 
 
@@ -62,7 +63,8 @@ def _run(main: Callable[[], Awaitable[None]]) -> int:
     except* _EXPECTED as group:
         for line in dict.fromkeys(_sentences(group)):
             print(f"error: {line}", file=sys.stderr)
-        code = 1
+        unknown, _ = group.split(lambda error: isinstance(error, TrikvError) and error.kind.exit == _USAGE)
+        code = 1 if unknown is None else _USAGE
     return code
 
 

@@ -76,14 +76,14 @@ def workers(ctx: click.Context, url: str, as_json: bool) -> None:
     """List the workers; or empty one, take one back, forget one. ID may also be a worker's address."""
     if ctx.invoked_subcommand is not None:
         return
-    from trikv.show import WORKER_COLUMNS, show, worker_rows
+    from trikv.show import show_workers
 
     with connect(url) as client:
         state = client.cluster()
     if as_json:
         print_json(state["workers"])
     else:
-        show(WORKER_COLUMNS, worker_rows(state))
+        show_workers(state)
 
 
 @workers.command("plan")

@@ -38,12 +38,26 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[str]], *, label: str = 
         print("\t".join((label, *row) if label else row))
 
 
+def show_workers(state: State, *, label: str = "") -> None:
+    """Print a row for each worker; on a terminal what there is to say of some stands below, where there is room."""
+    rows = worker_rows(state)
+    if not sys.stdout.isatty():
+        show(WORKER_COLUMNS, rows, label=label)
+        return
+    show(WORKER_COLUMNS[:-1], [row[:-1] for row in rows])
+    for worker, *_, note in rows:
+        if note:
+            print(f"{worker}: {note}")
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_header=any(columns))
+    for column in columns:
+        drawn.add_column(column, no_wrap=column in WORKER_COLUMNS[:-1])
     for row in rows:
         drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))  # Text: a cell is never markup
     return drawn
@@ -63,6 +77,8 @@ def summary_rows(state: State) -> list[tuple[str, str]]:
     rows.append(
         ("partitions", ", ".join(f"{_all(parts[word], total)} {word}" for word in ("settled", "readable", "writable")))
     )
+    if parts["short"]:
+        rows.append(("too few", f"{parts['short']:,} partitions have fewer than {state['replicas']} replicas for now"))
     if line := progress_line(state):
         rows.append(("healing", line))
     done = state["operations"]
@@ -121,7 +137,7 @@ def certificate_rows(certificate: Mapping[str, Any]) -> list[tuple[str, str]]:
             "took",
             f"{certificate['duration_s']:.1f} s; no request waited longer than {certificate['longest_pause_s']:.3f} s",
         ),
-        ("not asked", ", ".join(certificate["could_not_ask"]) or "none: every replica was"),
+        ("not asked", ", ".join(certificate["could_not_ask"]) or "nobody whose answer was needed"),
     ]
 
 

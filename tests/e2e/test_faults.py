@@ -33,7 +33,7 @@ def test_a_port_in_use_is_named(trikv_process: Trikv, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         memory = ("--storage", "memory", "--data-dir", tmp_path)
-        assert_one_line(trikv_process("worker", port, *memory), 1, port, "in use")
+        assert_one_line(trikv_process("worker", port, *memory), 1, port, "in use", "another port")
         assert_one_line(
             trikv_process("master", port, "--http", "127.0.0.1:0", "--data-dir", tmp_path / "m1"), 1, port, "in use"
         )
@@ -63,7 +63,7 @@ def test_a_data_directory_of_another_format_is_refused(trikv_process: Trikv, tmp
 
 def test_an_unknown_mode_is_answered_with_the_modes_there_are(trikv_process: Trikv, tmp_path: Path) -> None:
     start = ("master", "0", "--http", "127.0.0.1:0", "--mode", "sink", "--data-dir", tmp_path)
-    assert_one_line(trikv_process(*start), 1, "sink", "sync", "async", "chain", "quorum")
+    assert_one_line(trikv_process(*start), 2, "sink", "sync", "async", "chain", "quorum")
 
 
 def test_another_mode_on_a_founded_cluster_is_refused_with_the_remedy(trikv_process: Trikv, tmp_path: Path) -> None:

@@ -105,11 +105,11 @@ def test_a_limit_has_bounds(text: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"", "at line 1, column 1"),
+        (b"", "there is no body; send a JSON object"),
         (b'{\n "mode": quorum"}', "at line 2, column 10"),
         (b'{"a": 1, "a": 2}', "two members of one name"),
         (b'{"a": NaN}', "NaN is no number"),
-        (b"\xff\xfe\xfd", "the body is not JSON"),
+        (b"\xff\xfe\xfd", "the body is not UTF-8: byte 0 cannot be"),
         (b"[" * 200_000, "the body is not JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "the body is not JSON"),
     ],

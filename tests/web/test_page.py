@@ -7,11 +7,12 @@ import pytest
 from trikv.web.page import view_of
 
 
-def state(readable: int = 1024, writable: int = 1024, **changes: Any) -> dict[str, Any]:
+def state(readable: int = 1024, writable: int = 1024, short: int = 0, **changes: Any) -> dict[str, Any]:
     return {
         "cluster": "c-1", "version": "1", "term": 3, "mode": "m", "promise": "CP", "replicas": 3, "copies": 2,
         "uptime_s": 3661.0, "modes": [{"name": "m", "gives_up": "much"}, {"name": "other"}], "forming": None,
-        "partitions": {"total": 1024, "settled": 1024, "readable": readable, "writable": writable}, "workers": [],
+        "partitions": {"total": 1024, "settled": 1024, "readable": readable, "writable": writable, "short": short},
+        "workers": [],
         "operations": {"committed": 1, "refused": 2, "unknown": 3}, "in_flight": 4, "pending": 5,
         "progress": progress(), **changes,
     }  # fmt: skip
@@ -31,7 +32,7 @@ def progress(settling: int = 0, operation: dict[str, Any] | None = None) -> dict
         (1024, 1023, "Degraded", "fair", "Every key can be read, 99 % of them can be written."),
         (1024, 0, "Degraded", "fair", "Every key can be read, 0 % of them can be written."),
         (1, 1, "Degraded", "poor", "Of the keys, 1 % can be read, and 1 % can be written."),
-        (0, 0, "Unavailable", "poor", "No key can be read."),
+        (0, 0, "Unavailable", "poor", "No key can be read: 0 of 0 workers are up; bring back those that are down."),
     ],
 )
 def test_health(readable: int, writable: int, word: str, tone: str, detail: str) -> None:
@@ -43,6 +44,14 @@ def test_forming_is_neither_good_nor_poor() -> None:
     view = view_of(state(0, 0, forming=forming))
     assert (view["health"]["word"], view["health"]["tone"]) == ("Forming", "fair")
     assert view["forming"]["detail"] == "2 more needed."
+
+
+def test_partitions_with_fewer_replicas_than_there_should_be_are_told() -> None:
+    health = view_of(state(short=256))["health"]
+    assert health["tone"] == "fair"
+    assert health["detail"] == (
+        "Every key can be read and written. 25 % of the partitions have fewer than 3 replicas for now."
+    )
 
 
 def test_the_mode_speaks_for_itself() -> None:

@@ -53,11 +53,13 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("not_found", _C, 404, 3, "No such key", "Put it first, or scan for its neighbours."),
         # What the caller sent cannot be taken.
         Kind("bad_request", _R, 400, 2, "The request cannot be understood", "See the detail."),
-        Kind("bad_key", _R, 400, 2, "The key cannot be stored", "Use a key of 1 to 4,096 bytes."),
+        Kind("bad_key", _R, 400, 2, "This can be no key", "Use a key of 1 to 4,096 bytes."),
         Kind("unknown_mode", _R, 400, 2, "No such mode", "Choose one of the installed modes."),
         Kind("unknown_worker", _R, 404, 2, "No such worker", "Name one by its id or its address."),
         Kind("forbidden", _R, 403, 4, "Refused for its origin", "Call from the same origin, or not from a browser."),
-        Kind("no_route", _R, 404, 1, "No such resource", "See README.md for the paths there are."),
+        Kind(
+            "no_route", _R, 404, 1, "No such resource", "Try /v1/kv, /v1/cluster, /v1/mode, /v1/workers or /v1/events."
+        ),
         Kind("bad_method", _R, 405, 1, "Method not allowed here", "Use a method from the Allow header."),
         Kind("too_slow", _R, 408, 4, "The request did not arrive in time", "Send it faster, or in smaller pieces."),
         Kind("value_too_large", _R, 413, 2, "The value is too large", "Values go up to 1 MiB; split it."),

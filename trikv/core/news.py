@@ -17,7 +17,7 @@ SENTENCES: Final[dict[str, str]] = {
     "worker_suspect": "worker {worker} is suspect: it has been silent for longer than usual",
     "worker_down": "worker {worker} is down",
     "worker_evicted": "worker {worker} was given up; partitions that go on without it: {partitions:,}",
-    "worker_joined": "worker {worker} begins to take its share; partitions so far: {partitions:,}",
+    "worker_joined": "worker {worker} holds data now, of partitions: {partitions:,}",
     "worker_left": "worker {worker} holds nothing that counts any more",
     "worker_draining": "worker {worker} is being emptied; partitions that move: {partitions:,}",
     "worker_undrained": "worker {worker} may hold data again",

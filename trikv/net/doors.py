@@ -7,6 +7,7 @@ world where time is virtual, and network and dice follow a seed. Nothing else in
 
 from __future__ import annotations
 
+import errno
 import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -66,7 +67,8 @@ class TcpTransport(Transport):
             sock.listen(1024)
         except OSError as error:
             sock.close()
-            raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
+            what_to_do = "; stop who listens there, or choose another port" if error.errno == errno.EADDRINUSE else ""
+            raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}{what_to_do}") from error
         return Listening(trio.SocketListener(sock), join_address(host, sock.getsockname()[1]))
 
 

@@ -24,7 +24,8 @@ from trikv.core.errors import Fault, Refused
 from trikv.core.placement import moves, place
 from trikv.core.planning import Health, choose_workers, is_present
 from trikv.core.record import generation_of, spell_epoch
-from trikv.net.replicas import Standing
+from trikv.net.replicas import Standing, Target
+from trikv.node.digests import ask_digests
 from trikv.node.reconcile import holds
 from trikv.node.slot import Slot
 
@@ -178,18 +179,18 @@ class Changes:
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
-    def plan_drain(self, worker: str) -> dict[str, Any]:
+    async def plan_drain(self, worker: str) -> dict[str, Any]:
         """What draining that worker would move, and whereto."""
         enlisted = self._worker(worker)
         cluster = self._master.cluster
         drained = replace(cluster, workers={**cluster.workers, worker: replace(enlisted, draining=True)})
         self._refuse_to_drain_last(drained, worker)
-        plan = self._describe_moves(drained, self._master.reconciler.health())
+        plan = await self._describe_moves(drained, self._master.reconciler.health())
         return {"worker": worker, **plan}
 
     async def drain(self, worker: str) -> dict[str, Any]:
         """Have a worker emptied, and let go once it is stopped. Answers the plan, and goes on by itself."""
-        plan = self.plan_drain(worker)
+        plan = await self.plan_drain(worker)
         if self._worker(worker).draining:
             return plan
         self._refuse_if_busy()
@@ -199,7 +200,8 @@ class Changes:
 
     async def undrain(self, worker: str) -> dict[str, Any]:
         """It may hold data after all."""
-        self._worker(worker)
+        if not self._worker(worker).draining:
+            return {"worker": worker}
         await self._set_draining(worker, draining=False)
         self._master.events.note("worker_undrained", worker=worker)
         return {"worker": worker}
@@ -218,10 +220,10 @@ class Changes:
         await self._master.forget(worker)
         return {"worker": worker}
 
-    def plan_join(self) -> dict[str, Any]:
+    async def plan_join(self) -> dict[str, Any]:
         """What would move if everybody who is up had a share."""
         health = {w: h._replace(steady=h.up) for w, h in self._master.reconciler.health().items()}
-        plan = self._describe_moves(self._master.cluster, health)
+        plan = await self._describe_moves(self._master.cluster, health)
         return {"workers": sorted(plan["to"]), **plan}
 
     def safe_to_stop(self, worker: str) -> tuple[bool, str]:
@@ -244,7 +246,10 @@ class Changes:
             need = 1 if lenient else max(slot.configuration.recovery, min(2, len(slot.targets) - 1))
             if len(others) < need:
                 return False, f"too few other replicas of partition {slot.index} are up"
-        return True, f"every partition of worker {worker} is whole on the others"
+        strategy = self._master.registry.strategy(self._master.cluster.mode)
+        replicas = self._master.cluster.replicas
+        pause = "; writes to them wait until it is back or replaced" if strategy.copies(replicas) == replicas else ""
+        return True, f"every partition of worker {worker} is whole on the others{pause}"
 
     def _refuse_to_drain_last(self, drained: Cluster, worker: str) -> None:
         health = self._master.reconciler.health()
@@ -268,7 +273,7 @@ class Changes:
                 self._refuse_to_drain_last(change(self._master.cluster), worker)
             await self._master.change(change)
 
-    def _describe_moves(self, cluster: Cluster, health: Mapping[str, Health]) -> dict[str, Any]:
+    async def _describe_moves(self, cluster: Cluster, health: Mapping[str, Health]) -> dict[str, Any]:
         """What a cluster that wanted this would move."""
         before = [tuple(m.worker for m in p.active.members) for p in cluster.partitions]
         chosen = choose_workers(cluster, health)
@@ -278,7 +283,7 @@ class Changes:
         for move in moves(before, after):
             partitions += 1
             to.update(move.joins)
-        size_bytes = self._master.settling.estimate_bytes(to.total())
+        size_bytes = await self._weigh(to.total())
         rate = self._master.settling.rate_bytes
         return {
             "partitions": partitions,
@@ -287,6 +292,16 @@ class Changes:
             "seconds": None if size_bytes is None else round(size_bytes / rate, 1),
             "to": dict(sorted(to.items())),
         }
+
+    async def _weigh(self, copies: int) -> int | None:
+        """What so many copies of partitions weigh, in bytes, as far as can be asked now; None: nobody answers."""
+        plan: dict[Target, list[Slot]] = {}
+        for slot in self._master.coordinator.slots:
+            if up := [target for target in slot.targets if target.standing is Standing.UP]:
+                plan.setdefault(up[0], []).append(slot)
+        answers = await ask_digests(plan, self._master.note_stale, trio.current_time() + DISK_TIMEOUT_S)
+        sizes_bytes = [summary.size_bytes for held in answers.values() for summary in held.values()]
+        return copies * sum(sizes_bytes) // len(sizes_bytes) if sizes_bytes else None
 
     # --- certainty ----------------------------------------------------------------------------------------------------
 

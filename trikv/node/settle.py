@@ -74,7 +74,6 @@ class Settling:
     def __init__(self, master: Master, *, rate_bytes: float) -> None:
         self.progress = Progress()
         self.rate_bytes = rate_bytes
-        self.sizes_bytes: dict[int, int] = {}  # by partition: what a replica held when it was last compared
         self.could_not_ask: set[str] = set()  # members of lenient configurations that were down when it came to them
         self._master = master
         self._tried_s: dict[int, float] = {}
@@ -143,12 +142,6 @@ class Settling:
         pace = (self.progress.partitions - before.partitions) / max(trio.current_time() - began_s, 1e-3)
         return round(partitions / pace, 1)
 
-    def estimate_bytes(self, copies: int) -> int | None:
-        """What so many copies of partitions weigh, as far as partitions were compared; None: none was yet."""
-        if not self.sizes_bytes:
-            return None
-        return copies * sum(self.sizes_bytes.values()) // len(self.sizes_bytes)
-
     # --- one group of partitions --------------------------------------------------------------------------------------
 
     async def _settle(self, heard: Mapping[Slot, Sequence[Target]]) -> list[Slot]:
@@ -186,7 +179,6 @@ class Settling:
             answers = summaries.get(slot.index, {})
             if not answers:
                 continue
-            self.sizes_bytes[slot.index] = max(summary.size_bytes for summary in answers.values())
             all_answered = all(target.member in answers for target in asked)
             if all_answered and heard_enough(slot, answers) and len(set(answers.values())) == 1:
                 self.progress.keys_compared += next(iter(answers.values())).rows

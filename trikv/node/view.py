@@ -56,6 +56,7 @@ def describe_cluster(master: Master) -> dict[str, Any]:
             "settled": sum(slot.partition.settled for slot in slots),
             "readable": sum(not slot.blocked and can_read(slot, slot.strategy) for slot in slots),
             "writable": sum(not slot.blocked and _can_write(slot) for slot in slots),
+            "short": sum(len(slot.targets) < cluster.replicas for slot in slots),
         },
         "workers": [
             _describe_worker(
@@ -156,6 +157,8 @@ def _find_place(master: Master, enlisted: Enlisted, copies: int, held: int, came
         )
     if held:
         return "leaving", f"the others are taking over from it: {held:,} partitions are left"
+    if master.cluster.formed and master.watched[enlisted.worker].evictable:
+        return "spare", "others hold what it held; once it is back for a while, it is given a share again"
     if master.cluster.formed:
         return "spare", "it holds no place yet, and is given its share when it has been up for a while"
     return "spare", "it waits for the cluster to form"

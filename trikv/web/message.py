@@ -209,8 +209,12 @@ def parse_json(request: Request) -> Any:
     """
     if media_type(request) not in ("application/json", ""):
         raise Refused("bad_media", "this body is JSON: send it with the header Content-Type: application/json")
+    if not request.body:
+        raise Refused("bad_request", "there is no body; send a JSON object")
     try:
-        return json.loads(request.body, object_pairs_hook=_object_without_repeats, parse_constant=_no_constant)
+        return json.loads(request.body.decode(), object_pairs_hook=_object_without_repeats, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise Refused("bad_request", f"the body is not UTF-8: byte {error.start} cannot be") from error
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise Refused("bad_request", f"the body is not JSON: {error.msg} at {where}", position=error.pos) from error

@@ -25,6 +25,7 @@ from typing import Final
 
 from trikv.core.configuration import Enlisted
 from trikv.core.errors import Refused
+from trikv.net.doors import split_address
 from trikv.node.master import Master
 from trikv.web.message import (
     Request,
@@ -65,19 +66,23 @@ async def enlist(master: Master, request: Request) -> Response:
     address = members_of(parse_json(request), "the body", required=["address"])["address"]
     if not isinstance(address, str):
         raise Refused("bad_request", "address must be a string, host:port")
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise Refused("bad_request", str(error)) from error
     return json_response({"outcome": "committed", **await master.enlisting.enlist(address)})
 
 
 async def plan_workers(master: Master, request: Request) -> Response:
     parse_query(request.query)
-    return json_response(master.changes.plan_join())
+    return json_response(await master.changes.plan_join())
 
 
 async def drain(master: Master, request: Request) -> Response:
     dry_run = _is_on(parse_query(request.query, "dry_run"), "dry_run")
     worker = _worker_in_path(master, request)
     if dry_run:
-        return json_response(master.changes.plan_drain(worker))
+        return json_response(await master.changes.plan_drain(worker))
     return json_response({"outcome": "committed", **await master.changes.drain(worker)})
 
 

@@ -14,7 +14,8 @@ from trikv.core.news import say_operation, tell
 
 REFRESH_S: Final = 5
 EVENTS_SHOWN: Final = 10
-TOO_MANY_TO_SHOW: Final = ("partition_settled",)  # of these there are many, and `settled` sums them up
+# Of these there are many while data moves; others say who joins or leaves, and when everything is settled.
+TOO_MANY_TO_SHOW: Final = ("partition_settled", "configuration_changed")
 
 PAGE_HEADERS: Final = {
     "cache-control": "no-store",
@@ -77,9 +78,17 @@ def _health(state: Mapping[str, Any]) -> dict[str, str]:
     parts = state["partitions"]
     total = parts["total"]
     if parts["readable"] == parts["writable"] == total:
-        return {"tone": "good", "word": "Serving", "detail": "Every key can be read and written."}
+        share = _share(parts["short"], total)
+        short = f" {share} of the partitions have fewer than {state['replicas']} replicas for now."
+        return {
+            "tone": "fair" if parts["short"] else "good",
+            "word": "Serving",
+            "detail": f"Every key can be read and written.{short if parts['short'] else ''}",
+        }
     if parts["readable"] == 0:
-        return {"tone": "poor", "word": "Unavailable", "detail": "No key can be read."}
+        up = sum(worker["state"] == "up" for worker in state["workers"])
+        why = f"{up} of {len(state['workers'])} workers are up; bring back those that are down."
+        return {"tone": "poor", "word": "Unavailable", "detail": f"No key can be read: {why}"}
     if parts["readable"] == total:
         return {
             "tone": "fair",
@@ -125,9 +134,9 @@ def _event(event: Mapping[str, Any], uptime_s: float) -> dict[str, str]:
 
 def _partitions(parts: Mapping[str, int]) -> list[dict[str, Any]]:
     meanings = {
-        "readable": "Enough replicas are up to answer a read.",
-        "writable": "Enough replicas are up to commit a write.",
-        "settled": "One configuration holds all that was written.",
+        "readable": "with enough replicas up to answer a read",
+        "writable": "with enough replicas up to commit a write",
+        "settled": "of which one configuration holds all that was written",
     }
     total = parts["total"]
     return [
@@ -153,8 +162,14 @@ def _worker(worker: Mapping[str, Any]) -> dict[str, Any]:
         "key_count": "unknown" if worker["keys"] is None else f"{worker['keys']:,}",
         "last_heard": "silent" if worker["last_heard_s"] is None else f"{_duration(worker['last_heard_s'])} ago",
         "notes": [_sentence(note) for note in notes if note],
-        "tone": "poor" if worker["place"] == "lost" or worker["state"] == "down" else "fair",
+        "tone": _tone(worker),
     }
+
+
+def _tone(worker: Mapping[str, Any]) -> str:
+    if worker["place"] == "lost" or worker["state"] == "down":
+        return "poor"
+    return "plain" if worker["place"] in ("drained", "spare") and worker["state"] == "up" else "fair"
 
 
 def _copies(copies: int, replicas: int) -> str:
