@@ -119,6 +119,8 @@ async def _play(world: World, clients: Clients, nursery: trio.Nursery) -> None:
         why = f"{_MENDING_TIMEOUT_S:g} s after the last fault the cluster is not whole"
         world.findings.append(Finding("does not mend", "-", f"{why}: {_describe_wounds(world)}"))
     final = await _read_all(world, clients)
+    # Meanwhile a worker may have been up for so long that it is given its share, and be empty until it has it.
+    await world.wait_until(world.is_whole, _MENDING_TIMEOUT_S)
     if world.converges and world.master is not None:
         for replicas in world.replicas().values():
             values = {
