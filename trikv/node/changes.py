@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trikv.node.master import Master
 
 DISK_TIMEOUT_S: Final = 5.0
+WEIGHING_S: Final = 0.5  # it is an estimate, and an operator waits for what follows
 
 
 class Changes:
@@ -299,7 +300,7 @@ class Changes:
         for slot in self._master.coordinator.slots:
             if up := [target for target in slot.targets if target.standing is Standing.UP]:
                 plan.setdefault(up[0], []).append(slot)
-        answers = await ask_digests(plan, self._master.note_stale, trio.current_time() + DISK_TIMEOUT_S)
+        answers = await ask_digests(plan, self._master.note_stale, trio.current_time() + WEIGHING_S)
         sizes_bytes = [summary.size_bytes for held in answers.values() for summary in held.values()]
         return copies * sum(sizes_bytes) // len(sizes_bytes) if sizes_bytes else None
 
