@@ -39,8 +39,8 @@ _LIVE_INTERVAL_S: Final = 1.0
 _PLAIN_INTERVAL_S: Final = 10.0
 
 
-def run_demo(*, mode: str, workers: int, storage: str, data_dir: Path | None, http_port: int) -> int:
-    """Run until Ctrl-C or SIGTERM. The exit code."""
+def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | None, http_port: int) -> int:
+    """Run until Ctrl-C or SIGTERM. The exit code. `mode` None: quorum, or what a kept cluster was switched to."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # one way out for both signals
     try:
         cluster = LocalCluster(

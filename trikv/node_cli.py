@@ -89,18 +89,18 @@ def worker(config: Path | None, **flags: Any) -> None:
 
 
 @click.command()
-@click.option("--mode", default="quorum", show_default=True, help="The mode of the cluster.")
+@click.option("--mode", help="The mode of the cluster, when it is founded. Default: quorum.")
 @click.option("--workers", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--storage", default="rocksdb", show_default=True, help="The workers' storage engine.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Keep data and logs there. Default: nothing is kept.")
 @click.option("--http", default="127.0.0.1:8080", show_default=True, help="Where the page is: a loopback address.")
 @click.option("--once", is_flag=True, help="The guided tour: kill a worker, see whether the mode keeps its promise.")
-def demo(mode: str, workers: int, storage: str, data_dir: Path | None, http: str, once: bool) -> None:
+def demo(mode: str | None, workers: int, storage: str, data_dir: Path | None, http: str, once: bool) -> None:
     """Run a whole cluster in one terminal; Ctrl-C stops it and leaves nothing behind."""
     from trikv.demo import run_demo, run_tour
 
     if once:
-        code = run_tour(mode=mode, workers=workers, storage=storage, data_dir=data_dir)
+        code = run_tour(mode=mode or "quorum", workers=workers, storage=storage, data_dir=data_dir)
     else:
         code = run_demo(mode=mode, workers=workers, storage=storage, data_dir=data_dir, http_port=_port(http))
     click.get_current_context().exit(code)

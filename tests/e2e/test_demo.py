@@ -8,10 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.e2e.conftest import Trikv
+from trikv.client import Client
 from trikv.testing.cluster import wait_until
 
 
@@ -25,7 +27,7 @@ def test_the_tour_finds_the_promise_kept(trikv_process: Trikv, mode: str) -> Non
 
 
 def test_the_demo_killed_with_9_leaves_no_process_and_no_file() -> None:
-    with running_demo() as (demo, processes, directory):
+    with running_demo() as (demo, processes, directory, _):
         demo.kill()
         demo.wait()
         wait_until(lambda: not any(map(is_alive, processes)), what="its children are gone")
@@ -34,17 +36,45 @@ def test_the_demo_killed_with_9_leaves_no_process_and_no_file() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_the_demo_ends_cleanly_when_asked(number: signal.Signals) -> None:
-    with running_demo() as (demo, processes, directory):
+    with running_demo() as (demo, processes, directory, _):
         demo.send_signal(number)
         assert demo.wait(timeout=20) == 0
         assert not any(map(is_alive, processes))
         assert not directory.exists()
 
 
+def test_a_demo_whose_data_is_kept_goes_on_in_the_mode_that_it_was_switched_to(tmp_path: Path) -> None:
+    for mode in ("quorum", "chain"):
+        with running_demo("--data-dir", str(tmp_path), storage="rocksdb") as demo, Client(demo.url) as client:
+            assert client.mode()["mode"] == mode
+            if mode == "quorum":
+                client.put(b"color", b"blue")
+                client.set_mode("chain")
+            found = client.get(b"color")
+            assert found is not None
+            assert found.value == b"blue"
+            demo.process.send_signal(signal.SIGTERM)
+            assert demo.process.wait(timeout=20) == 0
+    ended = subprocess.run(
+        [sys.executable, "-m", "trikv", "demo", "--workers", "3", "--data-dir", tmp_path, "--mode", "sync"],
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert b"this cluster's mode is chain, not sync" in ended.stderr
+
+
+class Demo(NamedTuple):
+    """One that serves, the pids of its children, where its data is, and its page."""
+
+    process: "subprocess.Popen[bytes]"
+    children: list[int]
+    directory: Path
+    url: str
+
+
 @contextmanager
-def running_demo() -> "Iterator[tuple[subprocess.Popen[bytes], list[int], Path]]":
-    """A demo that serves, the pids of its children, and its temporary directory."""
-    command = [sys.executable, "-m", "trikv", "demo", "--workers", "3", "--storage", "memory"]
+def running_demo(*arguments: str, storage: str = "memory") -> Iterator[Demo]:
+    command = [sys.executable, "-m", "trikv", "demo", "--workers", "3", "--storage", storage, *arguments]
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
     try:
         starting = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -61,8 +91,10 @@ def running_demo() -> "Iterator[tuple[subprocess.Popen[bytes], list[int], Path]]
             directory = re.search(r" in (/\S+) \.\.\.", told)
             assert directory is not None, told
             children = children_of(demo.pid)
-            assert len(children) == 5, "a master, three workers and the janitor"
-            yield demo, children, Path(directory[1])
+            assert len(children) == 4 + (not arguments), "a master, three workers, and the janitor of what is not kept"
+            url = re.search(r"the page is (http://[^,]+),", told)
+            assert url is not None, told
+            yield Demo(demo, children, Path(directory[1]), url[1])
         finally:
             demo.kill()
 

@@ -63,7 +63,7 @@ class LocalCluster:
     """A master and some workers, as a context manager; `start` and `stop` for those who cannot use one.
 
     Args:
-      mode: the cluster's mode.
+      mode: the cluster's mode. None: the one in force where the directory has a cluster, else the master's default.
       workers: how many.
       replicas: copies of each key.
       storage: the workers' engine.
@@ -79,7 +79,7 @@ class LocalCluster:
     def __init__(
         self,
         *,
-        mode: str = "quorum",
+        mode: str | None = "quorum",
         workers: int = 5,
         replicas: int = 3,
         storage: str = "memory",

@@ -69,6 +69,7 @@ class Nemesis:
     ) -> None:
         self.cluster = cluster
         self.load = load
+        assert cluster.mode is not None, "the mode is to be known when it begins"
         self.mode = cluster.mode
         self.faults: list[Done] = []
         self.switches: list[Switched] = []
