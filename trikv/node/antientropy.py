@@ -145,7 +145,7 @@ class AntiEntropy:
         }
 
     def has_compared(self, slot: Slot) -> bool:
-        """Were all its replicas compared in this epoch, and all that differed mended?"""
+        """Were all its replicas that are up compared in this epoch, and all that differed mended?"""
         last = self._compared.get(slot.index)
         up = frozenset(target.member for target in _up(slot))
         return last is not None and last.ended and last.epoch == slot.epoch and last.members >= up

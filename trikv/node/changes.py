@@ -24,6 +24,7 @@ from trikv.core.errors import Fault, Refused
 from trikv.core.placement import moves, place
 from trikv.core.planning import Health, choose_workers, is_present
 from trikv.core.record import generation_of, spell_epoch
+from trikv.net.ask import Question, ask_all
 from trikv.net.replicas import Standing, Target
 from trikv.node.digests import ask_digests
 from trikv.node.reconcile import holds
@@ -357,17 +358,14 @@ class Changes:
     async def _answering(self, workers: Iterable[str]) -> set[str]:
         """Those whose disks answer; a heartbeat only tells that the process does."""
         answering: set[str] = set()
+        members = [self._master.cluster.workers[worker].member for worker in workers]
+        questions = [Question(self._master.target(member), [member.incarnation, []]) for member in members]
 
-        async def ask(worker: str) -> None:
-            watched = self._master.watched[worker]
-            arguments = [watched.enlisted.incarnation, []]
-            fault, _ = await watched.peer.ask(Op.DIGEST, arguments, DISK_TIMEOUT_S)
+        def heard(number: int, fault: int, payload: list[Any]) -> None:
             if fault == Fault.OK:
-                answering.add(worker)
+                answering.add(members[number].worker)
 
-        async with trio.open_nursery() as nursery:
-            for worker in workers:
-                nursery.start_soon(ask, worker)
+        await ask_all(Op.DIGEST, questions, trio.current_time() + DISK_TIMEOUT_S, heard)
         return answering
 
     def _rescued(self, slot: Slot, up: Iterable[str], asked: Iterable[str]) -> Partition:

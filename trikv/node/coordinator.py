@@ -82,7 +82,8 @@ class Coordinator:
         self._on_stale = on_stale
         self._on_missed = on_missed
         self.doubt = Doubt()
-        self.in_doubt = trio.Event()  # set when an own write ends without a commit; cleared by whoever finishes them
+        # Set when an own write ends without a commit; whoever finishes such writes makes a new one.
+        self.in_doubt = trio.Event()
         self._changed = trio.Event()
         self.changes = 0
 

@@ -14,13 +14,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import trio
-
 from trikv.core.calls import Op, digests_from_wire
 from trikv.core.configuration import Member
 from trikv.core.digest import Summary
 from trikv.core.errors import Fault
 from trikv.core.session import PeerError
+from trikv.net.ask import Question, ask_all
 from trikv.net.replicas import Target
 from trikv.node.slot import Slot
 
@@ -30,37 +29,26 @@ async def ask_digests(
 ) -> dict[int, dict[Member, Summary]]:
     """By partition and member: what each that answered holds of it. A partition that nobody answered is left out."""
     summaries: dict[int, dict[Member, Summary]] = defaultdict(dict)
-    outstanding = len(plan)
-    finished = trio.Event()
+    asked = [(target, {slot.index: slot for slot in slots}) for target, slots in plan.items()]
 
-    def expect(target: Target, asked: Mapping[int, Slot]) -> Callable[[int, list[Any]], None]:
-        def done(fault: int, payload: list[Any]) -> None:
-            nonlocal outstanding
-            outstanding -= 1
-            if not outstanding:
-                finished.set()
-            if fault != Fault.OK:
-                return
-            try:
-                stale, answered = digests_from_wire(payload)
-            except PeerError:
-                return
-            for partition, promised in stale:
-                if partition in asked:
-                    on_stale(asked[partition], promised)
-            for partition, summary in answered.items():
-                if partition in asked:
-                    summaries[partition][target.member] = summary
+    def heard(number: int, fault: int, payload: list[Any]) -> None:
+        if fault != Fault.OK:
+            return
+        try:
+            stale, answered = digests_from_wire(payload)
+        except PeerError:
+            return
+        target, slots = asked[number]
+        for partition, promised in stale:
+            if partition in slots:
+                on_stale(slots[partition], promised)
+        for partition, summary in answered.items():
+            if partition in slots:
+                summaries[partition][target.member] = summary
 
-        return done
-
-    for target, slots in plan.items():
-        asked = {slot.index: slot for slot in slots}
-        pairs = [[slot.index, slot.epoch] for slot in slots]
-        target.call(
-            Op.DIGEST, [target.member.incarnation, pairs], deadline_s, expect(target, asked), 64 + 16 * len(pairs)
-        )
-    if plan:
-        with trio.move_on_at(deadline_s):
-            await finished.wait()
+    questions = []
+    for target, slots in asked:
+        pairs = [[slot.index, slot.epoch] for slot in slots.values()]
+        questions.append(Question(target, [target.member.incarnation, pairs], 64 + 16 * len(pairs)))
+    await ask_all(Op.DIGEST, questions, deadline_s, heard)
     return {partition: dict(held) for partition, held in summaries.items()}  # answers may still come

@@ -24,7 +24,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -38,6 +38,7 @@ from trikv.core.errors import Fault, Refused
 from trikv.core.planning import Change, Health, Reason, Wanted, can_settle, choose_workers, draw_table, is_present, plan
 from trikv.core.record import generation_of, spell_epoch
 from trikv.core.session import PeerError
+from trikv.net.ask import Question, ask_all
 from trikv.net.replicas import NotEnough, Standing, Target
 from trikv.node.digests import ask_digests
 from trikv.node.repair import copy_record
@@ -295,26 +296,13 @@ class Reconciler:
             asked.update({m: self._master.target(m) for m in change.configuration.members if m in known})
         asked = {member: target for member, target in asked.items() if target.standing is not Standing.DOWN}
         alive: set[Member] = set()
-        outstanding = len(asked)
-        finished = trio.Event()
+        questions = [Question(target, []) for target in asked.values()]
 
-        def expect(member: Member) -> Callable[[int, list[Any]], None]:
-            def done(fault: int, payload: list[Any]) -> None:
-                nonlocal outstanding
-                outstanding -= 1
-                if fault == Fault.OK:
-                    alive.add(member)
-                if not outstanding:
-                    finished.set()
+        def heard(number: int, fault: int, payload: list[Any]) -> None:
+            if fault == Fault.OK:
+                alive.add(questions[number].target.member)
 
-            return done
-
-        deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
-        for member, target in asked.items():
-            target.call(Op.HEARTBEAT, [], deadline_s, expect(member), 64)
-        if asked:
-            with trio.move_on_at(deadline_s):
-                await finished.wait()
+        await ask_all(Op.HEARTBEAT, questions, trio.current_time() + DISCARD_TIMEOUT_S, heard)
         silent = asked.keys() - alive
         return [change for change in due if silent.isdisjoint(change.configuration.members)]
 
@@ -362,29 +350,15 @@ class Reconciler:
             unready = await self._salvage(target, lenient)
             ready = [slot for slot in slots if slot.index not in unready]
         emptied: set[int] = set()
-        outstanding = len(ready)
-        finished = trio.Event()
 
-        def expect(slot: Slot) -> Callable[[int, list[Any]], None]:
-            def done(fault: int, payload: list[Any]) -> None:
-                nonlocal outstanding
-                outstanding -= 1
-                if fault == Fault.OK:
-                    emptied.add(slot.index)
-                elif fault == Fault.STALE and is_epoch(payload):
-                    self._master.note_stale(slot, payload[0])
-                if not outstanding:
-                    finished.set()
+        def heard(number: int, fault: int, payload: list[Any]) -> None:
+            if fault == Fault.OK:
+                emptied.add(ready[number].index)
+            elif fault == Fault.STALE and is_epoch(payload):
+                self._master.note_stale(ready[number], payload[0])
 
-            return done
-
-        deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
-        for slot in ready:
-            arguments = [slot.index, slot.epoch, target.member.incarnation]
-            target.call(Op.DISCARD, arguments, deadline_s, expect(slot), 64)
-        if ready:
-            with trio.move_on_at(deadline_s):
-                await finished.wait()
+        questions = [Question(target, [slot.index, slot.epoch, target.member.incarnation]) for slot in ready]
+        await ask_all(Op.DISCARD, questions, trio.current_time() + DISCARD_TIMEOUT_S, heard)
         return emptied
 
     async def _salvage(self, joiner: Target, slots: Sequence[Slot]) -> set[int]:

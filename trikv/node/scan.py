@@ -13,7 +13,7 @@ partition that cannot answer refuses the page: a scan leaves nothing out silentl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from trikv.core.configuration import Member
 from trikv.core.errors import Fault, Refused
 from trikv.core.record import Record
 from trikv.core.session import PeerError
+from trikv.net.ask import Question, ask_all
 from trikv.net.replicas import Replicas, Request, Standing, Target, describe_fault
 from trikv.node.slot import Slot
 
@@ -172,30 +173,19 @@ async def list_members(
     """
     slots = {slot.index: slot for asked in plan.values() for slot in asked}
     answers: list[tuple[Target, int, list[Any]]] = []
-    finished = trio.Event()
 
-    def expect(target: Target) -> Callable[[int, list[Any]], None]:
-        def done(fault: int, payload: list[Any]) -> None:
-            answers.append((target, fault, payload))
-            if len(answers) == len(plan):
-                finished.set()
+    def heard(number: int, fault: int, payload: list[Any]) -> None:
+        answers.append((questions[number].target, fault, payload))
 
-        return done
+    def ask(target: Target, asked: Sequence[Slot]) -> Question:
+        # Keys are spread evenly, so a member that lists a third of the partitions has about a third of the page.
+        share = min(limit * len(asked) * 6 // (len(slots) * 5) + 16, LIST_LIMIT_MAX)
+        pairs = [[slot.index, slot.epoch] for slot in asked]
+        arguments = [target.member.incarnation, pairs, prefix, after, share, with_values]
+        return Question(target, arguments, 64 + 16 * len(asked))
 
-    for target, asked in plan.items():
-        arguments: list[Any] = [
-            target.member.incarnation,
-            [[slot.index, slot.epoch] for slot in asked],
-            prefix,
-            after,
-            # Keys are spread evenly, so a member that lists a third of the partitions has about a third of the page.
-            min(limit * len(asked) * 6 // (len(slots) * 5) + 16, LIST_LIMIT_MAX),
-            with_values,
-        ]
-        target.call(Op.LIST, arguments, deadline_s, expect(target), 64 + 16 * len(asked))
-    if plan:
-        with trio.move_on_at(deadline_s):
-            await finished.wait()
+    questions = [ask(target, asked) for target, asked in plan.items()]
+    await ask_all(Op.LIST, questions, deadline_s, heard)
     return _merge(plan, slots, answers, on_stale)
 
 
