@@ -338,6 +338,7 @@ async def test_a_switch_from_async_waits_for_a_former_replica_that_is_just_resta
     nursery.start_soon(switch)
     await trio.sleep(1.5)
     assert not cluster.master.watched[away.worker.id].evictable
+    await values(cluster)  # what is read is brought to the configuration of that moment, which must not be the next
     await cluster.restart(away)
     await cluster.until_settled()
     await cluster.until(lambda: certificates)
@@ -583,3 +584,55 @@ async def test_a_configuration_in_which_nothing_was_committed_may_be_given_up(
     await cluster.until_settled()
     assert {await value_of(cluster, key) for key in KEYS[1:]} == {b"v"}
     assert await value_of(cluster, KEYS[0]) in (b"v", b"w")
+
+
+async def test_a_switch_from_async_waits_for_a_replica_that_restarts_just_after_it_began(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no member of the new configuration, which a newcomer is in its place."""
+    cluster = await InProcessCluster.start(nursery, mode="async")
+    await fill(cluster)
+    away = cluster.workers[0]
+    for key in KEYS:
+        await lay_down(cluster, nursery, away, key, later(cluster, key), b"acknowledged")
+    write = MemoryConfigStore.compare_and_set
+
+    async def kill_first(self: MemoryConfigStore, document: dict[str, Any], revision: int) -> int:
+        if any(mode == "sync" for _, mode, _ in document["configurations"]):
+            await cluster.kill(away)
+        return await write(self, document, revision)
+
+    await cluster.add_worker()
+    health = cluster.master.reconciler.health
+    async with cluster.master.reconciler.stepping:  # both wishes are there when it looks
+        monkeypatch.setattr(MemoryConfigStore, "compare_and_set", kill_first)
+        nursery.start_soon(cluster.master.changes.switch_mode, "sync")
+        await cluster.until(lambda: len(health()) == 4 and all(each.steady for each in health().values()))
+    await cluster.until(lambda: any(p.active.mode == "sync" for p in cluster.master.cluster.partitions))
+    monkeypatch.undo()
+    await trio.sleep(2)
+    assert not cluster.master.watched[away.worker.id].evictable
+    await cluster.restart(away)
+    await cluster.until_settled()
+    assert len(under(cluster, away)) < len(cluster.coordinator.slots)
+    assert await values(cluster) == {b"acknowledged"}
+
+
+async def test_what_is_acknowledged_after_a_configuration_was_closed_is_unknown(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """It is just being replaced, in the belief that nobody has been told of anything in it."""
+    cluster = await InProcessCluster.start(nursery)
+    slot = cluster.coordinator.slots[partition_of(b"key")]
+    for node in cluster.workers:
+        cluster.network.hold(node.address)
+
+    async def close_when_sent() -> None:
+        await cluster.until(lambda: slot.pending)
+        slot.closed = True
+        for node in cluster.workers:
+            cluster.network.release(node.address)
+
+    nursery.start_soon(close_when_sent)
+    with pytest.raises(Unknown, match="was replaced"):
+        await cluster.coordinator.put(b"key", b"v")
