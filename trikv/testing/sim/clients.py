@@ -27,7 +27,6 @@ from trikv.testing.sim.world import World
 
 _SLACK_S = 0.05  # an answer that comes so much after its deadline is late
 _TIMEOUT_S = 2.0
-_TIMEOUT_APART_S = 1e-6
 _THINK_S = 0.02
 _PATIENCE_S = 5.0  # for a master to come back, before a request is given up as refused
 _PAGE = 100
@@ -41,7 +40,6 @@ class Clients:
     def __init__(self, world: World) -> None:
         self.recorder = Recorder()
         self._world = world
-        self._numbers: dict[str, int] = {}  # of the clients, as they come
         self._seen: dict[str, tuple[str, Version] | None] = {}  # by key: value and stamp, None for absence
 
     async def run(self) -> None:
@@ -71,8 +69,6 @@ class Clients:
         world, recorder = self._world, self.recorder
         if value is None and kind in (Kind.PUT, Kind.CAS):
             value = recorder.fresh_value()
-        # Trio tells equal deadlines apart by where they lie in memory, so no two clients have one.
-        timeout_s = _TIMEOUT_S + _TIMEOUT_APART_S * self._numbers.setdefault(client, len(self._numbers))
         seen = self._seen.get(key) if kind is Kind.CAS else None
         operation = recorder.begin(
             client, kind, key, trio.current_time(), value=value, expect=None if seen is None else seen[0]
@@ -84,7 +80,7 @@ class Clients:
             return operation
         life = world.network.hosts["master"].life
         try:
-            answer = await master.run_detached(_call(master.coordinator, operation, seen, timeout_s))
+            answer = await master.run_detached(_call(master.coordinator, operation, seen))
         except TrikvError as error:
             crashed = life is None or life.dead
             self._end(operation, Outcome.UNKNOWN if crashed else error.kind.outcome, code=error.kind.code)
@@ -97,7 +93,7 @@ class Clients:
                 self._end(operation, Outcome.UNKNOWN)
             else:
                 self._end_committed(operation, answer)
-        late_s = trio.current_time() - operation.invoked_s - timeout_s
+        late_s = trio.current_time() - operation.invoked_s - _TIMEOUT_S
         if late_s > _SLACK_S:
             world.findings.append(Finding("late answer", key, f"[1] ended {late_s:.3f} s too late", (operation,)))
         return operation
@@ -135,20 +131,20 @@ class Clients:
 
 
 def _call(
-    coordinator: Coordinator, operation: Operation, seen: tuple[str, Version] | None, timeout_s: float
+    coordinator: Coordinator, operation: Operation, seen: tuple[str, Version] | None
 ) -> Callable[[], Awaitable[Answer]]:
     key = operation.key.encode()
     value = (operation.value or "").encode()
     if operation.kind is Kind.GET:
-        return partial(coordinator.get, key, timeout_s=timeout_s)
+        return partial(coordinator.get, key, timeout_s=_TIMEOUT_S)
     if operation.kind is Kind.PUT:
-        return partial(coordinator.put, key, value, timeout_s=timeout_s)
+        return partial(coordinator.put, key, value, timeout_s=_TIMEOUT_S)
     if operation.kind is Kind.DELETE:
-        return partial(coordinator.delete, key, timeout_s=timeout_s)
+        return partial(coordinator.delete, key, timeout_s=_TIMEOUT_S)
     if operation.kind is Kind.SCAN:
-        return partial(coordinator.scan, key, limit=_PAGE, timeout_s=timeout_s)
+        return partial(coordinator.scan, key, limit=_PAGE, timeout_s=_TIMEOUT_S)
     expect = Expect.absent() if seen is None else Expect.one_of([seen[1]])
-    return partial(coordinator.put, key, value, expect=expect, timeout_s=timeout_s)
+    return partial(coordinator.put, key, value, expect=expect, timeout_s=_TIMEOUT_S)
 
 
 def _text(value: bytes | None) -> str:

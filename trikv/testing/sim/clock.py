@@ -6,10 +6,19 @@ message that arrives costs a heap entry and a call, not a task; a world made of 
 moves by whole ticks of two milliseconds, and what falls into one tick happens together, which spares Trio a third of
 its rounds; the order of the tasks that it wakes is drawn all the same.
 
-The same seed gives the same run, bit for bit, in any process. Two things inside Trio stand in the way, and
-`run_repeatably` is the only place that knows of them: the order in which tasks that can all run are run, and the dice
-that shuffle it. Trio has names for both, which its own Hypothesis plugin sets; they are private, and a test says what
-broke if a release drops them. A third private name only saves time.
+The same seed gives the same run, bit for bit, in any process. Four things inside Trio stand in the way, and
+`run_repeatably` is the only place that knows of them. Tests say what broke if a release of Trio drops a name.
+
+    the order in which tasks that can all run are run     Trio's own Hypothesis plugin sets the same two names
+    the dice that shuffle it
+    the order in which tasks of one scope are cancelled   Trio keeps them in sets, ordered by memory address; here these
+                                                          sets keep the order of entry
+    the order in which equal deadlines expire             Trio compares the addresses of the scopes; here a counter
+
+The order of cancellation matters although all these tasks then wake in one round: a task that is cancelled while it
+waits for a lock leaves the queue at once, and the lock goes to the next one, unless that one was cancelled before it.
+
+A fifth private name only saves time.
 
 Left out: threads and sockets. Time would jump past whatever happens there.
 """
@@ -18,6 +27,7 @@ from __future__ import annotations
 
 import gc
 import heapq
+import itertools
 import math
 import random
 from collections.abc import Awaitable, Callable
@@ -106,16 +116,24 @@ def run_repeatably(main: Callable[[], Awaitable[T]], clock: SimClock, seed: int)
       RuntimeError: this release of Trio does not offer that any more.
     """
     scheduler: Any = trio._core._run
-    if not (hasattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING") and hasattr(scheduler, "_r")):
+    names = ("_ALLOW_DETERMINISTIC_SCHEDULING", "_r", "CancelStatus")
+    if missing := [name for name in names if not hasattr(scheduler, name)]:
         raise RuntimeError(
             f"Trio {trio.__version__} has no repeatable scheduling under the names that trikv knows "
-            "(_ALLOW_DETERMINISTIC_SCHEDULING and _r in trio._core._run): a seed would give another run each time. "
-            "Look for what Trio's Hypothesis plugin sets now, and set it in run_repeatably."
+            f"({', '.join(missing)} in trio._core._run): a seed would give another run each time. "
+            "Look for what Trio's Hypothesis plugin sets now, and in which order Trio cancels tasks, "
+            "and set both in run_repeatably."
         )
-    ours = {"_ALLOW_DETERMINISTIC_SCHEDULING": True, "_r": random.Random(seed)}
+    entries = itertools.count()
+    ours = {
+        "_ALLOW_DETERMINISTIC_SCHEDULING": True,
+        "_r": random.Random(seed),
+        "CancelStatus": _in_order_of_entry(scheduler.CancelStatus),
+        "id": lambda scope: next(entries),  # for this module of Trio's, which compares scopes of one deadline by it
+    }
     if hasattr(scheduler, "TheIOManager"):
         ours["TheIOManager"] = _seldom_asking(scheduler.TheIOManager)
-    theirs = {name: getattr(scheduler, name) for name in ours}
+    theirs = {name: value for name, value in vars(scheduler).items() if name in ours}
     vars(scheduler).update(ours)
     collecting = gc.isenabled()
     gc.disable()  # it would run finalizers at moments of its own; and a run leaves a few megabytes only
@@ -124,7 +142,30 @@ def run_repeatably(main: Callable[[], Awaitable[T]], clock: SimClock, seed: int)
     finally:
         if collecting:
             gc.enable()
+        del scheduler.id
         vars(scheduler).update(theirs)
+
+
+class _OrderedSet(dict[Any, None]):
+    """As much of a set as Trio's cancel statuses use, in the order of entry and at the speed of a dictionary."""
+
+    __slots__ = ()
+    add = dict.setdefault
+    remove = dict.__delitem__
+
+
+def _in_order_of_entry(cancel_status: Any) -> Any:
+    """A cancel status that cancels its tasks, and the scopes inside it, in the order in which they were entered."""
+
+    class InOrderOfEntry(cancel_status):  # type: ignore[misc]
+        __slots__ = ()
+
+        def __attrs_post_init__(self) -> None:
+            self._tasks = _OrderedSet()  # type: ignore[misc]
+            self._children = _OrderedSet()  # type: ignore[misc]
+            super().__attrs_post_init__()
+
+    return InOrderOfEntry
 
 
 def _seldom_asking(io_manager: Any) -> Any:
