@@ -134,6 +134,7 @@ class Faults:
         life = world.network.hosts[name].life
         if life is None:
             return None
+        life.has_successor = False  # not before the fault ends
         life.scope.cancel()
         return partial(world.start, name)
 

@@ -69,9 +69,13 @@ class World:
     # --- lives --------------------------------------------------------------------------------------------------------
 
     def start(self, name: str) -> None:
-        """Switch the machine on, if it is off."""
+        """Switch the machine on, if it is off. If its node still runs, or is on its way to its end, another life
+        follows as soon as this one has ended by itself."""
         host = self.network.hosts[name]
-        if host.life is not None or self._nursery.cancel_scope.cancel_called:  # the latter: the run is over
+        if host.life is not None:
+            host.life.has_successor = True
+            return
+        if self._nursery.cancel_scope.cancel_called:  # the run is over
             return
         host.silent = False
         host.lives += 1
@@ -139,7 +143,10 @@ class World:
                 if not life.dead and not self._has_reason(host, error):
                     where = traceback.format_exception(error)[-12:]
                     self.findings.append(Finding("node failed", "-", f"{host.name} ended by itself: {''.join(where)}"))
-        self.crash(life, why="ended")
+        if not life.dead:
+            self.crash(life, why="ended")
+            if life.has_successor:
+                self.start(host.name)
 
     def _has_reason(self, host: Host, error: Exception) -> bool:
         """Did its disk fail?"""
