@@ -28,6 +28,7 @@ import trio
 from trikv.api import StorageEngine
 from trikv.config import MasterSettings, WorkerSettings
 from trikv.core.errors import TrikvError
+from trikv.net.accept import raise_descriptor_limit
 from trikv.net.doors import Doors, Listening, join_address, split_address
 from trikv.node.configstore import ConfigConflict, SqliteConfigStore
 from trikv.node.datadir import DataDirError, open_data_dir
@@ -57,6 +58,7 @@ def run_master(settings: MasterSettings) -> int:
 def _run(main: Callable[[], Awaitable[None]]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     logging.getLogger("hypercorn.error").setLevel(logging.WARNING)
+    raise_descriptor_limit()
     code = 0
     try:
         trio.run(main)
@@ -140,7 +142,7 @@ async def _master(settings: MasterSettings) -> None:
                         f"master {master.cluster.cluster} listening on {listening.address}, http://{http}", flush=True
                     )
                     await stop.wait()
-                    # Hypercorn has seen the same event, and lets the requests under way finish.
+                    # The HTTP server has seen the same event, and lets the requests under way finish.
                     serving.cancel_scope.deadline = trio.current_time() + DRAIN_S
                 nursery.cancel_scope.cancel()
         finally:

@@ -37,10 +37,6 @@ GARBAGE = {
     "two lengths": b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
     "bad chunk": b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     "endless header": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000,
-    "a socket": (
-        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    ),
     "TLS": bytes.fromhex("16030100c8010000c40303") + bytes(200),
 }
 

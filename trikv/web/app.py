@@ -8,12 +8,12 @@ its traceback, and answered as `internal`, outcome unknown, without it.
 Paths are routed by the framework, and keys are taken from the path as it was sent: the framework's decoded form
 neither tells `%2F` from `/` nor keeps bytes that are not UTF-8, and slashes that follow each other belong to a key.
 
-Bounds: a body by its route (`VALUE_BYTES_MAX`, `batch.BODY_BYTES_MAX`, `SMALL_BODY_BYTES_MAX`), a head of
-`HEAD_BYTES_MAX`, which leaves room for a key of 4 KiB with each byte percent-encoded beside a page of ETags,
-`BODY_TIMEOUT_S` for a whole body to arrive, `IDLE_TIMEOUT_S` for a whole head or the next request, `STALLED_TIMEOUT_S`
-for a client to take some of its answer: Hypercorn shields its sends, so that only the kernel can end one.
-A body beyond its bound is refused on its announced length, and the connection closed, since what follows may be
-the rest of it.
+A handler begins when the body is there to its end, also where none is wanted, so that a request that turns out to be
+broken was never carried out.
+
+Bounds: a body by its route (`VALUE_BYTES_MAX`, `batch.BODY_BYTES_MAX`, `SMALL_BODY_BYTES_MAX`), and `BODY_TIMEOUT_S`
+for it to arrive; `server.py` has those of connections. A body beyond its bound is refused on its announced length, and
+the connection closed, since what follows may be the rest of it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,11 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
-import hypercorn.trio
 import quart
 import trio
-from hypercorn.config import Config
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 from quart import Quart
 from quart.asgi import ASGIHTTPConnection
 from quart.typing import ResponseTypes
@@ -54,14 +52,10 @@ from trikv.web.message import (
     problem_response,
 )
 from trikv.web.page import EVENTS_SHOWN, PAGE_HEADERS, REFRESH_S, TOO_MANY_TO_SHOW, view_of
+from trikv.web.server import serve_app
 
 SMALL_BODY_BYTES_MAX: Final = 64 * 1024
-HEAD_BYTES_MAX: Final = 32 * 1024
 BODY_TIMEOUT_S: Final = 30
-IDLE_TIMEOUT_S: Final = 15.0
-STALLED_TIMEOUT_S: Final = 10.0
-GRACE_S: Final = 3.0
-BACKLOG: Final = 1024
 
 _log = logging.getLogger(__name__)
 
@@ -114,8 +108,10 @@ class _Connection(TrioASGIHTTPConnection):
     _stream: Stream | None = None
 
     def __init__(self, app: Quart, scope: HTTPScope) -> None:
-        if not scope["path"]:  # `GET ?key=k`: quart takes the first letter for granted
-            scope["path"] = "*"
+        # Quart takes the first letter for granted (`GET ?key=k`), and parses the absolute form (`GET http://[/`).
+        if not scope["path"].startswith("/"):
+            scheme, colon, rest = scope["path"].partition("://")
+            scope["path"] = f"/{rest.partition('/')[2]}" if colon and scheme else "/*"
         super().__init__(app, scope)
 
     async def handle_messages(  # type: ignore[override]  # quart-trio's has a nursery more than quart's
@@ -145,12 +141,6 @@ class _StreamResponse(quart.Response):
 
 class _App(QuartTrio):
     asgi_http_class = _Connection
-
-    async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        if scope["type"] == "websocket":  # there are none here; the server answers 403
-            await send({"type": "websocket.close", "code": 1000, "reason": None})
-        else:
-            await super().asgi_app(scope, receive, send)
 
 
 class _Rest(BaseConverter):
@@ -192,29 +182,15 @@ async def serve_http(
     sock: socket.socket,
     stop: trio.Event,
     *,
-    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve on `sock`, which is bound already and is taken over, until `stop`; then let requests end, for `GRACE_S`.
-
-    A start tells the URLs at which it can be reached.
-    """
+    """Serve on `sock`, which is bound already and is taken over, until `stop`; then let requests end."""
     loopback_only = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
-    config = Config()
-    config.backlog = BACKLOG
-    config.errorlog = logging.getLogger("trikv.web.hypercorn")
-    config.include_server_header = False
-    config.h11_max_incomplete_size = HEAD_BYTES_MAX
-    config.h2_max_header_list_size = HEAD_BYTES_MAX
-    config.keep_alive_timeout = IDLE_TIMEOUT_S
-    config.graceful_timeout = GRACE_S
     streams = Streams()
     app = create_app(master, loopback_only=loopback_only, streams=streams)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; the connections inherit it
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STALLED_TIMEOUT_S * 1000))
-    config.bind = [f"fd://{sock.detach()}"]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(streams.end_all, stop)
-        await hypercorn.trio.serve(cast("Any", app), config, shutdown_trigger=stop.wait, task_status=task_status)
+        await serve_app(app, sock, stop, task_status=task_status)
         nursery.cancel_scope.cancel()
 
 
@@ -252,12 +228,14 @@ async def _serve_events(master: Master, streams: Streams) -> quart.Response:
 async def _read_request(body_bytes_max: int) -> Request:
     sent = quart.request
     announced = sent.content_length or 0
-    if announced > body_bytes_max > 0:
+    wanted = body_bytes_max > 0
+    body_bytes_max = body_bytes_max or SMALL_BODY_BYTES_MAX
+    if announced > body_bytes_max:
         raise Refused("value_too_large", f"the body has {announced:,} bytes; here it may have {body_bytes_max:,}")
-    body = cast("bytes", await sent.get_data(cache=False)) if body_bytes_max else b""
+    body = cast("bytes", await sent.get_data(cache=False))
     if len(body) > body_bytes_max:
         raise Refused("value_too_large", f"the body has more than {body_bytes_max:,} bytes")
-    return Request(sent.method, _path_as_sent(), sent.query_string, _headers(), body)
+    return Request(sent.method, _path_as_sent(), sent.query_string, _headers(), body if wanted else b"")
 
 
 def _path_as_sent() -> bytes:
