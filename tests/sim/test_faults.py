@@ -6,7 +6,7 @@ import pytest
 
 from trikv.api import Strategy
 from trikv.testing.history import Kind
-from trikv.testing.sim import FaultKind, Plan, Schedule, Verdict, run_schedule
+from trikv.testing.sim import FaultKind, Schedule, Verdict, run_schedule
 from trikv.testing.sim.plan import MASTER, Fault, Request
 
 
