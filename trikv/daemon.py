@@ -38,6 +38,7 @@ from trikv.registry import PluginError, load_registry
 from trikv.web.app import serve_http
 
 DRAIN_S: Final = 3.0  # for requests under way at the end
+_DOCUMENT: Final = "cluster.sqlite"  # in a master's data directory
 
 _log = logging.getLogger(__name__)
 
@@ -117,8 +118,8 @@ async def _master(settings: MasterSettings) -> None:
     listening = await doors.transport.listen(join_address(settings.host, settings.port))
     http_socket = _bind_http(settings.http)
     http = join_address(split_address(settings.http)[0], http_socket.getsockname()[1])
-    with http_socket, open_data_dir(settings.directory, "master") as data_dir:
-        store = await SqliteConfigStore.open(data_dir.path / "cluster.sqlite")
+    with http_socket, open_data_dir(settings.directory, "master", founding=_DOCUMENT) as data_dir:
+        store = await SqliteConfigStore.open(data_dir.path / _DOCUMENT, founded=data_dir.founded)
         try:
             master = await Master.open(
                 store,
@@ -132,6 +133,7 @@ async def _master(settings: MasterSettings) -> None:
                 settle_rate_bytes=settings.settle_rate_mb * 1e6,
                 min_copies=settings.min_copies,
             )
+            data_dir.note_founded()
             master.events.wall_clock = _now
             async with trio.open_nursery() as nursery:
                 stop = await nursery.start(_watch_for_stop, settings.exit_with_stdin)

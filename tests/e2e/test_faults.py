@@ -74,6 +74,27 @@ def test_another_mode_on_a_founded_cluster_is_refused_with_the_remedy(trikv_proc
     assert_one_line(trikv_process(*start, "--replicas", "2"), 1, "1 replica", "without --replicas")
 
 
+def test_a_founded_cluster_without_its_document_is_refused(trikv_process: Trikv, tmp_path: Path) -> None:
+    cluster = LocalCluster(workers=0, replicas=1, directory=tmp_path)
+    document = tmp_path / "master" / "cluster.sqlite"
+    start = ("master", "0", "--http", "127.0.0.1:0", "--data-dir", tmp_path / "master")
+    # What was refused has founded nothing.
+    assert_one_line(trikv_process(*start, "--mode", "sink"), 2, "sink")
+    try:
+        for _ in range(2):  # founded, and found again: a process that is killed leaves the document behind
+            cluster.master.start()
+            cluster.master.kill()
+    finally:
+        cluster.stop()
+    assert document.stat().st_size
+    remedy = ("restore the file from a backup", "--data-dir")
+    document.write_bytes(b"")
+    assert_one_line(trikv_process(*start), 1, f"config store {document} is empty", *remedy)
+    document.unlink()
+    assert_one_line(trikv_process(*start), 1, f"config store {document} is missing", *remedy)
+    assert not document.exists()
+
+
 def test_an_address_beyond_loopback_needs_a_word_of_consent(trikv_process: Trikv, tmp_path: Path) -> None:
     start = ("worker", "0", "--host", "0.0.0.0", "--storage", "memory", "--data-dir", tmp_path)
     assert_one_line(trikv_process(*start), 2, "0.0.0.0", "--insecure")

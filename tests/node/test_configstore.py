@@ -174,6 +174,13 @@ async def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
         await SqliteConfigStore.open(tmp_path / "no" / "such" / "directory")
 
 
+async def test_a_store_in_which_a_document_was_written_and_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.sqlite"
+    await (await SqliteConfigStore.open(path)).close()
+    with pytest.raises(ConfigStoreError, match="is empty, and a cluster was founded in this directory; restore"):
+        await SqliteConfigStore.open(path, founded=True)
+
+
 async def test_a_damaged_document_is_an_error_not_an_empty_cluster(tmp_path: Path) -> None:
     path = tmp_path / "config.sqlite"
     store = await SqliteConfigStore.open(path)

@@ -94,6 +94,20 @@ def test_what_a_crash_in_the_first_moment_leaves_behind_is_no_obstacle(tmp_path:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["FORMAT", "LOCK"]
 
 
+def test_a_directory_that_one_file_makes_what_it_is_counts_as_new_until_that_is_there(tmp_path: Path) -> None:
+    for _ in range(2):  # a crash in between is no obstacle
+        with open_data_dir(tmp_path, "master", founding="cluster.sqlite") as data_dir:
+            assert not data_dir.founded
+            (tmp_path / "cluster.sqlite").touch()
+            (tmp_path / "cluster.sqlite-wal").touch()
+    with open_data_dir(tmp_path, "master", founding="cluster.sqlite") as data_dir:
+        data_dir.note_founded()
+    assert (tmp_path / "FORMAT").read_text() == "trikv master 1\n"
+    with open_data_dir(tmp_path, "master", founding="cluster.sqlite") as data_dir:
+        assert data_dir.founded
+    assert "belongs to a master" in refusal(tmp_path)
+
+
 def test_a_place_that_cannot_hold_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be used" in refusal(tmp_path / "file")

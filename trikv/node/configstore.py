@@ -3,10 +3,18 @@
 The door is narrow (read, compare-and-set) so that several masters can later share etcd through it: whoever wins the
 conditional write was right, and nothing here elects anyone.
 
+*What a failure means.* A change ends in one of three ways: made, certainly not made (`ConfigConflict`, `NotChanged`),
+or in doubt (any other `ConfigStoreError`): an fsync that failed, an answer that was lost. What is in doubt may be found
+in the store later, so nobody may go on as if it had not happened. It becomes known by the same change, written again
+until the store says that it is made; each carries a name of its own (`CHANGE`), by which it is told from another's.
+
 `SqliteConfigStore` keeps the document in one SQLite file. SQLite's write-ahead log with `synchronous=FULL` has each
 change on disk before the call returns; its exclusive locking keeps a second master out for as long as the first
 lives. The document is CBOR, some 100 KiB for a thousand partitions; it is written whole each time, which is what
-configuration changes can afford, being rare. Each call costs one trip to a worker thread.
+configuration changes can afford, being rare. Each call costs one trip to a worker thread. After a flush that failed
+the frames of the change may stand in the log, and are replayed after a crash; so the document that this process then
+reads proves nothing, and only a later commit does, which writes the same frames anew. At the start the log is moved
+into the database and flushed, since it may hold frames that never reached the disk.
 
 `MemoryConfigStore` keeps the same promises for as long as the object lives: for tests and for simulations.
 """
@@ -25,18 +33,32 @@ FORMAT_VERSION: Final = 1
 _APPLICATION_ID: Final = 0x7472696B  # "trik": SQLite keeps it in the file's header
 
 
+CHANGE: Final = "change"  # in a document: the name of the change that made it
+
+# SQLite reports these before the frame that would commit is written. All else may come from the commit itself.
+_NOT_CHANGED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY})
+
+
 class ConfigConflict(Exception):
     """The store has moved on: someone else changed the document since it was read."""
 
 
 class ConfigStoreError(OSError):
-    """The store cannot be used; one line that names the file and the reason."""
+    """The store cannot be used; one line that names the file and the reason. A change that ends so is in doubt."""
+
+
+class NotChanged(ConfigStoreError):
+    """The change was not made, and never will be."""
 
 
 class ConfigStore(ABC):
     @abstractmethod
     async def read(self) -> tuple[dict[str, Any] | None, int]:
-        """The document and its revision; (None, 0) where there is none yet."""
+        """The document and its revision; (None, 0) where there is none yet.
+
+        Raises:
+          ConfigStoreError: it cannot be read, or what is read may be gone after a crash.
+        """
 
     @abstractmethod
     async def compare_and_set(self, document: dict[str, Any], revision: int) -> int:
@@ -45,7 +67,9 @@ class ConfigStore(ABC):
         A call that is cancelled has happened or not; nobody knows which before reading again.
 
         Raises:
-          ConfigConflict: it is not, and nothing was changed.
+          ConfigConflict: it is not, and this call changed nothing. An earlier one, in doubt, may have.
+          NotChanged: it could not be written, and nothing was changed.
+          ConfigStoreError: it may have been written, or may yet appear.
         """
 
     @abstractmethod
@@ -82,20 +106,26 @@ class SqliteConfigStore(ConfigStore):
         self._connection = connection
         self._path = path
         self._turn = trio.Lock()  # one thread at a time
+        self._in_doubt = False  # the last change may be in the log or not
 
     @classmethod
-    async def open(cls, path: Path) -> SqliteConfigStore:
+    async def open(cls, path: Path, *, founded: bool = False) -> SqliteConfigStore:
         """
+        Args:
+          founded: a document was written here, so there must be one.
+
         Raises:
-          ConfigStoreError: in use by another process, of another format, not ours, or damaged.
+          ConfigStoreError: in use by another process, of another format, not ours, damaged, or without its document.
         """
-        return cls(await trio.to_thread.run_sync(_open, path), path)
+        return cls(await trio.to_thread.run_sync(_open, path, founded), path)
 
     async def read(self) -> tuple[dict[str, Any] | None, int]:
         async with self._turn:
             return await trio.to_thread.run_sync(self._read)
 
     def _read(self) -> tuple[dict[str, Any] | None, int]:
+        if self._in_doubt:
+            raise ConfigStoreError(f"config store {self._path}: the last change is in doubt until one succeeds")
         try:
             row = self._connection.execute("SELECT body, revision FROM document").fetchone()
             if row is None:
@@ -117,9 +147,14 @@ class SqliteConfigStore(ConfigStore):
                     "UPDATE document SET revision = revision + 1, body = ? WHERE revision = ?", (body, revision)
                 )
         except sqlite3.Error as error:
-            raise ConfigStoreError(f"config store {self._path} cannot be written: {error}") from error
+            reason = f"config store {self._path} cannot be written: {error}"
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_CHANGED:  # its low byte is the kind
+                raise NotChanged(reason) from error
+            self._in_doubt = True
+            raise ConfigStoreError(reason) from error
         if changed.rowcount != 1:
             raise ConfigConflict(f"the document is not at revision {revision} any more")
+        self._in_doubt = False
         return revision + 1
 
     async def close(self) -> None:
@@ -128,7 +163,9 @@ class SqliteConfigStore(ConfigStore):
                 await trio.to_thread.run_sync(self._connection.close)
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, founded: bool) -> sqlite3.Connection:
+    if founded:
+        _check_founded(path)
     try:
         # Without a transaction of Python's own making, each statement is one, and is durable when it returns.
         connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
@@ -141,6 +178,12 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.execute("BEGIN IMMEDIATE")  # takes the lock, and in this locking mode keeps it
         _check_format(connection, path)
         connection.execute("COMMIT")
+        # The log may hold what was flushed in vain, and looks well only while it is cached: bring it to the disk.
+        [is_left, _, _] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_left:
+            raise ConfigStoreError(f"config store {path} cannot be opened: its write-ahead log cannot be written back")
+        if founded and connection.execute("SELECT count(*) FROM document").fetchone() == (0,):
+            raise ConfigStoreError(_without_document(path))
     except sqlite3.OperationalError as error:
         connection.close()
         if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
@@ -155,6 +198,26 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _check_founded(path: Path) -> None:
+    """Before SQLite makes what is not there."""
+    try:
+        is_empty = path.stat().st_size == 0
+    except FileNotFoundError:
+        raise ConfigStoreError(_without_document(path)) from None
+    except OSError as error:
+        raise ConfigStoreError(f"config store {path} cannot be opened: {error.strerror}") from error
+    if is_empty:
+        raise ConfigStoreError(_without_document(path))
+
+
+def _without_document(path: Path) -> str:
+    what = "is empty" if path.exists() else "is missing"
+    return (
+        f"config store {path} {what}, and a cluster was founded in this directory; restore the file from a backup, or, "
+        "to found another cluster, choose an empty or new directory with --data-dir"
+    )
 
 
 def _check_format(connection: sqlite3.Connection, path: Path) -> None:

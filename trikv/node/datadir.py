@@ -5,6 +5,9 @@ process id for the message that a second node prints; the kernel drops the lock 
 there is nothing to clean up. `FORMAT` names the role and the format version, and is written once, durably, before
 anything else: a directory without it is either empty or not ours, and the latter is left alone.
 
+Where one file makes a directory what it is, as a cluster's document does, `FORMAT` comes after it (`founding`). So it
+says that this file was there, complete: who finds `FORMAT` and not the file has lost it.
+
 Left out: file systems on which flock does not reach other machines. A data directory belongs on a local disk.
 """
 
@@ -31,9 +34,17 @@ class DataDirError(OSError):
 class DataDir:
     """A data directory that is ours until `close`."""
 
-    def __init__(self, path: Path, lock_fd: int) -> None:
+    def __init__(self, path: Path, lock_fd: int, role: Role, *, founded: bool) -> None:
         self.path = path
+        self.founded = founded
+        self._role = role
         self._lock_fd: int | None = lock_fd
+
+    def note_founded(self) -> None:
+        """The file that makes the directory what it is stands in it, durably."""
+        if not self.founded:
+            _write_durably(self.path, self._role)
+            self.founded = True
 
     def close(self) -> None:
         """Let others have it. Closing twice does no harm."""
@@ -50,8 +61,12 @@ class DataDir:
         self.close()
 
 
-def open_data_dir(path: Path, role: Role) -> DataDir:
+def open_data_dir(path: Path, role: Role, *, founding: str | None = None) -> DataDir:
     """Make or open the directory, and lock it.
+
+    Args:
+      founding: the file that makes it what it is; until `DataDir.note_founded` the directory counts as new. Files
+        beside it may have names that begin with its name.
 
     Raises:
       DataDirError: it is in use, of another role or format version, somebody else's, or cannot be written.
@@ -59,7 +74,7 @@ def open_data_dir(path: Path, role: Role) -> DataDir:
     path = path.absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _refuse_strangers(path)
+        _refuse_strangers(path, founding)
         lock_fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except DataDirError:
         raise
@@ -69,16 +84,23 @@ def open_data_dir(path: Path, role: Role) -> DataDir:
         ) from error
     try:
         _take_lock(path, lock_fd)
-        _check_format(path, role)
+        founded = _is_founded(path, role)
+        if not founded and founding is None:
+            _write_durably(path, role)
+            founded = True
     except BaseException:  # whatever it was, the lock must not outlive this call
         os.close(lock_fd)
         raise
-    return DataDir(path, lock_fd)
+    return DataDir(path, lock_fd, role, founded=founded)
 
 
-def _refuse_strangers(path: Path) -> None:
+def _refuse_strangers(path: Path, founding: str | None) -> None:
     """Before anything is written: what holds files and is not ours stays as it is."""
-    if not (path / _FORMAT).exists() and any(entry.name not in (_LOCK, _DRAFT) for entry in path.iterdir()):
+
+    def is_ours(name: str) -> bool:
+        return name in (_LOCK, _DRAFT) or (founding is not None and name.startswith(founding))
+
+    if not (path / _FORMAT).exists() and not all(is_ours(entry.name) for entry in path.iterdir()):
         raise DataDirError(
             f"data directory {path} holds files that are not trikv's; choose an empty or new one with --data-dir"
         )
@@ -97,13 +119,12 @@ def _take_lock(path: Path, lock_fd: int) -> None:
     os.pwrite(lock_fd, b"%d\n" % os.getpid(), 0)
 
 
-def _check_format(path: Path, role: Role) -> None:
-    """Under the lock: found the directory, or make sure that it is of our role and format."""
+def _is_founded(path: Path, role: Role) -> bool:
+    """Under the lock: is it of our role and format, or (False) nobody's yet?"""
     try:
         found = (path / _FORMAT).read_text("ascii", "replace").split()
     except FileNotFoundError:
-        _write_durably(path, f"trikv {role} {FORMAT_VERSION}\n")
-        return
+        return False
     except OSError as error:
         raise DataDirError(f"data directory {path}: {_FORMAT} cannot be read: {error.strerror}") from error
     match found:
@@ -117,7 +138,7 @@ def _check_format(path: Path, role: Role) -> None:
                 f"data directory {path} belongs to a {found_role}, not to a {role}; choose another with --data-dir"
             )
         case ["trikv", _, _]:
-            return
+            return True
         case _:
             raise DataDirError(
                 f"data directory {path}: {_FORMAT} is not as trikv wrote it; restore the directory from a backup, "
@@ -125,12 +146,12 @@ def _check_format(path: Path, role: Role) -> None:
             )
 
 
-def _write_durably(path: Path, text: str) -> None:
-    """Under its name the file is there in full or not at all, also after the power failed."""
+def _write_durably(path: Path, role: Role) -> None:
+    """Write `FORMAT`. Under its name the file is there in full or not at all, also after the power failed."""
     draft = path / _DRAFT
     try:
         with draft.open("w") as file:
-            file.write(text)
+            file.write(f"trikv {role} {FORMAT_VERSION}\n")
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path / _FORMAT)

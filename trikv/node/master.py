@@ -6,6 +6,11 @@ that changes the document goes through `change`: one change at a time, durable b
 What is done with the document is elsewhere: `enlist.py` forms the cluster and takes workers in, `reconcile.py` changes
 configurations, `settle.py` makes the partitions whole under them, `changes.py` is what operators ask for.
 
+*A change in doubt.* A change of the document that fails may have been made all the same (`configstore.py`). It is
+written again until that is known, and nothing else is changed meanwhile; what was closed for it stays closed, and the
+rest is served as before, as while any change is being written. If it cannot be known, the master ends, and the next
+one reads what the store holds.
+
 *Being fenced.* A worker that knows of another master of this term, or of a higher one, makes this master take a term
 beyond it (the document was restored from a backup); until a worker has said that it knows of none, it is sent nothing.
 A generation that the document does not know blocks that partition, since configurations may have existed that nobody
@@ -17,7 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -35,7 +40,7 @@ from trikv.net.replicas import Standing, Target
 from trikv.net.serve import serve_links
 from trikv.node.antientropy import AntiEntropy
 from trikv.node.changes import Changes
-from trikv.node.configstore import ConfigConflict, ConfigStore, ConfigStoreError
+from trikv.node.configstore import CHANGE, ConfigConflict, ConfigStore, ConfigStoreError, NotChanged
 from trikv.node.coordinator import Coordinator
 from trikv.node.enlist import Enlisting
 from trikv.node.events import EventLog
@@ -52,6 +57,8 @@ T = TypeVar("T")
 
 MIN_COPIES: Final = 2
 SETTLE_RATE_BYTES: Final = 16e6
+DOUBT_S: Final = 60.0  # for a disk that comes back; what the change has nothing to do with is served meanwhile
+DOUBT_AGAIN_S: Final = 0.5
 TERM_JUMP_MAX: Final = 1 << 20  # restarts that a backup may be behind; beyond it somebody is talking nonsense
 
 _log = logging.getLogger(__name__)
@@ -171,6 +178,7 @@ class Master:
 
         Raises:
           ConfigConflict: another master has taken over.
+          ConfigStoreError: it cannot be known whether a change of the document was made.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -219,20 +227,71 @@ class Master:
         """Make one change of the document durable, then effective. The caller holds `changing`.
 
         `made_here`: its new configurations are of this coordinator's making, so it knows what was stored under them.
+
+        Raises:
+          Refused: it was not made.
+          Unknown: nobody knows whether it was made; this master is about to end.
         """
         changed = change(self.cluster)
         if changed == self.cluster:
             return
-        with trio.CancelScope(shield=True):  # durable and not effective would be a lie of this process's own
-            try:
-                self._revision = await self._store.compare_and_set(changed.to_document(), self._revision)
-            except ConfigConflict as error:
-                assert self._nursery is not None
-                self._nursery.start_soon(_raise, error)  # ends `run`: this master has been superseded
-                raise Refused("stopping", "another master has taken over") from error
-            except ConfigStoreError as error:
-                raise Refused("unavailable", f"the master cannot write the cluster's document: {error}") from error
+        document = changed.to_document() | {CHANGE: f"{self._name}/{self._revision}"}
+        try:
+            self._revision = await self._write(document)
+        except ConfigConflict as error:
+            self._end(error)
+            raise Refused("stopping", "another master has taken over") from error
+        except NotChanged as error:
+            raise Refused("unavailable", f"the master cannot write the cluster's document: {error}") from error
+        except ConfigStoreError as error:
+            self._end(error)
+            raise Unknown(str(error)) from error
         self._install(changed, made_here=made_here)
+
+    async def _write(self, document: dict[str, Any]) -> int:
+        """Make this the document, and know it; the new revision.
+
+        Raises:
+          ConfigConflict, NotChanged: it was not made.
+          ConfigStoreError: that cannot be known.
+        """
+        doubt: ConfigStoreError | None = None
+        until_s = trio.current_time() + DOUBT_S
+        while True:
+            with trio.CancelScope(shield=True):  # durable and not effective would be a lie of this process's own
+                try:
+                    return await self._store.compare_and_set(document, self._revision)
+                except ConfigConflict as conflict:
+                    if doubt is None:
+                        raise
+                    try:
+                        found, revision = await self._store.read()
+                    except ConfigStoreError as error:
+                        _log.warning("%s", error)
+                    else:
+                        if found is None or found.get(CHANGE) != document[CHANGE]:
+                            raise doubt from conflict  # it may have been made, and another one after it
+                        return revision
+                except NotChanged:
+                    if doubt is None:
+                        raise
+                except ConfigStoreError as error:
+                    if doubt is None:
+                        _log.error("a change of the cluster's document is in doubt: %s", error)
+                    doubt = ConfigStoreError(f"{error}; whether the change was made is read at the next start")
+            assert doubt is not None
+            if trio.current_time() >= until_s:
+                raise doubt
+            try:
+                await trio.sleep(DOUBT_AGAIN_S)
+            except trio.Cancelled:
+                self._end(doubt)  # also where only the caller was cancelled: who comes next must not build on it
+                raise
+
+    def _end(self, error: Exception) -> None:
+        """Let `run` end with that error."""
+        assert self._nursery is not None
+        self._nursery.start_soon(_raise, error)
 
     def _install(self, cluster: Cluster, *, made_here: bool = False) -> None:
         """Make the document effective: watch its workers, and give each partition of a new epoch a new slot."""
@@ -281,7 +340,10 @@ class Master:
     async def _note_first_store(self) -> None:
         async def note() -> None:
             async with self.changing:
-                await self.change(lambda cluster: replace(cluster, stored=True))
+                try:
+                    await self.change(lambda cluster: replace(cluster, stored=True))
+                except Unknown as error:  # the document's state is, and the caller's store was not sent
+                    raise Refused("stopping", error.detail) from error
 
         await self.run_detached(note)  # a slow config store must not hold a request beyond its deadline
 

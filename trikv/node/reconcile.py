@@ -214,13 +214,18 @@ class Reconciler:
                     partitions[index] = partitions[index].changed_to(configuration, replaces=index in replaced)
             return replace(cluster, partitions=tuple(partitions))
 
-        try:
-            async with master.changing:
-                await master.change(change, made_here=True)
-        finally:
+        def reopen() -> None:
             for partition in replaced:
                 slots[partition].closed = slots[partition] is not master.coordinator.slots[partition]
             master.coordinator.note_change()  # writers may be waiting for those that are open again
+
+        try:
+            async with master.changing:
+                await master.change(change, made_here=True)
+        except Refused:
+            reopen()
+            raise
+        reopen()  # all else leaves in doubt what the document says of them
         changed = [c for c in ready if master.coordinator.slots[c.partition] is not slots[c.partition]]
         for reason in Reason:
             of_reason = [c for c in changed if c.reason is reason]
