@@ -136,13 +136,13 @@ class World:
 
     async def _live(self, life: Life, run: Callable[[Life], Awaitable[None]]) -> None:
         host = life.host
-        with life.scope:
-            try:
+        try:
+            with life.scope:
                 await run(life)
-            except Exception as error:  # noqa: BLE001 whatever it is, it ends one node, and is judged here
-                if not life.dead and not self._has_reason(host, error):
-                    where = traceback.format_exception(error)[-12:]
-                    self.findings.append(Finding("node failed", "-", f"{host.name} ended by itself: {''.join(where)}"))
+        except Exception as error:  # noqa: BLE001 whatever it is, it ends one node, and is judged here
+            if not life.dead and not self._has_reason(host, error):
+                where = traceback.format_exception(error)[-12:]
+                self.findings.append(Finding("node failed", "-", f"{host.name} ended by itself: {''.join(where)}"))
         if not life.dead:
             self.crash(life, why="ended")
             if life.has_successor:
