@@ -50,6 +50,12 @@ def test_enlisting(web: httpx.Client, cluster: LocalCluster) -> None:
         "/static/%2e%2e/app.py",
         "*",
         "/v1//kv/a",
+        "///v1/kv/a",
+        "//livez",
+        "http:///livez",
+        "gopher://localhost/livez",
+        "/static/" + "a" * 5000,
+        "/static/%00",
     ],
 )
 def test_where_there_is_nothing(ask: Ask, path: str) -> None:

@@ -18,6 +18,8 @@ HERE = "127.0.0.1:8080"
         {"host": HERE, "sec-fetch-site": "same-origin", "origin": f"http://{HERE}"},
         {"host": "LocalHost:8080", "origin": "http://localhost:8080"},
         {"host": "[::1]:8080", "origin": "http://[::1]:8080"},
+        {"host": HERE, "referer": f"http://{HERE}/"},
+        {"host": "LOCALHOST:8080", "referer": "http://localhost:8080/?refresh=off"},
     ],
 )
 def test_own_pages_and_programs_pass(headers: dict[str, str]) -> None:
@@ -32,6 +34,10 @@ def test_own_pages_and_programs_pass(headers: dict[str, str]) -> None:
         {"host": HERE, "sec-fetch-site": "something-new"},
         {"host": HERE, "origin": "http://evil.example"},
         {"host": HERE, "origin": "null"},
+        {"host": HERE, "referer": "http://evil.example/page"},
+        {"host": HERE, "referer": f"http://evil.example/{HERE}"},
+        {"host": HERE, "referer": "http://[/"},
+        {"host": HERE, "referer": "about:blank"},
         {"host": HERE, "origin": "http://127.0.0.1:9999"},
         {"host": HERE, "origin": "http://localhost:8080"},
         {"host": "evil.example", "origin": "http://evil.example", "sec-fetch-site": "same-origin"},
@@ -48,6 +54,8 @@ def test_a_server_on_a_network_has_names_that_it_does_not_know() -> None:
     refuse_foreign({"host": "db.example.org"}, loopback_only=False)
     with pytest.raises(Refused):
         refuse_foreign({"host": "db.example.org", "sec-fetch-site": "cross-site"}, loopback_only=False)
+    with pytest.raises(Refused):  # a browser that sends no Sec-Fetch-Site to plain HTTP
+        refuse_foreign({"host": "10.1.2.3:8080", "referer": "http://evil.example/"}, loopback_only=False)
 
 
 @pytest.mark.parametrize(

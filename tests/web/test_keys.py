@@ -228,19 +228,32 @@ def test_a_prefix_that_nothing_has(web: httpx.Client) -> None:
 # --- the older forms --------------------------------------------------------------------------------------------------
 
 
+JSON = {"accept": "application/json"}
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_put_and_get_by_query(ask: Ask, web: httpx.Client, method: str) -> None:
+def test_put_and_get_by_query(web: httpx.Client, method: str) -> None:
     key, value = f"old/{method} ü", "a+b & c"
     put = web.request(method, "/put", params={"key": key, "value": value})
-    assert put.json() == {"outcome": "committed", "key": key, "etag": put.headers["etag"].strip('"')}
-    assert web.get("/get", params={"key": key}).json() == {"key": key, "value": value, "etag": put.json()["etag"]}
+    assert put.text == "OK (Mode: quorum)\n"
+    assert put.headers["content-type"] == "text/plain; charset=utf-8"
+    got = web.get("/get", params={"key": key})
+    assert got.content == value.encode()
+    assert got.headers["etag"] == put.headers["etag"]
     assert problem(web.get("/get", params={"key": key + "?"})) == (404, "not_found", "committed")
+
+
+def test_put_and_get_by_query_in_json(web: httpx.Client) -> None:
+    put = web.get("/put", params={"key": "old", "value": "v"}, headers=JSON)
+    assert put.json() == {"outcome": "committed", "key": "old", "etag": put.headers["etag"].strip('"')}
+    assert web.get("/get?key=old", headers=JSON).json() == {"key": "old", "value": "v", "etag": put.json()["etag"]}
 
 
 def test_put_by_query_takes_every_byte(ask: Ask, web: httpx.Client) -> None:
     assert ask("GET", "/put?key=bytes&value=" + quote_from_bytes(EVERY_BYTE, safe="")).status == 200
     assert web.get("/v1/kv/bytes").content == EVERY_BYTE
-    assert base64.urlsafe_b64decode(web.get("/get?key=bytes").json()["value_base64"]) == EVERY_BYTE
+    assert web.get("/get?key=bytes").content == EVERY_BYTE
+    assert base64.urlsafe_b64decode(web.get("/get?key=bytes", headers=JSON).json()["value_base64"]) == EVERY_BYTE
 
 
 def test_put_by_query_refuses_a_body(web: httpx.Client) -> None:

@@ -16,6 +16,7 @@ from trikv.web.message import (
     parse_json,
     parse_query,
     percent_decode,
+    prefers_json,
     problem_response,
     read_bytes,
     require,
@@ -151,3 +152,30 @@ def test_every_error_is_a_problem_document(code: str) -> None:
     assert ("retry-after" in answer.headers) == (kind.http == 503)
     assert (answer.headers.get("connection") == "close") == (kind.http in (408, 413))
     assert answer.headers.get("allow") == ("GET, PUT" if kind.http == 405 else None)
+
+
+@pytest.mark.parametrize(
+    ("accept", "json_first"),
+    [
+        (None, False),
+        ("*/*", False),
+        ("application/json", True),
+        ("Application/JSON; charset=utf-8", True),
+        ("application/json, text/plain, */*", True),
+        ("text/html, application/json;q=0.9", False),
+        ("text/plain;q=0.5, application/json;q=0.7", True),
+        ("application/json;q=0", False),
+        ("application/json;q=nan", False),
+        (";;,,q=", False),
+    ],
+)
+def test_json_is_preferred_where_it_is_the_first_of_the_best(accept: str | None, json_first: bool) -> None:
+    headers = {} if accept is None else {"accept": accept}
+    assert prefers_json(Request("GET", b"/get", headers=headers)) is json_first
+
+
+@pytest.mark.parametrize("escape", [rb"\ud800", rb"\uDFFF", rb"\udc00\ud800"])
+def test_half_a_surrogate_pair_is_no_text(escape: bytes) -> None:
+    with pytest.raises(Refused, match="surrogate"):
+        parse_json(Request("POST", b"/", body=b'{"address": "' + escape + b':1"}'))
+    assert parse_json(Request("POST", b"/", body=rb'"\ud83d\ude00"')) == "\U0001f600"

@@ -23,7 +23,9 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Final, NamedTuple, cast
+from urllib.parse import urlsplit
 
 import quart
 import trio
@@ -33,7 +35,7 @@ from quart.asgi import ASGIHTTPConnection
 from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter
 
 from trikv.core.errors import Refused, TrikvError, Unknown
@@ -56,6 +58,8 @@ from trikv.web.server import serve_app
 
 SMALL_BODY_BYTES_MAX: Final = 64 * 1024
 BODY_TIMEOUT_S: Final = 30
+
+_STATIC_FILES: Final = frozenset(file.name for file in (Path(__file__).parent / "static").iterdir())
 
 _log = logging.getLogger(__name__)
 
@@ -108,10 +112,7 @@ class _Connection(TrioASGIHTTPConnection):
     _stream: Stream | None = None
 
     def __init__(self, app: Quart, scope: HTTPScope) -> None:
-        # Quart takes the first letter for granted (`GET ?key=k`), and parses the absolute form (`GET http://[/`).
-        if not scope["path"].startswith("/"):
-            scheme, colon, rest = scope["path"].partition("://")
-            scope["path"] = f"/{rest.partition('/')[2]}" if colon and scheme else "/*"
+        scope["path"] = _path_to_route(scope["path"])
         super().__init__(app, scope)
 
     async def handle_messages(  # type: ignore[override]  # quart-trio's has a nursery more than quart's
@@ -133,6 +134,22 @@ class _Connection(TrioASGIHTTPConnection):
             await super()._send_response(send, response)
 
 
+def _path_to_route(path: str) -> str:
+    """The path of a target, which may be of the absolute form. What is no path becomes `/*`, where there is nothing.
+
+    Quart takes the first letter for granted (`GET ?key=k`), fails on some absolute forms (`GET http://[/`), and takes
+    slashes in front for one.
+    """
+    if not path.startswith("/"):
+        try:
+            scheme, host, path, _, _ = urlsplit(path)
+        except ValueError:
+            return "/*"
+        if scheme not in ("http", "https") or not host:
+            return "/*"
+    return path if path.startswith("/") and not path.startswith("//") else "/*"
+
+
 class _StreamResponse(quart.Response):
     def __init__(self, stream: Stream) -> None:
         super().__init__(stream, headers=STREAM_HEADERS)
@@ -141,6 +158,12 @@ class _StreamResponse(quart.Response):
 
 class _App(QuartTrio):
     asgi_http_class = _Connection
+
+    async def send_static_file(self, filename: str) -> quart.Response:
+        """One of the files that are there: a name that is too long for the file system is no error of ours."""
+        if filename not in _STATIC_FILES:
+            raise NotFound
+        return await super().send_static_file(filename)
 
 
 class _Rest(BaseConverter):

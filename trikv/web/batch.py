@@ -170,11 +170,7 @@ def _read_field(field: Any, encoding: str | None, what: str) -> bytes:
         return field
     if not isinstance(field, str):
         raise Refused("bad_request", f"{what} must be a string")
-    try:
-        data = field.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair
-        raise Refused("bad_request", f"{what} has a character that is none: {error.reason}") from error
-    return read_bytes(data, encoding or "text", what)
+    return read_bytes(field.encode(), encoding or "text", what)
 
 
 def _read_expect(members: dict[str, Any], what: str) -> Expect | None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Final
 
 from trikv.core.errors import Refused, TrikvError
+from trikv.core.record import Version
 from trikv.node.master import Master
 from trikv.node.scan import PAGE_MAX
 from trikv.web.conditions import etag, expectation, if_match, if_none_match
@@ -31,6 +32,7 @@ from trikv.web.message import (
     json_response,
     parse_query,
     percent_decode,
+    prefers_json,
     read_bytes,
     require,
     spell,
@@ -61,10 +63,9 @@ async def get(master: Master, request: Request) -> Response:
         raise _not_found(key)
     if wanted is not None and not wanted.holds(record):
         raise Refused("precondition_failed", wanted.describe_failure(record))
-    headers = {"etag": etag(record.stamp), "cache-control": "no-cache"}
     if unwanted is not None and not unwanted.holds(record):
-        return Response(304, headers)
-    return Response(200, {**headers, "content-type": "application/octet-stream"}, record.value)
+        return Response(304, {"etag": etag(record.stamp), "cache-control": "no-cache"})
+    return _value_response(record.stamp, record.value)
 
 
 async def scan(master: Master, request: Request) -> Response:
@@ -85,26 +86,36 @@ async def scan(master: Master, request: Request) -> Response:
 
 
 async def put_by_query(master: Master, request: Request) -> Response:
-    """`/put?key=&value=`"""
+    """`/put?key=&value=`: one line, or JSON where that is preferred."""
     parameters = parse_query(request.query, "key", "value", "timeout")
     if request.body:
         raise Refused("bad_request", "the value goes into the query here; PUT /v1/kv/{key} takes a body")
     key, value = require(parameters, "key", "value")
     key = read_bytes(key, "text", "the key")
     stamp = await master.coordinator.put(key, value, timeout_s=timeout_of(parameters))
-    return json_response({"outcome": "committed", "key": key.decode(), "etag": str(stamp)}, etag=etag(stamp))
+    if prefers_json(request):
+        return json_response({"outcome": "committed", "key": key.decode(), "etag": str(stamp)}, etag=etag(stamp))
+    headers = {"etag": etag(stamp), "content-type": "text/plain; charset=utf-8", "cache-control": "no-store"}
+    return Response(200, headers, f"OK (Mode: {master.cluster.mode})\n".encode())
 
 
 async def get_by_query(master: Master, request: Request) -> Response:
-    """`/get?key=`"""
+    """`/get?key=`: the value itself, or JSON where that is preferred."""
     parameters = parse_query(request.query, "key", "timeout")
     (key,) = require(parameters, "key")
     key = read_bytes(key, "text", "the key")
     record = await master.coordinator.get(key, timeout_s=timeout_of(parameters))
     if record is None or record.value is None:
         raise _not_found(key)
-    document = {"key": key.decode(), **spell("value", record.value, "text"), "etag": str(record.stamp)}
-    return json_response(document, etag=etag(record.stamp))
+    if prefers_json(request):
+        document = {"key": key.decode(), **spell("value", record.value, "text"), "etag": str(record.stamp)}
+        return json_response(document, etag=etag(record.stamp))
+    return _value_response(record.stamp, record.value)
+
+
+def _value_response(stamp: Version, value: bytes) -> Response:
+    headers = {"etag": etag(stamp), "cache-control": "no-cache", "content-type": "application/octet-stream"}
+    return Response(200, headers, value)
 
 
 def _key_and_timeout(request: Request) -> tuple[bytes, float | None]:

@@ -35,6 +35,7 @@ SAFE_HEADERS: Final = {
 }
 
 _TO_PLAIN_BASE64: Final = bytes.maketrans(b"-_", b"+/")
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2}).{0,2}", re.DOTALL)
 
 
@@ -202,6 +203,20 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def prefers_json(request: Request) -> bool:
+    """Is JSON what the request would rather have (`Accept`, RFC 9110, section 12.5.1): the first of its best?"""
+    best, best_quality = "", 0.0
+    for piece in request.headers.get("accept", "").split(","):
+        name, *parameters = (part.strip().lower() for part in piece.split(";"))
+        try:
+            quality = float(next((text[2:] for text in parameters if text.startswith("q=")), 1))
+        except ValueError:
+            continue
+        if quality > best_quality:
+            best, best_quality = name, quality
+    return best == "application/json"
+
+
 def parse_json(request: Request) -> Any:
     """
     Raises:
@@ -212,14 +227,21 @@ def parse_json(request: Request) -> Any:
     if not request.body:
         raise Refused("bad_request", "there is no body; send a JSON object")
     try:
-        return json.loads(request.body.decode(), object_pairs_hook=_object_without_repeats, parse_constant=_no_constant)
+        document = json.loads(
+            request.body.decode(), object_pairs_hook=_object_without_repeats, parse_constant=_no_constant
+        )
+        if _SURROGATE.search(request.body):  # half a pair is a string of JSON's, and no text
+            json.dumps(document, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise Refused("bad_request", f"the body is not UTF-8: byte {error.start} cannot be") from error
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise Refused("bad_request", f"the body is not JSON: {error.msg} at {where}", position=error.pos) from error
+    except UnicodeEncodeError as error:
+        raise Refused("bad_request", "the body has half a surrogate pair (\\ud800 to \\udfff) in a string") from error
     except (ValueError, RecursionError) as error:
         raise Refused("bad_request", f"the body is not JSON that can be read here: {error}") from error
+    return document
 
 
 def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
