@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trikv.core.record import Record, Version, generation_of, make_epoch, newest, pack, term_of, unpack
+from trikv.core.record import Record, Version, generation_of, make_epoch, make_seq, newest, pack, term_of, unpack
 
 PARTS = st.integers(0, 2**32 - 1)
 VERSIONS = st.builds(Version, st.builds(make_epoch, PARTS, PARTS), st.integers(0, 2**64 - 1))
@@ -31,13 +31,32 @@ def test_a_version_is_read_as_it_is_written(version: Version) -> None:
     assert Version.parse(str(version)) == version
 
 
-def test_a_version_reads_term_generation_sequence() -> None:
+def test_a_version_reads_term_generation_count_and_the_masters_mark() -> None:
+    assert str(Version(make_epoch(3, 7), make_seq(42, 0xBEEF))) == "3.7-42.00beef"
+
+
+def test_a_version_from_before_there_were_marks_reads_as_it_did() -> None:
     assert str(Version(make_epoch(3, 7), 42)) == "3.7-42"
+
+
+def test_the_count_orders_what_one_master_writes_and_the_mark_tells_two_masters_apart() -> None:
+    assert make_seq(1, 0xFFFFFF) < make_seq(2, 0)
+    assert make_seq(1, 1) != make_seq(1, 2)
 
 
 NO_VERSIONS = (
     *("", "3.7", "3-7", ".7-1", "3.-1", "3.7-", "3.7-x", "-3.7-1", "3.7-1 ", " 3.7-1", "3.7-+1", "3.7-1_0", "٣.7-1"),
-    *("3.7-1-1", "3.7.1-1", "4294967296.0-1", "0.4294967296-1"),
+    *(
+        "3.7-1-1",
+        "3.7.1-1",
+        "4294967296.0-1",
+        "0.4294967296-1",
+        "3.7-1.",
+        "3.7-1.00000",
+        "3.7-1.00000G",
+        "3.7-1.00BEEF",
+    ),
+    *("0.0-18446744073709551616", "0.0-1099511627776.000000", "0.0-" + "9" * 5000),
 )
 
 

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from tests.node.desk import lay_down
 from trikv.api import Batch
 from trikv.core.calls import Op
-from trikv.core.record import Record, Version, make_epoch, term_of
+from trikv.core.record import Record, Version, make_epoch, make_seq, term_of
 from trikv.core.ring import partition_of
 from trikv.net.link import dial
 from trikv.node import hints
@@ -20,7 +20,7 @@ from trikv.testing.inprocess import InProcessCluster
 
 KEYS = [b"k%d" % number for number in range(40)]
 OLD = make_epoch(1, 1)  # of a term before the present one
-LATER = Version(OLD, 1 << 20)
+LATER = Version(OLD, make_seq(1 << 20, 0))
 
 
 async def start(nursery: trio.Nursery, mode: str, **more: Any) -> InProcessCluster:

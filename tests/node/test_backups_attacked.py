@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from trio.testing import MockClock
 from tests.node.desk import lay_down, shut
 from tests.node.test_changes_attacked import KEYS, fill, later, start_with_a_drained_one, under, values
 from trikv.core.errors import Refused
+from trikv.core.record import Record, Version
 from trikv.core.ring import partition_of
 from trikv.core.session import Reign
 from trikv.net.replicas import Standing
 from trikv.node.configstore import ConfigStoreError, MemoryConfigStore
 from trikv.node.reconcile import holds
-from trikv.testing.inprocess import InProcessCluster
+from trikv.testing.inprocess import InProcessCluster, Node
 
 
 async def back_up(cluster: InProcessCluster) -> dict[str, Any]:
@@ -210,3 +212,46 @@ async def test_recover_asks_only_those_whose_disks_answer(nursery: trio.Nursery,
     assert told["not_asked"] == [drained.worker.id]
     await cluster.until_settled()
     assert await values(cluster) == {b"v"}
+
+
+async def test_what_two_masters_of_one_term_wrote_converges(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    """The second one's document is one start old. Both give out the first version of the same epoch for one key; where
+    the version was the same, replicas differed for ever, and nothing could tell."""
+    cluster = await InProcessCluster.start(nursery, mode="async")
+    key = KEYS[0]
+    await cluster.coordinator.put(b"any", b"v")
+    await trio.sleep(5)
+    backup = await back_up(cluster)
+    m1, m2, m3 = cluster.replicas_of(key)
+    await cluster.stop_master()
+
+    def is_up(node: Node) -> bool:
+        return cluster.master.watched[node.worker.id].standing is Standing.UP
+
+    async def write(value: bytes, *nodes: Node) -> None:
+        """A master starts that can reach these nodes alone, and puts the key."""
+        for node in cluster.workers:
+            (cluster.network.mend if node in nodes else cluster.network.cut)(node.address)
+        await cluster.start_master()
+        for node in nodes:
+            await cluster.until(partial(is_up, node))
+        stamps.append(await cluster.coordinator.put(key, value))
+
+    stamps: list[Version] = []
+    await write(b"first", m1, m2)
+    term = cluster.master.cluster.term
+    await cluster.stop_master()
+    await restore(cluster, backup)
+    await write(b"second", m3)
+    assert cluster.master.cluster.term == term
+    assert stamps[0] != stamps[1], "an ETag names one value"
+    for node in (m1, m2):
+        cluster.network.mend(node.address)
+    await cluster.until(lambda: cluster.master.cluster.term > term)  # noticed
+    await cluster.until_all_up()
+
+    def held() -> set[Record | None]:
+        return {node.storage.get(partition_of(key), key) for node in cluster.workers}
+
+    await cluster.until(lambda: len(held()) == 1)
+    assert (await cluster.master.changes.repair(dry_run=True))["differing"] == 0

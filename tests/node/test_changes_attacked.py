@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from tests.node.desk import GatedStorage, lay_down, shut
 from trikv.api import Batch
 from trikv.core.errors import Refused, Unknown
-from trikv.core.record import Version
+from trikv.core.record import Version, make_seq
 from trikv.core.ring import partition_of
 from trikv.net.replicas import Standing
 from trikv.node.antientropy import PERIOD_S
@@ -46,7 +46,7 @@ def under(cluster: InProcessCluster, *nodes: Node) -> list[int]:
 
 def later(cluster: InProcessCluster, key: bytes) -> Version:
     """Than any that the present configuration has given so far."""
-    return Version(cluster.coordinator.slots[partition_of(key)].epoch, 1 << 20)
+    return Version(cluster.coordinator.slots[partition_of(key)].epoch, make_seq(1 << 20, 0))
 
 
 @pytest.mark.parametrize("mode", ["sync", "chain", "quorum"])

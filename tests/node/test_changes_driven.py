@@ -26,7 +26,7 @@ from tests.sim.mutants import BY_NAME
 from trikv.core.configuration import Configuration
 from trikv.core.errors import Outcome, TrikvError
 from trikv.core.planning import Change, Reason
-from trikv.core.record import Version
+from trikv.core.record import Version, make_seq
 from trikv.core.ring import partition_of
 from trikv.net.replicas import Standing
 from trikv.node import settle
@@ -127,7 +127,7 @@ async def old_members_disagree_and_one_is_away(nursery: trio.Nursery) -> Held:
         one, two, three = drive.replicas
         newcomer = drive.spares[0]
         for member, number, value in [(one, 1, b"older"), (three, 2, b"newer")]:
-            await lay_down(cluster, nursery, member, KEY, Version(drive.slot.epoch, 1000 + number), value)
+            await lay_down(cluster, nursery, member, KEY, Version(drive.slot.epoch, make_seq(1000 + number, 0)), value)
         await cluster.kill(three)
         await cluster.until_down(three)
         await drive.change([two, three, newcomer], "quorum")

@@ -27,7 +27,7 @@ from trikv.core.calls import Hop, Store
 from trikv.core.configuration import Cluster, Configuration
 from trikv.core.errors import Fault, Refused, TrikvError
 from trikv.core.fence import Fence, Judgement
-from trikv.core.record import term_of
+from trikv.core.record import MARK_BITS, term_of
 from trikv.core.session import Hello, PeerError
 from trikv.net.doors import Doors
 from trikv.net.replicas import NotEnough, Replicas, Target
@@ -270,7 +270,7 @@ def take_versions_from_the_clock() -> AbstractContextManager[None]:
     real = Slot.next_version
 
     def next_version(self: Slot) -> Version:
-        unique = real(self).seq  # two readings of a clock may be the same
+        unique = real(self).seq >> MARK_BITS  # two readings of a clock may be the same
         wrong_by_s = term_of(self.epoch) * 7 % 5
         return Version(0, round((trio.current_time() + wrong_by_s) * 1e6) << 20 | unique)
 

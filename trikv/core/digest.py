@@ -3,7 +3,7 @@
 Each row (a key and the version under which it is held; a tombstone is a row too) is hashed to 64 bits, and the digest
 is the exclusive or of all of them. So it does not depend on the order in which rows came, and is kept up to date as
 they come: replacing a row takes the old word out and puts the new one in, at a microsecond each. A version names one
-record wherever it lies, so the value need not be hashed.
+record wherever it lies, also where two masters had one term (`record.py`), so the value need not be hashed.
 
 Counts travel along: what replicas compare is the whole `Summary`.
 

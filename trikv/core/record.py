@@ -4,12 +4,18 @@ A *version* orders two writes of a key. It is `(epoch, seq)`, handed out by the 
 so a machine whose time jumps reorders nothing. A *stamp* is the version of the client's write that made the value:
 repairs give a record a fresh version and keep the stamp, so that an ETag changes only when a client changed something.
 
+A *seq* is a count with the master's mark below it. The count orders the writes of one master; the mark is drawn at each
+start of a master. Two masters of one term, which a document restored from a backup brings about, give out the same
+epochs and the same counts, and still no version of the one is a version of the other (but for one pair of starts in
+2^24). So a version names one record, and a stamp one value. Records from before there were marks have small seqs.
+
 An *epoch* is `(term, generation)` carried as one integer, the term in the upper bits, so that plain comparison of
 integers is comparison in that order. 32 bits each: a new term every second lasts 136 years.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Final, NamedTuple
 
@@ -18,6 +24,9 @@ VALUE_BYTES_MAX: Final = 1024 * 1024
 
 _GENERATION_BITS: Final = 32
 _GENERATION_MASK: Final = (1 << _GENERATION_BITS) - 1
+MARK_BITS: Final = 24
+_COUNT_BITS: Final = 64 - MARK_BITS  # of one epoch: a million writes a second for twelve days
+_MARK_DIGITS: Final = MARK_BITS // 4  # hexadecimal
 
 
 def make_epoch(term: int, generation: int) -> int:
@@ -34,9 +43,17 @@ def generation_of(epoch: int) -> int:
     return epoch & _GENERATION_MASK
 
 
+def make_seq(count: int, mark: int) -> int:
+    """The seq of a master's `count`-th write in an epoch; `mark` is what that master drew when it started."""
+    return count << MARK_BITS | mark
+
+
 def spell_epoch(epoch: int) -> str:
     """`term.generation`, for people."""
     return f"{term_of(epoch)}.{generation_of(epoch)}"
+
+
+_VERSION: Final = re.compile(rf"([0-9]{{1,10}})\.([0-9]{{1,10}})-([0-9]{{1,20}})(?:\.([0-9a-f]{{{_MARK_DIGITS}}}))?")
 
 
 class Version(NamedTuple):
@@ -46,8 +63,11 @@ class Version(NamedTuple):
     seq: int
 
     def __str__(self) -> str:
-        """`term.generation-seq`, the form in which people and ETags see it."""
-        return f"{spell_epoch(self.epoch)}-{self.seq}"
+        """`term.generation-count.mark`, the form in which people and ETags see it; `term.generation-seq` if the seq is
+        from before there were marks."""
+        count, mark = divmod(self.seq, 1 << MARK_BITS)
+        seq = f"{count}.{mark:0{_MARK_DIGITS}x}" if count else f"{mark}"
+        return f"{spell_epoch(self.epoch)}-{seq}"
 
     @classmethod
     def parse(cls, text: str) -> Version:
@@ -56,13 +76,13 @@ class Version(NamedTuple):
         Raises:
           ValueError: for anything else.
         """
-        head, dash, seq = text.partition("-")
-        term, dot, generation = head.partition(".")
-        if not (dash and dot and all(part.isascii() and part.isdigit() for part in (term, generation, seq))):
-            raise ValueError(f"{text!r} is not of the form TERM.GENERATION-SEQ")
-        if max(int(term), int(generation)) > _GENERATION_MASK:
+        if (found := _VERSION.fullmatch(text)) is None:
+            raise ValueError(f"{text!r} is not of the form TERM.GENERATION-COUNT.MARK")
+        term, generation, count = (int(part) for part in found.group(1, 2, 3))
+        seq = count if found[4] is None else make_seq(count, int(found[4], 16))
+        if max(term, generation) > _GENERATION_MASK or seq >= 1 << 64:
             raise ValueError(f"{text!r} is out of range")
-        return cls(make_epoch(int(term), int(generation)), int(seq))
+        return cls(make_epoch(term, generation), seq)
 
 
 class Record(NamedTuple):

@@ -30,7 +30,7 @@ from trikv.api import Strategy
 from trikv.core.calls import Enlist, Heartbeat, parse
 from trikv.core.configuration import Cluster, Configuration, Enlisted, Member, Partition
 from trikv.core.errors import Refused, Unknown
-from trikv.core.record import generation_of, make_epoch, term_of
+from trikv.core.record import MARK_BITS, generation_of, make_epoch, term_of
 from trikv.core.ring import PARTITION_COUNT
 from trikv.core.session import Call, Hello, PeerError, Reign
 from trikv.core.suspicion import DOWN_AFTER_S, State
@@ -110,6 +110,7 @@ class Master:
         self._revision = revision
         self._store = store
         self._name = doors.new_id(16)
+        self._mark = int(self._name, 16) & ((1 << MARK_BITS) - 1)
         self._replicas: dict[Member, Replica] = {}
         self._watch_scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
@@ -321,7 +322,16 @@ class Master:
                 former.settle(partition)  # all else gets a new generation
             return former
         doubt = self.coordinator.doubt
-        slot = Slot(index, cluster.term, partition, self.registry.strategy, self._targets, doubt, replaceable=made_here)
+        slot = Slot(
+            index,
+            cluster.term,
+            partition,
+            self.registry.strategy,
+            self._targets,
+            doubt,
+            self._mark,
+            replaceable=made_here,
+        )
         if former is not None:
             former.retire()
             if former.partition == partition:

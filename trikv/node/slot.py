@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from trikv.api import Promise, Strategy
 from trikv.core.configuration import Configuration, Partition
-from trikv.core.record import Record, Version, make_epoch
+from trikv.core.record import Record, Version, make_epoch, make_seq
 from trikv.net.replicas import NotEnough, Standing, Target
 from trikv.node.locks import KeyLocks
 
@@ -49,7 +49,7 @@ class Doubt:
 
 class Slot:
     __slots__ = (
-        "_doubt", "_seq", "anchored", "blocked", "closed", "epoch", "history", "index", "locks", "missed", "partition",
+        "_count", "_doubt", "_mark", "anchored", "blocked", "closed", "epoch", "history", "index", "locks", "missed", "partition",
         "pending", "promised", "replaceable", "sent_keys", "strategy", "targets", "untouched",
     )  # fmt: skip
 
@@ -61,10 +61,13 @@ class Slot:
         strategy_of: Callable[[str], Strategy],
         targets_of: Callable[[Configuration], Sequence[Target]],
         doubt: Doubt,
+        mark: int,
         *,
         replaceable: bool = False,
     ) -> None:
         self._doubt = doubt
+        self._mark = mark  # the master's, in every version that is given here (`core/record.py`)
+        self._count = 0  # versions that were given here
         self.index = index
         self.epoch = make_epoch(term, partition.generation)
         self.partition = partition
@@ -86,7 +89,6 @@ class Slot:
         self.untouched = True  # nothing was sent to its members to be stored, in this epoch
         self.sent_keys: set[bytes] | None = None  # of which something was; kept only while tombstones are forgotten
         self.closed = False  # it is being replaced: nothing may be stored under it any more
-        self._seq = 0
 
     @property
     def configuration(self) -> Configuration:
@@ -97,8 +99,8 @@ class Slot:
         return self.partition == partition and self.epoch == make_epoch(term, partition.generation)
 
     def next_version(self) -> Version:
-        self._seq += 1
-        return Version(self.epoch, self._seq)
+        self._count += 1
+        return Version(self.epoch, make_seq(self._count, self._mark))
 
     def reads_directly(self, key: bytes) -> bool:
         """Does the active configuration hold everything that was ever committed of this key?"""
