@@ -49,8 +49,8 @@ class Doubt:
 
 class Slot:
     __slots__ = (
-        "_count", "_doubt", "_mark", "anchored", "blocked", "closed", "epoch", "history", "index", "locks", "missed", "partition",
-        "pending", "promised", "replaceable", "sent_keys", "strategy", "targets", "untouched",
+        "_count", "_doubt", "_mark", "anchored", "blocked", "closed", "epoch", "history", "index", "locks", "missed",
+        "partition", "pending", "promised", "replaceable", "sent_keys", "strategy", "targets", "untouched",
     )  # fmt: skip
 
     def __init__(
