@@ -93,6 +93,44 @@ def test_a_newcomer_gets_its_share_once_it_is_steady() -> None:
     assert decide(after, everyone(cluster)) == []
 
 
+@pytest.mark.parametrize("workers", [4, 7])
+def test_who_is_avoided_keeps_its_places_and_gets_no_more(workers: int) -> None:
+    cluster = a_cluster(workers, partitions=64)
+    avoided, gone = "w1", "w2"
+    chosen = set(cluster.workers) - {gone}
+    table = draw_table(cluster, chosen, {avoided}).table
+    for partition, row in zip(cluster.partitions, table, strict=True):
+        members = [m.worker for m in partition.active.members]
+        assert (avoided in row) <= (avoided in members)
+        assert gone not in row
+        stay = [w for w in members if w != gone]
+        assert len(row) == min(3, len(chosen - {avoided} | set(stay)))
+        if gone in members:
+            assert set(stay) <= set(row), "one is replaced, and nobody else moves"
+    assert any(avoided in row for row in table)
+    # It gets its share once it is avoided no more.
+    assert sum(avoided in row for row in draw_table(cluster, chosen).table) > sum(avoided in row for row in table)
+
+
+def test_without_anybody_else_the_list_is_shorter() -> None:
+    cluster = a_cluster(3, spare=1)
+    table = draw_table(cluster, {"w1", "w2", "w4"}, {"w4"}).table
+    assert {frozenset(row) for row in table} == {frozenset({"w1", "w2"})}
+    assert set(draw_table(cluster, {"w4"}, {"w4"}).table) == {()}
+
+
+def test_while_somebody_is_avoided_the_cluster_comes_to_rest() -> None:
+    cluster = a_cluster(7, partitions=64)
+    health = everyone(cluster, w2=GONE)
+    rounds: list[list[Change]] = []
+    while not rounds or (rounds[-1] and len(rounds) < 4):
+        wanted = draw_table(cluster, choose_workers(cluster, health), {"w1"})
+        rounds.append(plan(cluster, wanted, health, COPIES["quorum"], 2, lambda mode: False))
+        cluster = carried_out(cluster, rounds[-1])
+    assert not rounds[-1]
+    assert "w2" not in holders(cluster)
+
+
 def test_a_worker_in_another_life_is_a_newcomer() -> None:
     cluster = a_cluster(4)
     lost = replace(cluster.workers["w1"], incarnation="another life")

@@ -157,7 +157,7 @@ async def a_write_meets_its_configuration_being_replaced(nursery: trio.Nursery) 
         async def write() -> None:
             outcome.append(await drive.write(b"w"))
 
-        with replaced(settle, "choose_all", lambda slot: None):  # settling has not come to it
+        with replaced(settle, "choose_all", lambda slot, hung: None):  # settling has not come to it
             await drive.change(drive.spares, "sync")
             unused = drive.slot
             with replaced(MemoryConfigStore, "compare_and_set", compare_and_set_later):

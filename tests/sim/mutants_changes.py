@@ -7,7 +7,7 @@ take somebody who is away at one particular moment: those are driven by hand, in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import replace
@@ -45,7 +45,7 @@ def settle_without_the_sweep() -> AbstractContextManager[None]:
 def list_too_few() -> AbstractContextManager[None]:
     """R members of each configuration list their keys, the active one included; a leftover on the others stays."""
 
-    def choose(slot: Slot) -> list[Target] | None:
+    def choose(slot: Slot, hung: object) -> list[Target] | None:
         chosen: dict[Member, Target] = {}
         for past in slot.history:
             up = [target for target in past.targets if target.standing is Standing.UP]
@@ -72,8 +72,8 @@ def ask_only_the_last() -> Iterator[None]:
         found: Record | None = await find(without_past(slot), *rest, **options)
         return found
 
-    def choose_last(slot: Slot) -> list[Target] | None:
-        return choose(without_past(slot))
+    def choose_last(slot: Slot, hung: Container[Member]) -> list[Target] | None:
+        return choose(without_past(slot), hung)
 
     with replaced(coordinator, "fetch_history", fetch), replaced(settle, "choose_all", choose_last):
         yield

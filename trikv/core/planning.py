@@ -6,7 +6,8 @@ comes to the same conclusions, so whatever its predecessor had begun goes on.
 
 Who may hold data: workers that hold some already and are not given up (`evictable`), and newcomers that have been up
 for a while (`steady`); not those that an operator drains, as long as enough others are left. Placement does the rest
-(`core/placement.py`): it starts from the present lists, and moves as few copies as its bounds allow.
+(`core/placement.py`): it starts from the present lists, and moves as few copies as its bounds allow. A worker whose
+disk does not answer (`node/hung.py`) is no newcomer, and one that holds data gets no more of it.
 
 Too few workers for so many replicas. A member that is down then stays in its configuration while the others can
 commit without it (quorum), else it is dropped (sync and chain, of which one silent member stops every write), yet never
@@ -24,7 +25,7 @@ for a member that the partition moves away from, too: it may only be restarting.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from enum import IntEnum
 from typing import NamedTuple
@@ -86,8 +87,12 @@ def is_present(cluster: Cluster, member: Member) -> bool:
     return enlisted is not None and enlisted.incarnation == member.incarnation
 
 
-def draw_table(cluster: Cluster, workers: Iterable[str]) -> Wanted:
-    """The lists of a cluster whose data these workers hold; as they are, if everybody already has a fair share."""
+def draw_table(cluster: Cluster, workers: Iterable[str], avoided: Set[str] = frozenset()) -> Wanted:
+    """The lists of a cluster whose data these workers hold; as they are, if everybody already has a fair share.
+
+    `avoided`: those that keep their places, and get no further ones. Another has such a place instead; where there is
+    none, the list is shorter.
+    """
     chosen = frozenset(workers)
     current = [
         tuple(m.worker for m in p.active.members if m.worker in chosen and is_present(cluster, m))
@@ -99,7 +104,23 @@ def draw_table(cluster: Cluster, workers: Iterable[str]) -> Wanted:
         copies = Counter(worker for row in current for worker in row)
         if all(bounds.low <= copies[worker] <= bounds.high for worker in chosen):
             return Wanted(chosen, current)
-    return Wanted(chosen, place(sorted(chosen), cluster.replicas, partitions=len(current), previous=current))
+    table = place(sorted(chosen), cluster.replicas, partitions=len(current), previous=current)
+    return Wanted(chosen, _spare(table, current, chosen & avoided, chosen - avoided, cluster.replicas))
+
+
+def _spare(table: Table, current: Table, avoided: Set[str], others: Set[str], replicas: int) -> Table:
+    """The table with further places of those that are avoided given to the others, to who has one now before all."""
+    joins = [any(w in avoided and w not in now for w in row) for row, now in zip(table, current, strict=True)]
+    if not any(joins):
+        return table
+    left = [tuple(w for w in now if w in others) for now in current]
+    second = place(sorted(others), replicas, partitions=len(current), previous=left) if others else left
+    rows = []
+    for row, now, instead, joined in zip(table, current, second, joins, strict=True):
+        kept = tuple(w for w in row if w not in avoided or w in now)
+        more = tuple(w for w in dict.fromkeys((*now, *instead)) if w not in kept)
+        rows.append((kept + more)[: len(row)] if joined else row)
+    return rows
 
 
 def plan(

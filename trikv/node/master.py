@@ -48,6 +48,7 @@ from trikv.node.finish import finish_forever
 from trikv.node.forget import MIN_AGE_S, Forgetting
 from trikv.node.heartbeat import Replica, Watched, beat_forever
 from trikv.node.hints import Hints
+from trikv.node.hung import Hung
 from trikv.node.reconcile import Reconciler, holds
 from trikv.node.settle import Settling
 from trikv.node.slot import Slot
@@ -107,6 +108,7 @@ class Master:
         self.forgetting = Forgetting(self.coordinator, self.reconciler.renew, self.note_stale, min_age_s=forget_after_s)
         self.antientropy = AntiEntropy(self.coordinator, self.note_stale, expects=self.hints.expects)
         self.changes = Changes(self)
+        self.hung = Hung(self.coordinator.note_change)
         self._revision = revision
         self._store = store
         self._name = doors.new_id(16)
@@ -189,6 +191,7 @@ class Master:
             nursery.start_soon(beat_forever, self.watched)
             nursery.start_soon(finish_forever, self.coordinator)
             nursery.start_soon(self.hints.run)
+            nursery.start_soon(self.hung.run)
             nursery.start_soon(self.antientropy.run)
             nursery.start_soon(self.forgetting.run)
             nursery.start_soon(self.reconciler.run)

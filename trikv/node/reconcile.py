@@ -4,7 +4,7 @@ One loop compares the document with who is alive (`core/planning.py`) and carrie
 
 1. Those who join a partition discard what they hold of it, under the present epoch, and say so *before* anything else:
    from then on they count only for what they are given. Under AP modes what they hold and nobody else is first offered
-   to the others. That they answer is their sign of life.
+   to the others. That they answer is their sign of life; who does not is avoided, and another joins instead.
 2. The next generation and the longer history become durable, in one conditional write for many partitions, and are
    served at once. Operations under way finish under the old epoch: committed, or unknown.
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -64,6 +64,7 @@ class Reconciler:
         self._min_copies = min_copies
         self.stepping = trio.Lock()  # steps 1 and 2 of one change at a time
         self._wanted: Wanted | None = None
+        self._avoided: Set[str] = frozenset()  # when that was drawn
         self._returned: set[str] = set()  # came up, and what they hold was not looked at yet
         self._returned_s: dict[str, float] = {}  # when they came up
         self._shares: tuple[Cluster, Mapping[str, int]] | None = None  # in how many partitions each worker counts
@@ -94,13 +95,17 @@ class Reconciler:
     @property
     def at_rest(self) -> bool:
         """Is nothing under way, nobody to be looked at, and nothing to be changed in things as they are now?"""
-        return not self._returned and not self.stepping.locked() and self._is_quiet(self.health())
+        is_known = not self._returned and not self._master.hung
+        return is_known and not self.stepping.locked() and self._is_quiet(self.health())
 
     async def _step(self) -> None:
         """Change what should change now, as far as it can be."""
         for worker in sorted(self._returned):
             self._returned.discard(worker)  # first, since it may come back once more meanwhile
-            if worker in self._master.cluster.workers and not await self._welcome(worker):
+            enlisted = self._master.cluster.workers.get(worker)
+            if enlisted is None:
+                continue
+            if enlisted.member in self._master.hung or not await self._welcome(worker):
                 self._returned.add(worker)
         self._tell_shares()
         due = self._plan()
@@ -145,8 +150,10 @@ class Reconciler:
         workers = choose_workers(cluster, health)
         if not workers:
             return []
-        if self._wanted is None or self._wanted.workers != workers or self._disagrees(self._wanted):
-            self._wanted = draw_table(cluster, workers)
+        avoided = {w.worker for w in cluster.workers.values() if w.member in master.hung}
+        known = (self._wanted.workers, self._avoided) if self._wanted is not None else None
+        if self._wanted is None or known != (workers, avoided) or self._disagrees(self._wanted):
+            self._wanted, self._avoided = draw_table(cluster, workers, avoided), avoided
         stated = {n: self.copies(cluster.mode, n) for n in range(1, cluster.replicas + 1)}
         slots = master.coordinator.slots
         unused = {slot.index for slot in slots if slot.replaceable}
@@ -187,7 +194,8 @@ class Reconciler:
         for worker, enlisted in self._master.cluster.workers.items():
             watched = self._master.watched[worker]
             up = self._master.target(enlisted.member).standing is Standing.UP
-            health[worker] = Health(up, watched.evictable, up and watched.steady)
+            steady = up and watched.steady and enlisted.member not in self._master.hung
+            health[worker] = Health(up, watched.evictable, steady)
         return health
 
     # --- steps 1 and 2 ------------------------------------------------------------------------------------------------
@@ -345,6 +353,8 @@ class Reconciler:
         slots = [slot for slot in foreign if self.can_settle(slot, up)]
         deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
         held = await ask_digests({target: slots}, self._master.note_stale, deadline_s)
+        if slots and not held:
+            self._master.hung.note(target)
         leftover = [slot for slot in slots if slot.index in held and held[slot.index][member].rows]
         return len(await self._empty(target, leftover)) == len(leftover) and len(held) == len(foreign)
 
@@ -355,8 +365,11 @@ class Reconciler:
             unready = await self._salvage(target, lenient)
             ready = [slot for slot in slots if slot.index not in unready]
         emptied: set[int] = set()
+        answered = not ready
 
         def heard(number: int, fault: int, payload: list[Any]) -> None:
+            nonlocal answered
+            answered |= fault != Fault.LATE
             if fault == Fault.OK:
                 emptied.add(ready[number].index)
             elif fault == Fault.STALE and is_epoch(payload):
@@ -364,6 +377,8 @@ class Reconciler:
 
         questions = [Question(target, [slot.index, slot.epoch, target.member.incarnation]) for slot in ready]
         await ask_all(Op.DISCARD, questions, trio.current_time() + DISCARD_TIMEOUT_S, heard)
+        if not answered:
+            self._master.hung.note(target)
         return emptied
 
     async def _salvage(self, joiner: Target, slots: Sequence[Slot]) -> set[int]:
@@ -375,6 +390,8 @@ class Reconciler:
         on_stale = self._master.note_stale
         deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
         holds = await ask_digests({joiner: slots}, on_stale, deadline_s)
+        if not holds:
+            self._master.hung.note(joiner)
         unready = {slot.index for slot in slots if slot.index not in holds}
         slots = [slot for slot in slots if slot.index in holds and holds[slot.index][joiner.member].rows]
         if not slots:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -98,7 +98,7 @@ class Settling:
             for slot in group:
                 self._tried_s[slot.index] = now
             try:
-                heard = {slot: chosen for slot in group if (chosen := choose_all(slot)) is not None}
+                heard = {slot: chosen for slot in group if (chosen := choose_all(slot, master.hung)) is not None}
                 done = await self._settle(heard)
             except (Refused, NotEnough, PeerError) as error:
                 _log.info("%d partitions cannot be settled yet: %s", len(group), error)
@@ -116,7 +116,7 @@ class Settling:
             for slot in self._master.coordinator.slots
             if not slot.partition.settled
             and now - self._tried_s.get(slot.index, -AGAIN_S) >= AGAIN_S
-            and choose_all(slot) is not None
+            and choose_all(slot, self._master.hung) is not None
         ]
         able.sort(key=lambda slot: self._tried_s.get(slot.index, 0.0))
         return able[:PARTITIONS_TOGETHER]
@@ -146,8 +146,8 @@ class Settling:
 
     async def _settle(self, heard: Mapping[Slot, Sequence[Target]]) -> list[Slot]:
         """Go through all keys of these partitions, asking those beside each; those of which every key is in place."""
-        agreed = await self._compare(heard)
-        slots = {slot.index: slot for slot in heard if slot not in agreed}
+        agreed, differing = await self._compare(heard)
+        slots = {slot.index: slot for slot in differing}
         plan = _plan(heard, slots.values())
         failed: set[int] = set()
         after: bytes | None = None
@@ -170,20 +170,30 @@ class Settling:
         done = [slot for slot in slots.values() if slot.index not in failed]
         return [slot for slot in (*agreed, *done) if self._is_current(slot)]
 
-    async def _compare(self, heard: Mapping[Slot, Sequence[Target]]) -> list[Slot]:
-        """The partitions of which all that are asked hold the same already."""
+    async def _compare(self, heard: Mapping[Slot, Sequence[Target]]) -> tuple[list[Slot], list[Slot]]:
+        """The partitions of which all that are asked hold the same already, and the others.
+
+        One of which somebody did not answer is neither: without that one it is tried again, or waits for it. So a
+        member that does not answer holds up nothing that it has no part in.
+        """
         deadline_s = trio.current_time() + STEP_TIMEOUT_S
-        summaries = await ask_digests(_plan(heard, heard), self._master.note_stale, deadline_s)
+        plan = _plan(heard, heard)
+        summaries = await ask_digests(plan, self._master.note_stale, deadline_s)
+        for target, slots in plan.items():
+            if not any(target.member in summaries.get(slot.index, ()) for slot in slots):
+                self._master.hung.note(target)
         agreed: list[Slot] = []
+        differing: list[Slot] = []
         for slot, asked in heard.items():
             answers = summaries.get(slot.index, {})
-            if not answers:
+            if not all(target.member in answers for target in asked):
                 continue
-            all_answered = all(target.member in answers for target in asked)
-            if all_answered and heard_enough(slot, answers) and len(set(answers.values())) == 1:
+            if heard_enough(slot, answers) and len(set(answers.values())) == 1:
                 self.progress.keys_compared += next(iter(answers.values())).rows
                 agreed.append(slot)
-        return agreed
+            else:
+                differing.append(slot)
+        return agreed, differing
 
     async def _mend(
         self,
@@ -294,8 +304,9 @@ def _plan(heard: Mapping[Slot, Sequence[Target]], slots: Collection[Slot]) -> di
     return plan
 
 
-def choose_all(slot: Slot) -> list[Target] | None:
-    """All that are up of its configurations; None while they are too few to find everything that was committed."""
+def choose_all(slot: Slot, hung: Container[Member]) -> list[Target] | None:
+    """All that are up of its configurations, without those whose disk hangs; None while they are too few to find
+    everything that was committed."""
     if slot.blocked or slot.closed:
         return None
     active = slot.history[-1]
@@ -303,7 +314,7 @@ def choose_all(slot: Slot) -> list[Target] | None:
     becomes_strict = not active.lenient and any(past.lenient for past in slot.history)
     chosen: dict[Member, Target] = {}
     for past in slot.history:
-        up = [target for target in past.targets if target.standing is Standing.UP]
+        up = [t for t in past.targets if t.standing is Standing.UP and t.member not in hung]
         need = past.recovery_need()
         if past is active:
             need = len(past.targets) if becomes_strict else max(need, past.configuration.copies)
