@@ -24,6 +24,7 @@ from trikv.core.calls import (
     Request,
     Store,
     Vitals,
+    check_listed,
     digests_from_wire,
     fetched_from_wire,
     listed_from_wire,
@@ -221,3 +222,56 @@ def test_a_listing_that_promises_more_must_say_from_where() -> None:
 def test_a_digest_that_is_none_is_the_peers_error(row: Any) -> None:
     with pytest.raises(PeerError):
         digests_from_wire([[], [row]])
+
+
+REPEATED = [
+    [[3, EPOCH]] * 2,
+    [[3, EPOCH], [4, EPOCH], [3, EPOCH + 1]],
+    [[0, EPOCH]] * 800_000,
+    [[n, 1] for n in range(1025)],
+]
+
+
+@pytest.mark.parametrize("pairs", REPEATED, ids=["twice", "of two epochs", "800,000 times", "too many"])
+def test_a_partition_is_asked_for_once_and_no_more_of_them_than_there_are(pairs: list[list[int]]) -> None:
+    """Or the answer would not fit a frame."""
+    for op, arguments in ((Op.DIGEST, ["i-1", pairs]), (Op.LIST, ["i-1", pairs, b"", None, 10, True])):
+        with pytest.raises(PeerError):
+            parse(op, arguments)
+    for answer in (digests_from_wire, listed_from_wire):
+        with pytest.raises(PeerError):
+            answer([pairs, []] if answer is digests_from_wire else [pairs, [], False])
+
+
+def test_a_record_of_a_later_epoch_is_neither_stored_nor_believed() -> None:
+    """It would win over all that is written until that epoch comes."""
+    row = record_to_wire(RECORD)
+    epoch = RECORD.version.epoch
+    assert fetched_from_wire(row, epoch) == RECORD
+    with pytest.raises(PeerError, match="still to come"):
+        fetched_from_wire(row, epoch - 1)
+    with pytest.raises(PeerError, match="still to come"):
+        parse(Op.STORE, [3, epoch - 1, "i-1", b"k", row, []])
+
+
+LISTED = [(1, b"p/a", RECORD), (2, b"p/b", RECORD), (1, b"p/c", RECORD)]
+
+
+def test_a_listing_of_what_was_asked_for() -> None:
+    check_listed(LISTED, {1, 2}, b"p/", b"p/", 3)
+    check_listed([], set(), b"", None, 1)
+
+
+@pytest.mark.parametrize(
+    ("partitions", "prefix", "after", "limit"),
+    [({1}, b"p/", None, 3), ({1, 2}, b"q", None, 3), ({1, 2}, b"p/", b"p/a", 3), ({1, 2}, b"p/", None, 2)],
+    ids=["another partition", "another prefix", "a key before its beginning", "too many"],
+)
+def test_a_listing_of_something_else(partitions: set[int], prefix: bytes, after: bytes | None, limit: int) -> None:
+    with pytest.raises(PeerError):
+        check_listed(LISTED, partitions, prefix, after, limit)
+
+
+def test_a_listing_out_of_order() -> None:
+    with pytest.raises(PeerError):
+        check_listed([LISTED[1], LISTED[0]], {1, 2}, b"", None, 3)

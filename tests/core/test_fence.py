@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trikv.core.fence import Fence, Judgement
-from trikv.core.record import generation_of, make_epoch, term_of
+from trikv.core.record import GENERATION_MAX, JUMP_MAX, TERM_MAX, generation_of, make_epoch, term_of
 
 REQUESTS = st.lists(st.tuples(st.integers(0, 3), st.builds(make_epoch, st.integers(0, 4), st.integers(0, 4))))
 
@@ -81,3 +81,40 @@ def test_a_restart_forgets_nothing(before: list[tuple[int, int]], after: list[tu
     for partition, epoch in after:
         assert again.judge(partition, epoch) is fence.judge(partition, epoch)
         assert again.promised(partition) == fence.promised(partition)
+
+
+TERM, GENERATION = 7, 20
+ABSURD = [
+    make_epoch(TERM_MAX, GENERATION_MAX),
+    make_epoch(TERM, GENERATION_MAX),
+    make_epoch(TERM_MAX, GENERATION),
+    make_epoch(TERM + JUMP_MAX + 1, GENERATION),
+    make_epoch(TERM, GENERATION + JUMP_MAX + 1),
+]
+
+
+@pytest.mark.parametrize("epoch", ABSURD)
+def test_an_absurd_epoch_is_refused_and_not_remembered(epoch: int) -> None:
+    fence, _ = met([(7, make_epoch(TERM, GENERATION))])
+    assert fence.judge(7, epoch) is Judgement.ABSURD
+    with pytest.raises(AssertionError):
+        fence.promise(7, epoch)
+    assert fence.judge(7, make_epoch(TERM + 1, GENERATION)) is Judgement.NEWER
+
+
+def test_a_leap_that_a_backup_explains_is_believed() -> None:
+    fence, _ = met([(7, make_epoch(TERM, GENERATION))])
+    assert fence.judge(7, make_epoch(TERM + JUMP_MAX, GENERATION + JUMP_MAX)) is Judgement.NEWER
+
+
+def test_a_worker_that_has_met_no_master_believes_the_first_but_for_the_last_terms() -> None:
+    assert Fence().believes(TERM_MAX - JUMP_MAX)
+    assert not Fence().believes(TERM_MAX)
+    assert not Fence().believes(9_999_999_999)
+
+
+def test_a_term_that_was_greeted_counts_as_known() -> None:
+    fence = Fence()
+    fence.note_term(3 * JUMP_MAX)
+    assert fence.judge(1, make_epoch(4 * JUMP_MAX, 1)) is Judgement.NEWER
+    assert fence.judge(1, make_epoch(4 * JUMP_MAX + 1, 1)) is Judgement.ABSURD

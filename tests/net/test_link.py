@@ -466,3 +466,38 @@ async def test_silence_is_not_waited_for_for_ever(autojump_clock: trio.testing.M
     with pytest.raises(trio.ClosedResourceError):
         await near.send_all(b"more")
     await far.aclose()
+
+
+def fail(*_: object) -> None:
+    raise KeyError("nobody thought of this")
+
+
+def answer_what_no_frame_carries(link: Link, calls: list[Call]) -> None:
+    link.answer(calls[0].id, Fault.OK, [object()])
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"), [(fail, "KeyError"), (answer_what_no_frame_carries, "TypeError"), (echo, "KeyError")]
+)
+async def test_a_fault_of_this_side_ends_the_link_and_nothing_else(
+    caplog: pytest.LogCaptureFixture, handler: Handler, said: str
+) -> None:
+    """In a handler, where an answer is encoded, or (the last) in a `done`: one line, and a PeerError."""
+    near, far = await link_up(trio.testing.memory_stream_pair(), handler)
+    broken: list[str] = []
+
+    async def run(link: Link) -> None:
+        try:
+            await link.run()
+        except PeerError as error:
+            broken.append(str(error))
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, near)
+            nursery.start_soon(run, far)
+            near.call(1, [], soon(), fail if handler is echo else Answered().expect(0))
+    assert broken == ["this node failed over what it said"]
+    [record] = caplog.records
+    assert said in record.getMessage()
+    assert record.exc_info is None

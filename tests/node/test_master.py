@@ -457,3 +457,32 @@ async def test_a_document_restored_from_before_the_first_store_makes_nobody_lose
     await cluster.until(lambda: newcomer.worker.id in cluster.master.cluster.workers)
     assert seen(cluster, newcomer)["place"] == "spare"
     assert await code_of(cluster) == "committed"
+
+
+async def test_a_document_that_no_master_could_serve_is_not_written(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="quorum")
+    await cluster.coordinator.put(b"k", b"v")
+    before = await cluster.store.read()
+
+    def last_generation(found: Cluster) -> Cluster:
+        first = replace(found.partitions[0], generation=(1 << 32) - 1)
+        return replace(found, partitions=(first.renewed(), *found.partitions[1:]))
+
+    for change in (last_generation, lambda found: replace(found, term=1 << 32)):
+        async with cluster.master.changing:
+            with pytest.raises(Refused, match="is beyond"):
+                await cluster.master.change(change)
+    assert await cluster.store.read() == before
+    assert (await cluster.coordinator.get(b"k")).value == b"v"  # type: ignore[union-attr]
+
+
+async def test_a_generation_that_no_backup_explains_blocks_nothing(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="quorum")
+    await cluster.coordinator.put(b"k", b"v")
+    slot = cluster.coordinator.slots[partition_of(b"k")]
+    cluster.master.note_stale(slot, make_epoch(1, (1 << 32) - 1))
+    assert (await cluster.coordinator.get(b"k")).value == b"v"  # type: ignore[union-attr]

@@ -408,3 +408,29 @@ async def test_a_fenced_tail_refuses_the_relay_and_says_what_it_promised(nursery
     await tail.seq_of(epoch=NEXT)
     assert await head.ask(Op.STORE, head.store(1, onward=[middle, tail])) == (Fault.STALE, [NEXT])
     assert await tail.seq_of(epoch=NEXT) is None
+
+
+# --- absurd numbers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epoch", [(1 << 64) - 1, make_epoch(5, (1 << 32) - 1), make_epoch((1 << 32) - 1, 5)])
+async def test_an_absurd_epoch_is_never_promised(desk: Desk, epoch: int) -> None:
+    assert await desk.put(1) == Fault.OK
+    for ask in ASKING:
+        op, arguments = ask(desk, epoch)
+        fault, payload = await desk.ask(op, arguments)
+        assert fault == Fault.BAD_CALL or payload[0] == [[P, NOW]]  # of lists and digests: not served
+    await desk.restart()
+    assert await desk.seq_of() == 1
+    assert await desk.put(2) == Fault.OK
+
+
+async def test_a_master_of_an_absurd_term_is_turned_away_and_forgotten(desk: Desk) -> None:
+    assert await desk.put(1) == Fault.OK
+    fault, before = await desk.ask(Op.HEARTBEAT, [])
+    for term in ("9999999999", "4294967295", "4000000000"):
+        stranger = MASTER._replace(incarnation=f"{term}/nonsense")
+        with pytest.raises(LinkError, match="does not believe"):
+            await dial(await desk.doors.transport.connect(desk.address), stranger)
+    assert await desk.ask(Op.HEARTBEAT, []) == (fault, before)
+    assert await desk.put(2) == Fault.OK

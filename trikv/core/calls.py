@@ -23,11 +23,13 @@ acknowledged in either case.
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from trikv.core.digest import Summary
-from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
+from trikv.core.record import EPOCH_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
+from trikv.core.ring import PARTITION_COUNT
 from trikv.core.session import PeerError
 
 LIST_LIMIT_MAX: Final = 10_000
@@ -144,30 +146,51 @@ def record_from_wire(row: Any) -> Record:
     raise PeerError("a record that is not one")
 
 
-def fetched_from_wire(payload: list[Any]) -> Record | None:
-    """A FETCH's answer."""
-    return record_from_wire(payload) if payload else None
+def fetched_from_wire(payload: list[Any], epoch: int = EPOCH_MAX) -> Record | None:
+    """The answer to a FETCH under this epoch: a worker that serves it holds nothing of a later one."""
+    return _record_until(payload, epoch) if payload else None
 
 
 def listed_from_wire(payload: list[Any]) -> tuple[list[tuple[int, int]], list[tuple[int, bytes, Record]], bool]:
     """A LIST's answer: the stale partitions with what was promised of them, the rows, and whether there is more."""
     match payload:
         case [list(stale), list(rows), bool(more)] if rows or not more:
-            return [_pair(pair) for pair in stale], [_row(row) for row in rows], more
+            return _pairs(stale), [_row(row) for row in rows], more
     raise PeerError("a listing that is not one")
+
+
+def check_listed(
+    rows: Sequence[tuple[int, bytes, Record]],
+    partitions: Container[int],
+    prefix: bytes,
+    after: bytes | None,
+    limit: int,
+) -> None:
+    """Are these rows an answer to a LIST of those partitions with those bounds?
+
+    Raises:
+      PeerError: they are not; a row of something else, or out of order, would be taken for a key that is there.
+    """
+    last = after
+    for partition, key, _ in rows:
+        if partition not in partitions or not key.startswith(prefix) or (last is not None and key <= last):
+            raise PeerError("a listing of what was not asked for")
+        last = key
+    if len(rows) > limit:
+        raise PeerError("a listing of more than was asked for")
 
 
 def digests_from_wire(payload: list[Any]) -> tuple[list[tuple[int, int]], dict[int, Summary]]:
     """A DIGEST's answer: the stale partitions with what was promised of them, and the others in brief."""
     match payload:
         case [list(stale), list(rows)]:
-            return [_pair(pair) for pair in stale], dict(map(_summary, rows))
+            return _pairs(stale), dict(map(_summary, rows))
     raise PeerError("digests that are none")
 
 
 def is_epoch(payload: list[Any]) -> bool:
     """Is that the payload of STALE: the epoch that was promised?"""
-    return len(payload) == 1 and type(payload[0]) is int and 0 <= payload[0] < 1 << 64
+    return len(payload) == 1 and type(payload[0]) is int and 0 <= payload[0] <= EPOCH_MAX
 
 
 def vitals_from_wire(payload: list[Any]) -> Vitals:
@@ -196,7 +219,7 @@ def parse(op: int, arguments: list[Any]) -> Request:
         partition, epoch, incarnation, key, record, onward = arguments
         if _is_addressed(partition, epoch, incarnation, key) and isinstance(onward, list):
             hops = [_hop(hop) for hop in onward]
-            return Store(partition, epoch, incarnation, key, record_from_wire(record), hops)
+            return Store(partition, epoch, incarnation, key, _record_until(record, epoch), hops)
     elif op == Op.FETCH and len(arguments) == 4:
         partition, epoch, incarnation, key = arguments
         if _is_addressed(partition, epoch, incarnation, key):
@@ -205,13 +228,13 @@ def parse(op: int, arguments: list[Any]) -> Request:
         return Heartbeat()
     match op, arguments:
         case Op.LIST, [str(incarnation), list(partitions), bytes(prefix), bytes() | None as after, int(limit), values]:
-            pairs = [_pair(pair) for pair in partitions]
+            pairs = _pairs(partitions)
             if 1 <= limit <= LIST_LIMIT_MAX:
                 return List(incarnation, pairs, prefix, after, limit, bool(values))
         case Op.DISCARD, [int(partition), int(epoch), str(incarnation)] if _sane(partition, epoch, b"-"):
             return Discard(partition, epoch, incarnation)
         case Op.DIGEST, [str(incarnation), list(partitions)]:
-            return Digest(incarnation, [_pair(pair) for pair in partitions])
+            return Digest(incarnation, _pairs(partitions))
         case Op.FORGET, [int(partition), int(epoch), str(incarnation), bytes(key), int(of_epoch), int(seq)]:
             if _sane(partition, epoch, key) and _sane(0, of_epoch, b"-") and _sane(0, seq, b"-"):
                 return Forget(partition, epoch, incarnation, key, Version(of_epoch, seq))
@@ -220,11 +243,27 @@ def parse(op: int, arguments: list[Any]) -> Request:
     raise PeerError(f"a call (op {op}) that this protocol does not have, or of another shape")
 
 
+def _record_until(row: Any, epoch: int) -> Record:
+    """A record of this epoch at most. One of a later epoch would win over all that is written until then."""
+    record = record_from_wire(row)
+    if record.version.epoch > epoch:
+        raise PeerError("a record of an epoch that is still to come")
+    return record
+
+
 def _hop(hop: Any) -> Hop:
     match hop:
         case [str(worker), str(incarnation), str(address)]:
             return Hop(worker, incarnation, address)
     raise PeerError("a chain's member that is not [worker, incarnation, address]")
+
+
+def _pairs(pairs: list[Any]) -> list[tuple[int, int]]:
+    """Each partition once at most, so that an answer to them fits a frame."""
+    found = [_pair(pair) for pair in pairs] if len(pairs) <= PARTITION_COUNT else []
+    if len({partition for partition, _ in found}) != len(pairs):
+        raise PeerError("a partition is named twice, or there are more of them than a cluster has")
+    return found
 
 
 def _pair(pair: Any) -> tuple[int, int]:
@@ -251,7 +290,7 @@ def _summary(row: Any) -> tuple[int, Summary]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
+    return isinstance(value, int) and 0 <= value <= EPOCH_MAX
 
 
 def _is_addressed(partition: Any, epoch: Any, incarnation: Any, key: Any) -> bool:
@@ -267,4 +306,4 @@ def _is_addressed(partition: Any, epoch: Any, incarnation: Any, key: Any) -> boo
 def _sane(partition: int, epoch: int, key: bytes) -> bool:
     if isinstance(partition, bool) or isinstance(epoch, bool):
         return False  # Python takes them for integers, and the notes on disk would spell them out
-    return 0 <= partition < 0xFFFF and 0 <= epoch < 1 << 64 and 1 <= len(key) <= KEY_BYTES_MAX
+    return 0 <= partition < 0xFFFF and 0 <= epoch <= EPOCH_MAX and 1 <= len(key) <= KEY_BYTES_MAX

@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
+from trikv.core.record import GENERATION_MAX, TERM_MAX
+
 DOCUMENT_FORMAT: Final = 2
 _FORMATS_READ: Final = (1, 2)  # 1: before workers could be drained
 
@@ -114,8 +116,24 @@ class Cluster:
         assert term > self.term, (term, self.term)
         return replace(self, term=term)
 
+    def check(self) -> None:
+        """
+        Raises:
+          ValueError: a number in it is one that no epoch can have, so that nobody could read the document.
+        """
+        if not 0 <= self.term <= TERM_MAX:
+            raise ValueError(f"term {self.term} is beyond {TERM_MAX}")
+        for index, partition in enumerate(self.partitions):
+            if not 0 <= partition.generation <= GENERATION_MAX:
+                raise ValueError(f"generation {partition.generation} of partition {index} is beyond {GENERATION_MAX}")
+
     def to_document(self) -> dict[str, Any]:
-        """CBOR-ready. Configurations repeat often, so each distinct one is written once and named by its index."""
+        """CBOR-ready. Configurations repeat often, so each distinct one is written once and named by its index.
+
+        Raises:
+          ValueError: as `check`.
+        """
+        self.check()
         table: dict[Configuration, int] = {}
         rows = [[p.generation, [table.setdefault(c, len(table)) for c in p.history], p.forgot] for p in self.partitions]
         return {
@@ -138,7 +156,7 @@ class Cluster:
         """The cluster that `to_document` wrote down.
 
         Raises:
-          ValueError: the document is of another format.
+          ValueError: the document is of another format, or no master can serve it.
         """
         if (found := document.get("format")) not in _FORMATS_READ:
             raise ValueError(f"the cluster's document is of format {found}; this trikv reads format {DOCUMENT_FORMAT}")
@@ -146,7 +164,7 @@ class Cluster:
             Configuration(tuple(Member(*m) for m in members), mode, copies)
             for members, mode, copies in document["configurations"]
         ]
-        return cls(
+        cluster = cls(
             cluster=document["cluster"],
             mode=document["mode"],
             replicas=document["replicas"],
@@ -159,3 +177,5 @@ class Cluster:
                 for generation, history, *forgot in document["partitions"]
             ),
         )
+        cluster.check()
+        return cluster

@@ -3,6 +3,10 @@
 A worker never goes behind the newest epoch that it met for a partition, nor behind the newest term that it met for
 any. *Any* request fences: an older epoch is stale, a newer one must first be promised (durably, by whoever holds this
 value) and is then served. There is no separate fencing round.
+
+What was promised cannot be taken back, so an absurd epoch must never be: one message of nonsense would shut the worker
+to its master for ever. An epoch counts only within `JUMP_MAX` of what is known: of the highest term, be it promised or
+greeted (`note_term`), and of the partition's generation.
 """
 
 from __future__ import annotations
@@ -10,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 
-from trikv.core.record import generation_of, make_epoch, term_of
+from trikv.core.record import JUMP_MAX, TERM_MAX, generation_of, make_epoch, term_of
 
 
 class Judgement(Enum):
     KNOWN = "known"  # the epoch that is promised: serve
     NEWER = "newer"  # promise it on disk, then serve
     STALE = "stale"  # refuse
+    ABSURD = "absurd"  # refuse, and do not remember
 
 
 class Fence:
@@ -25,6 +30,16 @@ class Fence:
     def __init__(self, promised: Mapping[int, int] | None = None) -> None:
         self._promised = dict(promised or {})
         self.term = max(map(term_of, self._promised.values()), default=0)
+        self._term_known = self.term
+
+    def believes(self, term: int) -> bool:
+        """May a master have this term? To a worker that has met none, any that leaves room for others."""
+        return term <= (self._term_known + JUMP_MAX if self._term_known else TERM_MAX - JUMP_MAX)
+
+    def note_term(self, term: int) -> None:
+        """A master of this term, which is believed, has greeted."""
+        assert self.believes(term), term
+        self._term_known = max(self._term_known, term)
 
     def promised(self, partition: int) -> int:
         """The oldest epoch that is still served. Neither part of it goes back: a later term that comes with an earlier
@@ -34,10 +49,14 @@ class Fence:
     def judge(self, partition: int, epoch: int) -> Judgement:
         if self._promised.get(partition) == epoch and term_of(epoch) == self.term:
             return Judgement.KNOWN
-        behind = term_of(epoch) < self.term or generation_of(epoch) < generation_of(self.promised(partition))
-        return Judgement.STALE if behind else Judgement.NEWER
+        term, generation = term_of(epoch), generation_of(epoch)
+        known = generation_of(self._promised.get(partition, 0))
+        if term < self.term or generation < known:
+            return Judgement.STALE
+        return Judgement.NEWER if self.believes(term) and generation <= known + JUMP_MAX else Judgement.ABSURD
 
     def promise(self, partition: int, epoch: int) -> None:
-        assert self.judge(partition, epoch) is not Judgement.STALE, (partition, epoch)
+        assert self.judge(partition, epoch) in (Judgement.KNOWN, Judgement.NEWER), (partition, epoch)
         self._promised[partition] = epoch
         self.term = max(self.term, term_of(epoch))
+        self._term_known = max(self._term_known, self.term)

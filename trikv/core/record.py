@@ -22,8 +22,14 @@ from typing import Final, NamedTuple
 KEY_BYTES_MAX: Final = 4 * 1024
 VALUE_BYTES_MAX: Final = 1024 * 1024
 
+TERM_MAX: Final = (1 << 32) - 1
+GENERATION_MAX: Final = (1 << 32) - 1
+EPOCH_MAX: Final = (1 << 64) - 1
+# By so much a term or a generation may exceed what a node knows: a backup of the document may be so many starts, or
+# changes of a partition, behind. A larger number is nonsense, and a node that promised it could never be led again.
+JUMP_MAX: Final = 1 << 20
+
 _GENERATION_BITS: Final = 32
-_GENERATION_MASK: Final = (1 << _GENERATION_BITS) - 1
 MARK_BITS: Final = 24
 _COUNT_BITS: Final = 64 - MARK_BITS  # of one epoch: a million writes a second for twelve days
 _MARK_DIGITS: Final = MARK_BITS // 4  # hexadecimal
@@ -31,7 +37,7 @@ _MARK_DIGITS: Final = MARK_BITS // 4  # hexadecimal
 
 def make_epoch(term: int, generation: int) -> int:
     """The epoch of a partition's `generation` under a master's `term`."""
-    assert 0 <= min(term, generation) <= max(term, generation) <= _GENERATION_MASK, (term, generation)
+    assert 0 <= min(term, generation) <= max(term, generation) <= GENERATION_MAX, (term, generation)
     return term << _GENERATION_BITS | generation
 
 
@@ -40,7 +46,7 @@ def term_of(epoch: int) -> int:
 
 
 def generation_of(epoch: int) -> int:
-    return epoch & _GENERATION_MASK
+    return epoch & GENERATION_MAX
 
 
 def make_seq(count: int, mark: int) -> int:
@@ -80,7 +86,7 @@ class Version(NamedTuple):
             raise ValueError(f"{text!r} is not of the form TERM.GENERATION-COUNT.MARK")
         term, generation, count = (int(part) for part in found.group(1, 2, 3))
         seq = count if found[4] is None else make_seq(count, int(found[4], 16))
-        if max(term, generation) > _GENERATION_MASK or seq >= 1 << 64:
+        if max(term, generation) > GENERATION_MAX or seq >= 1 << 64:
             raise ValueError(f"{text!r} is out of range")
         return cls(make_epoch(term, generation), seq)
 

@@ -74,11 +74,11 @@ async def accept_forever(
         try:
             await serve(stream)
         except Exception as error:  # noqa: BLE001 whatever it is, it is this connection's alone
-            _log.warning("a connection of %s ended in %s", what, _spell(error))
+            _log.warning("a connection of %s ended in %s", what, describe_failure(error))
         except BaseExceptionGroup as group:  # cancelled, and something broke on the way
             broken, cancelled = group.split(Exception)
             if broken is not None:
-                _log.warning("a connection of %s ended in %s", what, _spell(broken))
+                _log.warning("a connection of %s ended in %s", what, describe_failure(broken))
             if cancelled is not None:
                 raise cancelled from None
         finally:
@@ -106,10 +106,10 @@ async def accept_forever(
         nursery.start_soon(serve_one, stream)
 
 
-def _spell(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
     """The innermost errors in one line: their kinds, and where they came from."""
     if isinstance(error, BaseExceptionGroup):
-        return "; ".join(dict.fromkeys(_spell(inner) for inner in error.exceptions))
+        return "; ".join(dict.fromkeys(describe_failure(inner) for inner in error.exceptions))
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

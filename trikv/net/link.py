@@ -16,20 +16,24 @@ beyond either, a call ends at once as `NOT_SENT`. When too many answers wait, th
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
 
 from trikv.core.errors import Fault
 from trikv.core.session import Answers, Call, Calls, Greeted, Hello, PeerError, Session, TurnedAway
+from trikv.net.accept import describe_failure
 
 QUEUE_BYTES_MAX: Final = 32 * 1024 * 1024
 CALLS_MAX: Final = 100_000
 GREETING_TIMEOUT_S: Final = 5.0
 SILENCE_MOST_S: Final = 5.0  # with calls that went unanswered
 _READ_BYTES: Final = 256 * 1024
+
+_log = logging.getLogger(__name__)
 
 Done = Callable[[int, list[Any]], None]
 Handler = Callable[["Link", list[Call]], None]
@@ -59,6 +63,7 @@ class Link:
         self._held_reader: trio.Event | None = None  # while answers must leave first
         self._scope = trio.CancelScope()
         self._over = False
+        self._broken: PeerError | None = None
 
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int = 64) -> None:
         """Ask; `done(fault, payload)` follows. `deadline_s` is an absolute `trio.current_time`."""
@@ -103,16 +108,11 @@ class Link:
         Raises:
           PeerError: it broke the protocol.
         """
-        broken: PeerError | None = None
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write)
-                    try:
-                        await self._read()
-                    except PeerError as error:
-                        broken = error  # raised below: out of the nursery it would come as a group
-                        self._over = True  # nothing more can be said in this session, and the writer may be on its way
+                    nursery.start_soon(self._guard, self._write)
+                    await self._guard(self._read)
                     nursery.cancel_scope.cancel()
         finally:
             self._over = True
@@ -121,8 +121,21 @@ class Link:
             for _, done in under_way.values():
                 done(Fault.LOST, [])
             await trio.aclose_forcefully(self._stream)
-        if broken is not None:
-            raise broken
+        if self._broken is not None:
+            raise self._broken  # here: out of the nursery it would come as a group
+
+    async def _guard(self, part: Callable[[], Awaitable[None]]) -> None:
+        """Whatever breaks on this link ends it, and nothing else: what the peer sent may have hit a fault of ours."""
+        try:
+            await part()
+        except PeerError as error:
+            self._broken = error
+        except Exception as error:  # noqa: BLE001 see above
+            _log.error("the link to %s %s ended in %s", self.peer.role, self.peer.node, describe_failure(error))
+            self._broken = PeerError("this node failed over what it said")
+        if self._broken is not None:
+            self._over = True  # nothing more can be said in this session
+            self._scope.cancel()
 
     async def _read(self) -> None:
         data: bytes | bytearray = b""  # at first, what came in one piece with the greeting

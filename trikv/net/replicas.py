@@ -206,7 +206,10 @@ class Replicas:
             target.call(Op.FETCH, arguments, request.deadline_s, round_.expect(target), _OVERHEAD_BYTES + len(key))
 
         await _ask_in_turn(round_, able, need, ask)
-        return [Answer(target.member.worker, fetched_from_wire(payload)) for target, payload in round_.answers]
+        return [
+            Answer(target.member.worker, fetched_from_wire(payload, request.epoch))
+            for target, payload in round_.answers
+        ]
 
     async def agree(self, key: bytes, answers: Sequence[Answer]) -> Record | None:
         top = newest(answers)

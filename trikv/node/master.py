@@ -30,7 +30,7 @@ from trikv.api import Strategy
 from trikv.core.calls import Enlist, Heartbeat, parse
 from trikv.core.configuration import Cluster, Configuration, Enlisted, Member, Partition
 from trikv.core.errors import Refused, Unknown
-from trikv.core.record import MARK_BITS, generation_of, make_epoch, term_of
+from trikv.core.record import JUMP_MAX, MARK_BITS, generation_of, make_epoch, term_of
 from trikv.core.ring import PARTITION_COUNT
 from trikv.core.session import Call, Hello, PeerError, Reign
 from trikv.core.suspicion import DOWN_AFTER_S, State
@@ -60,7 +60,6 @@ MIN_COPIES: Final = 2
 SETTLE_RATE_BYTES: Final = 16e6
 DOUBT_S: Final = 60.0  # for a disk that comes back; what the change has nothing to do with is served meanwhile
 DOUBT_AGAIN_S: Final = 0.5
-TERM_JUMP_MAX: Final = 1 << 20  # restarts that a backup may be behind; beyond it somebody is talking nonsense
 
 _log = logging.getLogger(__name__)
 
@@ -239,7 +238,10 @@ class Master:
         changed = change(self.cluster)
         if changed == self.cluster:
             return
-        document = changed.to_document() | {CHANGE: f"{self._name}/{self._revision}"}
+        try:
+            document = changed.to_document() | {CHANGE: f"{self._name}/{self._revision}"}
+        except ValueError as error:
+            raise Refused("conflict", f"no master could serve the cluster's document then: {error}") from error
         try:
             self._revision = await self._write(document)
         except ConfigConflict as error:
@@ -461,6 +463,9 @@ class Master:
     def note_stale(self, slot: Slot, promised: int) -> None:
         """A worker refused this slot's epoch, since it has promised a newer one."""
         current = self.coordinator.slots[slot.index]
+        if generation_of(promised) > current.partition.generation + JUMP_MAX:
+            _log.error("a worker names generation %d of a partition: it is not believed", generation_of(promised))
+            return
         if current.blocked:
             current.promised = max(current.promised, promised, key=generation_of)
             return
@@ -476,7 +481,7 @@ class Master:
 
     def _note_rival(self, term: int) -> None:
         """A worker knows a master of this term that is not this one: the document was restored from a backup."""
-        if term > self.cluster.term + TERM_JUMP_MAX:
+        if term > self.cluster.term + JUMP_MAX:
             _log.error("a worker names term %d, far beyond %d: it is not believed", term, self.cluster.term)
         elif term >= self.cluster.term and self._nursery is not None:
             self._nursery.start_soon(self._outbid, term)

@@ -83,7 +83,7 @@ class Registers:
     # --- what changes it ----------------------------------------------------------------------------------------------
 
     def pass_fence(self, partition: int, epoch: int) -> bool:
-        """Promise the epoch if it is newer; False if it is stale."""
+        """Promise the epoch if it is newer; False if it is stale, or absurd."""
         judgement = self.fence.judge(partition, epoch)
         if judgement is Judgement.NEWER:
             self.fence.promise(partition, epoch)
@@ -91,7 +91,7 @@ class Registers:
             self._in_doubt.add(partition)
             if partition not in self._summaries:
                 self._set_summary(partition, _EMPTY)
-        return judgement is not Judgement.STALE
+        return judgement in (Judgement.KNOWN, Judgement.NEWER)
 
     def put(self, partition: int, key: bytes, record: Record) -> None:
         """Replace the record if the new one is newer."""

@@ -78,7 +78,7 @@ async def fetch_history(
         if Verdict.LOST in verdicts:
             raise NotEnough("; ".join(faults))
         if verdicts == {Verdict.WON}:
-            return newest([fetched_from_wire(payload) for payload in answers])
+            return newest([fetched_from_wire(payload, slot.epoch) for payload in answers])
         await wake.wait()
         wake = trio.Event()
 

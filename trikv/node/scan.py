@@ -20,7 +20,7 @@ from typing import Any, Final
 import trio
 
 from trikv.api import Promise
-from trikv.core.calls import LIST_BYTES_MAX, LIST_LIMIT_MAX, Op, listed_from_wire
+from trikv.core.calls import LIST_BYTES_MAX, LIST_LIMIT_MAX, Op, check_listed, listed_from_wire
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault, Refused
 from trikv.core.record import Record
@@ -172,10 +172,10 @@ async def list_members(
       Refused: one of them did not answer in time, or has promised a newer epoch.
     """
     slots = {slot.index: slot for asked in plan.values() for slot in asked}
-    answers: list[tuple[Target, int, list[Any]]] = []
+    answers: list[tuple[Question, int, list[Any]]] = []
 
     def heard(number: int, fault: int, payload: list[Any]) -> None:
-        answers.append((questions[number].target, fault, payload))
+        answers.append((questions[number], fault, payload))
 
     def ask(target: Target, asked: Sequence[Slot]) -> Question:
         # Keys are spread evenly, so a member that lists a third of the partitions has about a third of the page.
@@ -192,19 +192,25 @@ async def list_members(
 def _merge(
     plan: dict[Target, list[Slot]],
     slots: dict[int, Slot],
-    answers: list[tuple[Target, int, list[Any]]],
+    answers: list[tuple[Question, int, list[Any]]],
     on_stale: Callable[[Slot, int], None],
 ) -> Listing:
     listing = Listing({}, None)
-    failures = [f"{target.member.worker}: {describe_fault(fault)}" for target, fault, _ in answers if fault != Fault.OK]
+    failures = [
+        f"{question.target.member.worker}: {describe_fault(fault)}"
+        for question, fault, _ in answers
+        if fault != Fault.OK
+    ]
     if len(answers) < len(plan):
         failures.append(f"{len(plan) - len(answers)} members: {describe_fault(Fault.LATE)}")
-    for target, fault, payload in answers:
-        worker = target.member.worker
+    for question, fault, payload in answers:
+        worker = question.target.member.worker
         if fault != Fault.OK:
             continue
         try:
             stale, rows, more = listed_from_wire(payload)
+            _, pairs, prefix, after, limit, _ = question.arguments
+            check_listed(rows, {partition for partition, _ in pairs}, prefix, after, limit)
         except PeerError as error:
             failures.append(f"{worker}: {error}")
             continue

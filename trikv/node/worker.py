@@ -98,6 +98,7 @@ class Worker:
         self = cls(worker_id, incarnation, storage, registers, storage_name, doors, max_keys)
         self.cluster = meta["cluster"].decode() if "cluster" in meta else None
         self._master = meta.get("master", b"").decode()
+        registers.fence.note_term(Reign.parse(self._master).term)
         return self
 
     def hello(self) -> Hello:
@@ -130,15 +131,16 @@ class Worker:
         """Why that node has no business here, or None. The first master that this worker meets decides its cluster."""
         if hello.role not in ("master", "worker"):
             return f"a worker talks to masters and workers, not to a {hello.role!r}"
+        fence = self._registers.fence
+        term = Reign.parse(hello.incarnation).term if hello.role == "master" else 0
+        if not fence.believes(term):
+            return f"worker {self.id} knows term {fence.term}, and does not believe a master of term {term}"
         if hello.role == "master" and self.cluster is None and hello.cluster is not None:
             # Durable with the first batch, so before this worker has acknowledged anything to that cluster.
             self.cluster = hello.cluster
             self._registers.note("cluster", hello.cluster.encode())
-        if (
-            hello.role == "master"
-            and hello.cluster == self.cluster
-            and Reign.parse(hello.incarnation).term > (Reign.parse(self._master).term)
-        ):
+        if hello.role == "master" and hello.cluster == self.cluster and term > Reign.parse(self._master).term:
+            fence.note_term(term)
             self._master = hello.incarnation
             self._registers.note("master", hello.incarnation.encode())
         if hello.cluster is None:
@@ -241,7 +243,10 @@ class Worker:
                 registers.pass_fence(partition, epoch)
             return True
         if not registers.pass_fence(request.partition, request.epoch):
-            self._answer_stale(item.link, item.call_id, request.partition)
+            if registers.fence.judge(request.partition, request.epoch) is Judgement.ABSURD:
+                item.link.answer(item.call_id, Fault.BAD_CALL, [])
+            else:
+                self._answer_stale(item.link, item.call_id, request.partition)
             return False
         if isinstance(request, Store):
             registers.put(request.partition, request.key, request.record)
@@ -276,7 +281,7 @@ class Worker:
     def _sort_out(self, partitions: list[tuple[int, int]]) -> tuple[list[list[int]], list[int]]:
         """Those that are stale with what is promised of them, and those that may be served."""
         fence = self._registers.fence
-        stale = [partition for partition, epoch in partitions if fence.judge(partition, epoch) is Judgement.STALE]
+        stale = [partition for partition, epoch in partitions if fence.judge(partition, epoch) is not Judgement.KNOWN]
         refused = set(stale)
         return (
             [[partition, fence.promised(partition)] for partition in stale],
