@@ -11,12 +11,14 @@ from trio.testing import MockClock
 
 from tests.node.desk import GatedStorage, lay_down, shut
 from tests.node.test_changes_attacked import KEYS, fill, later, under, values
+from trikv.api import Batch
 from trikv.core.errors import Refused
 from trikv.core.ring import partition_of
 from trikv.net.replicas import Standing
 from trikv.node.configstore import MemoryConfigStore
 from trikv.node.reconcile import holds
 from trikv.node.scan import list_members
+from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import InProcessCluster, Node
 
 
@@ -74,6 +76,66 @@ async def test_safe_to_stop_under_quorum_while_the_third_copy_is_only_a_hint(
     safe, why = cluster.master.changes.safe_to_stop(one.worker.id)
     gate.set()
     assert not safe, why
+
+
+@pytest.mark.parametrize("mode", ["async", "quorum"])
+async def test_safe_to_stop_while_a_copy_is_under_way(
+    nursery: trio.Nursery, autojump_clock: MockClock, mode: str
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode=mode, workers=0)
+    for _ in range(3):
+        await cluster.add_worker(storage=GatedStorage())
+    await cluster.until(lambda: cluster.master.cluster.formed and len(cluster.master.cluster.workers) == 3)
+    await cluster.until_all_up()
+    await cluster.coordinator.put(b"key", b"v")
+    one, two, three = cluster.replicas_of(b"key")
+    changes = cluster.master.changes
+    await cluster.until(lambda: changes.safe_to_stop(one.worker.id)[0])
+    gates = [shut(node) for node in ((two, three) if mode == "async" else (three,))]
+    await cluster.coordinator.put(b"key", b"acknowledged")
+    for _ in range(3):
+        safe, why = await changes.safe_to_stop_soon(one.worker.id)
+        assert not safe
+        assert why == f"copies of partition {partition_of(b'key')} have not reached all of its replicas yet"
+        assert (safe, why) == changes.safe_to_stop(one.worker.id)
+        await trio.sleep(2)
+    for gate in gates:
+        gate.set()
+    await cluster.until(lambda: changes.safe_to_stop(one.worker.id)[0])
+
+
+class SlowStorage(MemoryStorage):
+    """Each flush takes a while, so that under load one follows the other."""
+
+    async def commit(self, batch: Batch) -> None:
+        await super().commit(batch)
+        await trio.sleep(0.005)
+
+
+async def test_safe_to_stop_while_much_is_written(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    """Some copy is always under way, and none of them for long."""
+    cluster = await InProcessCluster.start(nursery, workers=0)
+    for storage in (MemoryStorage(), MemoryStorage(), SlowStorage()):
+        await cluster.add_worker(storage=storage)
+    await cluster.until(lambda: cluster.master.cluster.formed and len(cluster.master.cluster.workers) == 3)
+    await cluster.until_all_up()
+    await cluster.coordinator.put(b"key", b"v")
+    changes, worker = cluster.master.changes, cluster.workers[0].worker.id
+    await cluster.until(lambda: changes.safe_to_stop(worker)[0])
+
+    async def write() -> None:
+        while True:
+            await cluster.coordinator.put(b"key", b"w")
+            await trio.sleep(0.001)
+
+    async with trio.open_nursery() as writers:
+        for _ in range(3):
+            writers.start_soon(write)
+        await trio.sleep(0.1)
+        for _ in range(10):
+            assert not changes.safe_to_stop(worker)[0]
+            assert (await changes.safe_to_stop_soon(worker))[0]
+        writers.cancel_scope.cancel()
 
 
 async def test_two_drains_at_once(nursery: trio.Nursery, autojump_clock: MockClock) -> None:

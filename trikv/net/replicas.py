@@ -65,12 +65,21 @@ class NotEnough(Exception):
     """Too few replicas can still do what was asked of them; the message says who failed, and how."""
 
 
+class Copies:
+    """How many copies that were sent in some time are still under way."""
+
+    __slots__ = ("under_way",)
+
+    def __init__(self) -> None:
+        self.under_way = 0
+
+
 class Request:
     """What the views of one request share."""
 
     __slots__ = (
-        "copies", "deadline_s", "epoch", "listed", "on_missed", "on_send", "on_stale", "partition", "repair",
-        "sent_to", "targets",
+        "copies", "count_copies", "deadline_s", "epoch", "listed", "on_missed", "on_send", "on_stale", "partition",
+        "repair", "sent_to", "targets",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +90,7 @@ class Request:
         targets: Sequence[Target],
         deadline_s: float,
         *,
+        count_copies: Callable[[], Copies] | None = None,
         on_send: Callable[[Write], None] = lambda write: None,
         on_missed: Callable[[Target, Write], None] = lambda target, write: None,
         on_stale: Callable[[int], None] = lambda promised: None,
@@ -92,6 +102,7 @@ class Request:
         self.copies = copies
         self.targets = targets
         self.deadline_s = deadline_s
+        self.count_copies = count_copies or Copies  # where a copy counts while it is under way, waited for or not
         self.on_send = on_send  # before a write first leaves for any replica
         self.on_missed = on_missed  # this copy did not arrive, or could not be sent; perhaps nobody waits for it
         self.on_stale = on_stale  # a replica has promised this newer epoch
@@ -243,9 +254,16 @@ class Replicas:
             done(Fault.NOT_SENT, [])
             return
         request.sent_to.add(target.member)
+        copies = request.count_copies()
+        copies.under_way += 1
+
+        def ended(fault: int, payload: list[Any]) -> None:
+            copies.under_way -= 1
+            done(fault, payload)
+
         arguments: list[Any] = [request.partition, request.epoch, target.member.incarnation, write.key, row, hops]
         size_bytes = _OVERHEAD_BYTES + len(write.key) + len(write.record.value or b"")
-        target.call(Op.STORE, arguments, deadline_s, done, size_bytes)
+        target.call(Op.STORE, arguments, deadline_s, ended, size_bytes)
 
 
 class Round:

@@ -11,7 +11,7 @@ long it took, and the longest that any client waited meanwhile.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from trikv.node.master import Master
 
 DISK_TIMEOUT_S: Final = 5.0
+COPIES_S: Final = 2.0  # for copies that are under way; a disk that takes longer is no second replica just now
+COPIES_TICK_S: Final = 0.01
 WEIGHING_S: Final = 0.5  # it is an estimate, and an operator waits for what follows
 
 
@@ -230,6 +232,22 @@ class Changes:
 
     def safe_to_stop(self, worker: str) -> tuple[bool, str]:
         """May the worker be stopped now, without anything acknowledged being on too few of those that are left?"""
+        return self._judge_stop(worker, {slot for slot in self._master.coordinator.slots if slot.copies_under_way()})
+
+    async def safe_to_stop_soon(self, worker: str) -> tuple[bool, str]:
+        """`safe_to_stop`, of all that was acknowledged before the question: copies that are under way have a moment to
+        arrive. Where much is written there are always some, but none of them takes long."""
+        self._worker(worker)
+        slots = self._master.coordinator.slots
+        under_way = {slot: copies for slot in slots if (copies := slot.copies_under_way())}
+        with trio.move_on_after(COPIES_S):
+            while under_way:
+                await trio.sleep(COPIES_TICK_S)
+                under_way = {slot: each for slot, each in under_way.items() if any(c.under_way for c in each)}
+        return self._judge_stop(worker, under_way)
+
+    def _judge_stop(self, worker: str, under_way: Container[Slot]) -> tuple[bool, str]:
+        """`under_way`: partitions in which a copy of something acknowledged may not have arrived yet."""
         enlisted = self._worker(worker)
         for slot in self._master.coordinator.slots:
             if not any(enlisted.member in past.configuration.members for past in slot.history):
@@ -240,7 +258,7 @@ class Changes:
                 return False, f"partition {slot.index} is being settled"
             others = [t for t in slot.targets if t.member != enlisted.member and t.standing is Standing.UP]
             if slot.configuration.copies < len(slot.targets):  # what is committed need not be on all of them
-                if slot.missed or self._master.hints.has(slot):
+                if slot in under_way or slot.missed or self._master.hints.has(slot):
                     return False, f"copies of partition {slot.index} have not reached all of its replicas yet"
                 if not self._master.antientropy.has_compared(slot):
                     return False, f"the replicas of partition {slot.index} have not been compared yet"

@@ -355,6 +355,7 @@ class Coordinator:
             slot.targets,
             deadline_s,
             on_send=on_send,
+            count_copies=slot.count_copies,
             on_missed=lambda target, write: self._on_missed(slot, target, write),
             on_stale=lambda promised: self._on_stale(slot, promised),
             repair=repair,

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from trikv.api import Promise, Strategy
 from trikv.core.configuration import Configuration, Partition
 from trikv.core.record import Record, Version, make_epoch, make_seq
-from trikv.net.replicas import NotEnough, Standing, Target
+from trikv.net.replicas import Copies, NotEnough, Standing, Target
 from trikv.node.locks import KeyLocks
 
 PENDING_MAX: Final = 4_096  # keys in doubt in one partition; beyond it, writes of further keys are refused
@@ -49,8 +49,8 @@ class Doubt:
 
 class Slot:
     __slots__ = (
-        "_count", "_doubt", "_mark", "anchored", "blocked", "closed", "epoch", "history", "index", "locks", "missed",
-        "partition", "pending", "promised", "replaceable", "sent_keys", "strategy", "targets", "untouched",
+        "_copies", "_count", "_doubt", "_mark", "anchored", "blocked", "closed", "epoch", "history", "index", "locks",
+        "missed", "partition", "pending", "promised", "replaceable", "sent_keys", "strategy", "targets", "untouched",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +80,7 @@ class Slot:
         self.locks = KeyLocks()
         self.anchored: set[bytes] = set()  # keys with a committed version of this epoch; kept only while unsettled
         self.pending: dict[bytes, Record] = {}
+        self._copies = [Copies()]  # those that are sent now count in the last; the others are of earlier times
         self.missed = 0  # copies that did not arrive, and are not kept as hints, since all replicas were alike
         self.blocked = ""  # why nothing can be served until an operator decides
         self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
@@ -164,6 +165,17 @@ class Slot:
         """A new slot has taken its place; what is still under way here weighs no more."""
         self._doubt.size_bytes -= sum(_weight(key, record) for key, record in self.pending.items())
         self._doubt = Doubt()
+
+    def count_copies(self) -> Copies:
+        """Where a copy that is sent now counts, until it is acknowledged or known to be missed."""
+        return self._copies[-1]
+
+    def copies_under_way(self) -> list[Copies]:
+        """Where all copies count that are under way now, and none that is sent later."""
+        earlier = [copies for copies in self._copies if copies.under_way]
+        if earlier:
+            self._copies = [*earlier, Copies()]
+        return earlier
 
     def note_missed(self) -> None:
         self.missed += 1

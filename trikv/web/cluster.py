@@ -49,7 +49,7 @@ async def readyz(master: Master, request: Request) -> Response:
     parameters = parse_query(request.query, "safe_to_stop")
     if "safe_to_stop" in parameters:
         name = parameters["safe_to_stop"].decode(errors="replace")
-        safe, detail = master.changes.safe_to_stop(find_worker(master.cluster.workers, name))
+        safe, detail = await master.changes.safe_to_stop_soon(find_worker(master.cluster.workers, name))
         return _answer_probe({"safe": safe, "detail": detail}, safe)
     state = view.describe_cluster(master)
     forming, partitions = state["forming"], state["partitions"]
