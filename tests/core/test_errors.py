@@ -65,4 +65,4 @@ def test_faults_that_travel_are_positive_and_those_made_here_negative() -> None:
         Fault.STORAGE,
         Fault.BAD_CALL,
     }
-    assert {fault for fault in Fault if fault < 0} == {Fault.NOT_SENT, Fault.LOST, Fault.LATE}
+    assert {fault for fault in Fault if fault < 0} == {Fault.NOT_SENT, Fault.LOST, Fault.LATE, Fault.CROWDED}

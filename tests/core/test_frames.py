@@ -2,6 +2,7 @@
 
 import contextlib
 import struct
+import tracemalloc
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import IntEnum
@@ -25,6 +26,7 @@ from trikv.core.frames import (
     FrameError,
     NoFrame,
     encode,
+    has_more_items,
     pack_frames,
 )
 
@@ -367,3 +369,44 @@ def assert_plain(item: list[Any]) -> None:
         else:
             assert leaf is None or type(leaf) in (bool, int, float, bytes, str)
             assert type(leaf) is not int or INT_MIN <= leaf <= INT_MAX
+
+
+def test_a_frame_of_millions_of_empty_items_is_refused_before_it_is_decoded() -> None:
+    items = b"\x80" * (FRAME_BYTES_MAX - 5)
+    body = b"\x9a" + len(items).to_bytes(4, "big") + items
+    buffer = FrameBuffer()
+    buffer.feed(len(body).to_bytes(4, "big") + body)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError, match="more than 250,000 items"):
+            buffer.next_frame()
+        assert tracemalloc.get_traced_memory()[1] < 3 * FRAME_BYTES_MAX
+    finally:
+        tracemalloc.stop()
+
+
+NESTED = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64 - 1) | st.floats(allow_nan=False) | st.binary() | st.text(),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=30,
+)
+
+
+def count(item: object) -> int:
+    if isinstance(item, list):
+        return 1 + sum(map(count, item))
+    if isinstance(item, dict):
+        return 1 + sum(1 + count(value) for value in item.values())
+    return 1
+
+
+@given(NESTED)
+def test_items_are_counted_as_the_decoder_would_meet_them(item: object) -> None:
+    data = cbor2.dumps(item)
+    assert not has_more_items(data, count(item))
+    assert has_more_items(data, count(item) - 1)
+
+
+@given(st.binary(max_size=200))
+def test_whatever_the_bytes_counting_comes_to_an_end(data: bytes) -> None:
+    assert not has_more_items(data, len(data))

@@ -258,12 +258,12 @@ async def test_beyond_the_bound_of_bytes_a_call_is_not_sent() -> None:
         await trio.testing.wait_all_tasks_blocked()
         near.call(1, [], soon(), answered.expect(1), QUEUE_BYTES_MAX + 1)
         near.call(1, [], soon(), answered.expect(2))
-        assert answered.results == {2: (Fault.NOT_SENT, [])}
+        assert answered.results == {2: (Fault.CROWDED, [])}
         tap.gate.set()
         await answered.wait(3)
         near.call(1, [], soon(), answered.expect(3))
         await answered.wait(4)
-    assert {n: fault for n, (fault, _) in answered.results.items()} == {0: 0, 1: 0, 2: Fault.NOT_SENT, 3: 0}
+    assert {n: fault for n, (fault, _) in answered.results.items()} == {0: 0, 1: 0, 2: Fault.CROWDED, 3: 0}
 
 
 async def test_answers_are_read_however_many_calls_wait_to_leave() -> None:
@@ -293,7 +293,7 @@ async def test_beyond_the_bound_of_calls_a_call_is_not_sent() -> None:
         near.call(1, [], soon(), answered.expect(number), 1)
     assert not answered.results
     near.call(1, [], soon(), answered.expect(-1), 1)
-    assert answered.results == {-1: (Fault.NOT_SENT, [])}
+    assert answered.results == {-1: (Fault.CROWDED, [])}
     await near.close()
 
 

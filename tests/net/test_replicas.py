@@ -200,7 +200,7 @@ class Unlinked:
         self.member = target.member
         self.address = target.address
         self.standing = Standing.UP
-        self.given_up = self.full = False
+        self.given_up = self.full = self.crowded = False
 
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int) -> None:
         done(Fault.NOT_SENT, [])

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from trikv.api import Batch, Promise, ReplicaSet, Strategy, Write
+from trikv.core.calls import Op
 from trikv.core.errors import Outcome, Refused, TrikvError, Unknown
 from trikv.core.precondition import Expect
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version, make_epoch
 from trikv.core.ring import partition_of
-from trikv.node.coordinator import IN_FLIGHT_MAX
+from trikv.net.link import QUEUE_BYTES_MAX
+from trikv.node.coordinator import IN_FLIGHT_MAX, LARGE_BYTES_MAX, SCANS_MAX
 from trikv.node.slot import PENDING_BYTES_MAX, PENDING_MAX
 from trikv.testing.inprocess import InProcessCluster, Node
 
@@ -521,3 +524,73 @@ async def test_a_detached_write_is_unknown_when_the_master_stops_under_it(
         await cluster.master.run_detached(lambda: cluster.coordinator.put(KEY, b"v"))
     with pytest.raises(Refused, match="shutting down"):
         await cluster.master.run_detached(lambda: cluster.coordinator.put(KEY, b"v"))
+
+
+async def test_many_large_values_at_once_are_committed_or_refused_and_small_ones_pass(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """More than the links' queues take, while the workers take nothing."""
+    cluster = await start(nursery, "sync")
+    await cluster.coordinator.put(KEY, b"v")
+    large = bytes(VALUE_BYTES_MAX)
+    outcomes: list[str] = []
+
+    async def put(number: int) -> None:
+        outcomes.append(await outcome(cluster.coordinator.put(b"large %d" % number, large, timeout_s=20)))
+
+    for node in cluster.workers:
+        cluster.network.hold(node.address)
+    async with trio.open_nursery() as inner:
+        for number in range(200):
+            inner.start_soon(put, number)
+        await trio.testing.wait_all_tasks_blocked()
+        small: list[str] = []
+
+        async def put_small() -> None:
+            small.append(await outcome(cluster.coordinator.put(KEY, b"small", timeout_s=20)))
+
+        inner.start_soon(put_small)
+        await trio.sleep(0.1)
+        for node in cluster.workers:
+            cluster.network.release(node.address)
+    assert small == ["committed"]
+    assert set(outcomes) == {"committed", "overloaded"}
+    assert outcomes.count("committed") == LARGE_BYTES_MAX // VALUE_BYTES_MAX
+    assert await outcome(cluster.coordinator.put(b"large", large)) == "committed"
+
+
+async def test_what_a_crowded_link_would_not_take_is_refused_before_anything_is_sent(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await start(nursery, "sync")
+    await cluster.coordinator.put(KEY, b"v")
+    last = cluster.coordinator.slots[partition_of(KEY)].targets[-1]
+    cluster.network.hold(last.address)
+    link = cluster.master.watched[last.member.worker].peer.link
+    assert link is not None
+    for _ in range(2):
+        link.call(Op.HEARTBEAT, [], trio.current_time() + 5, lambda fault, payload: None, QUEUE_BYTES_MAX)
+    assert await outcome(cluster.coordinator.put(KEY, b"w")) == "unavailable"
+    cluster.network.release(last.address)
+
+
+async def test_scans_wait_for_each_other_and_leave_room_for_puts(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await start(nursery, "quorum")
+    await cluster.coordinator.put(KEY, b"v")
+    for node in cluster.workers:
+        cluster.network.hold(node.address)
+    answered: list[str] = []
+
+    async def scan() -> None:
+        answered.append(await outcome(cluster.coordinator.scan(limit=100)))
+
+    async with trio.open_nursery() as inner:
+        for _ in range(20):
+            inner.start_soon(scan)
+        await trio.testing.wait_all_tasks_blocked()
+        assert cluster.coordinator.scans_under_way == SCANS_MAX
+        for node in cluster.workers:
+            cluster.network.release(node.address)
+    assert answered == ["committed"] * 20

@@ -138,7 +138,7 @@ class Stubborn:
         self.member = target.member
         self.address = target.address
         self.standing = Standing.UP
-        self.given_up = self.full = False
+        self.given_up = self.full = self.crowded = False
         self.calls: list[tuple[list[Any], Done]] = []
 
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int) -> None:

@@ -8,6 +8,8 @@ import cbor2
 import httpx
 import pytest
 
+from trikv.web.batch import BODY_BYTES_MAX
+
 CBOR = {"content-type": "application/cbor"}
 
 
@@ -151,3 +153,11 @@ def test_bodies_of_other_kinds_and_sizes(web: httpx.Client) -> None:
     large = web.post("/v1/batch", content=bytes(8 * 1024 * 1024 + 1), headers=CBOR)
     assert (large.status_code, large.json()["code"], large.headers["connection"]) == (413, "value_too_large", "close")
     assert run(web) == []
+
+
+def test_millions_of_empty_items_are_refused_at_once(web: httpx.Client) -> None:
+    items = b"\x80" * (BODY_BYTES_MAX - 20)
+    body = b"\xa1\x65items\x9a" + len(items).to_bytes(4, "big") + items
+    answer = web.post("/v1/batch", content=body, headers={"content-type": "application/cbor"})
+    assert (answer.status_code, answer.json()["outcome"]) == (400, "refused")
+    assert "more than 65,536 items" in answer.json()["detail"]

@@ -130,3 +130,4 @@ class Fault(IntEnum):
     NOT_SENT = -1  # there was no link: nothing left this node
     LOST = -2  # the link broke while the call was under way
     LATE = -3  # the deadline passed first
+    CROWDED = -4  # too much waits for that link already: nothing left this node

@@ -31,6 +31,7 @@ from trikv.core import frames
 
 PROTOCOL: Final = 1
 GREETING_BYTES_MAX: Final = 4096  # before a peer is known, it may make us keep this much and no more
+SMALL_FRAME_BYTES_MAX: Final = 64 * 1024  # for a side that is only asked for what is small
 _MAGIC: Final = "trikv"
 _REFUSAL: Final = "trikv-refuses"
 _NOT_TRIKV: Final = "its first words are not trikv's; is this address a trikv node's RPC port?"
@@ -111,8 +112,9 @@ class State(Enum):
 class Session:
     """One side of one link. `receive` is fed what arrives; the other methods return the bytes to send."""
 
-    def __init__(self, me: Hello, *, dialer: bool) -> None:
+    def __init__(self, me: Hello, *, dialer: bool, frame_bytes_max: int = frames.FRAME_BYTES_MAX) -> None:
         self.state = State.START
+        self._frame_bytes_max = frame_bytes_max
         self._me = me
         self._dialer = dialer
         self._buffer = frames.FrameBuffer(bytes_max=GREETING_BYTES_MAX)
@@ -169,7 +171,7 @@ class Session:
 
     def _open(self) -> None:
         self.state = State.OPEN
-        self._buffer.bytes_max = frames.FRAME_BYTES_MAX
+        self._buffer.bytes_max = self._frame_bytes_max
 
     def _event(self, frame: list[Any]) -> Event:
         if self.state is State.OPEN:

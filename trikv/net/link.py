@@ -7,11 +7,13 @@ nothing waits for company. What can be answered at once the reader sends itself,
 one would cost as much as the answer. Who dialled asks, and who was dialled answers, so the readers of two nodes never
 wait for each other.
 
-A call ends in exactly one call of its `done`: with the answer, or with a fault of this side (NOT_SENT, LOST, LATE).
+A call ends in exactly one call of its `done`: with the answer, or with a fault of this side (NOT_SENT, CROWDED, LOST,
+LATE).
 `done` runs on the reader's or the sweeper's stack: it notes and wakes, and does not wait itself.
 
 Bounds: `QUEUE_BYTES_MAX` waiting to leave (a stopped peer must not eat this node's memory), `CALLS_MAX` in flight;
-beyond either, a call ends at once as `NOT_SENT`. When too many answers wait, the reader stops reading instead.
+beyond either (`crowded`), a call ends at once as `CROWDED`. When too many answers wait, the reader stops reading
+instead.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any, Final
 import trio
 
 from trikv.core.errors import Fault
+from trikv.core.frames import FRAME_BYTES_MAX
 from trikv.core.session import Answers, Call, Calls, Greeted, Hello, PeerError, Session, TurnedAway
 from trikv.net.accept import describe_failure
 
@@ -65,10 +68,15 @@ class Link:
         self._over = False
         self._broken: PeerError | None = None
 
+    @property
+    def crowded(self) -> bool:
+        """Does so much wait to leave, or to be answered, that nothing more may?"""
+        return self._calls_bytes > QUEUE_BYTES_MAX or len(self._under_way) >= CALLS_MAX
+
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int = 64) -> None:
         """Ask; `done(fault, payload)` follows. `deadline_s` is an absolute `trio.current_time`."""
-        if self._over or self._calls_bytes > QUEUE_BYTES_MAX or len(self._under_way) >= CALLS_MAX:
-            done(Fault.NOT_SENT, [])
+        if self._over or self.crowded:
+            done(Fault.NOT_SENT if self._over else Fault.CROWDED, [])
             return
         self._next_id += 1
         self._under_way[self._next_id] = (deadline_s, done)
@@ -246,16 +254,21 @@ async def dial(stream: trio.abc.Stream, me: Hello) -> Link:
 
 
 async def accept(
-    stream: trio.abc.Stream, me: Hello, judge: Callable[[Hello], str | None], handler: Handler | None
+    stream: trio.abc.Stream,
+    me: Hello,
+    judge: Callable[[Hello], str | None],
+    handler: Handler | None,
+    frame_bytes_max: int = FRAME_BYTES_MAX,
 ) -> Link:
     """Greet over a fresh stream, as the side that was dialled. `judge` answers why a peer is not welcome, or None.
+    `frame_bytes_max` bounds what the peer may send in one frame.
 
     The stream is closed if there will be no link; a peer that spoke nonsense is told so in a sentence.
 
     Raises:
       LinkError: see there.
     """
-    session = Session(me, dialer=False)
+    session = Session(me, dialer=False, frame_bytes_max=frame_bytes_max)
     try:
         with trio.fail_after(GREETING_TIMEOUT_S):
             try:

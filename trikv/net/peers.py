@@ -72,6 +72,11 @@ class Peer:
             await answered.wait()
         return result
 
+    @property
+    def crowded(self) -> bool:
+        """Is there a link that takes no more calls just now?"""
+        return self.link is not None and self.link.crowded
+
     def redial(self) -> None:
         """Hang up, and greet anew."""
         if self.link is not None:

@@ -49,6 +49,10 @@ class Target(Protocol):
     def standing(self) -> Standing: ...
 
     @property
+    def crowded(self) -> bool:
+        """Does so much wait for it that it would not be sent anything more?"""
+
+    @property
     def given_up(self) -> bool:
         """Is it down for so long, or in such a way, that nobody waits for it any more?"""
 
@@ -352,12 +356,16 @@ def _require(targets: Sequence[Target], need: int) -> list[Target]:
     doubtful: list[Target] = []
     for target in targets:
         standing = target.standing
-        if standing is not Standing.DOWN:
+        if standing is not Standing.DOWN and not target.crowded:
             (able if standing is Standing.UP else doubtful).append(target)
     able += doubtful
     if len(able) < need:
-        down = ", ".join(target.member.worker for target in targets if target.standing is Standing.DOWN)
-        raise NotEnough(f"{need} of {len(targets)} replicas are needed, and {down} cannot be reached")
+        unable = [target for target in targets if target not in able]
+        down = ", ".join(target.member.worker for target in unable if not target.crowded)
+        crowded = ", ".join(target.member.worker for target in unable if target.crowded)
+        why = [f"{down} cannot be reached"] if down else []
+        why += [f"too much waits for {crowded} already"] if crowded else []
+        raise NotEnough(f"{need} of {len(targets)} replicas are needed, and {' and '.join(why)}")
     return able
 
 
@@ -369,6 +377,7 @@ _FAULTS: Final = {
     Fault.STORAGE: "its disk failed",
     Fault.BAD_CALL: "it did not understand",
     Fault.NOT_SENT: "there is no link to it",
+    Fault.CROWDED: "too much waits for it already",
     Fault.LOST: "the link to it broke",
     Fault.LATE: "no answer in time",
 }

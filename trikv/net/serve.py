@@ -13,6 +13,7 @@ from typing import Final
 
 import trio
 
+from trikv.core.frames import FRAME_BYTES_MAX
 from trikv.core.session import Hello, PeerError
 from trikv.net.accept import accept_forever, connections_max
 from trikv.net.link import Handler, LinkError, accept
@@ -28,13 +29,15 @@ async def serve_links(
     judge: Callable[[Hello], str | None],
     handler: Handler,
     *,
+    frame_bytes_max: int = FRAME_BYTES_MAX,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled. `judge` says why a peer is not welcome, or None; `handler` takes its calls."""
+    """Serve until cancelled. `judge` says why a peer is not welcome, or None; `handler` takes its calls, in frames of
+    `frame_bytes_max` at most."""
 
     async def serve_one(stream: trio.abc.Stream) -> None:
         try:
-            link = await accept(stream, me(), judge, handler)
+            link = await accept(stream, me(), judge, handler, frame_bytes_max)
             await link.run()
         except (LinkError, PeerError) as error:
             _log.info("turned a peer away: %s", error)

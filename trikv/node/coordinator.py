@@ -13,8 +13,10 @@ seen it.
 Compare-and-set holds the lock alone: it first finishes what is pending, then reads, compares, and writes. A write
 while one of its workers is full does the same, to refuse a key that is not there yet before anything is sent.
 
-Bounds: `IN_FLIGHT_MAX` operations at once, `PENDING_MAX` keys in doubt in a partition and `PENDING_BYTES_MAX` in all;
-beyond any of them a caller is refused at once.
+Bounds: `IN_FLIGHT_MAX` operations at once, `WRITING_BYTES_MAX` of values on their way, `PENDING_MAX` keys in doubt in a
+partition and `PENDING_BYTES_MAX` in all; beyond any of them a caller is refused at once. Large values may take
+`LARGE_BYTES_MAX` of what is on its way, so that small ones always find room. Scans wait for each other, `SCANS_MAX` at
+once, since each keeps the event loop for milliseconds.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from trikv.core.precondition import Expect
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
 from trikv.core.ring import partition_of
 from trikv.core.session import PeerError
+from trikv.net.link import QUEUE_BYTES_MAX
 from trikv.net.replicas import NotEnough, Request, Standing, Target
 from trikv.node.repair import fetch_history
 from trikv.node.scan import PAGE_MAX, ScanPage, scan_page
@@ -40,6 +43,12 @@ from trikv.node.slot import PENDING_BYTES_MAX, PENDING_MAX, Doubt, Slot
 T = TypeVar("T")
 
 IN_FLIGHT_MAX: Final = 4096
+# A link refuses what comes beyond its queue's bound, and by then another replica may have the value: the outcome would
+# be unknown. So no more is let in than the queue of every link takes.
+WRITING_BYTES_MAX: Final = QUEUE_BYTES_MAX * 3 // 4
+LARGE_BYTES_MAX: Final = QUEUE_BYTES_MAX // 2
+LARGE_VALUE_BYTES: Final = 64 * 1024
+SCANS_MAX: Final = 4
 TIMEOUT_MOST_S: Final = 60.0
 _MAY_GO_ON: Final = ("unavailable", "unanswered")  # as the next configuration may answer
 
@@ -76,6 +85,8 @@ class Coordinator:
         self.not_formed = "the cluster has no configuration yet"
         self.stored = False  # set by the master once that is durable
         self.in_flight = 0
+        self._writing_bytes = 0
+        self._scans = trio.CapacityLimiter(SCANS_MAX)
         self.outcomes = dict.fromkeys(Outcome, 0)
         self.slowest_s = 0.0  # the longest operation since somebody last set this to zero
         self._before_first_store = before_first_store
@@ -100,6 +111,11 @@ class Coordinator:
             return
         with trio.move_on_after(patience_s):
             await self._changed.wait()
+
+    @property
+    def scans_under_way(self) -> int:
+        """Those that do not wait for their turn."""
+        return self._scans.borrowed_tokens
 
     @property
     def pending(self) -> int:
@@ -136,7 +152,8 @@ class Coordinator:
                 raise Refused("bad_request", f"a page of {limit} keys; ask for 1 at least")
             if not self.slots:
                 raise Refused("forming", self.not_formed)
-            return await self._scan_wherever(prefix, after, min(limit, PAGE_MAX), attempt.deadline_s)
+            async with self._scans:
+                return await self._scan_wherever(prefix, after, min(limit, PAGE_MAX), attempt.deadline_s)
 
         return await self._operate(timeout_s, scan)
 
@@ -144,7 +161,20 @@ class Coordinator:
 
     async def _write(self, key: bytes, value: bytes | None, expect: Expect | None, timeout_s: float | None) -> Version:
         check_key(key)
-        return await self._operate(timeout_s, lambda attempt: self._write_wherever(key, value, expect, attempt))
+        size_bytes = len(value or b"")
+        large = size_bytes >= LARGE_VALUE_BYTES
+
+        async def write(attempt: Attempt) -> Version:
+            most_bytes = LARGE_BYTES_MAX if large else WRITING_BYTES_MAX
+            if self._writing_bytes + size_bytes > most_bytes:
+                raise Refused("overloaded", f"values of {self._writing_bytes:,} bytes are on their way already")
+            self._writing_bytes += size_bytes
+            try:
+                return await self._write_wherever(key, value, expect, attempt)
+            finally:
+                self._writing_bytes -= size_bytes
+
+        return await self._operate(timeout_s, write)
 
     async def _write_wherever(
         self, key: bytes, value: bytes | None, expect: Expect | None, attempt: Attempt

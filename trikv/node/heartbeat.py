@@ -230,6 +230,11 @@ class Replica:
         return watched.lives_another_life or watched.evictable
 
     @property
+    def crowded(self) -> bool:
+        watched = self._workers.get(self.member.worker)
+        return watched is not None and watched.peer.crowded
+
+    @property
     def full(self) -> bool:
         watched = self._workers.get(self.member.worker)
         return watched is not None and watched.vitals is not None and watched.vitals.full

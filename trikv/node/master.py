@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import trio
@@ -32,7 +33,7 @@ from trikv.core.configuration import Cluster, Configuration, Enlisted, Member, P
 from trikv.core.errors import Refused, Unknown
 from trikv.core.record import JUMP_MAX, MARK_BITS, generation_of, make_epoch, term_of
 from trikv.core.ring import PARTITION_COUNT
-from trikv.core.session import Call, Hello, PeerError, Reign
+from trikv.core.session import SMALL_FRAME_BYTES_MAX, Call, Hello, PeerError, Reign
 from trikv.core.suspicion import DOWN_AFTER_S, State
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
@@ -112,7 +113,7 @@ class Master:
         self._store = store
         self._name = doors.new_id(16)
         self._mark = int(self._name, 16) & ((1 << MARK_BITS) - 1)
-        self._replicas: dict[Member, Replica] = {}
+        self.replicas: dict[Member, Replica] = {}
         self._watch_scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -185,7 +186,8 @@ class Master:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._install(self.cluster)
-            await nursery.start(serve_links, listening.listener, self.hello, self.judge, self._handle)
+            serve = partial(serve_links, frame_bytes_max=SMALL_FRAME_BYTES_MAX)  # workers only ask to be enlisted
+            await nursery.start(serve, listening.listener, self.hello, self.judge, self._handle)
             self.enlisting.start(nursery)
             nursery.start_soon(beat_forever, self.watched)
             nursery.start_soon(finish_forever, self.coordinator)
@@ -318,6 +320,9 @@ class Master:
                 self._slot_for(index, partition, former[index] if former else None, made_here)
                 for index, partition in enumerate(cluster.partitions)
             ]
+            present = {m for p in cluster.partitions for c in p.history for m in c.members}
+            present |= {enlisted.member for enlisted in cluster.workers.values()}
+            self.replicas = {member: self.replicas[member] for member in self.replicas if member in present}
         coordinator.note_change()
 
     def _slot_for(self, index: int, partition: Partition, former: Slot | None, made_here: bool) -> Slot:
@@ -348,9 +353,9 @@ class Master:
 
     def target(self, member: Member) -> Replica:
         """That member, made callable."""
-        if member not in self._replicas:
-            self._replicas[member] = Replica(member, self.watched)
-        return self._replicas[member]
+        if member not in self.replicas:
+            self.replicas[member] = Replica(member, self.watched)
+        return self.replicas[member]
 
     async def _note_first_store(self) -> None:
         async def note() -> None:

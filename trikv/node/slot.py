@@ -23,6 +23,8 @@ PENDING_MAX: Final = 4_096  # keys in doubt in one partition; beyond it, writes 
 SENT_KEYS_MAX: Final = 65_536  # that are remembered while tombstones are forgotten; beyond it, that has to wait
 PENDING_BYTES_MAX: Final = 256 * 1024 * 1024  # in all partitions together; beyond it, every write is
 
+_OVERHEAD_BYTES: Final = 512  # of a key in a dictionary, a record, its two versions and their numbers
+
 
 class Past(NamedTuple):
     """A configuration of the history with its members made callable. `lenient`: its mode promises convergence only."""
@@ -182,4 +184,5 @@ class Slot:
 
 
 def _weight(key: bytes, record: Record) -> int:
-    return len(key) + len(record.value or b"")
+    """What a write in doubt takes of the memory, in bytes."""
+    return _OVERHEAD_BYTES + len(key) + len(record.value or b"")

@@ -53,6 +53,19 @@ class _Item(NamedTuple):
     request: Store | Fetch | List | Discard | Digest | Forget
 
 
+class _Neighbour:
+    """A link to the next member of a chain. `until_s`: nobody waits for it beyond that."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.scope = trio.CancelScope()
+        self.until_s = 0.0
+
+    async def run(self) -> None:
+        with self.scope:
+            await self.peer.run()
+
+
 class Worker:
     """One worker in one life. Make it with `open`, then `run` it."""
 
@@ -79,7 +92,8 @@ class Worker:
         self._queue: list[_Item] = []
         self._queue_bytes = 0
         self._waiting = trio.Event()
-        self._chain_peers: dict[str, Peer] = {}
+        self.neighbours: dict[str, _Neighbour] = {}  # by address; those that a chain's writes are passed on to
+        self._sweeps = False
         self._nursery: trio.Nursery | None = None
 
     @classmethod
@@ -325,7 +339,7 @@ class Worker:
             known = fault in (Fault.OK, Fault.STALE)
             item.link.answer(item.call_id, fault if known else Fault.RELAY_BROKE, payload if known else [])
 
-        peer = self._chain_peer(hop.address)
+        peer = self._neighbour(hop.address, item.deadline_s)
         size_bytes = _OVERHEAD_BYTES + len(request.key) + len(request.record.value or b"")
         if peer.link is not None:
             peer.call(Op.STORE, arguments, item.deadline_s, done, size_bytes)
@@ -340,20 +354,27 @@ class Worker:
         assert self._nursery is not None
         self._nursery.start_soon(when_linked)
 
-    def _chain_peer(self, address: str) -> Peer:
-        """The link to a neighbour, dialled at the first relay and kept from then on."""
-        if address not in self._chain_peers:
-            assert self._nursery is not None
-            peer = self._chain_peers[address] = Peer(address, self.hello, self._doors)
-            self._nursery.start_soon(peer.run)
-            if len(self._chain_peers) == 1:
+    def _neighbour(self, address: str, until_s: float) -> Peer:
+        """The link to a neighbour, dialled at the first relay and kept for as long as it holds, and until then."""
+        assert self._nursery is not None
+        neighbour = self.neighbours.get(address)
+        if neighbour is None:
+            neighbour = self.neighbours[address] = _Neighbour(Peer(address, self.hello, self._doors))
+            self._nursery.start_soon(neighbour.run)
+            if len(self.neighbours) == 1 and not self._sweeps:
+                self._sweeps = True
                 self._nursery.start_soon(self._sweep_forever)
-        return self._chain_peers[address]
+        neighbour.until_s = max(neighbour.until_s, until_s)
+        return neighbour.peer
 
     async def _sweep_forever(self) -> None:
-        """End the relays that are late, once a second."""
+        """Once a second, end the relays that are late, and forget neighbours that are not where they were."""
         while True:
             await trio.sleep(1)
-            for peer in self._chain_peers.values():
-                if peer.link is not None:
-                    peer.link.sweep(trio.current_time())
+            now = trio.current_time()
+            for address, neighbour in list(self.neighbours.items()):
+                if (link := neighbour.peer.link) is not None:
+                    link.sweep(now)
+                elif neighbour.until_s <= now:
+                    neighbour.scope.cancel()
+                    del self.neighbours[address]

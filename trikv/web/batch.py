@@ -28,7 +28,7 @@ import cbor2
 import trio
 
 from trikv.core.errors import Outcome, Refused, TrikvError
-from trikv.core.frames import REFUSED_TAGS
+from trikv.core.frames import REFUSED_TAGS, has_more_items
 from trikv.core.precondition import Expect
 from trikv.core.record import Version
 from trikv.node.master import Master
@@ -51,6 +51,7 @@ ITEMS_MAX: Final = 1000
 BODY_BYTES_MAX: Final = 8 * 1024 * 1024
 AT_ONCE_MAX: Final = 64
 CBOR: Final = "application/cbor"
+CBOR_ITEMS_MAX: Final = 64 * 1024  # with 11 to an operation, and some for lists of ETags
 
 _DEPTH_MAX: Final = 16
 
@@ -194,6 +195,8 @@ def _parse_cbor(body: bytes) -> Any:
     Raises:
       Refused: it is not exactly one item of plain CBOR: no tags, no indefinite lengths, no repeated keys.
     """
+    if has_more_items(body, CBOR_ITEMS_MAX):
+        raise Refused("bad_request", f"the body has more than {CBOR_ITEMS_MAX:,} items of CBOR")
     stream = BytesIO(body)
     decoder = cbor2.CBORDecoder(
         stream,
