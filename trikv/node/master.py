@@ -116,6 +116,7 @@ class Master:
         self.replicas: dict[Member, Replica] = {}
         self._watch_scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
+        self._ending = False  # of its own accord: there is no change after that
 
     @classmethod
     async def open(
@@ -237,6 +238,8 @@ class Master:
           Refused: it was not made.
           Unknown: nobody knows whether it was made; this master is about to end.
         """
+        if self._ending:  # nothing may be built on what is in doubt, or on what another master has changed
+            raise Refused("stopping", "the master is about to end")
         changed = change(self.cluster)
         if changed == self.cluster:
             return
@@ -299,6 +302,7 @@ class Master:
     def _end(self, error: Exception) -> None:
         """Let `run` end with that error."""
         assert self._nursery is not None
+        self._ending = True
         self._nursery.start_soon(_raise, error)
 
     def _install(self, cluster: Cluster, *, made_here: bool = False) -> None:

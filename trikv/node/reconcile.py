@@ -207,7 +207,8 @@ class Reconciler:
         before = {change.partition: slots[change.partition].partition for change in due}
         ready = await self._empty_joiners(await self._with_life(due))
         replaced = {c.partition for c in ready if slots[c.partition].replaceable}
-        for partition in replaced:
+        closed = {partition for partition in replaced if not slots[partition].closed}
+        for partition in closed:
             slots[partition].closed = True  # from here on nothing is stored under it, so it stays unused
         now_due = {change.partition: change.configuration for change in ready}
 
@@ -223,7 +224,7 @@ class Reconciler:
             return replace(cluster, partitions=tuple(partitions))
 
         def reopen() -> None:
-            for partition in replaced:
+            for partition in closed:
                 slots[partition].closed = slots[partition] is not master.coordinator.slots[partition]
             master.coordinator.note_change()  # writers may be waiting for those that are open again
 
