@@ -206,9 +206,9 @@ class Stranger(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(self.body)
 
-    do_GET = do_PUT = do_DELETE = do_POST = answer
+    do_GET = do_PUT = do_DELETE = do_POST = answer  # noqa: N815 http.server names them
 
-    def log_message(self, format: str, *_: object) -> None:
+    def log_message(self, *_: object) -> None:
         pass
 
 
