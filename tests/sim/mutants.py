@@ -32,6 +32,7 @@ from trikv.core.session import Hello, PeerError
 from trikv.net.doors import Doors
 from trikv.net.replicas import NotEnough, Replicas, Target
 from trikv.node.antientropy import AntiEntropy
+from trikv.node.configstore import ConfigStoreError, NotChanged
 from trikv.node.coordinator import Attempt, Coordinator
 from trikv.node.locks import KeyLocks
 from trikv.node.master import Master
@@ -39,7 +40,7 @@ from trikv.node.registers import Registers
 from trikv.node.repair import fetch_history
 from trikv.node.slot import Slot
 from trikv.node.worker import Worker, _Item
-from trikv.testing.sim import CHANGING, CROWDED
+from trikv.testing.sim import CHANGING, CROWDED, FaultKind
 from trikv.testing.sim.disk import SimStorage
 from trikv_async import Async
 from trikv_chain import Chain
@@ -309,30 +310,55 @@ def compare_nothing() -> AbstractContextManager[None]:
     return replaced(AntiEntropy, "_is_due", is_due)
 
 
+def take_doubt_for_no() -> AbstractContextManager[None]:
+    """A change of the document that was reported as failed is taken for one that was not made."""
+
+    async def write(self: Master, document: dict[str, Any]) -> int:
+        try:
+            with trio.CancelScope(shield=True):
+                revision = await self._store.compare_and_set(document, self._revision)
+        except ConfigStoreError as error:
+            raise NotChanged(str(error)) from error
+        return revision
+
+    return replaced(Master, "_write", write)
+
+
+# Fewer kinds of fault, so that there is more of each.
+PLAIN = replace(
+    CHANGING,
+    weights={
+        kind: weight
+        for kind, weight in CHANGING.weights.items()
+        if kind not in (FaultKind.HUNG_DISK, FaultKind.OLD_DISK, FaultKind.DOUBTFUL_DOCUMENT, FaultKind.OLD_DOCUMENT)
+    },
+)
+
 MUTANTS = [
-    Mutant("relay that stops", Chain(), stop_relays, seed=0),
-    Mutant("incarnation unchecked", Sync(), ignore_incarnations, seed=12),
-    Mutant("no key lock", Quorum(), lock_nothing, seed=0),
+    Mutant("relay that stops", Chain(), stop_relays, seed=1),
+    Mutant("incarnation unchecked", Sync(), ignore_incarnations, seed=30),
+    Mutant("no key lock", Quorum(), lock_nothing, seed=2),
     Mutant("quorum read without write-back", ForgetfulQuorum(), seed=9, plan=CROWDED),
     Mutant("write-back with the old version", Quorum(), repair_with_the_old_version),
-    Mutant("n - W instead of R", Quorum(), ask_too_few, seed=57),
+    Mutant("n - W instead of R", Quorum(), ask_too_few, seed=3),
     Mutant("unknown reported as refused", Sync(), call_the_unknown_refused, seed=0),
-    Mutant("acknowledge before fsync", Sync(), acknowledge_before_fsync, seed=11),
-    Mutant("engine that flushes one batch late", Sync(), flush_one_batch_late, seed=5),
+    Mutant("acknowledge before fsync", Sync(), acknowledge_before_fsync, seed=4),
+    Mutant("engine that flushes one batch late", Sync(), flush_one_batch_late, seed=0),
     Mutant("acknowledge before the tail", Chain(), acknowledge_before_the_tail, seed=0),
-    Mutant("majority of n // 2", Quorum(), halve_majorities, seed=4),
-    Mutant("version from the wall clock", Sync(), take_versions_from_the_clock, seed=2),
-    Mutant("store that overwrites newer", Sync(), overwrite_newer, seed=1),
-    Mutant("no anti-entropy", Async(), compare_nothing, seed=0),
+    Mutant("majority of n // 2", Quorum(), halve_majorities, seed=0),
+    Mutant("version from the wall clock", Sync(), take_versions_from_the_clock, seed=1),
+    Mutant("store that overwrites newer", Sync(), overwrite_newer, seed=0),
+    Mutant("no anti-entropy", Async(), compare_nothing, seed=4),
     Mutant("no epoch check", Sync(), forget_epochs),
     Mutant("pending-first left out", Chain(), leave_out_pending_first),
     Mutant("restart in the old epoch", Sync(), restart_in_the_old_epoch),
     Mutant("promise kept in memory", Sync(), promise_in_memory),
-    Mutant("sync head first", HeadFirstSync(), seed=7, plan=CHANGING),
-    Mutant("sync in parallel", ParallelSync(), seed=7, plan=CHANGING),
-    Mutant("chain read from the head", HeadReadChain(), seed=7, plan=CHANGING),
-    Mutant("settle: n - W instead of R", Quorum(), ask_too_few, seed=7, plan=CHANGING),
-    Mutant("settle: repair without write-back", Quorum(), repair_nothing, seed=5, plan=CHANGING),
+    Mutant("sync head first", HeadFirstSync(), seed=15, plan=CHANGING),
+    Mutant("sync in parallel", ParallelSync(), seed=7, plan=PLAIN),
+    Mutant("chain read from the head", HeadReadChain(), seed=40, plan=CHANGING),
+    Mutant("settle: n - W instead of R", Quorum(), ask_too_few, seed=15, plan=CHANGING),
+    Mutant("settle: repair without write-back", Quorum(), repair_nothing, seed=1, plan=CHANGING),
+    Mutant("doubt taken for no", Sync(), take_doubt_for_no, seed=8, plan=CHANGING),
     *OF_CHANGES,
 ]
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}

@@ -180,14 +180,14 @@ def replace_what_was_used() -> AbstractContextManager[None]:
 
 
 OF_CHANGES = [
-    Mutant("settle without the sweep", Sync(), settle_without_the_sweep, seed=0, plan=CHANGING),
+    Mutant("settle without the sweep", Sync(), settle_without_the_sweep, seed=2, plan=CHANGING),
     Mutant("settle: R listed", Quorum(), list_too_few),
-    Mutant("settle: only the last configuration asked", Quorum(), ask_only_the_last, seed=17, plan=CHANGING),
-    Mutant("settle: ends after the next change", Quorum(), settle_whatever_is_there, seed=8, plan=CHANGING),
+    Mutant("settle: only the last configuration asked", Quorum(), ask_only_the_last, seed=18, plan=CHANGING),
+    Mutant("settle: ends after the next change", Quorum(), settle_whatever_is_there, seed=29, plan=CHANGING),
     Mutant("settle: copies whatever is newest", Quorum(), copy_blindly),
     Mutant("joiner without discard", Sync(), discard_nothing),
     Mutant("tombstones forgotten and not noted", Async(), forget_and_not_say),
-    Mutant("discard after persisting", Sync(), discard_late, seed=8, plan=CHANGING),
+    Mutant("discard after persisting", Sync(), discard_late, seed=3, plan=CHANGING),
     Mutant("used configuration replaced", Sync(), replace_what_was_used),
     Mutant("replaced configuration still written", Sync(), write_to_what_is_replaced),
 ]

@@ -30,7 +30,9 @@ _DOWN: Final = (
     FaultKind.CRASH,
     FaultKind.POWER_CUT,
     FaultKind.DISK_LOSS,
+    FaultKind.OLD_DISK,
     FaultKind.MASTER_CRASH,
+    FaultKind.OLD_DOCUMENT,
     FaultKind.MASTER_STOP,
 )
 

@@ -3,9 +3,14 @@
 A `Disk` is what a machine still has after a crash. A `SimStorage` is one life's view of it, behind the door that every
 storage engine has. A batch is on its way to the disk for as long as an fsync takes; whether reads see it meanwhile is
 drawn, since engines differ in it. A crash in that time leaves all of the batch or nothing. A disk that is full fails
-the commit, and what it then holds is drawn too: after an fsync that failed nobody can say.
+the commit, and what it then holds is drawn too: after an fsync that failed nobody can say. A disk that hangs answers
+neither commits nor scans until it is mended; what is in memory is still read.
 
-`ConfigDisk` and `SimConfigStore` are the same for the master's document.
+A disk remembers its batches, so that it can be put back as it was when any of them had just been written.
+
+`ConfigDisk` and `SimConfigStore` are the same for the master's document. While it is in doubt, a change is refused, or
+is reported as failed; then it is made, or is not, or is made later, unless another one was made first: when the process
+of the master ends, as with a log that was written and not flushed, or by itself, as with a request still on its way.
 """
 
 from __future__ import annotations
@@ -13,16 +18,19 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import cbor2
 import trio
 
 from trikv.api import Batch, Page, Record, Storage
-from trikv.node.configstore import ConfigConflict, ConfigStore, ConfigStoreError
+from trikv.node.configstore import ConfigConflict, ConfigStore, ConfigStoreError, NotChanged
 from trikv.storage.memory import MemoryStorage
-from trikv.testing.sim.clock import sleep
+from trikv.testing.sim.clock import SimClock, sleep
 from trikv.testing.sim.network import Life
+
+_FAILING: Final = 0.7  # of the changes that are asked for while the document is in doubt
+_LATER_S: Final = 3.0
 
 
 class Disk:
@@ -32,6 +40,8 @@ class Disk:
         self.fsync_s = fsync_s
         self.slow_s = 0.0
         self.full = False
+        self.mended: trio.Event | None = None  # it hangs until then
+        self.past: list[Batch] = []  # what was written, since the disk was new
         self.records: dict[tuple[int, bytes], Record] = {}
         self.meta: dict[str, bytes] = {}
         self.under_way: Batch | None = None
@@ -40,6 +50,7 @@ class Disk:
         """What was under way is on the disk."""
         batch, self.under_way = self.under_way, None
         if batch is not None:
+            self.past.append(batch)
             if batch.discards:
                 kept = self.records.items()
                 self.records = {where: record for where, record in kept if where[0] not in batch.discards}
@@ -56,9 +67,27 @@ class Disk:
 
     def lose(self) -> None:
         """A new disk in its place."""
+        self.past = []
         self.records = {}
         self.meta = {}
         self.under_way = None
+
+    def put_back(self, share: float) -> None:
+        """The disk as it was after this share of what was written to it, and no emptier than after the first."""
+        past = self.past[: max(1, int(share * len(self.past)))]
+        self.lose()
+        for batch in past:
+            self.under_way = batch
+            self.flush()
+
+    def hang(self) -> None:
+        if self.mended is None:
+            self.mended = trio.Event()
+
+    def mend(self) -> None:
+        if self.mended is not None:
+            self.mended.set()
+            self.mended = None
 
 
 class SimStorage(Storage):
@@ -82,6 +111,7 @@ class SimStorage(Storage):
     async def scan(
         self, partitions: Sequence[int], *, prefix: bytes = b"", after: bytes | None = None, limit: int, bytes_max: int
     ) -> Page:
+        await self._wait_while_it_hangs()
         return await self._view.scan(partitions, prefix=prefix, after=after, limit=limit, bytes_max=bytes_max)
 
     async def commit(self, batch: Batch) -> None:
@@ -93,11 +123,17 @@ class SimStorage(Storage):
         if seen_early:
             self._view.apply(batch)
         await sleep(disk.fsync_s * (0.5 + dice.random()) + disk.slow_s * dice.random())
+        await self._wait_while_it_hangs()
         if disk.full:
+            self._life.disk_failed = True
             raise OSError(errno.ENOSPC, "no space left on the simulated disk")
         disk.flush()
         if not seen_early:
             self._view.apply(batch)
+
+    async def _wait_while_it_hangs(self) -> None:
+        while self._disk.mended is not None:
+            await self._disk.mended.wait()
 
     def meta(self) -> Mapping[str, bytes]:
         return self._view.meta()
@@ -114,24 +150,39 @@ class ConfigDisk:
         self.body = cbor2.dumps(document)
         self.revision = 1
         self.under_way: bytes | None = None
+        self.doubtful = False
+        self.later: tuple[bytes, int] | None = None  # a change that was reported as failed, and the revision it changes
+        self.past: list[bytes] = []  # the documents that there were before
 
     def flush(self) -> None:
         if self.under_way is not None:
+            self.past.append(self.body)
             self.body, self.under_way = self.under_way, None
             self.revision += 1
+
+    def make_later_change(self) -> None:
+        """What was reported as failed happens after all, unless something else did."""
+        later, self.later = self.later, None
+        if later is not None and later[1] == self.revision:
+            before, self.under_way = self.under_way, later[0]
+            self.flush()
+            self.under_way = before
 
     def crash(self, dice: random.Random) -> None:
         if dice.random() < 0.5:
             self.flush()
-        self.under_way = None
+        if dice.random() < 0.5:
+            self.make_later_change()
+        self.under_way = self.later = None
 
 
 class SimConfigStore(ConfigStore):
     """One master's view of a `ConfigDisk`."""
 
-    def __init__(self, disk: ConfigDisk, life: Life) -> None:
+    def __init__(self, disk: ConfigDisk, life: Life, clock: SimClock) -> None:
         self._disk = disk
         self._life = life
+        self._clock = clock
 
     async def read(self) -> tuple[dict[str, Any] | None, int]:
         await trio.lowlevel.checkpoint()
@@ -147,8 +198,30 @@ class SimConfigStore(ConfigStore):
         disk.under_way = cbor2.dumps(document)
         await sleep(disk.fsync_s * (0.5 + self._life.dice.random()))
         self._check_alive()
+        if revision != disk.revision:  # a change that was reported as failed was made meanwhile
+            disk.under_way = None
+            raise ConfigConflict(f"the document is at revision {disk.revision}, not {revision}")
+        if disk.doubtful and self._life.dice.random() < _FAILING:
+            self._fail()
         disk.flush()
         return disk.revision
+
+    def _fail(self) -> None:
+        disk, dice = self._disk, self._life.dice
+        self._life.disk_failed = True
+        fate = dice.choice(("made", "not made", "made later", "refused"))
+        if fate == "refused":
+            disk.under_way = None
+            raise NotChanged("the simulated document's disk has no room")
+        if fate == "made":
+            disk.flush()
+        elif fate == "made later":
+            assert disk.under_way is not None
+            disk.later = (disk.under_way, disk.revision)
+            if dice.random() < 0.5:
+                self._clock.after(_LATER_S * dice.random(), disk.make_later_change)
+        disk.under_way = None
+        raise ConfigStoreError("the answer of the simulated document's disk was lost")
 
     def _check_alive(self) -> None:
         """A master holds off its cancellation while it waits here. Its crash does not wait for that."""

@@ -25,7 +25,9 @@ _CRASHES: Final = (
     FaultKind.DISK_LOSS,
     FaultKind.EVICTION,
     FaultKind.EVICTION_EMPTY,
+    FaultKind.OLD_DISK,
     FaultKind.MASTER_CRASH,
+    FaultKind.OLD_DOCUMENT,
 )
 _LOSE_DISKS: Final = (FaultKind.DISK_LOSS, FaultKind.EVICTION_EMPTY)
 
@@ -100,6 +102,11 @@ class Faults:
             return None if captured is None else partial(world.network.replay, *captured)
         if kind is FaultKind.SLOW_DISK:
             return _set(world.disks[first], "slow_s", _SLOW_DISK_S)
+        if kind is FaultKind.HUNG_DISK:
+            world.disks[first].hang()
+            return world.disks[first].mend
+        if kind is FaultKind.DOUBTFUL_DOCUMENT:
+            return self._doubt_document()
         assert kind is FaultKind.FULL_DISK, kind
         return self._fill_disk(first)
 
@@ -117,6 +124,11 @@ class Faults:
             )
             if fault.kind in _LOSE_DISKS and world.can_lose(name):
                 world.lose_disk(name)
+            dice = random.Random(f"{world.schedule.seed}/copy/{fault.at_s}")
+            if fault.kind is FaultKind.OLD_DISK and world.can_lose(name):
+                world.put_disk_back(name, 1 - dice.random() ** 2)
+            if fault.kind is FaultKind.OLD_DOCUMENT:
+                world.put_document_back(dice.choice((1, 1, 2)))
 
         def restart() -> None:
             life.steps_left = 0
@@ -137,6 +149,16 @@ class Faults:
         life.has_successor = False  # not before the fault ends
         life.scope.cancel()
         return partial(world.start, name)
+
+    def _doubt_document(self) -> Callable[[], None]:
+        config = self._world.config
+        config.doubtful = True
+
+        def trust() -> None:
+            config.doubtful = False
+            self._world.start(MASTER)  # it may have ended, since it could not know
+
+        return trust
 
     def _fill_disk(self, name: str) -> Callable[[], None]:
         disk = self._world.disks[name]

@@ -43,6 +43,7 @@ class Life:
         self.number = number
         self.dice = dice
         self.dead = False
+        self.disk_failed = False  # the node was told so, and may end for this reason
         self.has_successor = False  # when it has ended by itself, the next one begins
         self.scope = trio.CancelScope()
         self.steps_left = 0  # until `crash` is called; 0: it is not counted

@@ -10,9 +10,11 @@ kind of fault has a weight of its own in each seed, and in about half of the see
 Changes of the cluster (`FaultKind`, the last five) are drawn beside the other faults, as many as the plan says. They
 strike in storms too, often two in a row, and often the master dies some steps into one.
 
-Faults end before the last phase, in which everything is healed and read. Disks are lost only as far as the mode's
-promise covers it: W - 1 of them, since then R = n - W + 1 members of every configuration are left (one under async,
-which promises less); and the world lets none be lost whose loss would leave fewer at that moment.
+Faults end before the last phase, in which everything is healed and read. Disks are lost, or put back from an older
+copy, only as far as the mode's promise covers it: W - 1 of them, since then R = n - W + 1 members of every
+configuration are left (one under async, which promises less); and the world lets none be lost whose loss would leave
+fewer at that moment. A document that is put back has the configurations of the one that it replaces: what it has
+forgotten is the last terms. To put back one with other configurations is beyond the promise.
 """
 
 from __future__ import annotations
@@ -45,8 +47,12 @@ class FaultKind(StrEnum):
     REPLAY = "replay"  # frames that a worker once got from a node that may be dead arrive again
     SLOW_DISK = "slow disk"
     FULL_DISK = "full disk"  # commits fail, and the worker stops
+    HUNG_DISK = "hung disk"  # nothing comes back from the disk, while the process lives
+    OLD_DISK = "disk put back"  # a worker dies, and its disk is put back from an older copy
     MASTER_CRASH = "master crash"
     MASTER_STOP = "master stop"  # it is shut down as an operator would do it
+    DOUBTFUL_DOCUMENT = "document in doubt"  # a change of it is reported as failed, and is made, or not, or later
+    OLD_DOCUMENT = "document put back"  # the master dies, and its document is put back: a term is given twice
     JOIN = "join"  # a further worker is started, and stays
     DRAIN = "drain"  # an operator has a worker emptied, and changes their mind when the fault ends
     MODE_SWITCH = "mode switch"  # an operator asks for another mode
@@ -67,8 +73,12 @@ _WEIGHTS: Final[Mapping[FaultKind, float]] = {
     FaultKind.REPLAY: 2.0,
     FaultKind.SLOW_DISK: 2.0,
     FaultKind.FULL_DISK: 0.5,
+    FaultKind.HUNG_DISK: 1.0,
+    FaultKind.OLD_DISK: 0.0,
     FaultKind.MASTER_CRASH: 2.0,
     FaultKind.MASTER_STOP: 0.5,
+    FaultKind.DOUBTFUL_DOCUMENT: 1.0,
+    FaultKind.OLD_DOCUMENT: 0.5,
 }
 _CHANGES: Final[Mapping[FaultKind, float]] = {
     FaultKind.JOIN: 1.0,
@@ -78,7 +88,8 @@ _CHANGES: Final[Mapping[FaultKind, float]] = {
     FaultKind.EVICTION_EMPTY: 1.0,
 }
 _ON_LINKS: Final = (FaultKind.ONE_WAY, FaultKind.SLOW_LINK, FaultKind.LOSSY_LINK)
-_ON_MASTER: Final = (FaultKind.MASTER_CRASH, FaultKind.MASTER_STOP)
+_ON_MASTER: Final = (FaultKind.MASTER_CRASH, FaultKind.MASTER_STOP, FaultKind.OLD_DOCUMENT)
+_LOSE_DISKS: Final = (FaultKind.DISK_LOSS, FaultKind.OLD_DISK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +237,10 @@ class Plan:
         faults: list[Fault] = []
         while len(faults) < self.faults and any(weights.values()):
             (kind,) = dice.choices(list(weights), list(weights.values()))
-            if kind is FaultKind.DISK_LOSS:
+            if kind in _LOSE_DISKS:
                 disks_to_lose -= 1
                 if disks_to_lose <= 0:
-                    weights[kind] = 0.0
+                    weights |= dict.fromkeys(_LOSE_DISKS, 0.0)
                 if disks_to_lose < 0:
                     continue
             at_s = dice.choice(storms) + dice.random() * self.storm_s
@@ -347,7 +358,11 @@ def _draw_fault(kind: FaultKind, at_s: float, workers: Sequence[str], dice: rand
         return Fault(at_s, kind, tuple(ends), lasts_s)
     if kind in _ON_MASTER:
         return Fault(at_s, kind, (MASTER,), 0.02 + dice.random() ** 3 * 2, after_steps, linger_s)
+    if kind is FaultKind.DOUBTFUL_DOCUMENT:
+        return Fault(at_s, kind, (MASTER,), 3 * lasts_s)
     worker = dice.choice(workers)
+    if kind is FaultKind.HUNG_DISK:
+        return Fault(at_s, kind, (worker,), 3 * lasts_s)
     if kind in (FaultKind.REPLAY, FaultKind.SLOW_DISK):
         return Fault(at_s, kind, (worker,), 2 * lasts_s)
     return Fault(at_s, kind, (worker,), lasts_s, after_steps, linger_s)

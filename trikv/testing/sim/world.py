@@ -31,7 +31,7 @@ from trikv.registry import Registry, load_registry
 from trikv.testing.history import Finding
 from trikv.testing.sim.clock import SimClock
 from trikv.testing.sim.disk import ConfigDisk, Disk, SimConfigStore, SimStorage
-from trikv.testing.sim.network import Host, Life, Network, SimTransport
+from trikv.testing.sim.network import Life, Network, SimTransport
 from trikv.testing.sim.operators import Operators
 from trikv.testing.sim.plan import MASTER, FaultKind, Schedule
 from trikv.testing.sim.trace import Trace
@@ -57,6 +57,7 @@ class World:
         self.findings: list[Finding] = []
         self.injected: Counter[FaultKind] = Counter()
         self.disks_lost = 0
+        self._put_back: set[tuple[str, bytes]] = set()  # workers and incarnations of which an older copy was put back
         self._nursery = nursery
         self.modes = {name: _installed().strategy(name) for name in schedule.modes} | {strategy.name: strategy}
         self.operators = Operators(self, nursery)
@@ -117,6 +118,31 @@ class World:
         self.disks[name].lose()
         self.disks_lost += 1
 
+    def put_disk_back(self, name: str, share: float) -> None:
+        """The disk of this machine, which is off, is as it was after this share of what was written to it. Whoever
+        starts with it is another member, for it has forgotten what it promised."""
+        disk = self.disks[name]
+        if disk.past:
+            self._put_back.add((name, disk.meta["incarnation"]))
+            disk.put_back(share)
+            self.disks_lost += 1
+
+    def put_document_back(self, starts: int) -> None:
+        """The document is as it was so many starts of a master ago, or fewer, while the master is off. Nothing happens
+        if the configurations, the members or the mode were others then: that is beyond what is promised."""
+        config = self.config
+        present = Cluster.from_document(cbor2.loads(config.body))
+        chosen: bytes | None = None
+        for body in reversed(config.past):
+            former = Cluster.from_document(cbor2.loads(body))
+            if former.term + starts < present.term or _what_stays(former) != _what_stays(present):
+                break
+            if former.term < present.term:
+                chosen = body
+        if chosen is not None:
+            config.under_way = chosen
+            config.flush()
+
     def can_lose(self, name: str) -> bool:
         """Does the promise cover the loss of this disk now? Then R members of every configuration keep theirs."""
         if any(strategy.promise is Promise.AP for strategy in self.modes.values()):
@@ -132,7 +158,9 @@ class World:
         )
 
     def _keeps_disk(self, member: Member) -> bool:
-        return self.disks[member.worker].meta.get("incarnation") == member.incarnation.encode()
+        incarnation = member.incarnation.encode()
+        kept = self.disks[member.worker].meta.get("incarnation") == incarnation
+        return kept and (member.worker, incarnation) not in self._put_back
 
     async def _live(self, life: Life, run: Callable[[Life], Awaitable[None]]) -> None:
         host = life.host
@@ -140,7 +168,7 @@ class World:
             with life.scope:
                 await run(life)
         except Exception as error:  # noqa: BLE001 whatever it is, it ends one node, and is judged here
-            if not life.dead and not self._has_reason(host, error):
+            if not life.dead and not _has_reason(life, error):
                 where = traceback.format_exception(error)[-12:]
                 self.findings.append(Finding("node failed", "-", f"{host.name} ended by itself: {''.join(where)}"))
         if not life.dead:
@@ -148,19 +176,10 @@ class World:
             if life.has_successor:
                 self.start(host.name)
 
-    def _has_reason(self, host: Host, error: Exception) -> bool:
-        """Did its disk fail?"""
-        if host.name == MASTER or not self.disks[host.name].full:
-            return False
-        errors = [error]
-        while isinstance(errors[-1], ExceptionGroup):
-            errors.append(errors[-1].exceptions[0])
-        return isinstance(errors[-1], OSError)
-
     async def _run_master(self, life: Life) -> None:
         doors = Doors(SimTransport(self.network, life), life.dice)
         master = await Master.open(
-            SimConfigStore(self.config, life),
+            SimConfigStore(self.config, life, self.clock),
             Registry(self.modes),
             doors,
             down_after_s=self.schedule.down_after_s,
@@ -259,6 +278,19 @@ class World:
             for index, states in self.replicas().items()
             if any(state != next(iter(states.values())) for state in states.values())
         ]
+
+
+def _what_stays(cluster: Cluster) -> object:
+    """What a document that is put back must not have forgotten. That a partition was settled since is no harm."""
+    members = [enlisted.member for enlisted in cluster.workers.values()]
+    return cluster.mode, members, [(partition.generation, partition.active) for partition in cluster.partitions]
+
+
+def _has_reason(life: Life, error: Exception) -> bool:
+    """Did its disk fail?"""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return life.disk_failed and isinstance(error, OSError)
 
 
 @cache
