@@ -57,8 +57,10 @@ def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | N
         with cluster, cluster.client(patience_s=3.0) as client:
             print(f"the page is {cluster.url}, the master {cluster.master.address} (pid {cluster.master.pid})")
             print(f"try it: curl '{cluster.url}/put?key=k&value=v'; Ctrl-C stops everything", flush=True)
+            if mode not in (None, now := client.mode()["mode"]):
+                print(f"the mode is {now}, not {mode}, since the data is of a cluster in that mode", flush=True)
             _watch(cluster, client)
-    except (NodeFailed, TimeoutError) as error:
+    except (NodeFailed, TimeoutError, TrikvError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -121,6 +123,7 @@ def run_tour(*, mode: str, workers: int, storage: str, data_dir: Path | None) ->
     print(f"starting a master and {workers} workers in {cluster.directory}", flush=True)
     try:
         with cluster, cluster.client() as client:
+            mode = client.mode()["mode"]  # kept data has its own
             broken = _tour(cluster, client)
     except (NodeFailed, TimeoutError, TrikvError) as error:
         print(f"error: the tour could not be finished: {error}", file=sys.stderr)

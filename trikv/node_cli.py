@@ -48,8 +48,8 @@ def _settings(
 @click.command()
 @click.argument("port", required=False)
 @click.argument("workers", metavar="[WORKER...]", nargs=-1)
-@click.option("--mode", help="The mode of the cluster, when it is founded. Default: quorum.")
-@click.option("--replicas", metavar="N", help="Copies of each key, when it is founded. Default: 3.")
+@click.option("--mode", help="The mode that the cluster is founded with. Default: quorum.")
+@click.option("--replicas", metavar="N", help="Copies of each key that it is founded with. Default: 3.")
 @click.option("--http", metavar="HOST:PORT", help="Where HTTP is served. Default: 127.0.0.1:8080.")
 @click.option("--timeout", "timeout_s", metavar="SECONDS", help="The deadline of every request. Default: 2.")
 @click.option(
@@ -62,6 +62,8 @@ def _settings(
 @node_options
 def master(config: Path | None, **flags: Any) -> None:
     """Run the master on PORT (default 8000), and enlist each WORKER, an address like localhost:8001.
+
+    A cluster that was founded with other --mode or --replicas, or switched since, goes on with its own.
 
     Every setting may also come from a variable (TRIKV_MASTER_MODE=chain) or from the file.
     """

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,98 @@ def test_a_write_whose_answer_is_lost_is_unknown(trikv: Trikv, silent_server: st
 
 def test_a_read_whose_answer_is_lost_is_refused(trikv: Trikv, silent_server: str) -> None:
     assert trikv("get", "key", url=silent_server).returncode == 4
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """A server that is none of trikv's: it is content with everything, and asks to log in."""
+
+    status = 200
+    headers_sent: tuple[tuple[str, str], ...] = (("content-type", "text/html"),)
+    body = b"<html>please log in</html>"
+
+    def handle_one_request(self) -> None:
+        super().handle_one_request()
+        self.close_connection = True
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.send_response(self.status)
+        for name, value in (*self.headers_sent, ("content-length", str(len(self.body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_GET = do_PUT = do_DELETE = do_POST = answer  # noqa: N815 http.server names them
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class JsonStranger(Stranger):
+    """One whose answers look much like trikv's, but are not."""
+
+    headers_sent = (("content-type", "application/json"), ("etag", '"1.0-1"'))
+    body = b'{"outcome": "committed", "partitions": [], "results": [], "items": [], "after": null}'
+
+
+class RefusingStranger(JsonStranger):
+    status = 503
+    body = b'{"outcome": "refused", "code": "unavailable", "detail": "no"}'
+
+
+class GarbledStranger(Stranger):
+    headers_sent = (("content-encoding", "gzip"),)
+
+
+@pytest.fixture(scope="module", params=[Stranger, JsonStranger, RefusingStranger, GarbledStranger])
+def stranger(request: pytest.FixtureRequest) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), request.param) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_what_is_not_trikv_is_not_believed(trikv: Trikv, stranger: str, tmp_path: Path) -> None:
+    """Of a read there is then no answer (4), and the outcome of a change is unknown (6)."""
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "file").write_bytes(b"value")
+    unanswered = [
+        ("get", "k"), ("get", "k", "--json"), ("scan",), ("dump", tmp_path / "new"), ("status",), ("mode",),
+        ("mode", "--plan", "sync"), ("workers",), ("workers", "plan"), ("workers", "drain", "--dry-run", "w"),
+        ("events",), ("events", "--no-follow"), ("repair", "--dry-run"),
+    ]  # fmt: skip
+    unknown = [
+        ("put", "k", "v"), ("put", "k", "v", "--json"), ("put", "k", "v", "--if-absent"), ("delete", "k"),
+        ("load", files), ("mode", "sync"), ("workers", "drain", "w"), ("workers", "undrain", "w"),
+        ("workers", "remove", "w"), ("repair",), ("recover", "--accept-loss"),
+    ]  # fmt: skip
+    for code, commands in ((4, unanswered), (6, unknown)):
+        for words in commands:
+            ended = trikv(*words, url=stranger)
+            assert (ended.returncode, words) == (code, words), ended.stderr
+            assert b"committed" not in ended.stdout
+            assert len(ended.stderr.splitlines()) == 1
+    from_load = json.loads(trikv("load", files, "--json", url=stranger).stdout)
+    assert [name for name, _ in from_load["unknown"]] == ["file"]
+
+
+@pytest.mark.parametrize("ending", ["?x=1", "/?", "#here", "/v1?a#b"])
+def test_a_url_with_a_query_or_a_fragment_is_refused(trikv: Trikv, stranger: str, ending: str) -> None:
+    for words in (("get", "k"), ("put", "k", "v")):
+        ended = trikv(*words, "--url", stranger + ending)
+        assert ended.returncode == 2
+        assert b"query or a fragment" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["http://" + "a" * 70 + ".test", "http://[::1", "ftp://127.0.0.1", "http://", "http:/x"]
+)
+def test_a_url_of_nothing_is_one_line(trikv: Trikv, url: str) -> None:
+    ended = trikv("get", "k", "--url", url)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
 
 
 def test_load_names_what_it_leaves_out(quiet_cluster: LocalCluster, trikv: Trikv, tmp_path: Path) -> None:

@@ -55,12 +55,11 @@ def test_a_demo_whose_data_is_kept_goes_on_in_the_mode_that_it_was_switched_to(t
             assert found.value == b"blue"
             demo.process.send_signal(signal.SIGTERM)
             assert demo.process.wait(timeout=20) == 0
-    ended = subprocess.run(
-        [sys.executable, "-m", "trikv", "demo", "--workers", "3", "--data-dir", tmp_path, "--mode", "sync"],
-        capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 1
-    assert b"this cluster's mode is chain, not sync" in ended.stderr
+    with running_demo("--data-dir", str(tmp_path), "--mode", "sync", storage="rocksdb") as demo:
+        with Client(demo.url) as client:
+            assert client.mode()["mode"] == "chain"
+        assert demo.process.stdout is not None
+        assert any(b"mode is chain, not sync" in line for line in demo.process.stdout)
 
 
 class Demo(NamedTuple):

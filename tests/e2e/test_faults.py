@@ -66,12 +66,17 @@ def test_an_unknown_mode_is_answered_with_the_modes_there_are(trikv_process: Tri
     assert_one_line(trikv_process(*start), 2, "sink", "sync", "async", "chain", "quorum")
 
 
-def test_another_mode_on_a_founded_cluster_is_refused_with_the_remedy(trikv_process: Trikv, tmp_path: Path) -> None:
-    with LocalCluster(mode="sync", workers=1, replicas=1, directory=tmp_path):
-        pass
-    start = ("master", "0", "--http", "127.0.0.1:0", "--data-dir", tmp_path / "master")
-    assert_one_line(trikv_process(*start, "--mode", "chain"), 1, "sync", "chain", "without --mode")
-    assert_one_line(trikv_process(*start, "--replicas", "2"), 1, "1 replica", "without --replicas")
+def test_the_founding_command_line_repeated_after_a_switch_brings_the_master_back(tmp_path: Path) -> None:
+    with LocalCluster(mode="quorum", workers=1, replicas=1, directory=tmp_path) as cluster:
+        with cluster.client() as client:
+            client.set_mode("sync")
+        cluster.master.stop()
+        cluster.master.start()  # with --mode quorum, as a supervisor would
+        with cluster.client() as client:
+            assert client.mode()["mode"] == "sync"
+    told = [line for line in (tmp_path / "master.log").read_text().splitlines() if "mode sync, not quorum" in line]
+    assert len(told) == 1
+    assert "WARNING" in told[0]
 
 
 def test_a_founded_cluster_without_its_document_is_refused(trikv_process: Trikv, tmp_path: Path) -> None:

@@ -301,18 +301,22 @@ async def test_a_master_that_was_superseded_changes_nothing_any_more(
     assert await cluster.store.read() == document
 
 
-async def test_the_founding_settings_cannot_be_changed_by_a_restart(
-    nursery: trio.Nursery, autojump_clock: MockClock
+async def test_a_restart_with_other_founding_settings_comes_up_with_the_clusters_own(
+    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster = await start(nursery, mode="chain")
     await cluster.stop_master()
-    with pytest.raises(StartError, match="mode is chain, not sync; start it without --mode"):
-        await cluster.start_master(mode="sync")
-    with pytest.raises(StartError, match="founded with 3 replicas, not 5; start it without --replicas"):
-        await cluster.start_master(replicas=5)
+    for mode, replicas in (("chain", 3), (None, None), ("sync", 5)):
+        assert "own settings" not in caplog.text
+        await cluster.start_master(mode=mode, replicas=replicas)
+        assert (cluster.master.cluster.mode, cluster.master.cluster.replicas) == ("chain", 3)
+        await cluster.stop_master()
+    warnings = [record.getMessage() for record in caplog.records if "own settings" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "mode chain, not sync" in warnings[0]
+    assert "3 replicas, not 5" in warnings[0]
     with pytest.raises(Refused, match="'nope' is none of"):
         await Master.open(MemoryConfigStore(), cluster.registry, cluster.doors, mode="nope")
-    await cluster.start_master(mode="chain", replicas=3)
 
 
 async def restore_backup(cluster: InProcessCluster, document: dict[str, Any]) -> None:

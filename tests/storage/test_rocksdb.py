@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,19 @@ def files_no_longer_than(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_what_the_log_holds_is_on_the_disk_before_it_is_read(tmp_path: Path) -> None:
+    """A flush may have failed, and then the log's pages look well only while they are cached."""
+    storage = await RocksEngine().open(tmp_path / "live")
+    await storage.commit(Batch(puts={(0, b"k"): record(1)}))
+    shutil.copytree(tmp_path / "live", tmp_path / "killed")
+    await storage.close()
+    assert [log.stat().st_size > 0 for log in (tmp_path / "killed").glob("*.log")] == [True]
+    storage = await RocksEngine().open(tmp_path / "killed")
+    assert storage.get(0, b"k") == record(1)
+    assert [log.stat().st_size for log in (tmp_path / "killed").glob("*.log")] == [0]
+    await storage.close()
 
 
 async def test_after_a_failed_commit_nothing_is_taken_any_more(tmp_path: Path) -> None:

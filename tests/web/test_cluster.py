@@ -111,6 +111,18 @@ def test_foreign_pages(web: httpx.Client, method: str, path: str, headers: dict[
     assert web.get("/v1/kv/crossed").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/kv/absent"), ("PUT", "/v1/kv/marked"), ("DELETE", "/v1/kv/marked"), ("GET", "/v1/kv"),
+        ("POST", "/v1/batch"), ("GET", "/v1/cluster"), ("GET", "/readyz"), ("GET", "/nope"), ("GET", "/"),
+        ("POST", "/v1/cluster"), ("HEAD", "/v1/events"),
+    ],
+)  # fmt: skip
+def test_every_answer_says_that_it_is_trikvs(web: httpx.Client, method: str, path: str) -> None:
+    assert web.request(method, path).headers["trikv"] == "1"
+
+
 def test_the_page(web: httpx.Client) -> None:
     page = web.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"

@@ -136,8 +136,11 @@ class Master:
     ) -> Master:
         """Found the cluster, or take up the one that the document describes, under a new term.
 
+        `mode` and `replicas` found a cluster. A later start that names others comes up with the cluster's own, and
+        says so in one warning: a supervisor repeats the founding command line also after the mode was switched.
+
         Raises:
-          StartError: the document and the settings disagree, or the cluster's mode is not installed.
+          StartError: the mode cannot work with so many replicas, or the cluster's mode is not installed.
           ConfigConflict: somebody else is starting on this document.
         """
         document, revision = await store.read()
@@ -147,16 +150,7 @@ class Master:
             cluster = Cluster(f"c-{doors.new_id()}", mode, replicas or 3, PARTITION_COUNT)
         else:
             cluster = Cluster.from_document(document)
-            if mode is not None and mode != cluster.mode:
-                raise StartError(
-                    f"this cluster's mode is {cluster.mode}, not {mode}; start it without --mode or with --mode "
-                    f"{cluster.mode}, and switch with trikv mode {mode} while it runs"
-                )
-            if replicas is not None and replicas != cluster.replicas:
-                raise StartError(
-                    f"this cluster was founded with {cluster.replicas} replicas, not {replicas}; "
-                    f"start it without --replicas or with --replicas {cluster.replicas}"
-                )
+            _warn_of_other_founding(cluster, mode, replicas)
             _check_modes(cluster, registry)
         cluster = cluster.with_term(cluster.term + 1)
         revision = await store.compare_and_set(cluster.to_document(), revision)
@@ -508,6 +502,16 @@ class Master:
                     return
                 for watched in self.watched.values():
                     watched.peer.redial()
+
+
+def _warn_of_other_founding(cluster: Cluster, mode: str | None, replicas: int | None) -> None:
+    others = []
+    if mode not in (None, cluster.mode):
+        others.append(f"mode {cluster.mode}, not {mode} (trikv mode {mode} switches it)")
+    if replicas not in (None, cluster.replicas):
+        others.append(f"{cluster.replicas} replicas, not {replicas}")
+    if others:
+        _log.warning("this cluster goes on with its own settings: %s", "; ".join(others))
 
 
 def _check_copies(strategy: Strategy, replicas: int) -> None:

@@ -10,8 +10,10 @@ The worker hides it for that long.
 
 What a failed flush has left behind, nobody can say, so after one failure the storage takes no further commit.
 
-At start RocksDB replays its log. A torn tail is what a crash leaves behind and is dropped: it was never acknowledged.
-Damage anywhere before the tail is refused, since skipping it would silently lose what was acknowledged.
+At start RocksDB replays its log, and flushes what it found there as a table before anything is read from it: so what a
+failed flush has left in the log is either gone or durable by then, and not only cached. A torn tail is what a crash
+leaves behind and is dropped: it was never acknowledged. Damage anywhere before the tail is refused, since skipping it
+would silently lose what was acknowledged.
 
 Buffers and threads are small: a machine may run many workers, each with an instance of its own.
 """

@@ -105,9 +105,8 @@ class LocalCluster:
 
         def master_command(node: Node) -> list[str]:
             http = f"127.0.0.1:{node.http_port}"
-            founding = None if node.started else mode  # it may have been switched since
             options = {
-                "--mode": founding, "--replicas": replicas, "--http": http, "--timeout": timeout_s,
+                "--mode": mode, "--replicas": replicas, "--http": http, "--timeout": timeout_s,
                 "--down-after": down_after_s, "--settle-rate": settle_rate_mb, "--min-copies": min_copies,
             }  # fmt: skip
             return ["master", str(node.port), *_flags(options), "--data-dir", str(directory / "master")]
