@@ -31,7 +31,7 @@ FLOORS = {
     "trikv.web": 5, "trikv.testing": 5, "trikv.client": 5,
     "trikv.bulk": 6, "trikv.cli": 6, "trikv.daemon": 6, "trikv.demo": 6, "trikv.show": 6, "trikv.__main__": 6,
     "trikv.certify_cli": 6, "trikv.node_cli": 6, "trikv.operate_cli": 6, "trikv.cli_shared": 6,
-    "trikv.newstrategy": 6,
+    "trikv.newstrategy": 6, "trikv.logs": 6,
 }  # fmt: skip
 
 CLOCKS_AND_DICE = {"time", "datetime", "random", "secrets", "uuid"}

@@ -28,6 +28,7 @@ import trio
 from trikv.api import StorageEngine
 from trikv.config import MasterSettings, WorkerSettings
 from trikv.core.errors import TrikvError
+from trikv.logs import start_log
 from trikv.net.accept import raise_descriptor_limit
 from trikv.net.doors import Doors, Listening, join_address, split_address
 from trikv.node.configstore import ConfigConflict, SqliteConfigStore
@@ -57,17 +58,18 @@ def run_master(settings: MasterSettings) -> int:
 
 
 def _run(main: Callable[[], Awaitable[None]]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    logging.getLogger("hypercorn.error").setLevel(logging.WARNING)
+    log = start_log()
     raise_descriptor_limit()
     code = 0
     try:
         trio.run(main)
     except* _EXPECTED as group:
         for line in dict.fromkeys(_sentences(group)):
-            print(f"error: {line}", file=sys.stderr)
+            log.say(f"error: {line}")
         unknown, _ = group.split(lambda error: isinstance(error, TrikvError) and error.kind.exit == _USAGE)
         code = 1 if unknown is None else _USAGE
+    finally:
+        log.close()
     return code
 
 

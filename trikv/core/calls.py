@@ -30,7 +30,7 @@ from typing import Any, Final, NamedTuple
 from trikv.core.digest import Summary
 from trikv.core.record import EPOCH_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
 from trikv.core.ring import PARTITION_COUNT
-from trikv.core.session import PeerError
+from trikv.core.session import PeerError, is_name
 
 LIST_LIMIT_MAX: Final = 10_000
 LIST_BYTES_MAX: Final = 4 * 1024 * 1024  # with one row of the largest key and value on top still below a frame's cap
@@ -199,10 +199,9 @@ def vitals_from_wire(payload: list[Any]) -> Vitals:
         if (
             isinstance(keys, int)
             and isinstance(full, bool)
-            and isinstance(storage, str)
+            and 0 <= keys <= EPOCH_MAX
             and (max_keys is None or isinstance(max_keys, int))
-            and isinstance(process, str)
-            and isinstance(master, str)
+            and all(isinstance(name, str) and (is_name(name) or not name) for name in (storage, process, master))
         ):
             return Vitals(keys, full, storage, max_keys, process, master)
     raise PeerError("a heartbeat that is not one")
@@ -238,7 +237,7 @@ def parse(op: int, arguments: list[Any]) -> Request:
         case Op.FORGET, [int(partition), int(epoch), str(incarnation), bytes(key), int(of_epoch), int(seq)]:
             if _sane(partition, epoch, key) and _sane(0, of_epoch, b"-") and _sane(0, seq, b"-"):
                 return Forget(partition, epoch, incarnation, key, Version(of_epoch, seq))
-        case Op.ENLIST, [str(address)]:
+        case Op.ENLIST, [str(address)] if is_name(address):
             return Enlist(address)
     raise PeerError(f"a call (op {op}) that this protocol does not have, or of another shape")
 

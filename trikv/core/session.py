@@ -23,6 +23,7 @@ Two kinds of error, as in h11: the peer's misbehaviour is a `PeerError`, our own
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Any, Final, NamedTuple
@@ -37,6 +38,14 @@ _REFUSAL: Final = "trikv-refuses"
 _NOT_TRIKV: Final = "its first words are not trikv's; is this address a trikv node's RPC port?"
 _CALLS: Final = 1
 _ANSWERS: Final = 2
+
+
+_NAME: Final = re.compile(r"[!-~]{1,256}")
+
+
+def is_name(text: str) -> bool:
+    """May a node, a life, a cluster be named so? Names stand in logs, documents and URLs: no spaces, nothing odd."""
+    return _NAME.fullmatch(text) is not None
 
 
 class PeerError(Exception):
@@ -197,7 +206,9 @@ class Session:
                         "run the same trikv on every node"
                     )
                 match rest:
-                    case [str(role), str(node), str(incarnation), str() | None as cluster]:
+                    case [str(role), str(node), str(incarnation), str() | None as cluster] if all(
+                        is_name(name) for name in (role, node, incarnation, cluster or "-")
+                    ):
                         if self._dialer:
                             self._open()
                         else:
