@@ -258,3 +258,9 @@ def test_put_by_query_takes_every_byte(ask: Ask, web: httpx.Client) -> None:
 
 def test_put_by_query_refuses_a_body(web: httpx.Client) -> None:
     assert problem(web.post("/put?key=a&value=b", content=b"c")) == (400, "bad_request", "refused")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+@pytest.mark.parametrize("path", ["/v1%2Fkv%2Fa", "/v%31/kv/a", "/%761/kv/a"])
+def test_a_route_is_spelt_out(web: httpx.Client, method: str, path: str) -> None:
+    assert problem(web.request(method, path)) == (404, "no_route", "refused")

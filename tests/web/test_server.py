@@ -61,6 +61,33 @@ def test_another_protocol_is_not_offered(wire: Wire, web: httpx.Client, cluster:
     assert "Traceback" not in cluster.master.log.read_text()
 
 
+@pytest.mark.parametrize("coding", [b"identity", b"gzip, chunked", b"chunked, chunked", b"xchunked"])
+def test_a_transfer_coding_that_nobody_has_is_the_requests_fault(wire: Wire, coding: bytes) -> None:
+    connection = wire()
+    connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: " + coding + b"\r\n\r\n")
+    assert read_to_end(connection).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("host", [b"a" * 64, b"a" * 64 + b".localhost", b"..", b"xn--a", b"\xe9"])
+def test_a_host_that_is_no_name_is_refused(wire: Wire, cluster: LocalCluster, host: bytes) -> None:
+    connection = wire()
+    connection.sendall(b"GET /livez HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n")
+    assert read_to_end(connection)[:12] in (b"HTTP/1.1 200", b"HTTP/1.1 400", b"HTTP/1.1 403")
+    assert "Traceback" not in cluster.master.log.read_text()
+
+
+def test_a_refusal_that_has_begun_is_sent_to_its_end(wire: Wire) -> None:
+    """It comes before the body is there, about when the client closes its half; so several tries."""
+    for _ in range(40):
+        connection = wire()
+        connection.sendall(b"POST /v1/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\nx")
+        connection.recv(1, socket.MSG_PEEK)
+        connection.shutdown(socket.SHUT_WR)
+        head, _, body = read_to_end(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 413 ")
+        assert b"content-length: %d" % len(body) in head.lower()
+
+
 @pytest.mark.parametrize("wait_s", [0.0, 0.0005, 0.001, 0.002])
 def test_a_line_end_behind_the_last_request_harms_nobody(
     wire: Wire, web: httpx.Client, cluster: LocalCluster, wait_s: float

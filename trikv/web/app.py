@@ -33,10 +33,11 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 from quart import Quart
 from quart.asgi import ASGIHTTPConnection
 from quart.typing import ResponseTypes
+from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
-from werkzeug.routing import BaseConverter
+from werkzeug.routing import BaseConverter, MapAdapter
 
 from trikv.core.errors import Refused, TrikvError, Unknown
 from trikv.core.record import VALUE_BYTES_MAX
@@ -158,6 +159,12 @@ class _StreamResponse(quart.Response):
 
 class _App(QuartTrio):
     asgi_http_class = _Connection
+
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """Routes are the same for every host, and a `Host` that is no host name is not to be read as one here."""
+        if request is None:
+            return None
+        return self.url_map.bind("localhost", path_info=request.path, default_method=request.method)
 
     async def send_static_file(self, filename: str) -> quart.Response:
         """One of the files that are there: a name that is too long for the file system is no error of ours."""

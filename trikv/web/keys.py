@@ -120,7 +120,8 @@ def _value_response(stamp: Version, value: bytes) -> Response:
 
 def _key_and_timeout(request: Request) -> tuple[bytes, float | None]:
     parameters = parse_query(request.query, "encoding", "timeout")
-    assert request.path.startswith(KEY_PATH), request.path
+    if not request.path.startswith(KEY_PATH):  # letters of it were escaped, so where the key begins is a guess
+        raise Refused("no_route", f"spell {KEY_PATH.decode()} without percent signs")
     raw = percent_decode(request.path[len(KEY_PATH) :], "the key")
     return read_bytes(raw, choice_of(parameters, "encoding", "text", "base64"), "the key"), timeout_of(parameters)
 

@@ -82,6 +82,11 @@ class Http1(H11Protocol):
     def pipelined_bytes(self) -> int:
         return len(self.connection.trailing_data[0])
 
+    @property
+    def is_answering(self) -> bool:
+        """Has an answer begun? It may come before the request is there to its end, as a refusal of its size does."""
+        return self.connection.our_state is h11.SEND_BODY
+
     async def end_of_input(self) -> None:
         """The peer has closed its half. What is whole is answered; a stream would not end by itself, and is ended."""
         self.peer_is_done = True
@@ -105,7 +110,8 @@ class Http1(H11Protocol):
                 try:
                     event = self.connection.next_event()
                 except h11.RemoteProtocolError as error:
-                    await self._refuse(error.error_status_hint)
+                    # 501 is for a transfer coding that nobody has: the request is at fault, as with any other framing.
+                    await self._refuse(400 if error.error_status_hint >= 500 else error.error_status_hint)
                     return
                 if isinstance(event, h11.Request):
                     await self.send(Updated(idle=False))
@@ -242,7 +248,9 @@ class Connection(TCPServer):
                     return
                 continue
             if protocol.peer_is_done:
-                return  # and there is no whole request left
+                if protocol.is_answering:
+                    await protocol.answered.wait()
+                return  # there is no whole request left
             try:
                 data = await self.stream.receive_some(_READ_BYTES)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
