@@ -8,7 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from trikv.core.errors import Outcome
-from trikv.testing.audit import check_convergence, check_final, check_origins, check_stamps, measure_staleness
+from trikv.testing.audit import (
+    HeldAlone,
+    check_convergence,
+    check_final,
+    check_origins,
+    check_stamps,
+    measure_staleness,
+)
 from trikv.testing.history import Finding, Kind, Operation, Recorder
 
 Told = Callable[..., list[Operation]]
@@ -45,6 +52,26 @@ def test_origins(told: Told) -> None:
 )
 def test_final_reads(told: Told, lines: tuple[str, ...], final: str | None, expected: list[str]) -> None:
     assert rules(check_final(told(*lines), {"x": final})) == expected
+
+
+@pytest.mark.parametrize(
+    ("beyond", "up_to", "expected"),
+    [
+        (None, 3, []),
+        (1, 3, []),
+        (2, 3, ["acknowledged write lost"]),  # another disk held the second write
+        (1, 2, ["acknowledged write lost"]),  # the third one was elsewhere
+    ],
+)
+def test_what_a_lost_disk_held_alone_may_be_missing(
+    told: Told, beyond: int | None, up_to: int, expected: list[str]
+) -> None:
+    history = told("0-1 c1 put x=a @1", "2-3 c1 put x=b @2", "4-5 c1 put x=c @3")
+    stamps = [operation.stamp for operation in history]
+    last = stamps[up_to - 1]
+    assert last is not None
+    gone = HeldAlone("x", None if beyond is None else stamps[beyond - 1], last)
+    assert rules(check_final(history, {"x": "a"}, [gone])) == expected
 
 
 def test_convergence() -> None:

@@ -59,12 +59,30 @@ def _saw(operation: Operation) -> bool:
     return operation.kind is Kind.GET and operation.outcome is Outcome.COMMITTED
 
 
-def check_final(operations: Iterable[Operation], final: Mapping[str, str | None]) -> list[Finding]:
+@dataclass(frozen=True, slots=True)
+class HeldAlone:
+    """What a lost disk alone had held of a key: the writes whose stamps are beyond `beyond`, up to `up_to`."""
+
+    key: str
+    beyond: Version | None  # None: no other disk held anything
+    up_to: Version
+
+    def covers(self, write: Operation) -> bool:
+        stamp = write.stamp
+        return stamp is not None and stamp <= self.up_to and (self.beyond is None or stamp > self.beyond)
+
+
+def check_final(
+    operations: Iterable[Operation], final: Mapping[str, str | None], gone: Iterable[HeldAlone] = ()
+) -> list[Finding]:
     """Judge what each key of `final` held after the last operation of the history (None: nothing).
 
     A write is lost if the key ended with something that was certainly older than it; a delete's loss is a
-    resurrection.
+    resurrection. `gone`: what may be lost, in a mode that acknowledges what one disk holds.
     """
+    may_go: dict[str, list[HeldAlone]] = {}
+    for one in gone:
+        may_go.setdefault(one.key, []).append(one)
     findings = []
     keys = by_key(operations)
     for key, value in sorted(final.items()):
@@ -74,7 +92,7 @@ def check_final(operations: Iterable[Operation], final: Mapping[str, str | None]
             why = f"the key ended with {value}, of which no write is known that was not refused"
             findings.append(Finding("value from nowhere", key, why))
             continue
-        last = past.last_acknowledged()
+        last = past.last_acknowledged(may_go.get(key, ()))
         if last is not None and last.began > known_from:
             held = "nothing" if value is None else f"{value}, which is older"
             rule = "deleted value is back" if last.value is None else "acknowledged write lost"
@@ -267,6 +285,7 @@ class _Past:
     def value_from(self, value: str) -> int | None:
         return self._known_from.get(value)
 
-    def last_acknowledged(self) -> Operation | None:
-        """The acknowledged write that began last."""
-        return max(self.acknowledged, key=lambda op: op.began, default=None)
+    def last_acknowledged(self, gone: Sequence[HeldAlone] = ()) -> Operation | None:
+        """The acknowledged write that began last, of those that are not in `gone`."""
+        kept = [op for op in self.acknowledged if not any(one.covers(op) for one in gone)]
+        return max(kept, key=lambda op: op.began, default=None)

@@ -31,6 +31,8 @@ _DOWN: Final = (
     FaultKind.POWER_CUT,
     FaultKind.DISK_LOSS,
     FaultKind.OLD_DISK,
+    FaultKind.EVICTION,
+    FaultKind.EVICTION_EMPTY,
     FaultKind.MASTER_CRASH,
     FaultKind.OLD_DOCUMENT,
     FaultKind.MASTER_STOP,

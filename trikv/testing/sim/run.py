@@ -6,8 +6,8 @@
     last reads every client reads every key, and writes it once more
 
 Modes that promise consistency are held to linearizability, the last reads included, through all switches between them.
-Modes that promise convergence are held to it: in the end all replicas hold the same on their disks, and, unless a disk
-was lost, no acknowledged write is missing. All modes: no refused write is ever seen, no value comes from nowhere, no
+Modes that promise convergence are held to it: in the end all replicas hold the same on their disks, and no acknowledged
+write is missing but those that a disk held alone when it was lost, or was put back from a copy. All modes: no refused write is ever seen, no value comes from nowhere, no
 answer comes after its deadline, no node fails without a reason, and when nothing is broken any more everything is
 available, every partition settled, and as many replicas up as there should be.
 """
@@ -128,8 +128,9 @@ async def _play(world: World, clients: Clients, nursery: trio.Nursery) -> None:
             }
             world.findings += check_convergence(values)
     promises = {strategy.promise for strategy in world.modes.values()}
-    if promises == {Promise.CP} or (promises == {Promise.AP} and not world.disks_lost):
-        world.findings += check_final(clients.recorder.operations, final)
+    if len(promises) == 1:
+        gone = world.gone if promises == {Promise.AP} else ()
+        world.findings += check_final(clients.recorder.operations, final, gone)
     for key in world.schedule.keys:
         await _ask_until_committed(world, clients, "c1", Kind.PUT, key)
 

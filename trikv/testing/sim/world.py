@@ -23,11 +23,13 @@ import trio
 
 from trikv.api import Promise, Record, Strategy
 from trikv.core.configuration import Cluster, Configuration, Member
+from trikv.core.record import Version
 from trikv.net.doors import Doors
 from trikv.net.replicas import Standing
 from trikv.node.master import Master
 from trikv.node.worker import Worker
 from trikv.registry import Registry, load_registry
+from trikv.testing.audit import HeldAlone
 from trikv.testing.history import Finding
 from trikv.testing.sim.clock import SimClock
 from trikv.testing.sim.disk import ConfigDisk, Disk, SimConfigStore, SimStorage
@@ -57,6 +59,7 @@ class World:
         self.findings: list[Finding] = []
         self.injected: Counter[FaultKind] = Counter()
         self.disks_lost = 0
+        self.gone: list[HeldAlone] = []  # with those disks
         self._put_back: set[tuple[str, bytes]] = set()  # workers and incarnations of which an older copy was put back
         self._nursery = nursery
         self.modes = {name: _installed().strategy(name) for name in schedule.modes} | {strategy.name: strategy}
@@ -115,17 +118,26 @@ class World:
 
     def lose_disk(self, name: str) -> None:
         """A new disk takes the place of the one that this machine, which is off, had."""
+        self._note_gone(name)
         self.disks[name].lose()
-        self.disks_lost += 1
 
     def put_disk_back(self, name: str, share: float) -> None:
         """The disk of this machine, which is off, is as it was after this share of what was written to it. Whoever
         starts with it is another member, for it has forgotten what it promised."""
         disk = self.disks[name]
-        if disk.past:
+        if disk.began:
             self._put_back.add((name, disk.meta["incarnation"]))
+            self._note_gone(name)
             disk.put_back(share)
-            self.disks_lost += 1
+
+    def _note_gone(self, name: str) -> None:
+        """This disk is about to be lost, with all that no other one holds."""
+        self.disks_lost += 1
+        others = [disk.records for host, disk in self.disks.items() if host != name]
+        for where, record in self.disks[name].records.items():
+            held = max((records[where] for records in others if where in records), default=None, key=_version)
+            if held is None or held.version < record.version:
+                self.gone.append(HeldAlone(where[1].decode(), None if held is None else held.stamp, record.stamp))
 
     def put_document_back(self, starts: int) -> None:
         """The document is as it was so many starts of a master ago, or fewer, while the master is off. Nothing happens
@@ -278,6 +290,10 @@ class World:
             for index, states in self.replicas().items()
             if any(state != next(iter(states.values())) for state in states.values())
         ]
+
+
+def _version(record: Record) -> Version:
+    return record.version
 
 
 def _what_stays(cluster: Cluster) -> object:
