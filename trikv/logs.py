@@ -98,9 +98,7 @@ class BackgroundHandler(logging.Handler):
 
     def _write_all(self) -> None:
         while (line := self._lines.get()) is not None:
-            with contextlib.suppress(
-                OSError, ValueError
-            ):  # it is closed, or its disk full: nobody to tell
+            with contextlib.suppress(OSError, ValueError):  # it is closed, or its disk full: nobody to tell
                 self._stream.write(line + "\n")
                 self._stream.flush()
 

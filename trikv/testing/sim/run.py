@@ -7,9 +7,10 @@
 
 Modes that promise consistency are held to linearizability, the last reads included, through all switches between them.
 Modes that promise convergence are held to it: in the end all replicas hold the same on their disks, and no acknowledged
-write is missing but those that a disk held alone when it was lost, or was put back from a copy. All modes: no refused write is ever seen, no value comes from nowhere, no
-answer comes after its deadline, no node fails without a reason, and when nothing is broken any more everything is
-available, every partition settled, and as many replicas up as there should be.
+write is missing but those that a disk held alone when it was lost, or was put back from a copy. All modes: no refused
+write is ever seen, no value comes from nowhere, no answer comes after its deadline, no node fails without a reason, and
+when nothing is broken any more everything is available, every partition settled, and as many replicas up as there
+should be.
 """
 
 from __future__ import annotations
