@@ -75,10 +75,8 @@ def test_a_disk_is_put_back_as_it_was_after_some_of_its_batches() -> None:
     for number in range(4):
         disk.under_way = Batch(meta={"number": b"%d" % number})
         disk.flush()
-    disk.began = 4
     disk.put_back(0.5)
     assert disk.meta == {"number": b"1"}
-    disk.began = 2
     disk.put_back(0.0)
     assert disk.meta == {"number": b"0"}
 

@@ -6,8 +6,7 @@ drawn, since engines differ in it. A crash in that time leaves all of the batch 
 the commit, and what it then holds is drawn too: after an fsync that failed nobody can say. A disk that hangs answers
 neither commits nor scans until it is mended; what is in memory is still read.
 
-A disk remembers its batches, so that it can be put back as it was when any of them had just been written, in a life
-before the present one.
+A disk remembers its batches, so that it can be put back as it was when any of them had just been written.
 
 `ConfigDisk` and `SimConfigStore` are the same for the master's document. While it is in doubt, a change is refused, or
 is reported as failed; then it is made, or is not, or is made later, unless another one was made first: when the process
@@ -43,7 +42,6 @@ class Disk:
         self.full = False
         self.mended: trio.Event | None = None  # it hangs until then
         self.past: list[Batch] = []  # what was written, since the disk was new
-        self.began = 0  # how much of it was there when the present life began
         self.records: dict[tuple[int, bytes], Record] = {}
         self.meta: dict[str, bytes] = {}
         self.under_way: Batch | None = None
@@ -70,16 +68,13 @@ class Disk:
     def lose(self) -> None:
         """A new disk in its place."""
         self.past = []
-        self.began = 0
         self.records = {}
         self.meta = {}
         self.under_way = None
 
     def put_back(self, share: float) -> None:
-        """The disk as it was after this share of what was written to it before the present life began, and no emptier
-        than after the first batch. A copy that was made while its machine ran is beyond what the promise covers: no
-        worker can tell that it is one."""
-        past = self.past[: max(1, int(share * self.began))]
+        """The disk as it was after this share of what was written to it, and no emptier than after the first."""
+        past = self.past[: max(1, int(share * len(self.past)))]
         self.lose()
         for batch in past:
             self.under_way = batch
@@ -107,7 +102,6 @@ class SimStorage(Storage):
     async def open(cls, disk: Disk, life: Life) -> SimStorage:
         self = cls(disk, life)
         await trio.lowlevel.checkpoint()
-        disk.began = len(disk.past)
         self._view.apply(Batch(puts=disk.records, meta=disk.meta))
         return self
 

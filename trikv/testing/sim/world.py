@@ -125,7 +125,7 @@ class World:
         """The disk of this machine, which is off, is as it was after this share of what was written to it. Whoever
         starts with it is another member, for it has forgotten what it promised."""
         disk = self.disks[name]
-        if disk.began:
+        if disk.past:
             self._put_back.add((name, disk.meta["incarnation"]))
             self._note_gone(name)
             disk.put_back(share)
