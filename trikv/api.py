@@ -167,6 +167,13 @@ class Batch:
         return bool(self.puts or self.removes or self.discards or self.meta)
 
 
+class Room(NamedTuple):
+    """What is left for records, and what of it should stay free: for deletes, and for the engine's own work."""
+
+    free_bytes: int
+    reserve_bytes: int
+
+
 class Storage(ABC):
     """One worker's records, open. Partitions are integers from 0 to 65,534; keys are ordered as bytes.
 
@@ -195,6 +202,13 @@ class Storage(ABC):
     @abstractmethod
     def meta(self) -> Mapping[str, bytes]:
         """Every note that was committed, the newest of each name."""
+
+    def room(self) -> Room | None:
+        """How much more can be stored; None: as much as there is memory. Quick: it runs on the event loop.
+
+        While less than the reserve is free, the worker says that it is full, and is sent deletes alone.
+        """
+        return None
 
     @abstractmethod
     async def close(self) -> None: ...

@@ -209,6 +209,8 @@ def _note(worker: Mapping[str, Any]) -> str:
     notes = [worker["note"]]
     if worker["full"]:
         notes.append(f"full: it takes no key beyond its {worker['max_keys']:,}")
+    if worker["disk_full"]:
+        notes.append("its disk is nearly full: it takes deletes alone until there is room")
     return "; ".join(note for note in notes if note)
 
 

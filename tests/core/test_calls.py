@@ -17,6 +17,7 @@ from trikv.core.calls import (
     Enlist,
     Fetch,
     Forget,
+    Full,
     Heartbeat,
     Hop,
     List,
@@ -197,7 +198,7 @@ def test_answers_arrive_as_they_were_meant() -> None:
     assert listed_from_wire(listing) == ([(3, EPOCH)], [(5, b"k", tombstone)], True)
     summary = Summary((1 << 64) - 1, 7, 1 << 40, 5)
     assert digests_from_wire(wired([[[3, EPOCH]], [[5, *summary]]])) == ([(3, EPOCH)], {5: summary})
-    vitals = Vitals(12, False, "rocksdb", None, "p-1", "3/m-1")
+    vitals = Vitals(12, Full.NO, "rocksdb", None, "p-1", "3/m-1")
     assert vitals_from_wire(wired(list(vitals))) == vitals
 
 

@@ -64,5 +64,6 @@ def test_faults_that_travel_are_positive_and_those_made_here_negative() -> None:
         Fault.RELAY_BROKE,
         Fault.STORAGE,
         Fault.BAD_CALL,
+        Fault.FULL,
     }
     assert {fault for fault in Fault if fault < 0} == {Fault.NOT_SENT, Fault.LOST, Fault.LATE, Fault.CROWDED}

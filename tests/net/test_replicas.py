@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from trikv.api import Answer, Write
+from trikv.core.calls import Full
 from trikv.core.errors import Fault
 from trikv.core.record import Record, Version
 from trikv.core.ring import partition_of
@@ -200,7 +201,8 @@ class Unlinked:
         self.member = target.member
         self.address = target.address
         self.standing = Standing.UP
-        self.given_up = self.full = self.crowded = False
+        self.given_up = self.crowded = False
+        self.full = Full.NO
 
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int) -> None:
         done(Fault.NOT_SENT, [])

@@ -8,6 +8,7 @@ import trio
 
 from trikv.api import Batch, Storage
 from trikv.core.calls import (
+    Full,
     Op,
     digests_from_wire,
     fetched_from_wire,
@@ -167,7 +168,7 @@ class Desk:
 
     async def is_full(self) -> bool:
         _, payload = await self.ask(Op.HEARTBEAT, [])
-        return vitals_from_wire(payload).full
+        return vitals_from_wire(payload).full is Full.KEYS
 
 
 def shut(desk: Desk | Node) -> trio.Event:

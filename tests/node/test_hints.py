@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from trikv.api import Write
-from trikv.core.calls import Op
+from trikv.core.calls import Full, Op
 from trikv.core.errors import Fault
 from trikv.core.record import Record
 from trikv.core.ring import partition_of
@@ -138,7 +138,8 @@ class Stubborn:
         self.member = target.member
         self.address = target.address
         self.standing = Standing.UP
-        self.given_up = self.full = self.crowded = False
+        self.given_up = self.crowded = False
+        self.full = Full.NO
         self.calls: list[tuple[list[Any], Done]] = []
 
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int) -> None:

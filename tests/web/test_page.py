@@ -66,10 +66,14 @@ def test_the_mode_speaks_for_itself() -> None:
 def test_a_full_worker_says_so() -> None:
     worker = {
         "id": "w-1", "address": "a:1", "incarnation": "i", "storage": "memory", "state": "up", "place": "member",
-        "note": "", "primaries": 1, "copies": 2, "keys": 1000, "full": True, "max_keys": 1000, "last_heard_s": None,
+        "note": "", "primaries": 1, "copies": 2, "keys": 1000, "full": True, "disk_full": True,
+        "max_keys": 1000, "last_heard_s": None,
     }  # fmt: skip
     (shown,) = view_of(state(workers=[worker]))["workers"]
-    assert shown["notes"] == ["Full: it takes no key beyond its 1,000."]
+    assert shown["notes"] == [
+        "Full: it takes no key beyond its 1,000.",
+        "Its disk is nearly full: it takes deletes alone until there is room.",
+    ]
     assert (shown["key_count"], shown["last_heard"]) == ("1,000", "silent")
 
 

@@ -47,6 +47,14 @@ class Op(IntEnum):
     FORGET = 8
 
 
+class Full(IntEnum):
+    """What a worker has no room for."""
+
+    NO = 0
+    KEYS = 1  # it holds as many keys as it may: for another key
+    DISK = 2  # its disk is nearly full: for anything but deletes
+
+
 class Hop(NamedTuple):
     """A further member of a chain, and where it is."""
 
@@ -112,7 +120,7 @@ class Vitals(NamedTuple):
     of the master of the highest term that has ever greeted it."""
 
     keys: int
-    full: bool
+    full: Full
     storage: str
     max_keys: int | None
     process: str
@@ -198,12 +206,13 @@ def vitals_from_wire(payload: list[Any]) -> Vitals:
         keys, full, storage, max_keys, process, master = payload
         if (
             isinstance(keys, int)
-            and isinstance(full, bool)
+            and type(full) is int
+            and full in Full._value2member_map_
             and 0 <= keys <= EPOCH_MAX
             and (max_keys is None or isinstance(max_keys, int))
             and all(isinstance(name, str) and (is_name(name) or not name) for name in (storage, process, master))
         ):
-            return Vitals(keys, full, storage, max_keys, process, master)
+            return Vitals(keys, Full(full), storage, max_keys, process, master)
     raise PeerError("a heartbeat that is not one")
 
 

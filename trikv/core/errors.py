@@ -78,7 +78,14 @@ KINDS: Final[dict[str, Kind]] = {
         Kind(
             "recover", _R, 503, 4, "This partition's past is in doubt", "Start the master on its newest data directory."
         ),
-        Kind("full", _R, 507, 4, "A worker has no room for another key", "Delete keys, or raise --max-keys."),
+        Kind(
+            "full",
+            _R,
+            507,
+            4,
+            "A worker has no room for this",
+            "Delete keys, make room on its disk, or raise --max-keys.",
+        ),
         # What a client finds out by itself.
         Kind("unreachable", _R, 503, 4, "Nobody answers there", "Start the master, or name its address with --url."),
         # Something was sent, and nobody knows how it ended.
@@ -127,6 +134,7 @@ class Fault(IntEnum):
     RELAY_BROKE = 4  # it stored, but the rest of the chain did not all answer
     STORAGE = 5  # its disk failed; it may or may not have stored
     BAD_CALL = 6  # it did not understand the call
+    FULL = 7  # its disk is full; it did nothing
     NOT_SENT = -1  # there was no link: nothing left this node
     LOST = -2  # the link broke while the call was under way
     LATE = -3  # the deadline passed first

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from trikv.api import Answer, ReplicaSet, Write, newest
-from trikv.core.calls import Op, fetched_from_wire, is_epoch, record_to_wire
+from trikv.core.calls import Full, Op, fetched_from_wire, is_epoch, record_to_wire
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault
 from trikv.core.record import Record
@@ -57,8 +57,8 @@ class Target(Protocol):
         """Is it down for so long, or in such a way, that nobody waits for it any more?"""
 
     @property
-    def full(self) -> bool:
-        """Does it hold as many keys as it may?"""
+    def full(self) -> Full:
+        """What it has no room for."""
 
     def call(
         self, op: int, arguments: list[Any], deadline_s: float, done: Callable[[int, list[Any]], None], size_bytes: int
@@ -158,9 +158,9 @@ class Replicas:
         hops: list[list[str]] = []
         if onward is not None:
             assert isinstance(onward, Replicas), onward
-            _require(onward._targets, len(onward))
+            _require(onward._targets, len(onward), write)
             hops = [[*target.member, target.address] for target in onward._targets]
-        able = _require(self._targets, need)
+        able = _require(self._targets, need, write)
         if not need:
             return
         round_ = Round(need, len(able), self._request.on_stale)
@@ -254,8 +254,8 @@ class Replicas:
         request = self._request
         if not request.sent_to:
             request.on_send(write)  # also before a copy is missed: it may be kept, and arrive after all
-        if target.standing is Standing.DOWN:
-            done(Fault.NOT_SENT, [])
+        if target.standing is Standing.DOWN or _has_no_room(target, write):
+            done(Fault.FULL if target.standing is not Standing.DOWN else Fault.NOT_SENT, [])
             return
         request.sent_to.add(target.member)
         copies = request.count_copies()
@@ -346,8 +346,13 @@ async def _ask_in_turn(round_: Round, able: Sequence[Target], need: int, ask: Ca
             late += 1
 
 
-def _require(targets: Sequence[Target], need: int) -> list[Target]:
-    """Those that may answer, the surest first, each group in its order.
+def _has_no_room(target: Target, write: Write | None) -> bool:
+    """Is its disk too full for this? A delete always finds room."""
+    return write is not None and write.record.value is not None and target.full is Full.DISK
+
+
+def _require(targets: Sequence[Target], need: int, write: Write | None = None) -> list[Target]:
+    """Those that may answer, the surest first, each group in its order; with a `write`, those that may take it.
 
     Raises:
       NotEnough: they are fewer than `need`; nothing has been sent.
@@ -356,17 +361,20 @@ def _require(targets: Sequence[Target], need: int) -> list[Target]:
     doubtful: list[Target] = []
     for target in targets:
         standing = target.standing
-        if standing is not Standing.DOWN and not target.crowded:
+        if standing is not Standing.DOWN and not target.crowded and not _has_no_room(target, write):
             (able if standing is Standing.UP else doubtful).append(target)
     able += doubtful
     if len(able) < need:
         unable = [target for target in targets if target not in able]
-        down = ", ".join(target.member.worker for target in unable if not target.crowded)
-        crowded = ", ".join(target.member.worker for target in unable if target.crowded)
-        why = [f"{down} cannot be reached"] if down else []
-        why += [f"too much waits for {crowded} already"] if crowded else []
+        why = [f"{target.member.worker} {_why_unable(target)}" for target in unable]
         raise NotEnough(f"{need} of {len(targets)} replicas are needed, and {' and '.join(why)}")
     return able
+
+
+def _why_unable(target: Target) -> str:
+    if target.standing is Standing.DOWN:
+        return "cannot be reached"
+    return "has too much waiting for it already" if target.crowded else "has no room on its disk"
 
 
 _FAULTS: Final = {
@@ -376,6 +384,7 @@ _FAULTS: Final = {
     Fault.RELAY_BROKE: "the chain behind it broke",
     Fault.STORAGE: "its disk failed",
     Fault.BAD_CALL: "it did not understand",
+    Fault.FULL: "its disk is full",
     Fault.NOT_SENT: "there is no link to it",
     Fault.CROWDED: "too much waits for it already",
     Fault.LOST: "the link to it broke",

@@ -29,6 +29,7 @@ from typing import Final, TypeVar
 import trio
 
 from trikv.api import Promise, Strategy, Write
+from trikv.core.calls import Full
 from trikv.core.errors import Outcome, Refused, TrikvError, Unknown
 from trikv.core.precondition import Expect
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
@@ -203,7 +204,8 @@ class Coordinator:
             raise Refused("overloaded", f"{PENDING_MAX:,} keys of this partition are in doubt already")
         if self.doubt.size_bytes > PENDING_BYTES_MAX:
             raise Refused("overloaded", f"writes of {PENDING_BYTES_MAX:,} bytes are under way or in doubt already")
-        creates_blindly = value is not None and any(target.full for target in slot.targets)
+        self._check_room(slot, value)
+        creates_blindly = value is not None and any(target.full is Full.KEYS for target in slot.targets)
         if expect is None and not creates_blindly:
             async with slot.locks.shared(key):
                 return await self._write_fresh(slot, key, value, attempt)
@@ -212,9 +214,16 @@ class Coordinator:
             if expect is not None and not expect.holds(current):
                 raise Refused("precondition_failed", _describe_mismatch(current), stamp=_stamp_of(current))
             if creates_blindly and (current is None or current.is_tombstone):
-                full = [t.member.worker for t in slot.targets if t.full]
+                full = [t.member.worker for t in slot.targets if t.full is Full.KEYS]
                 raise Refused("full", f"worker {', '.join(full)} holds as many keys as it may; this key is new")
             return await self._write_fresh(slot, key, value, attempt)
+
+    @staticmethod
+    def _check_room(slot: Slot, value: bytes | None) -> None:
+        """Refuse a value that too few disks have room for. Deletes always go on: they are what makes room."""
+        full = [target.member.worker for target in slot.targets if target.full is Full.DISK]
+        if value is not None and len(slot.targets) - len(full) < slot.configuration.copies:
+            raise Refused("full", f"the disk of worker {', '.join(full)} is nearly full: it takes deletes alone")
 
     def _goes_on_elsewhere(self, slot: Slot, error: WriteFailed | Refused) -> bool:
         """Did it only fail because the partition has moved on to another configuration?"""

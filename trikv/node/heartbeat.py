@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import trio
 
-from trikv.core.calls import Op, Vitals, vitals_from_wire
+from trikv.core.calls import Full, Op, Vitals, vitals_from_wire
 from trikv.core.configuration import Enlisted, Member
 from trikv.core.errors import Fault
 from trikv.core.session import Hello, Reign
@@ -43,8 +43,9 @@ class Watched:
     """One worker: linked while `peer.run` runs, watched by ticks.
 
     `on_change` hears when its link, standing, `evictable` or `steady` may have changed; `on_state` of each change of
-    its state, from what to what. `grace_s`: the silence after which it is down, and may be evicted. `former`: the watch
-    over the same worker at the address where it was until now.
+    its state, from what to what; `on_disk` when its disk is nearly full, and when it no longer is. `grace_s`: the
+    silence after which it is down, and may be evicted. `former`: the watch over the same worker at the address where it
+    was until now.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Watched:
         on_rival: Callable[[int], None],
         grace_s: float,
         on_state: Callable[[State, State], None] = lambda old, new: None,
+        on_disk: Callable[[bool], None] = lambda full: None,
         former: Watched | None = None,
     ) -> None:
         self.enlisted = enlisted
@@ -68,6 +70,7 @@ class Watched:
         self._on_change = on_change
         self._on_rival = on_rival  # the worker knows another master of this term, or of a higher one
         self._on_state = on_state
+        self._on_disk = on_disk
         self.acknowledged = False  # the worker has said, on this link, that it knows no other
         self.peer = Peer(enlisted.address, me, doors, judge=self._judge, on_link=self._linked)
         self._asked_s = -VITALS_INTERVAL_S
@@ -182,7 +185,10 @@ class Watched:
     def _heard(self, fault: int, payload: list[Any]) -> None:
         if fault != Fault.OK:
             return
+        was_full = Full.NO if self.vitals is None else self.vitals.full
         self.vitals = vitals_from_wire(payload)
+        if (was_full is Full.DISK) != (self.vitals.full is Full.DISK):
+            self._on_disk(self.vitals.full is Full.DISK)
         knew, self.acknowledged = self.acknowledged, self.vitals.master == self._me().incarnation
         if not self.acknowledged:
             term = Reign.parse(self.vitals.master).term
@@ -235,9 +241,9 @@ class Replica:
         return watched is not None and watched.peer.crowded
 
     @property
-    def full(self) -> bool:
+    def full(self) -> Full:
         watched = self._workers.get(self.member.worker)
-        return watched is not None and watched.vitals is not None and watched.vitals.full
+        return Full.NO if watched is None or watched.vitals is None else watched.vitals.full
 
     def call(
         self, op: int, arguments: list[Any], deadline_s: float, done: Callable[[int, list[Any]], None], size_bytes: int

@@ -437,6 +437,7 @@ class Master:
             on_rival=self._note_rival,
             grace_s=self.down_after_s,
             on_state=lambda old, new: self._note_state(enlisted.worker, new),
+            on_disk=lambda full: self._note_disk(enlisted.worker, full),
             former=self.watched.get(enlisted.worker),
         )
         scope = self._watch_scopes[enlisted.worker] = trio.CancelScope()
@@ -460,6 +461,12 @@ class Master:
             self.reconciler.note_up(worker)
         if state is not State.UNKNOWN:
             self.events.note(f"worker_{state.value}", worker=worker)
+
+    def _note_disk(self, worker: str, full: bool) -> None:
+        self.events.note("worker_disk_full" if full else "worker_disk_has_room", worker=worker)
+        if full:
+            _log.warning("the disk of worker %s is nearly full: it takes deletes alone until there is room", worker)
+        self.coordinator.note_change()
 
     # --- being fenced -------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import trio
 
 from trikv import __version__
 from trikv.api import Strategy
+from trikv.core.calls import Full
 from trikv.core.configuration import Enlisted, Member
 from trikv.core.errors import Refused
 from trikv.core.ring import partition_of
@@ -137,7 +138,8 @@ def _describe_worker(
         "copies": copies,
         "held": held,  # partitions of which it may hold what counts, those that it is leaving included
         "keys": None if vitals is None else vitals.keys,
-        "full": vitals is not None and vitals.full,
+        "full": vitals is not None and vitals.full is Full.KEYS,
+        "disk_full": vitals is not None and vitals.full is Full.DISK,
         "max_keys": enlisted.max_keys,
         "last_heard_s": None if heard_s is None else round(heard_s, 3),
     }

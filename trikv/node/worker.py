@@ -12,7 +12,8 @@ a newer epoch waits until that promise is on disk.
 
 If the disk fails, the worker stops: what an fsync that failed has left behind, nobody can say.
 
-Bounds: `QUEUE_BYTES_MAX` of stores waiting for the committer; beyond it a store is answered BUSY and not applied.
+Bounds: `QUEUE_BYTES_MAX` of stores waiting for the committer; beyond it a store is answered BUSY and not applied. A
+disk that is nearly full (`Storage.room`) takes no values, and goes on taking deletes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import trio
 
 from trikv.api import Batch, Storage
 from trikv.core import calls
-from trikv.core.calls import Digest, Discard, Enlist, Fetch, Forget, Heartbeat, Hop, List, Op, Store
+from trikv.core.calls import Digest, Discard, Enlist, Fetch, Forget, Full, Heartbeat, Hop, List, Op, Store
 from trikv.core.errors import Fault
 from trikv.core.fence import Judgement
 from trikv.core.record import Record
@@ -94,6 +95,7 @@ class Worker:
         self._waiting = trio.Event()
         self.neighbours: dict[str, _Neighbour] = {}  # by address; those that a chain's writes are passed on to
         self._sweeps = False
+        self._was_full = False
         self._nursery: trio.Nursery | None = None
 
     @classmethod
@@ -120,7 +122,8 @@ class Worker:
 
     def vitals(self) -> calls.Vitals:
         keys = self._registers.keys
-        full = self.max_keys is not None and keys >= self.max_keys
+        full = Full.KEYS if self.max_keys is not None and keys >= self.max_keys else Full.NO
+        full = Full.DISK if self._disk_is_full() else full
         return calls.Vitals(keys, full, self.storage_name, self.max_keys, self._process, self._master)
 
     async def run(
@@ -213,6 +216,9 @@ class Worker:
                 continue
             size_bytes = _OVERHEAD_BYTES
             if isinstance(request, Store):
+                if request.record.value is not None and self._disk_is_exhausted(size_bytes + len(request.record.value)):
+                    link.answer(call.id, Fault.FULL, [])
+                    continue
                 size_bytes += len(request.key) + len(request.record.value or b"")
                 if self._queue_bytes + size_bytes > QUEUE_BYTES_MAX:
                     link.answer(call.id, Fault.BUSY, [])
@@ -220,6 +226,22 @@ class Worker:
             self._queue_bytes += size_bytes
             self._queue.append(_Item(link, call.id, now + call.budget_ms / 1000, request))
             self._waiting.set()
+
+    def _disk_is_full(self) -> bool:
+        """Is less than the reserve free? It takes a quarter more to be no longer full, so that it does not flap."""
+        room = self._storage.room()
+        if room is None:
+            return False
+        self._was_full = room.free_bytes < room.reserve_bytes * (1.25 if self._was_full else 1)
+        return self._was_full
+
+    def _disk_is_exhausted(self, size_bytes: int) -> bool:
+        """Would so much, beside what is queued, take of the half of the reserve that is for deletes and for the engine?
+
+        The coordinator sends no values to a worker that is full. What was on its way until it knew ends here.
+        """
+        room = self._storage.room()
+        return room is not None and room.free_bytes - self._queue_bytes - size_bytes < room.reserve_bytes // 2
 
     def _answer_fetch(self, link: Link, call_id: int, record: Record | None) -> None:
         if record is None:

@@ -15,16 +15,22 @@ failed flush has left in the log is either gone or durable by then, and not only
 leaves behind and is dropped: it was never acknowledged. Damage anywhere before the tail is refused, since skipping it
 would silently lose what was acknowledged.
 
-Buffers and threads are small: a machine may run many workers, each with an instance of its own.
+Buffers and threads are small: a machine may run many workers, each with an instance of its own. On a small disk the
+buffers and the log are smaller still (`_Sizes`), since they are what the reserve must hold.
+
+A full disk. `room` tells what is free above a reserve, which is what flushing the buffers takes; a worker takes no more
+values then. Others may fill the disk all the same, and a RocksDB that cannot write cannot open. So a ballast lies
+beside it, `BALLAST`, which is let go when the disk is full at a start, and laid down again when there is room.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 from rocksdict import (
@@ -39,24 +45,47 @@ from rocksdict import (
     WriteBatch,
 )
 
-from trikv.api import Batch, Page, Record, Storage, StorageEngine, hookimpl
+from trikv.api import Batch, Page, Record, Room, Storage, StorageEngine, hookimpl
 from trikv.core.record import pack, unpack
 from trikv.storage.merge import first_key, merge_page
 
 _META: Final = 0xFFFF  # the number under which the notes lie; partitions end one below
 
-_WRITE_BUFFER_BYTES: Final = 16 * 1024 * 1024
 _CACHE_BYTES: Final = 32 * 1024 * 1024
-_LOG_BYTES_MAX: Final = 64 * 1024 * 1024  # so much is replayed at the next start, at most
+_MB: Final = 1024 * 1024
+_BALLAST: Final = "BALLAST"
 _OPEN_FILES_MAX: Final = 256
 _BLOOM_BITS: Final = 10  # 1 % of lookups of absent keys read a block in vain; every write of a new key is such a lookup
+
+
+class _Sizes(NamedTuple):
+    """What is taken of a disk, in bytes, by the size of that disk."""
+
+    write_buffer: int
+    log: int  # so much is replayed at the next start, at most
+    reserve: int
+    ballast: int
+
+    @classmethod
+    def of(cls, directory: Path) -> _Sizes:
+        disk = os.statvfs(directory)
+        total = disk.f_blocks * disk.f_frsize
+        write_buffer = max(_MB // 2, min(16 * _MB, total // 32))
+        reserve = max(4 * write_buffer, min(128 * _MB, total // 50))
+        return cls(write_buffer, max(2 * _MB, min(64 * _MB, total // 8)), reserve, 2 * write_buffer)
+
+
+def _free_bytes(directory: Path) -> int:
+    disk = os.statvfs(directory)
+    return disk.f_bavail * disk.f_frsize
 
 
 class RocksStorage(Storage):
     """One worker's records, in an open RocksDB."""
 
-    def __init__(self, db: Rdict, directory: Path) -> None:
+    def __init__(self, db: Rdict, directory: Path, reserve_bytes: int) -> None:
         self._db = db
+        self._reserve_bytes = reserve_bytes
         self._directory = directory
         self._failure: OSError | None = None
         notes = _Cursor(db.iter())
@@ -134,6 +163,9 @@ class RocksStorage(Storage):
     def meta(self) -> Mapping[str, bytes]:
         return self._meta
 
+    def room(self) -> Room:
+        return Room(_free_bytes(self._directory), self._reserve_bytes)
+
     async def close(self) -> None:
         with trio.CancelScope(shield=True):  # an instance left open keeps its directory locked
             try:
@@ -162,15 +194,28 @@ class RocksEngine(StorageEngine):
 def _open(directory: Path) -> RocksStorage:
     with _reported(f"RocksDB cannot open {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
-        db = Rdict(str(directory), _options())
+        sizes = _Sizes.of(directory)
+        ballast = directory.with_name(_BALLAST)
+        if _free_bytes(directory) < sizes.ballast:
+            ballast.unlink(missing_ok=True)
+        db = Rdict(str(directory), _options(sizes))
         try:
-            return RocksStorage(db, directory)
+            _lay_ballast(ballast, sizes)
+            return RocksStorage(db, directory, sizes.reserve)
         except BaseException:  # whatever it was, the directory must not stay locked
             db.close()
             raise
 
 
-def _options() -> Options:
+def _lay_ballast(ballast: Path, sizes: _Sizes) -> None:
+    """Where there is room for it beside the reserve; what cannot be laid down now is laid down at another start."""
+    if ballast.exists() or _free_bytes(ballast.parent) < sizes.reserve + 2 * sizes.ballast:
+        return
+    with suppress(OSError), ballast.open("xb") as file:
+        os.posix_fallocate(file.fileno(), 0, sizes.ballast)
+
+
+def _options(sizes: _Sizes) -> Options:
     table = BlockBasedOptions()
     table.set_block_cache(Cache(_CACHE_BYTES))
     table.set_bloom_filter(_BLOOM_BITS, False)
@@ -178,8 +223,8 @@ def _options() -> Options:
     options.create_if_missing(True)
     options.set_block_based_table_factory(table)
     options.set_compression_type(DBCompressionType.lz4())
-    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
-    options.set_max_total_wal_size(_LOG_BYTES_MAX)
+    options.set_write_buffer_size(sizes.write_buffer)
+    options.set_max_total_wal_size(sizes.log)
     options.set_max_background_jobs(2)
     options.set_max_open_files(_OPEN_FILES_MAX)
     options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())

@@ -33,7 +33,8 @@ _PROMISE_SENTENCES: Final = {
 _PLACES: Final = {"lost": "holds no place"}  # the other words stand for themselves
 _TONES: Final = {
     "worker_down": "poor", "worker_evicted": "poor", "records_lost": "poor", "recovered": "poor", "gap": "poor",
-    "worker_suspect": "fair", "worker_draining": "fair", "mode_switching": "fair",
+    "worker_suspect": "fair",
+    "worker_disk_full": "poor", "worker_disk_has_room": "good", "worker_draining": "fair", "mode_switching": "fair",
     "worker_up": "good", "settled": "good", "mode_switched": "good",
 }  # fmt: skip
 
@@ -156,6 +157,8 @@ def _worker(worker: Mapping[str, Any]) -> dict[str, Any]:
     notes = [worker["note"]]
     if worker["full"]:
         notes.append(f"Full: it takes no key beyond its {worker['max_keys']:,}.")
+    if worker["disk_full"]:
+        notes.append("Its disk is nearly full: it takes deletes alone until there is room.")
     return {
         **worker,
         "place": _PLACES.get(worker["place"], worker["place"]),
