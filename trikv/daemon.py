@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from trikv.net.doors import Doors, Listening, join_address, split_address
 from trikv.node.configstore import ConfigConflict, SqliteConfigStore
 from trikv.node.datadir import DataDirError, open_data_dir
 from trikv.node.master import Master, StartError
+from trikv.node.progress import Progress, ProgressFile
 from trikv.node.worker import Worker
 from trikv.registry import PluginError, load_registry
 from trikv.web.app import serve_http
@@ -92,17 +94,25 @@ async def _worker(settings: WorkerSettings) -> None:
         await _serve_worker(settings, doors, listening, engine, None)
         return
     with open_data_dir(settings.directory, "worker") as data_dir:
-        await _serve_worker(settings, doors, listening, engine, data_dir.path / "records")
+        with closing(ProgressFile(data_dir.path)) as progress:
+            await _serve_worker(settings, doors, listening, engine, data_dir.path / "records", progress)
 
 
 async def _serve_worker(
-    settings: WorkerSettings, doors: Doors, listening: Listening, engine: StorageEngine, directory: Path | None
+    settings: WorkerSettings,
+    doors: Doors,
+    listening: Listening,
+    engine: StorageEngine,
+    directory: Path | None,
+    progress: Progress | None = None,
 ) -> None:
     """`directory` None: the engine keeps nothing, so the worker is known by its address."""
     storage = await engine.open(directory)
     try:
         worker_id = listening.address if directory is None else None
-        worker = await Worker.open(worker_id, storage, engine.name, doors, max_keys=settings.max_keys)
+        worker = await Worker.open(
+            worker_id, storage, engine.name, doors, max_keys=settings.max_keys, progress=progress
+        )
         async with trio.open_nursery() as nursery:
             stop = await nursery.start(_watch_for_stop, settings.exit_with_stdin)
             await nursery.start(partial(worker.run, listening, master=settings.master))

@@ -35,6 +35,7 @@ from trikv.core.calls import (
     vitals_from_wire,
 )
 from trikv.core.digest import Summary
+from trikv.core.lineage import Start
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version, make_epoch, pack, unpack
 from trikv.core.session import PeerError
 
@@ -198,8 +199,8 @@ def test_answers_arrive_as_they_were_meant() -> None:
     assert listed_from_wire(listing) == ([(3, EPOCH)], [(5, b"k", tombstone)], True)
     summary = Summary((1 << 64) - 1, 7, 1 << 40, 5)
     assert digests_from_wire(wired([[[3, EPOCH]], [[5, *summary]]])) == ([(3, EPOCH)], {5: summary})
-    vitals = Vitals(12, Full.NO, "rocksdb", None, "p-1", "3/m-1")
-    assert vitals_from_wire(wired(list(vitals))) == vitals
+    vitals = Vitals(12, Full.NO, "rocksdb", None, "p-1", "3/m-1", (Start(2, "a"), Start(3, "b")), 17, "")
+    assert vitals_from_wire(wired(vitals.to_wire())) == vitals
 
 
 def test_a_listing_that_promises_more_must_say_from_where() -> None:

@@ -81,7 +81,7 @@ def test_a_configuration_that_many_partitions_share_is_written_once() -> None:
 
 def test_a_document_of_another_format_is_refused_by_number() -> None:
     document = Cluster("c", "quorum", 3, 1024).to_document()
-    with pytest.raises(ValueError, match="format 99; this trikv reads format 2"):
+    with pytest.raises(ValueError, match="format 99; this trikv reads format 3"):
         Cluster.from_document(document | {"format": 99})
     with pytest.raises(ValueError, match="format None"):
         Cluster.from_document({})

@@ -22,6 +22,7 @@ from trikv.core.ring import partition_of
 from trikv.core.session import Hello
 from trikv.net.doors import Doors
 from trikv.net.link import Link, dial
+from trikv.node.progress import Progress
 from trikv.node.worker import Worker
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import InProcessCluster, MemoryTransport, Node
@@ -69,8 +70,16 @@ class Desk:
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
-    async def start(self, *, name: str = "w-1", max_keys: int | None = None, greet_as: Hello = MASTER) -> Desk:
-        self.worker = await Worker.open(name, self.storage, "test", self.doors, max_keys=max_keys)
+    async def start(
+        self,
+        *,
+        name: str = "w-1",
+        max_keys: int | None = None,
+        greet_as: Hello = MASTER,
+        confirm: bool = True,
+        progress: Progress | None = None,
+    ) -> Desk:
+        self.worker = await Worker.open(name, self.storage, "test", self.doors, max_keys=max_keys, progress=progress)
         listening = await self.doors.transport.listen("127.0.0.1:0")
         self.address = listening.address
         self._scope, self._ended = trio.CancelScope(), trio.Event()
@@ -85,6 +94,9 @@ class Desk:
         await self.nursery.start(run)
         self._link = await dial(await self.doors.transport.connect(self.address), greet_as)
         self.nursery.start_soon(self._link.run)
+        if confirm:
+            start = str(self.worker.starts[-1])
+            assert await self.ask(Op.CONFIRM, [self.worker.incarnation, start]) == (Fault.OK, [])
         return self
 
     async def stop(self) -> None:

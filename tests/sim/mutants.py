@@ -27,10 +27,12 @@ from trikv.core.calls import Hop, Store
 from trikv.core.configuration import Cluster, Configuration
 from trikv.core.errors import Fault, Refused, TrikvError
 from trikv.core.fence import Fence, Judgement
+from trikv.core.lineage import Claim, Start, judge
 from trikv.core.record import MARK_BITS, term_of
 from trikv.core.session import Hello, PeerError
 from trikv.net.doors import Doors
 from trikv.net.replicas import NotEnough, Replicas, Target
+from trikv.node import lives
 from trikv.node.antientropy import AntiEntropy
 from trikv.node.configstore import ConfigStoreError, NotChanged
 from trikv.node.coordinator import Attempt, Coordinator
@@ -144,8 +146,9 @@ def overwrite_newer() -> AbstractContextManager[None]:
     return replaced(Registers, "put", put)
 
 
-def ignore_incarnations() -> AbstractContextManager[None]:
-    """A worker is known by its name alone: it answers for every life that it ever had."""
+@contextmanager
+def ignore_incarnations() -> Iterator[None]:
+    """A worker is known by its name alone: it answers for every life that it ever had, whatever its disk knows."""
     real = Worker.open
 
     async def open_under_its_name(
@@ -155,7 +158,12 @@ def ignore_incarnations() -> AbstractContextManager[None]:
             await storage.commit(Batch(meta={"worker": worker_id.encode(), "incarnation": worker_id.encode()}))
         return await real(worker_id, storage, storage_name, doors, **options)
 
-    return replaced(Worker, "open", staticmethod(open_under_its_name))
+    def judge_nothing(starts: Sequence[Start], named: Start | None, batches: int, heard: int) -> Claim:
+        claim = judge(starts, named, batches, heard)
+        return Claim.LATER if claim is Claim.OLDER else claim
+
+    with replaced(Worker, "open", staticmethod(open_under_its_name)), replaced(lives, "judge", judge_nothing):
+        yield
 
 
 def forget_epochs() -> AbstractContextManager[None]:
@@ -295,7 +303,7 @@ def restart_in_the_old_epoch() -> Iterator[None]:
         return replace(self, term=self.term or term)
 
     def hello(self: Master) -> Hello:
-        return Hello("master", self.cluster.cluster, f"{self.cluster.term}/the one", self.cluster.cluster)
+        return Hello("master", self.cluster.cluster, f"{self.cluster.term}/the-one", self.cluster.cluster)
 
     with replaced(Cluster, "with_term", with_term), replaced(Master, "hello", hello):
         yield

@@ -70,15 +70,17 @@ def test_a_document_that_is_put_back_gives_a_term_twice(
     assert "workers know a master of term 2, the document knew 2" in caplog.text
 
 
-def test_a_disk_is_put_back_as_it_was_after_some_of_its_batches() -> None:
+def test_a_disk_is_put_back_as_it_was_before_one_of_the_starts_of_its_worker() -> None:
     disk = Disk(0.01)
-    for number in range(4):
-        disk.under_way = Batch(meta={"number": b"%d" % number})
+    assert not disk.copies()
+    for number, starts in enumerate([b"0. 1.a", b"1.a", b"1.a 2.b", b"2.b", b"2.b 3.c"], start=1):
+        disk.under_way = Batch(meta={"batches": b"%d" % number, "starts": starts})
         disk.flush()
-    disk.put_back(0.5)
-    assert disk.meta == {"number": b"1"}
-    disk.put_back(0.0)
-    assert disk.meta == {"number": b"0"}
+    disk.put_back(0.9)
+    assert (disk.meta["starts"], disk.progress) == (b"2.b", 4)
+    disk.put_back(0.9)
+    assert (disk.meta["starts"], disk.progress) == (b"1.a", 2)
+    assert not disk.copies()
 
 
 def test_a_change_in_doubt_is_made_later_unless_another_one_was_made_first() -> None:

@@ -12,27 +12,32 @@ partition and the epoch. A reader of this file knows all that a worker can be as
     DIGEST     [incarnation, [[partition, epoch], ...]]
                  -> [[stale partition, promised], ...], [[partition, digest, rows, size in bytes, keys], ...]
     FORGET     [partition, epoch, incarnation, key, version epoch, version seq]   -> []
-    HEARTBEAT  []                                    -> [keys, full, storage, max_keys, process, master]
+    HEARTBEAT  []      -> [keys, full, storage, max_keys, process, master, starts, batches, past]
+    CONFIRM    [incarnation, start]               (master to worker)      -> []
+    RENEW      [incarnation, start, reason]       (master to worker)      -> []
     ENLIST     [address]                     (worker to master)           -> [], or a sentence
 
 A record is [version epoch, version seq, stamp epoch, stamp seq, value or None]; `onward` the rest of a chain as
 [[worker, incarnation, address], ...]; a row [partition, key, record]. Without values, a listed record that has one
 comes with an empty one in its place. FORGET removes a record if it is a tombstone of exactly that version, and is
-acknowledged in either case.
+acknowledged in either case. CONFIRM and RENEW are for a start of a worker (`core/lineage.py`), and for no other one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from trikv.core.digest import Summary
+from trikv.core.lineage import STARTS_MAX, Start, Starts
 from trikv.core.record import EPOCH_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
 from trikv.core.ring import PARTITION_COUNT
 from trikv.core.session import PeerError, is_name
 
 LIST_LIMIT_MAX: Final = 10_000
+REASON_MAX: Final = 200  # characters of a sentence for a person
 LIST_BYTES_MAX: Final = 4 * 1024 * 1024  # with one row of the largest key and value on top still below a frame's cap
 
 
@@ -45,6 +50,8 @@ class Op(IntEnum):
     ENLIST = 6
     DIGEST = 7
     FORGET = 8
+    CONFIRM = 9
+    RENEW = 10
 
 
 class Full(IntEnum):
@@ -107,6 +114,21 @@ class Forget(NamedTuple):
     version: Version
 
 
+class Confirm(NamedTuple):
+    """The document names this start: serve."""
+
+    incarnation: str
+    start: Start
+
+
+class Renew(NamedTuple):
+    """The directory is an older copy: be another member."""
+
+    incarnation: str
+    start: Start
+    reason: str
+
+
 class Heartbeat(NamedTuple):
     pass
 
@@ -117,7 +139,8 @@ class Enlist(NamedTuple):
 
 class Vitals(NamedTuple):
     """What a worker says of itself with every heartbeat. `process` is drawn at each start; `master` is the incarnation
-    of the master of the highest term that has ever greeted it."""
+    of the master of the highest term that has ever greeted it. `starts` and `batches`: what its directory has seen
+    (`core/lineage.py`). `past`: why it is another member than it once was, for a person; or empty."""
 
     keys: int
     full: Full
@@ -125,9 +148,15 @@ class Vitals(NamedTuple):
     max_keys: int | None
     process: str
     master: str
+    starts: Starts
+    batches: int
+    past: str
+
+    def to_wire(self) -> list[Any]:
+        return [*self[:6], [str(start) for start in self.starts], self.batches, self.past]
 
 
-Request = Store | Fetch | List | Discard | Digest | Forget | Heartbeat | Enlist
+Request = Store | Fetch | List | Discard | Digest | Forget | Confirm | Renew | Heartbeat | Enlist
 
 
 def record_to_wire(record: Record) -> list[Any]:
@@ -202,8 +231,8 @@ def is_epoch(payload: list[Any]) -> bool:
 
 
 def vitals_from_wire(payload: list[Any]) -> Vitals:
-    if len(payload) == 6:
-        keys, full, storage, max_keys, process, master = payload
+    if len(payload) == 9:
+        keys, full, storage, max_keys, process, master, starts, batches, past = payload
         if (
             isinstance(keys, int)
             and type(full) is int
@@ -211,8 +240,13 @@ def vitals_from_wire(payload: list[Any]) -> Vitals:
             and 0 <= keys <= EPOCH_MAX
             and (max_keys is None or isinstance(max_keys, int))
             and all(isinstance(name, str) and (is_name(name) or not name) for name in (storage, process, master))
+            and isinstance(starts, list)
+            and 1 <= len(starts) <= STARTS_MAX
+            and _is_count(batches)
+            and isinstance(past, str)
         ):
-            return Vitals(keys, Full(full), storage, max_keys, process, master)
+            known = tuple(map(_start, starts))
+            return Vitals(keys, Full(full), storage, max_keys, process, master, known, batches, past[:REASON_MAX])
     raise PeerError("a heartbeat that is not one")
 
 
@@ -246,6 +280,10 @@ def parse(op: int, arguments: list[Any]) -> Request:
         case Op.FORGET, [int(partition), int(epoch), str(incarnation), bytes(key), int(of_epoch), int(seq)]:
             if _sane(partition, epoch, key) and _sane(0, of_epoch, b"-") and _sane(0, seq, b"-"):
                 return Forget(partition, epoch, incarnation, key, Version(of_epoch, seq))
+        case Op.CONFIRM, [str(incarnation), start]:
+            return Confirm(incarnation, _start(start))
+        case Op.RENEW, [str(incarnation), start, str(reason)]:
+            return Renew(incarnation, _start(start), reason[:REASON_MAX])
         case Op.ENLIST, [str(address)] if is_name(address):
             return Enlist(address)
     raise PeerError(f"a call (op {op}) that this protocol does not have, or of another shape")
@@ -257,6 +295,13 @@ def _record_until(row: Any, epoch: int) -> Record:
     if record.version.epoch > epoch:
         raise PeerError("a record of an epoch that is still to come")
     return record
+
+
+def _start(text: Any) -> Start:
+    if isinstance(text, str):
+        with suppress(ValueError):
+            return Start.parse(text)
+    raise PeerError("a start that is none")
 
 
 def _hop(hop: Any) -> Hop:

@@ -17,10 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
+from trikv.core.lineage import Start
 from trikv.core.record import GENERATION_MAX, TERM_MAX
 
-DOCUMENT_FORMAT: Final = 2
-_FORMATS_READ: Final = (1, 2)  # 1: before workers could be drained
+DOCUMENT_FORMAT: Final = 3
+_FORMATS_READ: Final = (1, 2, 3)  # 1: before workers could be drained; 2: before their starts were noted
 
 
 class Member(NamedTuple):
@@ -107,6 +108,7 @@ class Cluster:
     stored: bool = False  # set, durably, before the first store: from then on a newcomer is spare
     workers: dict[str, Enlisted] = field(default_factory=dict)
     partitions: tuple[Partition, ...] = ()
+    starts: dict[Member, Start] = field(default_factory=dict)  # the last one that is known of each member
 
     @property
     def formed(self) -> bool:
@@ -126,6 +128,12 @@ class Cluster:
         for index, partition in enumerate(self.partitions):
             if not 0 <= partition.generation <= GENERATION_MAX:
                 raise ValueError(f"generation {partition.generation} of partition {index} is beyond {GENERATION_MAX}")
+
+    def with_start(self, member: Member, start: Start) -> Cluster:
+        """With this start of that member; those of members that can be of no use any more are forgotten."""
+        of_use = {m for partition in self.partitions for c in partition.history for m in c.members}
+        of_use |= {worker.member for worker in self.workers.values()}
+        return replace(self, starts={m: known for m, known in self.starts.items() if m in of_use} | {member: start})
 
     def to_document(self) -> dict[str, Any]:
         """CBOR-ready. Configurations repeat often, so each distinct one is written once and named by its index.
@@ -149,6 +157,7 @@ class Cluster:
             ],
             "configurations": [[[list(m) for m in c.members], c.mode, c.copies] for c in table],
             "partitions": rows,
+            "starts": [[*member, str(start)] for member, start in self.starts.items()],
         }
 
     @classmethod
@@ -176,6 +185,7 @@ class Cluster:
                 Partition(generation, tuple(table[i] for i in history), *forgot)
                 for generation, history, *forgot in document["partitions"]
             ),
+            starts={Member(w, i): Start.parse(start) for w, i, start in document.get("starts", [])},
         )
         cluster.check()
         return cluster

@@ -42,7 +42,9 @@ def tell(event: Mapping[str, Any]) -> str:
     kind = str(event.get("kind", ""))
     try:
         told = SENTENCES[kind].format_map(event)
-        return f"{told}, without the data that it had" if event.get("without_its_data") else told
+        if event.get("without_its_data"):
+            told += ", without the data that it had"
+        return f"{told}: {event['why']}" if event.get("why") else told
     except (KeyError, ValueError, TypeError):
         fields = (f"{name}={value}" for name, value in event.items() if name not in _NOT_TOLD)
         return " ".join([kind.replace("_", " "), *fields])

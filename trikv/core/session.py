@@ -30,7 +30,7 @@ from typing import Any, Final, NamedTuple
 
 from trikv.core import frames
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 GREETING_BYTES_MAX: Final = 4096  # before a peer is known, it may make us keep this much and no more
 SMALL_FRAME_BYTES_MAX: Final = 64 * 1024  # for a side that is only asked for what is small
 _MAGIC: Final = "trikv"

@@ -124,6 +124,8 @@ class Enlisting:
 
             def change(cluster: Cluster) -> Cluster:
                 changed = replace(cluster, workers={**cluster.workers, enlisted.worker: enlisted})
+                if enlisted.member not in cluster.starts:
+                    changed = changed.with_start(enlisted.member, vitals.starts[-1])
                 return changed if cluster.stored or _is_placed(changed) else self._placed(changed)
 
             await master.change(change)
@@ -131,7 +133,11 @@ class Enlisting:
             _log.info("worker %s enlisted at %s", enlisted.worker, enlisted.address)
             returned_empty = known is not None and known.incarnation != enlisted.incarnation
             master.events.note(
-                "worker_enlisted", worker=enlisted.worker, address=enlisted.address, without_its_data=returned_empty
+                "worker_enlisted",
+                worker=enlisted.worker,
+                address=enlisted.address,
+                without_its_data=returned_empty,
+                why=vitals.past if returned_empty else "",
             )
         return {"id": enlisted.worker, "address": enlisted.address, "incarnation": enlisted.incarnation}
 

@@ -43,9 +43,9 @@ class Watched:
     """One worker: linked while `peer.run` runs, watched by ticks.
 
     `on_change` hears when its link, standing, `evictable` or `steady` may have changed; `on_state` of each change of
-    its state, from what to what; `on_disk` when its disk is nearly full, and when it no longer is. `grace_s`: the
-    silence after which it is down, and may be evicted. `former`: the watch over the same worker at the address where it
-    was until now.
+    its state, from what to what; `on_disk` when its disk is nearly full, and when it no longer is. `admit` says of a
+    worker that knows this master whether it may be sent anything. `grace_s`: the silence after which it is down, and
+    may be evicted. `former`: the watch over the same worker at the address where it was until now.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Watched:
         grace_s: float,
         on_state: Callable[[State, State], None] = lambda old, new: None,
         on_disk: Callable[[bool], None] = lambda full: None,
+        admit: Callable[[Watched, Vitals], bool] = lambda watched, vitals: True,
         former: Watched | None = None,
     ) -> None:
         self.enlisted = enlisted
@@ -71,7 +72,9 @@ class Watched:
         self._on_rival = on_rival  # the worker knows another master of this term, or of a higher one
         self._on_state = on_state
         self._on_disk = on_disk
-        self.acknowledged = False  # the worker has said, on this link, that it knows no other
+        self._admit = admit
+        # The worker has said, on this link, that it knows no other master, and is admitted as what it says it is.
+        self.acknowledged = False
         self.peer = Peer(enlisted.address, me, doors, judge=self._judge, on_link=self._linked)
         self._asked_s = -VITALS_INTERVAL_S
         self._ticked_s = trio.current_time()
@@ -107,12 +110,17 @@ class Watched:
             return self.peer.why_not
         if state is not State.UP:
             return f"its connection is open, and it has said nothing for {silent_s:.1f} s: it is stopped, or cut off"
-        return "" if self.acknowledged else "it has not said yet whether it knows another master"
+        return "" if self.acknowledged else "it is not confirmed yet"
 
     def note_evicted(self) -> None:
         """The configurations have moved on without it: it is not to be given data as soon as it is back."""
         self.suspicion.evicted(self._now())
         self._refresh()
+
+    def ask_now(self) -> None:
+        """Something of it has changed: do not wait for the next heartbeat."""
+        if self.peer.link is not None:
+            self._ask(self.peer.link, trio.current_time())
 
     def tick(self, now: float) -> None:
         """One heartbeat's time has passed."""
@@ -189,8 +197,9 @@ class Watched:
         self.vitals = vitals_from_wire(payload)
         if (was_full is Full.DISK) != (self.vitals.full is Full.DISK):
             self._on_disk(self.vitals.full is Full.DISK)
-        knew, self.acknowledged = self.acknowledged, self.vitals.master == self._me().incarnation
-        if not self.acknowledged:
+        knows_me = self.vitals.master == self._me().incarnation
+        knew, self.acknowledged = self.acknowledged, knows_me and self._admit(self, self.vitals)
+        if not knows_me:
             term = Reign.parse(self.vitals.master).term
             if term < Reign.parse(self._me().incarnation).term:
                 self.peer.redial()  # it was greeted before this master took its present term

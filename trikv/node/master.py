@@ -50,6 +50,7 @@ from trikv.node.forget import MIN_AGE_S, Forgetting
 from trikv.node.heartbeat import Replica, Watched, beat_forever
 from trikv.node.hints import Hints
 from trikv.node.hung import Hung
+from trikv.node.lives import Lives
 from trikv.node.reconcile import Reconciler, holds
 from trikv.node.settle import Settling
 from trikv.node.slot import Slot
@@ -108,6 +109,7 @@ class Master:
         self.forgetting = Forgetting(self.coordinator, self.reconciler.renew, self.note_stale, min_age_s=forget_after_s)
         self.antientropy = AntiEntropy(self.coordinator, self.note_stale, expects=self.hints.expects)
         self.changes = Changes(self)
+        self.lives = Lives(self)
         self.hung = Hung(self.coordinator.note_change)
         self._revision = revision
         self._store = store
@@ -193,6 +195,11 @@ class Master:
             nursery.start_soon(self.reconciler.run)
             nursery.start_soon(self.settling.run)
             task_status.started()
+
+    def start_soon(self, run: Callable[[str], Awaitable[None]], about: str) -> None:
+        """Have this done beside all else, for as long as this master serves."""
+        assert self._nursery is not None
+        self._nursery.start_soon(run, about)
 
     async def run_detached(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run `operation` to its end in this node's nursery, whatever becomes of the caller meanwhile.
@@ -307,8 +314,9 @@ class Master:
             watched = self.watched.get(enlisted.worker)
             if watched is None or watched.enlisted.address != enlisted.address:
                 self._watch(enlisted)
-            else:
+            elif watched.enlisted != enlisted:
                 watched.enlisted = enlisted
+                watched.ask_now()
         coordinator = self.coordinator
         coordinator.stored = cluster.stored
         coordinator.not_formed = self.enlisting.forming_detail()
@@ -438,6 +446,7 @@ class Master:
             grace_s=self.down_after_s,
             on_state=lambda old, new: self._note_state(enlisted.worker, new),
             on_disk=lambda full: self._note_disk(enlisted.worker, full),
+            admit=self.lives.admit,
             former=self.watched.get(enlisted.worker),
         )
         scope = self._watch_scopes[enlisted.worker] = trio.CancelScope()

@@ -7,7 +7,7 @@ was there before it, so that nothing is visible that could be lost; whoever hold
 
 Of each partition there is a `Summary` (digest and counts), kept as records come and go and noted on disk in the same
 batch, as `keys/N`; `promise/N` is the epoch that was promised. A store from before there were digests has only the
-number of keys there: its partitions are read through once, when it is opened.
+number of keys there: its partitions are read through once, when it is opened. Each batch has its number in it.
 
 The worker's committer alone calls what changes anything, between two commits. A summary is that of the durable records
 between a commit and the next change.
@@ -41,6 +41,7 @@ class Registers:
                 self._summaries[int(partition)] = summary
         self._unread = promised.keys() - self._summaries.keys()  # nothing is stored in a partition without a promise
         self.fence = Fence(promised)
+        self.batches = int(storage.meta().get("batches", b"0"))  # that were made durable here, ever
         self.keys = sum(summary.keys for summary in self._summaries.values())
         self._storage = storage
         # What the next `commit` makes durable.
@@ -131,7 +132,9 @@ class Registers:
             batch.meta[f"keys/{partition}"] = self._summaries[partition].pack()
         self._changed.clear()
         if batch:
+            batch.meta["batches"] = b"%d" % (self.batches + 1)
             await self._storage.commit(batch)
+            self.batches += 1
         self._before.clear()
         self._in_doubt.clear()
 

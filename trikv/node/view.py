@@ -126,6 +126,8 @@ def _describe_worker(
     vitals = watched.vitals
     heard_s = watched.last_heard_s
     place, note = _find_place(master, enlisted, copies, held, came_back_empty)
+    if place == "lost" and vitals is not None and vitals.past:
+        note += f" ({vitals.past})"
     return {
         "id": enlisted.worker,
         "address": enlisted.address,

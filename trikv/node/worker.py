@@ -10,6 +10,9 @@ before it is durable: while a batch is being flushed, a fetch of one of its keys
 digests and listings take their turn between two batches. A fetch under a promised epoch is answered at once; one under
 a newer epoch waits until that promise is on disk.
 
+Each start must be confirmed by the master before the worker serves anything: its directory may be an older copy, and
+then it is made another member (`core/lineage.py`).
+
 If the disk fails, the worker stops: what an fsync that failed has left behind, nobody can say.
 
 Bounds: `QUEUE_BYTES_MAX` of stores waiting for the committer; beyond it a store is answered BUSY and not applied. A
@@ -24,17 +27,33 @@ from typing import Any, Final, NamedTuple
 
 import trio
 
-from trikv.api import Batch, Storage
-from trikv.core import calls
-from trikv.core.calls import Digest, Discard, Enlist, Fetch, Forget, Full, Heartbeat, Hop, List, Op, Store
+from trikv.api import Storage
+from trikv.core import calls, lineage
+from trikv.core.calls import (
+    Confirm,
+    Digest,
+    Discard,
+    Enlist,
+    Fetch,
+    Forget,
+    Full,
+    Heartbeat,
+    Hop,
+    List,
+    Op,
+    Renew,
+    Store,
+)
 from trikv.core.errors import Fault
 from trikv.core.fence import Judgement
+from trikv.core.lineage import Starts
 from trikv.core.record import Record
 from trikv.core.session import Call, Hello, PeerError, Reign
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
 from trikv.net.peers import NOT_DIALLED, Peer
 from trikv.net.serve import serve_links
+from trikv.node.progress import Progress
 from trikv.node.registers import Registers
 
 QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -51,7 +70,7 @@ class _Item(NamedTuple):
     link: Link
     call_id: int
     deadline_s: float
-    request: Store | Fetch | List | Discard | Digest | Forget
+    request: Store | Fetch | List | Discard | Digest | Forget | Confirm | Renew
 
 
 class _Neighbour:
@@ -79,9 +98,18 @@ class Worker:
         storage_name: str,
         doors: Doors,
         max_keys: int | None,
+        starts: Starts,
+        past: str,
+        progress: Progress | None,
     ) -> None:
         self.id = worker_id
         self.incarnation = incarnation
+        self.starts = starts  # that its directory knows; it serves once the present one is confirmed
+        self._past = past  # why it is another member than its directory once was
+        self._next: tuple[str, Starts, str] | None = None  # the last three, as they are once the batch is durable
+        self._progress = progress
+        self._progressed = trio.Event()
+        self._progressed.set()
         self.cluster: str | None = None
         self.storage_name = storage_name
         self.max_keys = max_keys
@@ -100,18 +128,42 @@ class Worker:
 
     @classmethod
     async def open(
-        cls, worker_id: str | None, storage: Storage, storage_name: str, doors: Doors, *, max_keys: int | None = None
+        cls,
+        worker_id: str | None,
+        storage: Storage,
+        storage_name: str,
+        doors: Doors,
+        *,
+        max_keys: int | None = None,
+        progress: Progress | None = None,
     ) -> Worker:
-        """The worker whose store this is; an empty store begins a new life. Without a `worker_id` the store has it."""
+        """The worker whose store this is; an empty store begins a new life. Without a `worker_id` the store has it.
+
+        A store that is behind `progress` has lost what was acknowledged, and begins a new life as well.
+        """
+        registers = await Registers.open(storage)
         meta = storage.meta()
+        new: dict[str, str] = {}
+        starts = lineage.unpack(meta.get("starts", b""))
+        reached = 0 if progress is None else progress.read()
         if "incarnation" not in meta:
             new = {"worker": worker_id or f"w-{doors.new_id()}", "incarnation": doors.new_id(16)}
-            await storage.commit(Batch(meta={name: text.encode() for name, text in new.items()}))
-            meta = storage.meta()
+        if registers.batches < reached:
+            past = f"its records end at batch {registers.batches}, and batch {reached} was on its disk"
+            _log.warning("worker %s: %s; it is another member from now on", worker_id or meta.get("worker"), past)
+            new |= {"incarnation": doors.new_id(16), "past": past}
+            registers.batches = reached  # or the next start would find the same
+        begin = lineage.begin_anew if "incarnation" in new else lineage.begin
+        starts = begin(starts, doors.new_id())
+        for name, text in new.items():
+            registers.note(name, text.encode())
+        registers.note("starts", lineage.pack(starts))
+        await registers.commit()
+        meta = storage.meta()
         worker_id = worker_id or meta["worker"].decode()
         incarnation = meta["incarnation"].decode()
-        registers = await Registers.open(storage)
-        self = cls(worker_id, incarnation, storage, registers, storage_name, doors, max_keys)
+        past = meta.get("past", b"").decode()
+        self = cls(worker_id, incarnation, storage, registers, storage_name, doors, max_keys, starts, past, progress)
         self.cluster = meta["cluster"].decode() if "cluster" in meta else None
         self._master = meta.get("master", b"").decode()
         registers.fence.note_term(Reign.parse(self._master).term)
@@ -124,7 +176,17 @@ class Worker:
         keys = self._registers.keys
         full = Full.KEYS if self.max_keys is not None and keys >= self.max_keys else Full.NO
         full = Full.DISK if self._disk_is_full() else full
-        return calls.Vitals(keys, full, self.storage_name, self.max_keys, self._process, self._master)
+        return calls.Vitals(
+            keys,
+            full,
+            self.storage_name,
+            self.max_keys,
+            self._process,
+            self._master,
+            self.starts,
+            self._registers.batches,
+            self._past,
+        )
 
     async def run(
         self,
@@ -137,6 +199,8 @@ class Worker:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._commit_forever)
+            if self._progress is not None:
+                nursery.start_soon(self._note_progress_forever, self._progress)
             await nursery.start(serve_links, listening.listener, self.hello, self.judge, self.handle)
             if master is not None:
                 nursery.start_soon(self._enlist_forever, master, listening.address)
@@ -168,6 +232,10 @@ class Worker:
                 "start it with another --data-dir to have it join a second cluster"
             )
         return None
+
+    def _is_master(self, hello: Hello) -> bool:
+        """Is that a master of the highest term that this worker knows?"""
+        return hello.role == "master" and Reign.parse(hello.incarnation).term >= Reign.parse(self._master).term
 
     async def _enlist_forever(self, master: str, address: str) -> None:
         assert self._nursery is not None
@@ -204,13 +272,16 @@ class Worker:
         for call in incoming:
             request = calls.parse(call.op, call.arguments)
             if isinstance(request, Heartbeat):
-                link.answer(call.id, Fault.OK, list(self.vitals()))
+                link.answer(call.id, Fault.OK, self.vitals().to_wire())
                 continue
             if isinstance(request, Enlist):
                 raise PeerError("asked a worker to enlist someone")
-            if request.incarnation != self.incarnation:
+            is_of_lives = isinstance(request, Confirm | Renew)
+            if request.incarnation != self.incarnation or not (is_of_lives or lineage.is_confirmed(self.starts)):
                 link.answer(call.id, Fault.OTHER_MEMBER, [])
                 continue
+            if is_of_lives and not self._is_master(link.peer):
+                raise PeerError("is not the master that may confirm a start")
             if isinstance(request, Fetch) and self._registers.knows(request.partition, request.epoch):
                 self._answer_fetch(link, call.id, self._registers.durable(request.partition, request.key))
                 continue
@@ -260,6 +331,9 @@ class Worker:
             items, self._queue, self._queue_bytes = self._queue, [], 0
             granted = [item for item in items if self._decide(item)]
             await self._registers.commit()
+            if self._next is not None:
+                (self.incarnation, self.starts, self._past), self._next = self._next, None
+            self._progressed.set()
             for item in granted:
                 if isinstance(item.request, List):
                     lists.append(item)
@@ -274,6 +348,8 @@ class Worker:
         request, registers = item.request, self._registers
         if item.deadline_s <= trio.current_time():
             return False
+        if isinstance(request, Confirm | Renew):
+            return self._begin_life(item, request)
         if isinstance(request, List | Digest):
             for partition, epoch in request.partitions:
                 registers.pass_fence(partition, epoch)
@@ -292,6 +368,32 @@ class Worker:
             registers.forget(request.partition, request.key, request.version)
         return True
 
+    def _begin_life(self, item: _Item, request: Confirm | Renew) -> bool:
+        """Note that this start is confirmed, or that this is another member from now on; one of the two in a batch."""
+        if request.start != self.starts[-1] or self._next is not None:
+            item.link.answer(item.call_id, Fault.OTHER_MEMBER, [])
+            return False
+        if isinstance(request, Confirm):
+            self._next = self.incarnation, self.starts[-1:], self._past
+        else:
+            _log.warning("worker %s: %s; it is another member from now on", self.id, request.reason)
+            starts = lineage.begin_anew(self.starts, self._doors.new_id())
+            self._next = self._doors.new_id(16), starts, request.reason
+        incarnation, starts, past = self._next
+        self._registers.note("incarnation", incarnation.encode())
+        self._registers.note("starts", lineage.pack(starts))
+        self._registers.note("past", past.encode())
+        return True
+
+    async def _note_progress_forever(self, progress: Progress) -> None:
+        while True:
+            await self._progressed.wait()
+            self._progressed = trio.Event()
+            try:
+                await progress.write(self._registers.batches)
+            except OSError as error:
+                _log.warning("how far the records are cannot be noted: %s", error)
+
     def _answer_stale(self, link: Link, call_id: int, partition: int) -> None:
         link.answer(call_id, Fault.STALE, [self._registers.fence.promised(partition)])
 
@@ -301,7 +403,7 @@ class Worker:
         match request:
             case Store(onward=[hop, *rest]):
                 self._relay(item, request, hop, rest)
-            case Store() | Discard() | Forget():
+            case Store() | Discard() | Forget() | Confirm() | Renew():
                 link.answer(call_id, Fault.OK, [])
             case Digest():
                 stale, served = self._sort_out(request.partitions)

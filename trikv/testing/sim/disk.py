@@ -25,6 +25,7 @@ import trio
 
 from trikv.api import Batch, Page, Record, Storage
 from trikv.node.configstore import ConfigConflict, ConfigStore, ConfigStoreError, NotChanged
+from trikv.node.progress import Progress
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.sim.clock import SimClock, sleep
 from trikv.testing.sim.network import Life
@@ -44,6 +45,7 @@ class Disk:
         self.past: list[Batch] = []  # what was written, since the disk was new
         self.records: dict[tuple[int, bytes], Record] = {}
         self.meta: dict[str, bytes] = {}
+        self.progress = 0  # how many batches the worker has noted beside its records
         self.under_way: Batch | None = None
 
     def flush(self) -> None:
@@ -70,15 +72,23 @@ class Disk:
         self.past = []
         self.records = {}
         self.meta = {}
+        self.progress = 0
         self.under_way = None
 
+    def copies(self) -> list[int]:
+        """The copies that there are of it, by the number of batches in them: one from before each start of its worker,
+        but for the first."""
+        return [number for number, batch in enumerate(self.past) if number and b" " in batch.meta.get("starts", b"")]
+
     def put_back(self, share: float) -> None:
-        """The disk as it was after this share of what was written to it, and no emptier than after the first."""
-        past = self.past[: max(1, int(share * len(self.past)))]
+        """The disk as it was when one of its copies was made, `share` of the way from the first to the last."""
+        copies = self.copies()
+        past = self.past[: copies[int(share * len(copies))]]
         self.lose()
         for batch in past:
             self.under_way = batch
             self.flush()
+        self.progress = int(self.meta["batches"])
 
     def hang(self) -> None:
         if self.mended is None:
@@ -88,6 +98,20 @@ class Disk:
         if self.mended is not None:
             self.mended.set()
             self.mended = None
+
+
+class SimProgress(Progress):
+    """The marker beside the records of a disk."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def read(self) -> int:
+        return self._disk.progress
+
+    async def write(self, batches: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self._disk.progress = batches
 
 
 class SimStorage(Storage):

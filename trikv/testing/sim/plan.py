@@ -74,7 +74,7 @@ _WEIGHTS: Final[Mapping[FaultKind, float]] = {
     FaultKind.SLOW_DISK: 2.0,
     FaultKind.FULL_DISK: 0.5,
     FaultKind.HUNG_DISK: 1.0,
-    FaultKind.OLD_DISK: 0.0,
+    FaultKind.OLD_DISK: 1.0,
     FaultKind.MASTER_CRASH: 2.0,
     FaultKind.MASTER_STOP: 0.5,
     FaultKind.DOUBTFUL_DOCUMENT: 1.0,

@@ -32,7 +32,7 @@ from trikv.registry import Registry, load_registry
 from trikv.testing.audit import HeldAlone
 from trikv.testing.history import Finding
 from trikv.testing.sim.clock import SimClock
-from trikv.testing.sim.disk import ConfigDisk, Disk, SimConfigStore, SimStorage
+from trikv.testing.sim.disk import ConfigDisk, Disk, SimConfigStore, SimProgress, SimStorage
 from trikv.testing.sim.network import Life, Network, SimTransport
 from trikv.testing.sim.operators import Operators
 from trikv.testing.sim.plan import MASTER, FaultKind, Schedule
@@ -122,13 +122,14 @@ class World:
         self.disks[name].lose()
 
     def put_disk_back(self, name: str, share: float) -> None:
-        """The disk of this machine, which is off, is as it was after this share of what was written to it. Whoever
+        """The disk of this machine, which is off, is as it was before one of its starts (`Disk.put_back`). Whoever
         starts with it is another member, for it has forgotten what it promised."""
         disk = self.disks[name]
-        if disk.past:
-            self._put_back.add((name, disk.meta["incarnation"]))
+        if disk.copies():
+            former = disk.meta["incarnation"]
             self._note_gone(name)
             disk.put_back(share)
+            self._put_back |= {(name, former), (name, disk.meta["incarnation"])}
 
     def _note_gone(self, name: str) -> None:
         """This disk is about to be lost, with all that no other one holds."""
@@ -207,7 +208,7 @@ class World:
         name = life.host.name
         doors = Doors(SimTransport(self.network, life), life.dice)
         storage = await SimStorage.open(self.disks[name], life)
-        worker = await Worker.open(name, storage, "simulated", doors)
+        worker = await Worker.open(name, storage, "simulated", doors, progress=SimProgress(self.disks[name]))
         await worker.run(await doors.transport.listen(life.host.address), master=_MASTER_ADDRESS)
 
     # --- what can be seen from outside --------------------------------------------------------------------------------
