@@ -152,6 +152,57 @@ def test_an_unknown_variable_of_a_role_is_named() -> None:
         worker_settings({}, {"TRIKV_WORKER_PORT": "x"})
 
 
+SERVICE = {
+    "SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "8000", "SERVICE_PORT_HTTP": "8080", "PORT": "tcp://10.0.0.1:8000",
+    "PORT_8000_TCP": "tcp://10.0.0.1:8000", "PORT_8000_TCP_PROTO": "tcp", "PORT_8000_TCP_PORT": "8000",
+    "PORT_8000_TCP_ADDR": "10.0.0.1",
+}  # fmt: skip
+
+
+def test_the_variables_that_kubernetes_sets_for_a_service_are_no_settings() -> None:
+    environ = {f"TRIKV_{role}_{name}": value for role in ("MASTER", "WORKER") for name, value in SERVICE.items()}
+    settings = master_settings({}, environ)
+    assert settings == MasterSettings()
+    assert len(settings.notes) == 1
+    assert "TRIKV_MASTER_PORT_8000_TCP_ADDR" in settings.notes[0]
+    assert "Kubernetes" in settings.notes[0]
+    assert worker_settings({"port": 8001}, environ).port == 8001
+    ipv6 = {"TRIKV_MASTER_PORT": "tcp://[fd00::1]:8000", "TRIKV_MASTER_SERVICE_HOST": "fd00::1"}
+    assert master_settings({}, ipv6) == MasterSettings()
+    assert master_settings({}, {"TRIKV_MASTER_PORT": "8001"}).port == 8001
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "complaint"),
+    [
+        ("TRIKV_MASTER_PORT", "tcp://", "TRIKV_MASTER_PORT: 'tcp://' is not a port"),
+        ("TRIKV_MASTER_SERVICE_HOST", "my host", "TRIKV_MASTER_SERVICE_HOST: no such setting"),
+        ("TRIKV_MASTER_PORTS", "8000", "TRIKV_MASTER_PORTS: no such setting"),
+        ("TRIKV_MASTER_NOTES", "x", "TRIKV_MASTER_NOTES: no such setting"),
+    ],
+)
+def test_what_only_resembles_them_is_an_error(variable: str, value: str, complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        master_settings({}, {variable: value})
+
+
+def test_a_file_that_nobody_named_is_told_of() -> None:
+    Path("trikv.toml").write_text("[master]\nport = 1\n")
+    settings = master_settings({}, {})
+    assert [str(Path("trikv.toml").absolute()) in note for note in settings.notes] == [True]
+    assert master_settings({}, {}, Path("trikv.toml")).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("data_dir", "complaint"),
+    [("~nosuchuser/x", "no such user"), ("\udcff", "not UTF-8"), ("a\0b", "NUL"), ("", "not a name")],
+)
+def test_a_data_directory_that_can_be_none(data_dir: str, complaint: str) -> None:
+    with pytest.raises(SettingsError, match=f"--data-dir: .*{complaint}") as error:
+        worker_settings({"port": 1, "data_dir": data_dir}, {})
+    assert "\n" not in str(error.value)
+
+
 def test_insecure_allows_what_loopback_does_not() -> None:
     assert worker_settings({"port": 1, "host": "0.0.0.0", "insecure": True}, {}).host == "0.0.0.0"
     assert [host for host in ("localhost", "127.0.0.1", "127.9.9.9", "::1") if not is_loopback(host)] == []

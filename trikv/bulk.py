@@ -6,18 +6,25 @@ and a file that was not stored is named: too large, unreadable, refused, unknown
 is safe, since it writes the same values. When nobody answers any more, what is left is not tried, and counted as such.
 
 Dump: the reverse, page by page, one file a key. A key is not trusted to be a path: one that would leave the directory,
-or that no file can be called, is named and not written. Existing files are replaced, other files are left alone.
+or that no file can be called, is named and not written. A file appears whole or not at all: it is written under another
+name beside its place, flushed to the disk and renamed. An existing file is replaced so, other files are left alone.
 
-Memory: at most `LOAD_REQUESTS` batches of `BATCH_BYTES` each; the largest value fits one. Symbolic links are not
-followed.
+A directory holds more than files and directories: links that lead round in circles, FIFOs that nobody writes, devices.
+Both ways take regular files alone, and follow no symbolic link below the directory that was named, also where one is
+put there meanwhile: each step of a path is opened by itself (`O_NOFOLLOW`). What is left out is named.
+
+Memory: at most `LOAD_REQUESTS` batches of `BATCH_BYTES` each; the largest value fits one.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -120,18 +127,48 @@ def _batches(directory: Path, prefix: bytes, report: Report) -> Iterator[list[tu
 
 
 def _regular_files(directory: Path, report: Report) -> Iterator[tuple[Path, int]]:
-    """Every regular file with its size, in the order of its path."""
+    """Every regular file with its size, in the order of its path. What else there is, but for directories, is reported.
+
+    A directory that may be listed and not entered has names, and nothing to be known of them.
+    """
+
+    def leave_out(path: Path, reason: str) -> None:
+        report.skipped.append((str(path.relative_to(directory)), reason))
 
     def unreadable(error: OSError) -> None:
-        report.skipped.append((str(Path(error.filename).relative_to(directory)), error.strerror or str(error)))
+        leave_out(Path(error.filename), error.strerror or str(error))
 
     for root, directories, names in os.walk(directory, onerror=unreadable):
         directories.sort()
-        for name in sorted(names):
+        for name in sorted([*names, *(each for each in directories if Path(root, each).is_symlink())]):
             path = Path(root, name)
-            found = path.lstat()
+            try:
+                found = path.lstat()
+            except OSError as error:
+                leave_out(path, error.strerror or str(error))
+                continue
             if stat.S_ISREG(found.st_mode):
                 yield path, found.st_size
+            else:
+                leave_out(path, _not_regular(found.st_mode))
+
+
+def _not_regular(mode: int) -> str:
+    return "a symbolic link, which is not followed" if stat.S_ISLNK(mode) else "not a regular file"
+
+
+def _read(path: Path) -> bytes:
+    """
+    Raises:
+      OSError: it cannot be read, or is no longer the regular file of a value's size that was found.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(_not_regular(0))
+        value = file.read(VALUE_BYTES_MAX + 1)
+    if len(value) > VALUE_BYTES_MAX:
+        raise OSError(f"it grew beyond {VALUE_BYTES_MAX:,} bytes, the limit of a value")
+    return value
 
 
 def _send(client: Client, batch: list[tuple[Path, bytes]]) -> list[tuple[Path, int, str | TrikvError | OSError]]:
@@ -141,7 +178,7 @@ def _send(client: Client, batch: list[tuple[Path, bytes]]) -> list[tuple[Path, i
     paths: list[Path] = []
     for path, key in batch:
         try:
-            value = path.read_bytes()
+            value = _read(path)
         except OSError as error:
             results.append((path, 0, error))
             continue
@@ -164,33 +201,74 @@ def dump(client: Client, directory: Path, prefix: bytes, progress: Progress) -> 
       TrikvError: a page of keys could not be had; the files of the pages before it are written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    root = directory.resolve()
     report = Report()
-    for entry in client.scan(prefix):
-        try:
-            target = _target(root, entry.key.removeprefix(prefix))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(entry.value)
-        except OSError as error:
-            report.skipped.append((os.fsdecode(entry.key), error.strerror or str(error)))
-        else:
-            report.done += 1
-            report.done_bytes += len(entry.value)
-        progress(report.done + len(report.skipped), 0)
+    root = os.open(directory, _DIRECTORY)  # it may be a link itself: its user named it
+    try:
+        for entry in client.scan(prefix):
+            try:
+                _write(root, entry.key.removeprefix(prefix), entry.value)
+            except OSError as error:
+                report.skipped.append((os.fsdecode(entry.key), error.strerror or str(error)))
+            else:
+                report.done += 1
+                report.done_bytes += len(entry.value)
+            progress(report.done + len(report.skipped), 0)
+    finally:
+        os.close(root)
     return report
 
 
-def _target(root: Path, name: bytes) -> Path:
-    """The file below `root` that `name` means.
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def _write(root: int, name: bytes, value: bytes) -> None:
+    """Write the file below `root` that `name` means.
 
     Raises:
-      OSError: it means none, or one elsewhere, be it through a symbolic link that lies there already.
+      OSError: it means none, or one elsewhere; something else lies in its way; it could not be written whole.
     """
     if b"\0" in name:
         raise OSError("a file's name cannot hold a NUL byte")
-    if any(part in (b"", b".", b"..") for part in name.split(b"/")):
+    *above, last = name.split(b"/")
+    if any(part in (b"", b".", b"..") for part in (*above, last)):
         raise OSError("it names no file inside the directory")
-    target = root / os.fsdecode(name)
-    if target.is_symlink() or not target.parent.resolve().is_relative_to(root):
-        raise OSError("a symbolic link lies in its way")
-    return target
+    with _directory(root, above) as directory:
+        mode = None
+        with suppress(FileNotFoundError):
+            mode = os.stat(last, dir_fd=directory, follow_symlinks=False).st_mode
+            if not stat.S_ISREG(mode):
+                raise OSError(f"what lies in its place is {_not_regular(mode)}")
+        draft = b".trikv-dump-" + secrets.token_hex(8).encode()
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with os.fdopen(os.open(draft, flags, 0o666, dir_fd=directory), "wb") as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), stat.S_IMODE(mode))
+                file.write(value)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, last, src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            with suppress(OSError):  # it has its name now, or was never there
+                os.unlink(draft, dir_fd=directory)
+
+
+@contextmanager
+def _directory(root: int, parts: list[bytes]) -> Iterator[int]:
+    """The directory below `root` to which the parts lead, made if it is missing; no step follows a symbolic link."""
+    here = os.dup(root)
+    try:
+        for part in parts:
+            with suppress(FileExistsError):
+                os.mkdir(part, dir_fd=here)
+            try:
+                below = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+            except OSError as error:  # Linux calls a symbolic link no directory
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                    raise
+                raise OSError(f"{os.fsdecode(part)!r}, in its way, is a symbolic link or no directory") from error
+            os.close(here)
+            here = below
+        yield here
+    finally:
+        os.close(here)

@@ -27,7 +27,17 @@ import click
 
 from trikv import __version__
 from trikv.certify_cli import certify
-from trikv.cli_shared import AS_JSON, client_options, connect, print_json
+from trikv.cli_shared import (
+    AS_JSON,
+    client_options,
+    connect,
+    give_up,
+    outcome_stands,
+    print_json,
+    replace_closed_streams,
+    say_error,
+    warn,
+)
 from trikv.node_cli import demo, master, worker
 from trikv.operate_cli import events, mode, recover, repair, workers
 
@@ -48,26 +58,31 @@ class Trikv(click.Group):
         except TrikvError as error:
             if ctx.meta.get(AS_JSON):
                 told = {"code": error.kind.code, "outcome": error.kind.outcome.value, "detail": error.detail}
-                click.echo(json.dumps({**error.extra, **told}), err=True)
+                warn(json.dumps({**error.extra, **told}))
             else:
-                _say_error(error_line(error.kind.title, error.detail, error.kind.remedy))
+                say_error(error_line(error.kind.title, error.detail, error.kind.remedy))
             ctx.exit(error.kind.exit)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else ctx.command_path
-            _say_error(f"{error.format_message().rstrip('.')}; see {command} --help")
+            say_error(f"{error.format_message().rstrip('.')}; see {command} --help")
             ctx.exit(error.exit_code)
         except click.ClickException as error:
-            _say_error(error.format_message())
+            say_error(error.format_message())
             ctx.exit(error.exit_code)
-        except BrokenPipeError:
-            raise  # `trikv scan | head`: click ends quietly
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        replace_closed_streams()
+        try:
+            return super().main(*args, **options)  # a reader that has left (`trikv scan | head`) ends it quietly
         except OSError as error:
-            _say_error(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error))
-            ctx.exit(1)
-
-
-def _say_error(line: str) -> None:
-    click.echo(f"error: {line}", err=True)
+            if error.filename is not None:
+                say_error(f"{error.filename}: {error.strerror}")
+            elif error.errno is not None:  # a file has a name, a connection's error is the client's to tell: stdout's
+                give_up(sys.stdout)
+                say_error(f"standard output cannot be written: {error.strerror}")
+            else:
+                say_error(str(error))
+            sys.exit(1)
 
 
 def error_line(title: str, detail: str, remedy: str) -> str:
@@ -152,14 +167,19 @@ def _value(text: str) -> bytes:
 
     if text != "-":
         return os.fsencode(text)
-    return sys.stdin.buffer.read(VALUE_BYTES_MAX + 1)  # one more, so that too much is noticed, and no more is kept
+    try:
+        return sys.stdin.buffer.read(VALUE_BYTES_MAX + 1)  # one more, so that too much is noticed, and no more is kept
+    except OSError as error:
+        why = f"standard input cannot be read: {error.strerror}; give the value as VALUE or with --file"
+        raise click.ClickException(why) from None
 
 
 def _print_committed(stamp: str, only_etag: bool, as_json: bool) -> None:
-    if as_json:
-        print_json({"outcome": "committed", "etag": stamp})
-    else:
-        click.echo(stamp if only_etag else f"committed {stamp}")
+    with outcome_stands():
+        if as_json:
+            print_json({"outcome": "committed", "etag": stamp})
+        else:
+            click.echo(stamp if only_etag else f"committed {stamp}")
 
 
 @main.command()
@@ -340,16 +360,19 @@ def _with_progress(work: Callable[[Progress], Report]) -> Report:
 
 def _print_report(report: Report, done: str, as_json: bool) -> None:
     """Every file that did not go through is named; then the counts, and the exit code of the worst of it."""
-    if as_json:
-        print_json(report.to_json())
-    else:
-        for word in ("skipped", "refused", "unknown"):
-            for name, reason in getattr(report, word):
-                click.echo(f"{word}: {name}: {reason}", err=True)
-        counts = [f"{report.done:,} files {done} ({report.done_bytes:,} bytes)"]
-        counts += [f"{len(getattr(report, word)):,} {word}" for word in ("skipped", "refused", "unknown")]
-        counts += [f"{report.not_tried:,} not tried"] if report.not_tried else []
-        click.echo(", ".join(counts))
+    from trikv.show import readable_key
+
+    counts = [f"{report.done:,} files {done} ({report.done_bytes:,} bytes)"]
+    counts += [f"{len(getattr(report, word)):,} {word}" for word in ("skipped", "refused", "unknown")]
+    counts += [f"{report.not_tried:,} not tried"] if report.not_tried else []
+    with outcome_stands():
+        if as_json:
+            print_json(report.to_json())
+        else:
+            for word in ("skipped", "refused", "unknown"):
+                for name, reason in getattr(report, word):
+                    warn(f"{word}: {readable_key(os.fsencode(name))}: {reason}")
+            click.echo(", ".join(counts))
     click.get_current_context().exit(report.exit_code)
 
 

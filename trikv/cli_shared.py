@@ -1,13 +1,20 @@
-"""What the commands share that talk to a cluster: their options, the connection, JSON.
+"""What the commands share: the options and the connection of those that talk to a cluster, JSON, standard streams.
 
 A group may have these options too; what is said there holds for its commands: `trikv workers --url URL drain ID`.
+
+*Standard streams* may be closed, or refuse what is written (a full disk, a reader that has left). What a write came to
+is not changed by that, and the exit code tells it still; so what a change prints is printed in `outcome_stands`. A read
+whose answer cannot be written has failed: exit code 1. What cannot be said on stderr is not said.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -63,3 +70,57 @@ def connect(url: str, timeout_s: float | None = None) -> Client:
 
 def print_json(document: object) -> None:
     click.echo(json.dumps(document))
+
+
+# --- standard streams -------------------------------------------------------------------------------------------------
+
+
+def replace_closed_streams() -> None:
+    """Have a stream in place of each that the process was started without. Reading or writing it fails (EBADF).
+
+    Without it, Python would print into nothing, and the next file or socket would be taken for the closed stream.
+    """
+    for name, number, mode, flags in (
+        ("stdin", 0, "r", os.O_WRONLY),
+        ("stdout", 1, "w", os.O_RDONLY),
+        ("stderr", 2, "w", os.O_RDWR),  # what is said there may be lost
+    ):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, flags)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 it lives as long as we do
+
+
+def give_up(stream: IO[str]) -> None:
+    """Nothing more can be written there, and what waits in its buffer is dropped: else Python fails at its exit."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        stream.flush()
+
+
+@contextmanager
+def outcome_stands() -> Iterator[None]:
+    """What is printed within tells of a change that was made, and stays made where it cannot be printed."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        give_up(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            say_error(f"done, and standard output cannot be written: {error.strerror}")
+
+
+def say_error(line: str) -> None:
+    warn(f"error: {line}")
+
+
+def warn(line: str) -> None:
+    """A line on stderr, if that can be written."""
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        give_up(sys.stderr)

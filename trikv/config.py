@@ -11,6 +11,10 @@ A setting means the same wherever it stands, so there is one reader for each nam
 What cannot be meant is an error that says where it stands: an unknown name (silence would let a typo win), a value out
 of range, an address beyond loopback without `insecure`, since as yet nothing proves who is calling. Whether a mode or a
 storage engine of that name is installed, the registry knows; whether an address is free, the socket.
+
+What was taken or passed over without being asked for is a line in `notes`, for the log: the file of the working
+directory, which is perhaps not the operator's own, and the variables that Kubernetes sets for a service called
+`trikv-master` or `trikv-worker` (TRIKV_MASTER_PORT=tcp://10.0.0.1:8000 and the like), which mean no setting.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import math
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -47,6 +52,7 @@ class WorkerSettings:
     max_keys: int | None = None
     insecure: bool = False
     exit_with_stdin: bool = False
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def directory(self) -> Path:
@@ -68,6 +74,7 @@ class MasterSettings:
     min_copies: int = 2  # a configuration does not shrink below it, however many workers are gone
     insecure: bool = False
     exit_with_stdin: bool = False
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def directory(self) -> Path:
@@ -118,7 +125,19 @@ def _check_reach(insecure: bool, *hosts: str) -> None:
 # --- the three sources ------------------------------------------------------------------------------------------------
 
 _ROLES: Final[dict[str, type[WorkerSettings | MasterSettings]]] = {"worker": WorkerSettings, "master": MasterSettings}
-_FLAG_ONLY: Final = {"exit_with_stdin"}  # says something about one process, not about a node
+_NO_SETTINGS: Final = {"exit_with_stdin", "notes"}  # they say something about one process, not about a node
+
+# What Kubernetes sets in each container for a service of the namespace, behind the service's name; and the values.
+_SERVICE_URL: Final = r"(tcp|udp|sctp)://\S+:[0-9]+"
+_SERVICE_VARIABLES: Final = tuple(
+    (re.compile(name), re.compile(value))
+    for name, value in (
+        (r"PORT(_[0-9]+_(TCP|UDP|SCTP))?", _SERVICE_URL),
+        (r"PORT_[0-9]+_(TCP|UDP|SCTP)_PROTO", "tcp|udp|sctp"),
+        (r"SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)_PORT", "[0-9]+"),
+        (r"SERVICE_HOST|PORT_[0-9]+_(TCP|UDP|SCTP)_ADDR", r"[0-9.]+|[0-9a-fA-F:]+"),
+    )
+)
 
 
 class _Given(NamedTuple):
@@ -131,13 +150,14 @@ class _Given(NamedTuple):
 def _gather(role: str, flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None) -> dict[str, Any]:
     """Every setting that some source gives, read; of several sources the weightiest."""
     given: dict[str, _Given] = {}
-    given.update(_from_file(role, environ, config))
-    given.update(_from_environment(role, environ))
+    notes: list[str] = []
+    given.update(_from_file(role, environ, config, notes))
+    given.update(_from_environment(role, environ, notes))
     given.update(_from_flags(flags))
-    for field in fields(_ROLES[role]):
-        if field.default is MISSING and field.name not in given:
-            raise SettingsError(f"a {role} needs a {field.name}: trikv {role} {field.name.upper()}")
-    return {name: _read(name, *one) for name, one in given.items()}
+    for setting in fields(_ROLES[role]):
+        if setting.default is MISSING and setting.name not in given:
+            raise SettingsError(f"a {role} needs a {setting.name}: trikv {role} {setting.name.upper()}")
+    return {**{name: _read(name, *one) for name, one in given.items()}, "notes": tuple(notes)}
 
 
 def _read(name: str, where: str, value: object) -> object:
@@ -154,19 +174,33 @@ def _from_flags(flags: Mapping[str, object]) -> Iterator[tuple[str, _Given]]:
             yield name, _Given({"port": "PORT", "workers": "WORKER"}.get(name, flag), value)
 
 
-def _from_environment(role: str, environ: Mapping[str, str]) -> Iterator[tuple[str, _Given]]:
+def _from_environment(role: str, environ: Mapping[str, str], notes: list[str]) -> Iterator[tuple[str, _Given]]:
     start = f"TRIKV_{role.upper()}_"
+    of_a_service = []
     for variable in sorted(environ):
         if variable.startswith(start):
+            if _is_of_a_service(variable.removeprefix(start), environ[variable]):
+                of_a_service.append(variable)
+                continue
             name = variable.removeprefix(start).lower()
             _check_name(role, name, variable, lambda known: start + known.upper())
             yield name, _Given(variable, environ[variable])
+    if of_a_service:
+        notes.append(f"not taken for settings, since Kubernetes sets them for a service: {', '.join(of_a_service)}")
 
 
-def _from_file(role: str, environ: Mapping[str, str], config: Path | None) -> Iterator[tuple[str, _Given]]:
+def _is_of_a_service(name: str, value: str) -> bool:
+    return any(names.fullmatch(name) and values.fullmatch(value) for names, values in _SERVICE_VARIABLES)
+
+
+def _from_file(
+    role: str, environ: Mapping[str, str], config: Path | None, notes: list[str]
+) -> Iterator[tuple[str, _Given]]:
     named = config or (Path(environ["TRIKV_CONFIG"]) if environ.get("TRIKV_CONFIG") else None)
-    if named is None and not CONFIG_FILE.exists():
-        return
+    if named is None:
+        if not CONFIG_FILE.exists():
+            return
+        notes.append(f"settings are taken from {CONFIG_FILE.absolute()}, which is in the working directory")
     file = named or CONFIG_FILE
     try:
         tables = tomllib.loads(file.read_text())
@@ -187,7 +221,7 @@ def _from_file(role: str, environ: Mapping[str, str], config: Path | None) -> It
 
 
 def _check_name(role: str, name: str, where: str, spell: Callable[[str], str]) -> None:
-    known = [field.name for field in fields(_ROLES[role]) if field.name not in _FLAG_ONLY]
+    known = [setting.name for setting in fields(_ROLES[role]) if setting.name not in _NO_SETTINGS]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         remedy = f"did you mean {spell(near[0])}?" if near else f"there are {', '.join(map(spell, known))}"
@@ -257,7 +291,18 @@ def _addresses(value: object) -> tuple[str, ...]:
 
 
 def _path(value: object) -> Path:
-    return value if isinstance(value, Path) else Path(_text(value)).expanduser()
+    if isinstance(value, Path):
+        return value
+    try:
+        path = Path(_text(value)).expanduser()
+        str(path).encode()
+    except RuntimeError:
+        raise ValueError(f"{value!r}: there is no such user's home; write the whole path") from None
+    except UnicodeEncodeError:  # SQLite and RocksDB take names that are text
+        raise ValueError(f"{value!r} is not UTF-8; choose another directory") from None
+    if "\0" in str(path):
+        raise ValueError(f"{value!r} has a NUL byte; choose another directory")
+    return path
 
 
 def _or_none(read: Callable[[object], Read]) -> Callable[[object], Read | None]:

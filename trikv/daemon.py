@@ -4,7 +4,8 @@
 
 What can be wrong at the start is found before anything is served, in one order: the plugins, the address, the data
 directory, what it holds. Each ends as one line on stderr that names the thing and the remedy, and exit code 1. Once it
-serves, a node says so in one line on stdout; with port 0 that line is where the real port stands.
+serves, a node says so in one line on stdout; with port 0 that line is where the real port stands. Where stdout takes
+nothing (closed, or a log on a full disk) the log tells that, and the node serves all the same.
 
 SIGTERM and SIGINT end a node cleanly: no new requests, a moment for those under way, then everything is closed. With
 `exit_with_stdin` the end of stdin is such a signal too: a child process dies with its parent, however that dies.
@@ -17,8 +18,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,12 @@ from typing import Final
 import trio
 
 from trikv.api import StorageEngine
+from trikv.cli_shared import give_up
 from trikv.config import MasterSettings, WorkerSettings
 from trikv.core.errors import TrikvError
 from trikv.logs import start_log
 from trikv.net.accept import raise_descriptor_limit
-from trikv.net.doors import Doors, Listening, join_address, split_address
+from trikv.net.doors import Doors, Listening, join_address, split_address, unresolved
 from trikv.node.configstore import ConfigConflict, SqliteConfigStore
 from trikv.node.datadir import DataDirError, open_data_dir
 from trikv.node.master import Master, StartError
@@ -51,16 +53,18 @@ _EXPECTED = (OSError, ValueError, DataDirError, StartError, ConfigConflict, Plug
 
 def run_worker(settings: WorkerSettings) -> int:
     """Be a worker until told to stop."""
-    return _run(partial(_worker, settings))
+    return _run(partial(_worker, settings), settings.notes)
 
 
 def run_master(settings: MasterSettings) -> int:
     """Be the master until told to stop."""
-    return _run(partial(_master, settings))
+    return _run(partial(_master, settings), settings.notes)
 
 
-def _run(main: Callable[[], Awaitable[None]]) -> int:
+def _run(main: Callable[[], Awaitable[None]], notes: Sequence[str]) -> int:
     log = start_log()
+    for note in notes:
+        _log.info("%s", note)
     raise_descriptor_limit()
     code = 0
     try:
@@ -116,7 +120,7 @@ async def _serve_worker(
         async with trio.open_nursery() as nursery:
             stop = await nursery.start(_watch_for_stop, settings.exit_with_stdin)
             await nursery.start(partial(worker.run, listening, master=settings.master))
-            print(f"worker {worker.id} listening on {listening.address}", flush=True)
+            _announce(f"worker {worker.id} listening on {listening.address}")
             await stop.wait()
             nursery.cancel_scope.cancel()
     finally:
@@ -152,9 +156,7 @@ async def _master(settings: MasterSettings) -> None:
                 await nursery.start(master.run, listening)
                 async with trio.open_nursery() as serving:
                     await serving.start(serve_http, master, http_socket, stop)
-                    print(
-                        f"master {master.cluster.cluster} listening on {listening.address}, http://{http}", flush=True
-                    )
+                    _announce(f"master {master.cluster.cluster} listening on {listening.address}, http://{http}")
                     await stop.wait()
                     # The HTTP server has seen the same event, and lets the requests under way finish.
                     serving.cancel_scope.deadline = trio.current_time() + DRAIN_S
@@ -162,6 +164,14 @@ async def _master(settings: MasterSettings) -> None:
         finally:
             with trio.CancelScope(shield=True):
                 await store.close()
+
+
+def _announce(line: str) -> None:
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        give_up(sys.stdout)
+        _log.warning("standard output cannot be written (%s); it was to say: %s", error.strerror, line)
 
 
 def _now() -> str:
@@ -178,8 +188,8 @@ def _bind_http(address: str) -> socket.socket:
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise OSError(error.errno, f"{host} cannot be resolved: {error.strerror}; name another with --http") from error
+    except (OSError, UnicodeError) as error:
+        raise unresolved(host, error, "; name another with --http HOST:PORT") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
@@ -206,7 +216,8 @@ async def _watch_for_stop(
 
 
 async def _watch_stdin(stop: trio.Event) -> None:
-    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
-        while await stdin.receive_some(1024):
-            pass  # whatever the parent says there means nothing
+    with suppress(OSError, trio.ClosedResourceError, trio.BrokenResourceError):  # unreadable, it has ended as well
+        async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
+            while await stdin.receive_some(1024):
+                pass  # whatever the parent says there means nothing
     stop.set()

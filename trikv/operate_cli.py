@@ -15,11 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from trikv.cli_shared import cluster_options, connect, print_json
+from trikv.cli_shared import cluster_options, connect, outcome_stands, print_json, warn
 
 if TYPE_CHECKING:
     from trikv.client import Client
@@ -61,9 +62,10 @@ def mode(name: str | None, plan: bool, url: str, as_json: bool) -> None:
             _print(client.plan_mode(name), mode_plan_rows, as_json)
         else:
             certificate = _watched(client, lambda: client.set_mode(name), f"switching to {name}")
-            if not as_json:
-                click.echo(f"the mode is {certificate['mode']}")
-            _print(certificate, certificate_rows, as_json)
+            with outcome_stands():
+                if not as_json:
+                    click.echo(f"the mode is {certificate['mode']}")
+                _print(certificate, certificate_rows, as_json)
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
@@ -109,9 +111,10 @@ def drain(worker: str, dry_run: bool, wait: bool, url: str, as_json: bool) -> No
         plan = client.drain(worker, dry_run=dry_run)
         if not dry_run and wait:
             _await_empty(client, plan["worker"])
-    _print(plan, move_rows, as_json)
-    if not dry_run and wait and not as_json:
-        click.echo(f"worker {plan['worker']} is empty, and may be stopped")
+    with nullcontext() if dry_run else outcome_stands():
+        _print(plan, move_rows, as_json)
+        if not dry_run and wait and not as_json:
+            click.echo(f"worker {plan['worker']} is empty, and may be stopped")
 
 
 @workers.command()
@@ -198,7 +201,7 @@ def _follow(client: Client, after: str | None) -> Iterator[dict[str, Any]]:
             why = error.detail
         reached = True
         if not quiet:
-            click.echo(f"{why}; trying again every {AGAIN_S:g} s", err=True)
+            warn(f"{why}; trying again every {AGAIN_S:g} s")
             quiet = True
         time.sleep(AGAIN_S)
 
@@ -215,7 +218,8 @@ def repair(dry_run: bool, url: str, as_json: bool) -> None:
 
     with connect(url) as client:
         report = _watched(client, lambda: client.repair(dry_run=dry_run), "comparing")
-    _print(report, repair_rows, as_json)
+    with nullcontext() if dry_run else outcome_stands():
+        _print(report, repair_rows, as_json)
 
 
 @click.command()
@@ -230,7 +234,8 @@ def recover(accept_loss: bool, url: str, as_json: bool) -> None:
 
     with connect(url) as client:
         report = client.recover(accept_loss=accept_loss)
-    _print(report, recover_rows, as_json)
+    with outcome_stands() if accept_loss else nullcontext():
+        _print(report, recover_rows, as_json)
     if report["partitions"] and not accept_loss:
         raise click.UsageError(
             "nothing was changed; start the workers that are missing, or give --accept-loss to go on without them",
@@ -253,10 +258,11 @@ def _print(
 
 
 def _print_done(answer: Mapping[str, Any], sentence: str, as_json: bool) -> None:
-    if as_json:
-        print_json(answer)
-    else:
-        click.echo(sentence)
+    with outcome_stands():
+        if as_json:
+            print_json(answer)
+        else:
+            click.echo(sentence)
 
 
 class _Bar:

@@ -36,6 +36,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[str]], *, label: str = 
         return
     for row in rows:
         print("\t".join((label, *row) if label else row))
+    sys.stdout.flush()  # where that fails, it is this command's error
 
 
 def show_workers(state: State, *, label: str = "") -> None:

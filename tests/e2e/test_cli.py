@@ -2,11 +2,14 @@
 
 import base64
 import json
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -287,7 +290,7 @@ def test_load_names_what_it_leaves_out(quiet_cluster: LocalCluster, trikv: Trikv
     loaded = trikv("load", tmp_path, "--prefix", "load/", "--json", url=quiet_cluster.url)
     assert loaded.returncode == 1
     report = json.loads(loaded.stdout)
-    assert (report["done"], [name for name, _ in report["skipped"]]) == (1, ["huge"])
+    assert (report["done"], [name for name, _ in report["skipped"]]) == (1, ["huge", "link"])
     with quiet_cluster.client() as client:
         assert [entry.key for entry in client.scan(b"load/")] == [b"load/sub/fine"]
     assert "huge" in trikv("load", tmp_path, "--prefix", "load/", url=quiet_cluster.url).stderr.decode()
@@ -309,6 +312,94 @@ def test_dump_writes_nothing_outside_its_directory(quiet_cluster: LocalCluster, 
     assert sorted(name for name, _ in report["skipped"]) == sorted("dump/" + name.decode() for name in bad)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [target / "fine" / "file"]
     assert (target / "fine" / "file").read_bytes() == b"fine/file"
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may enter and read everything: be somebody else for a moment."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_load_takes_what_it_can_from_an_awkward_directory(quiet_cluster: LocalCluster, trikv: Trikv) -> None:
+    with tempfile.TemporaryDirectory(prefix="trikv-") as name:  # whose parents anybody may enter
+        source = Path(name)
+        for directory, mode in (("entered", 0o755), ("listed", 0o744), ("shut", 0o700)):
+            (source / directory).mkdir()
+            (source / directory / "file").write_text("value")
+            (source / directory).chmod(mode)
+        (source / "locked").write_text("value")
+        (source / "locked").chmod(0o000)
+        (source / "loop").symlink_to("loop")
+        (source / "up").symlink_to("..")
+        os.mkfifo(source / "fifo")
+        (source / "line\nend\x1b]0;title").write_text("odd")
+        (source / "line\nend\x1b]0;title").chmod(0o000)
+        source.chmod(0o755)
+        if os.geteuid() != 0:
+            (source / "listed").chmod(0o400)
+            (source / "shut").chmod(0o000)
+        with as_nobody():
+            loaded = trikv("load", source, "--prefix", "awkward/", "--json", url=quiet_cluster.url)
+            plain = trikv("load", source, "--prefix", "awkward/", url=quiet_cluster.url)
+        for name in ("entered", "listed", "shut"):
+            (source / name).chmod(0o700)
+    report = json.loads(loaded.stdout)
+    left_out = {"listed/file", "shut", "locked", "loop", "up", "fifo", "line\nend\x1b]0;title"}
+    assert {name for name, _ in report["skipped"]} == left_out
+    assert (report["done"], loaded.returncode, plain.returncode) == (1, 1, 1)
+    assert len(plain.stderr.splitlines()) == len(left_out)
+    assert b"\x1b" not in plain.stderr
+
+
+def test_dump_harms_nothing_that_lies_in_its_way(quiet_cluster: LocalCluster, trikv: Trikv, tmp_path: Path) -> None:
+    names = [b"fine", b"kept", b"loop/x", b"fifo", b"link", b"directory", b"file/x", b"\x1b]0;t\x07\nskipped: x/../y"]
+    with quiet_cluster.client() as client:
+        for name in (*names, b"x" * 300):
+            client.put(b"ways/" + name, b"new")
+    target = tmp_path / "target"
+    (target / "directory").mkdir(parents=True)
+    (target / "loop").symlink_to("loop")
+    (tmp_path / "precious").write_text("precious")
+    (target / "link").symlink_to(tmp_path / "precious")
+    os.mkfifo(target / "fifo")
+    (target / "file").write_text("old")
+    (target / "kept").write_text("old")
+    (target / "kept").chmod(0o640)
+    dumped = trikv("dump", target, "--prefix", "ways/", url=quiet_cluster.url)
+    assert (dumped.returncode, len(dumped.stderr.splitlines())) == (1, 7), dumped.stderr
+    assert b"\x1b" not in dumped.stderr
+    assert b"2 files written" in dumped.stdout
+    assert [(target / name).read_text() for name in ("fine", "kept", "file")] == ["new", "new", "old"]
+    assert (target / "kept").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert {entry.name for entry in target.iterdir()} == {"fine", "kept", "file", "loop", "link", "fifo", "directory"}
+
+
+def test_dump_leaves_a_file_whole_where_there_is_no_room_for_another(
+    quiet_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    with quiet_cluster.client() as client:
+        client.put(b"room/1", b"A" * 40_000)
+        client.put(b"room/2", b"B")
+    (tmp_path / "1").write_text("what was there")
+    # The limit of a file's size stands in for a full disk: both end a write in its middle.
+    code = "import os, resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    code += "from trikv.cli import main; main()"
+    dumped = subprocess.run(
+        [sys.executable, "-c", code, "dump", tmp_path, "--prefix", "room/", "--url", quiet_cluster.url],
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert dumped.returncode == 1
+    assert dumped.stderr.startswith(b"skipped: room/1: File too large"), dumped.stderr
+    assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"1": "what was there", "2": "B"}
 
 
 def test_a_client_command_does_not_load_the_web_framework() -> None:

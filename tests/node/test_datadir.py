@@ -108,6 +108,57 @@ def test_a_directory_that_one_file_makes_what_it_is_counts_as_new_until_that_is_
     assert "belongs to a master" in refusal(tmp_path)
 
 
+def test_a_directory_that_is_made_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "down"
+    open_data_dir(path, "worker").close()
+    assert path.stat().st_mode & 0o777 == 0o700
+    assert {entry.name: entry.stat().st_mode & 0o777 for entry in path.iterdir()} == {"LOCK": 0o600, "FORMAT": 0o600}
+    made_by_others = tmp_path / "volume"
+    made_by_others.mkdir()
+    made_by_others.chmod(0o770)
+    open_data_dir(made_by_others, "worker").close()
+    assert made_by_others.stat().st_mode & 0o777 == 0o770
+
+
+@pytest.mark.parametrize("name", ["LOCK", "FORMAT"])
+def test_what_stands_in_the_place_of_a_file_is_not_followed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "data"
+    open_data_dir(path, "worker").close()
+    precious = tmp_path / "precious"
+    place = path / name
+
+    def is_refused() -> None:
+        assert f"{name} is not a regular file" in refusal(path)
+        place.unlink()
+
+    precious.write_text("trikv worker 1\n")
+    place.unlink()
+    place.symlink_to(precious)
+    is_refused()
+    assert precious.read_text() == "trikv worker 1\n"
+    os.mkfifo(place)
+    is_refused()
+    place.mkdir()
+    assert f"{name} is not a regular file" in refusal(path)
+
+
+def test_a_draft_of_the_format_is_not_followed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    path = tmp_path / "data"
+    path.mkdir()
+    (path / "FORMAT.new").symlink_to(precious)
+    open_data_dir(path, "worker").close()
+    assert precious.read_text() == "precious"
+    assert (path / "FORMAT").read_text() == "trikv worker 1\n"
+
+
+def test_a_fresh_volume_is_as_good_as_an_empty_directory(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    open_data_dir(tmp_path, "master").close()
+    open_data_dir(tmp_path, "master").close()
+
+
 def test_a_place_that_cannot_hold_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be used" in refusal(tmp_path / "file")

@@ -48,6 +48,8 @@ class TcpTransport(Transport):
         host, port = split_address(address)
         try:
             return await trio.open_tcp_stream(host, port)
+        except UnicodeError as error:
+            raise unresolved(host, error) from error
         except OSError as error:
             tried = error.__cause__
             causes = tried.exceptions if isinstance(tried, BaseExceptionGroup) else (tried,)
@@ -58,7 +60,10 @@ class TcpTransport(Transport):
     async def listen(self, address: str) -> Listening:
         host, port = split_address(address)
         # The first address that the name stands for: with port 0, several would take several ports.
-        infos = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+        try:
+            infos = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise unresolved(host, error, "; choose another with --host") from error
         family, kind, protocol, _, where = infos[0]
         sock = trio.socket.socket(family, kind, protocol)
         try:
@@ -82,6 +87,13 @@ class Doors:
     def new_id(self, digits: int = 8) -> str:
         """Hexadecimal digits, drawn; for what must not collide, such as incarnations."""
         return f"{self.dice.getrandbits(4 * digits):0{digits}x}"
+
+
+def unresolved(host: str, error: OSError | UnicodeError, remedy: str = "") -> OSError:
+    """A host's name that stands for no address, or (UnicodeError) that cannot be a host's name, as one sentence."""
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    number = error.errno if isinstance(error, OSError) else errno.EINVAL
+    return OSError(number, f"{host!r} cannot be resolved: {why}{remedy}")
 
 
 def split_address(address: str) -> tuple[str, int]:

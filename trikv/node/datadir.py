@@ -8,13 +8,19 @@ anything else: a directory without it is either empty or not ours, and the latte
 Where one file makes a directory what it is, as a cluster's document does, `FORMAT` comes after it (`founding`). So it
 says that this file was there, complete: who finds `FORMAT` and not the file has lost it.
 
+A directory that is made here is open to its owner alone, for the values in it; one that exists keeps the permissions
+that its owner gave it. Neither file is followed where it is a symbolic link, and what is no regular file is refused:
+whoever may write into the directory shall not choose what else this process truncates.
+
 Left out: file systems on which flock does not reach other machines. A data directory belongs on a local disk.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal
@@ -25,6 +31,8 @@ Role = Literal["worker", "master"]
 _LOCK: Final = "LOCK"
 _FORMAT: Final = "FORMAT"
 _DRAFT: Final = "FORMAT.new"  # what a crash in the very first moment may leave behind
+_NOBODYS: Final = "lost+found"  # what mkfs puts into a fresh volume
+_FORMAT_BYTES_MAX: Final = 1_000
 
 
 class DataDirError(OSError):
@@ -73,9 +81,9 @@ def open_data_dir(path: Path, role: Role, *, founding: str | None = None) -> Dat
     """
     path = path.absolute()
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         _refuse_strangers(path, founding)
-        lock_fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        lock_fd = _open_plain(path, _LOCK, os.O_RDWR | os.O_CREAT)
     except DataDirError:
         raise
     except OSError as error:
@@ -94,11 +102,32 @@ def open_data_dir(path: Path, role: Role, *, founding: str | None = None) -> Dat
     return DataDir(path, lock_fd, role, founded=founded)
 
 
+def _open_plain(path: Path, name: str, flags: int) -> int:
+    """Open a file of that name, and nothing else that may have been put there.
+
+    Raises:
+      DataDirError: it is a symbolic link, a FIFO, a directory.
+      OSError: it cannot be opened.
+    """
+    try:  # a FIFO must not make us wait for its other end
+        file_fd = os.open(path / name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        if stat.S_ISREG(os.fstat(file_fd).st_mode):
+            return file_fd
+        os.close(file_fd)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
+            raise
+    raise DataDirError(
+        f"data directory {path}: {name} is not a regular file, as trikv makes it; remove it, or choose another "
+        "directory with --data-dir"
+    )
+
+
 def _refuse_strangers(path: Path, founding: str | None) -> None:
     """Before anything is written: what holds files and is not ours stays as it is."""
 
     def is_ours(name: str) -> bool:
-        return name in (_LOCK, _DRAFT) or (founding is not None and name.startswith(founding))
+        return name in (_LOCK, _DRAFT, _NOBODYS) or (founding is not None and name.startswith(founding))
 
     if not (path / _FORMAT).exists() and not all(is_ours(entry.name) for entry in path.iterdir()):
         raise DataDirError(
@@ -122,9 +151,12 @@ def _take_lock(path: Path, lock_fd: int) -> None:
 def _is_founded(path: Path, role: Role) -> bool:
     """Under the lock: is it of our role and format, or (False) nobody's yet?"""
     try:
-        found = (path / _FORMAT).read_text("ascii", "replace").split()
+        with os.fdopen(_open_plain(path, _FORMAT, os.O_RDONLY), "rb") as file:
+            found = file.read(_FORMAT_BYTES_MAX).decode("ascii", "replace").split()
     except FileNotFoundError:
         return False
+    except DataDirError:
+        raise
     except OSError as error:
         raise DataDirError(f"data directory {path}: {_FORMAT} cannot be read: {error.strerror}") from error
     match found:
@@ -150,7 +182,8 @@ def _write_durably(path: Path, role: Role) -> None:
     """Write `FORMAT`. Under its name the file is there in full or not at all, also after the power failed."""
     draft = path / _DRAFT
     try:
-        with draft.open("w") as file:
+        draft.unlink(missing_ok=True)
+        with os.fdopen(_open_plain(path, _DRAFT, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w") as file:
             file.write(f"trikv {role} {FORMAT_VERSION}\n")
             file.flush()
             os.fsync(file.fileno())
@@ -161,6 +194,8 @@ def _write_durably(path: Path, role: Role) -> None:
                 os.fsync(directory_fd)
             finally:
                 os.close(directory_fd)
+    except DataDirError:
+        raise
     except OSError as error:
         raise DataDirError(
             f"data directory {path} cannot be written: {error.strerror}; choose another with --data-dir"
