@@ -190,3 +190,16 @@ def test_millions_of_values_are_refused_before_they_are_read() -> None:
 def test_what_stands_in_a_string_is_no_value() -> None:
     text = '[{"\\",' * 50_000
     assert parse_json(Request("POST", b"/", body=json.dumps([text, text]).encode())) == [text, text]
+
+
+@pytest.mark.parametrize("end", [b"", b"\\"])
+def test_a_text_without_an_end_is_read_once(end: bytes) -> None:
+    """Were each of its quotes tried as the beginning of a text, eight megabytes would take days."""
+    body = b'"' + b',\\"' * 2_000_000 + end
+    with pytest.raises(Refused):
+        parse_json(Request("POST", b"/v1/batch", b"", {}, body))
+
+
+def test_texts_are_values() -> None:
+    with pytest.raises(Refused, match="values"):
+        parse_json(Request("POST", b"/v1/batch", b"", {}, b"[" + b'"",' * 200_000 + b'""]'))

@@ -38,7 +38,8 @@ SAFE_HEADERS: Final = {
 }
 
 _TO_PLAIN_BASE64: Final = bytes.maketrans(b"-_", b"+/")
-_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# A string that never ends reaches to the end: if it matched nothing, each quote in it would be tried as a beginning.
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2}).{0,2}", re.DOTALL)
 
@@ -257,7 +258,11 @@ def _has_too_many_values(body: bytes) -> bool:
     def marks(text: bytes) -> int:
         return text.count(b",") + text.count(b"[") + text.count(b"{")
 
-    return marks(body) > JSON_VALUES_MAX and marks(_STRING.sub(b"", body)) > JSON_VALUES_MAX
+    if marks(body) <= JSON_VALUES_MAX:
+        return False
+    strings_max = 2 * JSON_VALUES_MAX  # a member is a name and a value
+    bare, strings = _STRING.subn(b"", body, count=strings_max + 1)
+    return strings > strings_max or marks(bare) > JSON_VALUES_MAX
 
 
 def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -338,6 +338,34 @@ GREETINGS: Final = {
 }
 
 
+def _large_batches() -> dict[str, tuple[bytes, bytes]]:
+    """Bodies just below the bound, of which little can be kept as it is."""
+    items = b"\xa1\x65items"
+    many = 8_000_000
+    head = b"\x9a" + many.to_bytes(4, "big")
+    return {
+        "8,000,000 empty lists": (CBOR, items + head + b"\x80" * many),
+        "8,000,000 empty maps": (CBOR, items + head + b"\xa0" * many),
+        "8,000,000 empty texts": (CBOR, items + head + b"\x60" * many),
+        "4,000,000 lists of a list": (
+            CBOR, items + b"\x9a" + (many // 2).to_bytes(4, "big") + b"\x81\x80" * (many // 2)
+        ),
+        "a map of 2,000,000": (CBOR, b"\xba" + (many // 4).to_bytes(4, "big") + b"".join(
+            b"\x1a" + number.to_bytes(4, "big")[:2] + b"\x00\x00" for number in range(many // 5))),
+        "4,000,000 zeros": (JSON, b'{"items": [' + b"0," * (many // 2) + b"0]}"),
+        "2,000,000 empty objects": (JSON, b'{"items": [' + b"{}," * (many // 4) + b"{}]}"),
+        "2,000,000 empty lists": (JSON, b'{"items": [' + b"[]," * (many // 4) + b"[]]}"),
+        "2,000,000 empty texts": (JSON, b'{"items": [' + b'"",' * (many // 4) + b'""]}'),
+        "1,000,000 members": (JSON, b"{" + b",".join(b'"%d":0' % number for number in range(many // 12)) + b"}"),
+        "a text of escapes": (JSON, b'{"items": "' + b"\\u0000" * (many // 6) + b'"}'),
+        "one text of all bytes": (JSON, b'{"items": "' + b"\xc3\xa9" * (many // 2 - 20) + b'"}'),
+        "a text of quotes without an end": (JSON, b'"' + b',\\"' * (many // 3)),
+        "a text without an end, cut in an escape": (JSON, b'"' + b',\\"' * (many // 3) + b"\\"),
+        "nothing but spaces": (JSON, b" " * many),
+        "an open bracket": (JSON, b"[" * many),
+    }  # fmt: skip
+
+
 def h2_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """One HTTP/2 frame (RFC 9113, section 4.1)."""
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
@@ -422,6 +450,9 @@ def other_protocols() -> Iterator[Case]:
         yield Case(f"h2c, {name}", (H2C + data,))
     for name, data in GREETINGS.items():
         yield Case(f"HTTP port, {name}", (data,) if data else ())
+    for name, (content_type, body) in _large_batches().items():
+        request = Request(b"POST", b"/v1/batch", content_type, body)
+        yield Case(f"batch, {name}", (spell(request),), plain=True)
     for wait, behind in ((False, b"\r\n"), (True, b"\r\n"), (False, b"\r\n\r\n"), (True, b"x")):
         late = ", later" if wait else ""
         yield Case(
