@@ -17,11 +17,13 @@ worker return, reads every key once more, and judges what it saw by what the mod
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,18 +44,33 @@ _PLAIN_INTERVAL_S: Final = 10.0
 def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | None, http_port: int) -> int:
     """Run until Ctrl-C or SIGTERM. The exit code. `mode` None: quorum, or what a kept cluster was switched to."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # one way out for both signals
-    try:
+
+    def make(ports: Sequence[int]) -> LocalCluster:
         cluster = LocalCluster(
             mode=mode,
             workers=workers,
             replicas=min(3, workers),
             storage=storage,
             directory=data_dir,
-            master_port=_port_or_any(MASTER_PORT),
-            http_port=_port_or_any(http_port),
-            worker_ports=[_port_or_any(FIRST_WORKER_PORT + i) for i in range(workers)],
+            master_port=ports[0],
+            http_port=ports[1],
+            worker_ports=ports[2:],
         )
         print(f"starting a master and {workers} workers in {cluster.directory} ...", flush=True)
+        return cluster
+
+    try:
+        wanted = [MASTER_PORT, http_port, *range(FIRST_WORKER_PORT, FIRST_WORKER_PORT + workers)]
+        ports = [_port_or_any(port) for port in wanted]
+        cluster = make(ports)
+        try:
+            cluster.start()
+        except BaseException as error:  # also Ctrl-C: those that did start are stopped
+            cluster.stop()
+            if not isinstance(error, NodeFailed) or os.strerror(errno.EADDRINUSE) not in str(error):
+                raise
+            print(f"{error}; free ports are taken instead", flush=True)  # another demo that started just now
+            cluster = make([0] * len(ports))
         with cluster, cluster.client(patience_s=3.0) as client:
             print(f"the page is {cluster.url}, the master {cluster.master.address} (pid {cluster.master.pid})")
             print(f"try it: curl '{cluster.url}/put?key=k&value=v'; Ctrl-C stops everything", flush=True)

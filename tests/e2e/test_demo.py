@@ -62,6 +62,23 @@ def test_a_demo_whose_data_is_kept_goes_on_in_the_mode_that_it_was_switched_to(t
         assert any(b"mode is chain, not sync" in line for line in demo.process.stdout)
 
 
+def test_two_demos_that_start_at_once_both_serve() -> None:
+    command = [sys.executable, "-m", "trikv", "demo", "--workers", "3", "--storage", "memory"]
+    demos = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for demo in demos:
+            assert demo.stdout is not None
+            assert any(b"the page is" in line for line in demo.stdout)
+    finally:
+        for demo in demos:
+            demo.terminate()
+        codes = [demo.wait(timeout=20) for demo in demos]
+        for demo in demos:
+            assert demo.stdout is not None
+            demo.stdout.close()
+    assert codes == [0, 0]
+
+
 class Demo(NamedTuple):
     """One that serves, the pids of its children, where its data is, and its page."""
 
