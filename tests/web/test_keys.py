@@ -256,6 +256,19 @@ def test_put_by_query_takes_every_byte(ask: Ask, web: httpx.Client) -> None:
     assert base64.urlsafe_b64decode(web.get("/get?key=bytes", headers=JSON).json()["value_base64"]) == EVERY_BYTE
 
 
+def test_preconditions_hold_in_the_older_forms(web: httpx.Client) -> None:
+    absent = {"if-none-match": "*"}
+    assert web.get("/put?key=once&value=1", headers=absent).status_code == 200
+    refused = web.get("/put?key=once&value=2", headers=absent)
+    assert problem(refused) == (412, "precondition_failed", "refused")
+    got = web.get("/get?key=once")
+    assert got.content == b"1"
+    for accept in ({}, JSON):
+        unchanged = web.get("/get?key=once", headers={"if-none-match": got.headers["etag"], **accept})
+        assert (unchanged.status_code, unchanged.content) == (304, b"")
+        assert web.get("/get?key=once", headers={"if-match": '"1.1-0"', **accept}).status_code == 412
+
+
 def test_put_by_query_refuses_a_body(web: httpx.Client) -> None:
     assert problem(web.post("/put?key=a&value=b", content=b"c")) == (400, "bad_request", "refused")
 

@@ -16,6 +16,7 @@ Handlers raise `TrikvError`, which whoever serves them turns into a problem docu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from trikv.core.errors import Refused, TrikvError
@@ -57,15 +58,7 @@ async def delete(master: Master, request: Request) -> Response:
 
 async def get(master: Master, request: Request) -> Response:
     key, timeout_s = _key_and_timeout(request)
-    wanted, unwanted = if_match(request.headers), if_none_match(request.headers)
-    record = await master.coordinator.get(key, timeout_s=timeout_s)
-    if record is None or record.value is None:
-        raise _not_found(key)
-    if wanted is not None and not wanted.holds(record):
-        raise Refused("precondition_failed", wanted.describe_failure(record))
-    if unwanted is not None and not unwanted.holds(record):
-        return Response(304, {"etag": etag(record.stamp), "cache-control": "no-cache"})
-    return _value_response(record.stamp, record.value)
+    return await _read(master, request, key, timeout_s, _value_response)
 
 
 async def scan(master: Master, request: Request) -> Response:
@@ -92,7 +85,8 @@ async def put_by_query(master: Master, request: Request) -> Response:
         raise Refused("bad_request", "the value goes into the query here; PUT /v1/kv/{key} takes a body")
     key, value = require(parameters, "key", "value")
     key = read_bytes(key, "text", "the key")
-    stamp = await master.coordinator.put(key, value, timeout_s=timeout_of(parameters))
+    expect = expectation(request.headers)
+    stamp = await master.coordinator.put(key, value, expect=expect, timeout_s=timeout_of(parameters))
     if prefers_json(request):
         return json_response({"outcome": "committed", "key": key.decode(), "etag": str(stamp)}, etag=etag(stamp))
     headers = {"etag": etag(stamp), "content-type": "text/plain; charset=utf-8", "cache-control": "no-store"}
@@ -104,13 +98,28 @@ async def get_by_query(master: Master, request: Request) -> Response:
     parameters = parse_query(request.query, "key", "timeout")
     (key,) = require(parameters, "key")
     key = read_bytes(key, "text", "the key")
-    record = await master.coordinator.get(key, timeout_s=timeout_of(parameters))
+
+    def as_json(stamp: Version, value: bytes) -> Response:
+        document = {"key": key.decode(), **spell("value", value, "text"), "etag": str(stamp)}
+        return json_response(document, etag=etag(stamp))
+
+    answer = as_json if prefers_json(request) else _value_response
+    return await _read(master, request, key, timeout_of(parameters), answer)
+
+
+async def _read(
+    master: Master, request: Request, key: bytes, timeout_s: float | None, answer: Callable[[Version, bytes], Response]
+) -> Response:
+    """Read the key, under the preconditions of the request."""
+    wanted, unwanted = if_match(request.headers), if_none_match(request.headers)
+    record = await master.coordinator.get(key, timeout_s=timeout_s)
     if record is None or record.value is None:
         raise _not_found(key)
-    if prefers_json(request):
-        document = {"key": key.decode(), **spell("value", record.value, "text"), "etag": str(record.stamp)}
-        return json_response(document, etag=etag(record.stamp))
-    return _value_response(record.stamp, record.value)
+    if wanted is not None and not wanted.holds(record):
+        raise Refused("precondition_failed", wanted.describe_failure(record))
+    if unwanted is not None and not unwanted.holds(record):
+        return Response(304, {"etag": etag(record.stamp), "cache-control": "no-cache"})
+    return answer(record.stamp, record.value)
 
 
 def _value_response(stamp: Version, value: bytes) -> Response:
