@@ -20,7 +20,7 @@ from trikv.core.errors import Fault
 from trikv.core.record import Record, Version, make_epoch
 from trikv.net.doors import Doors
 from trikv.net.link import LinkError, dial
-from trikv.node.worker import QUEUE_BYTES_MAX
+from trikv.node.worker import LARGE_ANSWERS_BYTES_MAX, QUEUE_BYTES_MAX
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import MemoryTransport
 
@@ -434,3 +434,23 @@ async def test_a_master_of_an_absurd_term_is_turned_away_and_forgotten(desk: Des
             await dial(await desk.doors.transport.connect(desk.address), stranger)
     assert await desk.ask(Op.HEARTBEAT, []) == (fault, before)
     assert await desk.put(2) == Fault.OK
+
+
+async def test_large_values_beyond_what_a_link_takes_are_not_queued_and_small_ones_are(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    transport = MemoryTransport()
+    desk = await Desk(nursery, MemoryStorage(), Doors(transport=transport)).start()
+    await desk.put(1, bytes(1024 * 1024))
+    await desk.put(1, b"small", key=b"small")
+    transport.hold(desk.address)
+    replies = [desk.post(Op.FETCH, desk.fetch()) for _ in range(100)]
+    small = desk.post(Op.FETCH, desk.fetch(key=b"small"))
+    await trio.sleep(0.1)
+    transport.release(desk.address)
+    await trio.sleep(5)
+    faults = [fault for [(fault, _)] in replies]
+    assert set(faults) == {Fault.OK, Fault.BUSY}
+    assert faults.count(Fault.OK) <= 2 * LARGE_ANSWERS_BYTES_MAX // (1024 * 1024)
+    assert [fault for fault, _ in small] == [Fault.OK]
+    nursery.cancel_scope.cancel()

@@ -74,7 +74,7 @@ def test_where_there_is_nothing(ask: Ask, path: str) -> None:
         ("DELETE", "/v1/mode", "GET, HEAD, PUT"),
         ("GET", "/v1/workers/w-1/drain", "POST"),
         ("POST", "/v1/events", "GET, HEAD"),
-        ("DELETE", "/put", "GET, HEAD, POST"),
+        ("DELETE", "/put", "GET, POST"),
         ("POST", "/", "GET, HEAD"),
         ("BREW", "/livez", "GET, HEAD"),
     ],
@@ -82,6 +82,12 @@ def test_where_there_is_nothing(ask: Ask, path: str) -> None:
 def test_methods(web: httpx.Client, method: str, path: str, allow: str) -> None:
     answer = web.request(method, path)
     assert (answer.status_code, answer.headers["allow"], answer.json()["code"]) == (405, allow, "bad_method")
+
+
+def test_a_head_changes_nothing(web: httpx.Client) -> None:
+    answer = web.head("/put?key=asked-for-its-head&value=1")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+    assert web.get("/v1/kv/asked-for-its-head").status_code == 404
 
 
 @pytest.mark.parametrize(

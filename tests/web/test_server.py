@@ -12,6 +12,7 @@ import pytest
 
 from tests.web.test_rough_clients import HEAD, Wire, read_to_end
 from trikv.testing.cluster import LocalCluster, wait_until
+from trikv.testing.process import STOP_DEADLINE_S
 
 UPGRADE = (
     b"GET /livez HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
@@ -223,3 +224,28 @@ def test_a_node_without_a_free_descriptor_goes_on() -> None:
             assert web.put("/v1/kv/a", content=b"x").status_code == 204
             assert [w["state"] for w in web.get("/v1/cluster").json()["workers"]] == ["up"] * 3
         assert "Traceback" not in cluster.master.log.read_text()
+
+
+def test_clients_that_take_their_answers_slowly_do_not_hold_a_stop_back() -> None:
+    """The kernel's own time limit would not end them: they take something now and then."""
+    with LocalCluster(mode="quorum", workers=3, storage="memory") as cluster:
+        with httpx.Client(base_url=cluster.url, trust_env=False) as web:
+            web.put("/v1/kv/large", content=b"x" * 1_000_000).raise_for_status()
+        slow = [socket.socket() for _ in range(3)]
+        for connection in slow:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            connection.connect(("127.0.0.1", cluster.master.http_port))
+            connection.sendall(b"GET /v1/kv/large HTTP/1.1\r\nHost: localhost\r\n\r\n" * 40)
+            assert connection.recv(1)
+        cluster.master.ask_to_stop()
+
+        def stopped() -> bool:
+            for connection in slow:
+                with contextlib.suppress(OSError):
+                    connection.recv(1024, socket.MSG_DONTWAIT)
+            return not cluster.master.running
+
+        wait_until(stopped, deadline_s=STOP_DEADLINE_S, what="the master has stopped")
+        assert cluster.master.wait(1) == 0
+        for connection in slow:
+            connection.close()

@@ -61,6 +61,7 @@ class Link:
         self._answers: list[list[Any]] = []
         self._calls_bytes = 0
         self._answers_bytes = 0
+        self._leaving_bytes = 0  # of answers that are being sent
         self._idle_writer: trio.lowlevel.Task | None = None  # while it waits for something to send
         self._reader_sends = False  # so the writer may sleep on
         self._held_reader: trio.Event | None = None  # while answers must leave first
@@ -72,6 +73,11 @@ class Link:
     def crowded(self) -> bool:
         """Does so much wait to leave, or to be answered, that nothing more may?"""
         return self._calls_bytes > QUEUE_BYTES_MAX or len(self._under_way) >= CALLS_MAX
+
+    @property
+    def answers_bytes(self) -> int:
+        """How much waits to leave in answer to the peer's calls, what is being sent included."""
+        return self._answers_bytes + self._leaving_bytes
 
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int = 64) -> None:
         """Ask; `done(fault, payload)` follows. `deadline_s` is an absolute `trio.current_time`."""
@@ -184,6 +190,7 @@ class Link:
     async def _send_what_waits(self) -> None:
         calls, self._calls = self._calls, []
         answers, self._answers = self._answers, []
+        self._leaving_bytes = self._answers_bytes
         self._calls_bytes = self._answers_bytes = 0
         self._let_reader_go()
         now = trio.current_time()
@@ -205,6 +212,7 @@ class Link:
             # The reader sees the end too, after whatever the peer had still sent; if it waits for the writer, now.
             self._over = True
             self._let_reader_go()
+        self._leaving_bytes = 0
 
     async def _wait_for_work(self) -> None:
         """What an Event would do, for a third of its price: this is waited for once for each frame."""

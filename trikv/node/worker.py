@@ -15,8 +15,9 @@ then it is made another member (`core/lineage.py`).
 
 If the disk fails, the worker stops: what an fsync that failed has left behind, nobody can say.
 
-Bounds: `QUEUE_BYTES_MAX` of stores waiting for the committer; beyond it a store is answered BUSY and not applied. A
-disk that is nearly full (`Storage.room`) takes no values, and goes on taking deletes.
+Bounds: `QUEUE_BYTES_MAX` of stores waiting for the committer; beyond it a store is answered BUSY and not applied. So is
+a fetch of a large value where `LARGE_ANSWERS_BYTES_MAX` of answers wait for its link. A disk that is nearly full
+(`Storage.room`) takes no values, and goes on taking deletes.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ from trikv.node.progress import Progress
 from trikv.node.registers import Registers
 
 QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
+LARGE_VALUE_BYTES: Final = 64 * 1024
+LARGE_ANSWERS_BYTES_MAX: Final = 16 * 1024 * 1024  # what waits for one link; beyond it small answers would be too late
 ENLIST_TIMEOUT_S: Final = 5.0
 ENLIST_AGAIN_S: Final = 1.0
 _OVERHEAD_BYTES: Final = 128  # what a queued item costs beside its key and value
@@ -317,6 +320,8 @@ class Worker:
     def _answer_fetch(self, link: Link, call_id: int, record: Record | None) -> None:
         if record is None:
             link.answer(call_id, Fault.OK, [])
+        elif len(record.value or b"") >= LARGE_VALUE_BYTES and link.answers_bytes > LARGE_ANSWERS_BYTES_MAX:
+            link.answer(call_id, Fault.BUSY, [])
         else:
             link.answer(call_id, Fault.OK, calls.record_to_wire(record), 64 + len(record.value or b""))
 

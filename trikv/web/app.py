@@ -101,6 +101,9 @@ ROUTES: Final = (
 )
 
 
+_CHANGING: Final = frozenset(f"{route.methods} {route.path}" for route in ROUTES if route.detached)
+
+
 class _Connection(TrioASGIHTTPConnection):
     """One request, of which a disconnect cancels the handler, but not an answer that is under way.
 
@@ -196,6 +199,9 @@ def create_app(master: Master, *, loopback_only: bool = True, streams: Streams |
             strict_slashes=False,
             provide_automatic_options=False,
         )
+    for rule in app.url_map.iter_rules():
+        if rule.endpoint in _CHANGING and rule.methods is not None:
+            rule.methods.discard("HEAD")  # which the framework adds to GET, and which must change nothing
     streamed = partial(_serve_events, master, streams or Streams())
     for path, view_func in (("/", partial(_serve_page, master)), ("/v1/events", streamed)):
         app.add_url_rule(path, path, view_func, methods=["GET"], provide_automatic_options=False)

@@ -40,6 +40,7 @@ SAFE_HEADERS: Final = {
 _TO_PLAIN_BASE64: Final = bytes.maketrans(b"-_", b"+/")
 # A string that never ends reaches to the end: if it matched nothing, each quote in it would be tried as a beginning.
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_NUMBER: Final = re.compile(rb"[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20}")
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2}).{0,2}", re.DOTALL)
 
@@ -144,10 +145,8 @@ def timeout_of(parameters: Mapping[str, bytes]) -> float | None:
     """`timeout`, in seconds; None where the node's own is to hold."""
     if "timeout" not in parameters:
         return None
-    try:
-        timeout_s = float(parameters["timeout"])
-    except ValueError:
-        timeout_s = 0.0
+    written = _NUMBER.fullmatch(parameters["timeout"])
+    timeout_s = float(written[0]) if written else 0.0
     if not 0 < timeout_s <= TIMEOUT_MOST_S:
         raise Refused("bad_request", f"timeout must be a number of seconds above 0 and up to {TIMEOUT_MOST_S:g}")
     return timeout_s

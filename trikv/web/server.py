@@ -23,6 +23,7 @@ on closing.
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from typing import Any, Final, cast
 
@@ -115,7 +116,7 @@ class Http1(H11Protocol):
                     return
                 if isinstance(event, h11.Request):
                     await self.send(Updated(idle=False))
-                    if event.http_version not in _VERSIONS:
+                    if event.http_version not in _VERSIONS or _is_framed_twice(event):
                         await self._refuse(400)
                         return
                     await self._begin(event)
@@ -171,6 +172,11 @@ class Http1(H11Protocol):
         answered.set()
 
 
+def _is_framed_twice(request: h11.Request) -> bool:
+    """A length and a transfer coding: a proxy in front may believe the other one (RFC 9112, section 6.3)."""
+    return {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}
+
+
 class Connection(TCPServer):
     """One accepted stream. `run` returns when it is over; the stream is closed then."""
 
@@ -179,6 +185,12 @@ class Connection(TCPServer):
     def __init__(self, app: AppWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream) -> None:
         super().__init__(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]  # no TLS here
         self._reading = trio.CancelScope()
+        self._sending = trio.CancelScope(shield=True)
+        self._until_s = math.inf
+
+    def end_by(self, deadline_s: float) -> None:
+        """Send nothing beyond this time, however slowly the peer takes it."""
+        self._until_s = self._sending.deadline = deadline_s
 
     async def run(self) -> None:
         sock = self.stream.socket
@@ -215,9 +227,11 @@ class Connection(TCPServer):
         if isinstance(event, RawData):
             async with self.send_lock:
                 try:
-                    with trio.CancelScope(shield=True):
+                    with trio.CancelScope(shield=True, deadline=self._until_s) as self._sending:
                         await self.stream.send_all(event.data)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    await self._end()
+                if self._sending.cancelled_caught:
                     await self._end()
         elif isinstance(event, Closed):
             await self._end()
@@ -292,8 +306,15 @@ async def serve_app(
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
     context = WorkerContext(None)
 
+    served: set[Connection] = set()
+
     async def serve_one(stream: trio.abc.Stream) -> None:
-        await Connection(ASGIWrapper(app), config, context, cast("trio.SocketStream", stream)).run()
+        connection = Connection(ASGIWrapper(app), config, context, cast("trio.SocketStream", stream))
+        served.add(connection)
+        try:
+            await connection.run()
+        finally:
+            served.discard(connection)
 
     async with trio.open_nursery() as connections:
         async with listener, trio.open_nursery() as accepting:
@@ -302,7 +323,9 @@ async def serve_app(
             at_most = connections_max(listener)
             await accept_forever(listener, serve_one, what="the HTTP port", nursery=connections, at_most=at_most)
         await context.terminated.set()  # connections without a request end at once
-        connections.cancel_scope.deadline = trio.current_time() + GRACE_S
+        deadline_s = connections.cancel_scope.deadline = trio.current_time() + GRACE_S
+        for connection in served:
+            connection.end_by(deadline_s)
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
