@@ -93,6 +93,18 @@ def test_a_newcomer_gets_its_share_once_it_is_steady() -> None:
     assert decide(after, everyone(cluster)) == []
 
 
+@pytest.mark.parametrize(("mode", "moves"), [("async", False), ("quorum", True)])
+def test_under_async_nothing_moves_away_from_a_worker_that_is_only_silent(mode: str, moves: bool) -> None:
+    """It may hold alone what it acknowledged; once it is given up, nobody waits for that any more."""
+    cluster = a_cluster(5, spare=1, mode=mode)
+    silent = {i for i, p in enumerate(cluster.partitions) if "w2" in {m.worker for m in p.active.members}}
+    changed = {change.partition for change in decide(cluster, everyone(cluster, w2=AWAY))}
+    assert bool(changed & silent) is moves
+    assert changed - silent
+    changed = {change.partition for change in decide(cluster, everyone(cluster, w2=GONE))}
+    assert silent <= changed
+
+
 @pytest.mark.parametrize("workers", [4, 7])
 def test_who_is_avoided_keeps_its_places_and_gets_no_more(workers: int) -> None:
     cluster = a_cluster(workers, partitions=64)

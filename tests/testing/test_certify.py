@@ -77,7 +77,7 @@ def test_an_installed_mode_may_be_named_by_its_class_and_seen_as_json() -> None:
 
 @pytest.mark.parametrize(
     ("strategy", "seed"),
-    [("AcksBeforeStoring", 1), ("HalfIsEnough", 1)],
+    [("AcksBeforeStoring", 0), ("HalfIsEnough", 1)],
 )
 def test_a_broken_promise_is_caught_shrunk_and_drawn(strategy: str, seed: int) -> None:
     certificate = certify(f"{STRATEGIES}:{strategy}", seeds=[seed], jobs=2, plan=DENSE)
@@ -121,7 +121,7 @@ def test_a_command_that_comes_to_nothing_leaves_the_former_page_alone(tmp_path: 
 
 def test_a_failure_is_the_same_again_whoever_plays_it() -> None:
     target = f"{STRATEGIES}:AcksBeforeStoring"
-    one, other = (certify(target, seeds=[1], jobs=jobs, plan=DENSE, runs_max=12).counterexample for jobs in (1, 2))
+    one, other = (certify(target, seeds=[0], jobs=jobs, plan=DENSE, runs_max=12).counterexample for jobs in (1, 2))
     assert one is not None
     assert one == other
 

@@ -19,7 +19,8 @@ the new one could not commit a write either.
 
 From an AP mode to a CP mode: what a silent member alone holds cannot be asked for, and must not turn up later. So such
 a partition waits for it, and once it is given up goes on without it: it joins again, empty, when it is back. That is so
-for a member that the partition moves away from, too: it may only be restarting.
+for a member that the partition moves away from, too: it may only be restarting. For the same reason no partition of an
+AP mode moves, to balance or to drain, while a member of it is silent and not given up.
 """
 
 from __future__ import annotations
@@ -145,16 +146,17 @@ def plan(
         if not can_settle(cluster, past, up, is_lenient):
             continue
         becomes_strict = not is_lenient(cluster.mode) and any(is_lenient(c.mode) for c in partition.history)
-        if becomes_strict:
-            lenient = {m for c in partition.history if is_lenient(c.mode) for m in c.members if is_present(cluster, m)}
-            awaited = {m.worker for m in lenient if not health.get(m.worker, NOBODY).evictable}
-            if not up.issuperset(awaited | set(row)):
-                continue  # who is not up will be back, or be given up
+        lenient = {m for c in partition.history if is_lenient(c.mode) for m in c.members if is_present(cluster, m)}
+        awaited = {m.worker for m in lenient if not health.get(m.worker, NOBODY).evictable}
+        if becomes_strict and not up.issuperset(awaited | set(row)):
+            continue  # until each worker is up, or may be evicted
         fewest = min(min_copies, cluster.replicas)
         configuration = _choose(cluster, partition, row, up, copies, fewest, may_keep=not becomes_strict)
         if configuration is not None and configuration != partition.active:
-            reason = _reason(cluster, partition, configuration, health)
-            changes.append(Change(index, configuration, Reason.MODE if becomes_strict else reason))
+            reason = Reason.MODE if becomes_strict else _reason(cluster, partition, configuration, health)
+            if reason is Reason.MOVE and not up.issuperset(awaited):
+                continue  # the same: moving away from a worker that restarts would leave behind what it alone holds
+            changes.append(Change(index, configuration, reason))
     return changes
 
 
