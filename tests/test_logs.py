@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from trikv.logs import BackgroundHandler, Limiter, escape
+from trikv.core.text import escape
+from trikv.logs import BackgroundHandler, Limiter
 from trikv.testing.process import wait_until
 
 

@@ -19,6 +19,8 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
+from trikv.core.text import escape
+
 if TYPE_CHECKING:
     from trikv.client import Client
 
@@ -119,8 +121,8 @@ def say_error(line: str) -> None:
 
 
 def warn(line: str) -> None:
-    """A line on stderr, if that can be written."""
+    """A line on stderr, if that can be written; what servers and file names bring into it is escaped."""
     try:
-        click.echo(line, err=True)
+        click.echo(escape(line), err=True)
     except OSError:
         give_up(sys.stderr)

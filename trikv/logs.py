@@ -18,6 +18,8 @@ import sys
 import threading
 from typing import Final, TextIO
 
+from trikv.core.text import escape
+
 LINES_MAX: Final = 1_000
 BURST: Final = 10
 PERIOD_S: Final = 10.0
@@ -25,13 +27,6 @@ CLOSE_S: Final = 1.0  # for what is still in the queue at the end
 _KINDS_MAX: Final = 1_000  # templates are the program's own, so there are far fewer
 
 _FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-
-
-def escape(text: str) -> str:
-    """The text in one line that a terminal shows as it is: what is not printable is written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 class Limiter(logging.Filter):

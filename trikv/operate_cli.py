@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from trikv.cli_shared import cluster_options, connect, outcome_stands, print_json, warn
+from trikv.core.text import escape
 
 if TYPE_CHECKING:
     from trikv.client import Client
@@ -262,7 +263,7 @@ def _print_done(answer: Mapping[str, Any], sentence: str, as_json: bool) -> None
         if as_json:
             print_json(answer)
         else:
-            click.echo(sentence)
+            click.echo(escape(sentence))
 
 
 class _Bar:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from trikv.core.news import say_operation, tell
+from trikv.core.text import escape
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +29,11 @@ _STYLES: Final = {
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]], *, label: str = "") -> None:
-    """Print the rows: as a table on a terminal, else one line each, with `label` in front if there is one."""
+    """Print the rows: as a table on a terminal, else one line each, with `label` in front if there is one.
+
+    Cells hold what servers and workers say, so they are escaped.
+    """
+    rows = [[escape(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -48,7 +53,7 @@ def show_workers(state: State, *, label: str = "") -> None:
     show(WORKER_COLUMNS[:-1], [row[:-1] for row in rows])
     for worker, *_, note in rows:
         if note:
-            print(f"{worker}: {note}")
+            print(escape(f"{worker}: {note}"))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -202,8 +207,7 @@ def mode_of(state: State) -> Mapping[str, Any]:
 
 def readable_key(key: bytes) -> str:
     """The key as text on one line: what is not printable is written as an escape, so this is for eyes alone."""
-    text = key.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return escape(key.decode("utf-8", "backslashreplace"))
 
 
 def _note(worker: Mapping[str, Any]) -> str:

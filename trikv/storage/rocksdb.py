@@ -20,7 +20,8 @@ buffers and the log are smaller still (`_Sizes`), since they are what the reserv
 
 A full disk. `room` tells what is free above a reserve, which is what flushing the buffers takes; a worker takes no more
 values then. Others may fill the disk all the same, and a RocksDB that cannot write cannot open. So a ballast lies
-beside it, `BALLAST`, which is let go when the disk is full at a start, and laid down again when there is room.
+in its directory, `BALLAST`, which is let go when the disk is full at a start, and laid down again by the first batch
+that finds room for it. A disk that is filled from outside once more before that must be given room by hand.
 """
 
 from __future__ import annotations
@@ -83,9 +84,10 @@ def _free_bytes(directory: Path) -> int:
 class RocksStorage(Storage):
     """One worker's records, in an open RocksDB."""
 
-    def __init__(self, db: Rdict, directory: Path, reserve_bytes: int) -> None:
+    def __init__(self, db: Rdict, directory: Path, sizes: _Sizes) -> None:
         self._db = db
-        self._reserve_bytes = reserve_bytes
+        self._sizes = sizes
+        self._has_ballast = _lay_ballast(directory / _BALLAST, sizes)
         self._directory = directory
         self._failure: OSError | None = None
         notes = _Cursor(db.iter())
@@ -159,12 +161,14 @@ class RocksStorage(Storage):
         with _reported(f"RocksDB cannot write to {self._directory}"):
             self._db.write(changes)
             self._db.flush_wal(True)
+        if not self._has_ballast:
+            self._has_ballast = _lay_ballast(self._directory / _BALLAST, self._sizes)
 
     def meta(self) -> Mapping[str, bytes]:
         return self._meta
 
     def room(self) -> Room:
-        return Room(_free_bytes(self._directory), self._reserve_bytes)
+        return Room(_free_bytes(self._directory), self._sizes.reserve)
 
     async def close(self) -> None:
         with trio.CancelScope(shield=True):  # an instance left open keeps its directory locked
@@ -195,24 +199,26 @@ def _open(directory: Path) -> RocksStorage:
     with _reported(f"RocksDB cannot open {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
         sizes = _Sizes.of(directory)
-        ballast = directory.with_name(_BALLAST)
+        ballast = directory / _BALLAST
         if _free_bytes(directory) < sizes.ballast:
             ballast.unlink(missing_ok=True)
         db = Rdict(str(directory), _options(sizes))
         try:
-            _lay_ballast(ballast, sizes)
-            return RocksStorage(db, directory, sizes.reserve)
+            return RocksStorage(db, directory, sizes)
         except BaseException:  # whatever it was, the directory must not stay locked
             db.close()
             raise
 
 
-def _lay_ballast(ballast: Path, sizes: _Sizes) -> None:
-    """Where there is room for it beside the reserve; what cannot be laid down now is laid down at another start."""
-    if ballast.exists() or _free_bytes(ballast.parent) < sizes.reserve + 2 * sizes.ballast:
-        return
+def _lay_ballast(ballast: Path, sizes: _Sizes) -> bool:
+    """Lay it down where there is room for it beside the reserve; is it there?"""
+    if ballast.exists():
+        return True
+    if _free_bytes(ballast.parent) < sizes.reserve + 2 * sizes.ballast:
+        return False
     with suppress(OSError), ballast.open("xb") as file:
         os.posix_fallocate(file.fileno(), 0, sizes.ballast)
+    return ballast.exists()
 
 
 def _options(sizes: _Sizes) -> Options:
