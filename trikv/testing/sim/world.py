@@ -298,9 +298,10 @@ def _version(record: Record) -> Version:
 
 
 def _what_stays(cluster: Cluster) -> object:
-    """What a document that is put back must not have forgotten. That a partition was settled since is no harm."""
+    """What a document that is put back must not have forgotten: the starts of workers among it, since a directory that
+    is put back as well would then be believed."""
     members = [enlisted.member for enlisted in cluster.workers.values()]
-    return cluster.mode, members, [(partition.generation, partition.active) for partition in cluster.partitions]
+    return cluster.mode, members, cluster.starts, [(p.generation, p.history) for p in cluster.partitions]
 
 
 def _has_reason(life: Life, error: Exception) -> bool:
