@@ -191,13 +191,20 @@ def shut(desk: Desk | Node) -> trio.Event:
 
 
 async def lay_down(
-    cluster: InProcessCluster, nursery: trio.Nursery, node: Node, key: bytes, version: Version, value: bytes | None
+    cluster: InProcessCluster,
+    nursery: trio.Nursery,
+    node: Node,
+    key: bytes,
+    version: Version,
+    value: bytes | None,
+    *,
+    partition: int | None = None,
 ) -> Record:
-    """Leave a record at one worker alone, as a coordinator that died half-way did."""
+    """Leave a record at one worker alone, as a coordinator that died half-way did; under `partition`, as none did."""
     link = await dial(await cluster.network.connect(node.address), cluster.master.hello())
     nursery.start_soon(link.run)
     stored = trio.Event()
-    slot = cluster.coordinator.slots[partition_of(key)]
+    slot = cluster.coordinator.slots[partition_of(key) if partition is None else partition]
     record = Record(version, version, value)
 
     def done(fault: int, payload: list[Any]) -> None:

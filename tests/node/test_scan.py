@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.node.desk import lay_down
 from trikv.api import Batch
 from trikv.core.errors import Refused
 from trikv.core.record import Record, Version, make_epoch
@@ -191,3 +192,29 @@ async def test_a_page_ends_before_it_grows_too_large(nursery: trio.Nursery, auto
     page = await cluster.coordinator.scan(limit=100)
     assert 1 <= len(page.items) < 12
     assert [key for key, _ in await scan_all(cluster, limit=100)] == [b"%02d" % number for number in range(12)]
+
+
+async def test_a_record_under_a_partition_not_its_own_is_nobodys(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await start(nursery, "quorum", workers=5)
+    coordinator, key = cluster.coordinator, b"k"
+    await coordinator.put(key, b"v")
+    own = coordinator.slots[partition_of(key)]
+    members = {target.member.worker for target in own.targets}
+    outsider = next(node for node in cluster.workers if node.worker.id not in members)
+    other = next(
+        slot
+        for slot in coordinator.slots[own.index // 64 * 64 :]  # so that the two are settled together
+        if slot is not own and outsider.worker.id in {target.member.worker for target in slot.targets}
+    )
+    for where, slot, name in ((outsider, other, key), (cluster.replicas_of(key)[0], own, b"of another")):
+        late = Version(slot.epoch, 1 << 63)  # newer than all that was written
+        await lay_down(cluster, nursery, where, name, late, b"stray", partition=slot.index)
+    assert [(k, record.value) for k, record in (await coordinator.scan()).items] == [(key, b"v")]
+    await cluster.master.changes.switch_mode("sync")
+    await cluster.until_settled()
+    assert [(k, record.value) for k, record in (await coordinator.scan()).items] == [(key, b"v")]
+    read = await coordinator.get(key)
+    assert read is not None
+    assert read.value == b"v"

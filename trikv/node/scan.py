@@ -6,6 +6,9 @@ another call. Where a strategy names one replica whose listing equals its reads,
 alone. A worker merges all its partitions, so a page costs one call to each worker, and at most one more read for each
 key that the listings leave in doubt.
 
+A row under a partition that is not its key's is left out: no read looks there, and it would be merged with what others
+hold of the key.
+
 Listings stop at a limit; the page ends where the first of them did, since beyond that a key might be missing. A
 partition that cannot answer refuses the page: a scan leaves nothing out silently.
 """
@@ -24,6 +27,7 @@ from trikv.core.calls import LIST_BYTES_MAX, LIST_LIMIT_MAX, Op, check_listed, l
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault, Refused
 from trikv.core.record import Record
+from trikv.core.ring import partition_of
 from trikv.core.session import PeerError
 from trikv.net.ask import Question, ask_all
 from trikv.net.replicas import Replicas, Request, Standing, Target, describe_fault
@@ -219,7 +223,8 @@ def _merge(
             if partition in slots:
                 on_stale(slots[partition], promised)
         for partition, key, record in rows:
-            listing.rows.setdefault(key, (partition, {}))[1][worker] = record
+            if partition_of(key) == partition:
+                listing.rows.setdefault(key, (partition, {}))[1][worker] = record
         if more and rows:
             last = rows[-1][1]
             listing.bound = last if listing.bound is None else min(listing.bound, last)
