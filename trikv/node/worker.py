@@ -15,15 +15,18 @@ then it is made another member (`core/lineage.py`).
 
 If the disk fails, the worker stops: what an fsync that failed has left behind, nobody can say.
 
-Bounds: `QUEUE_BYTES_MAX` of stores waiting for the committer; beyond it a store is answered BUSY and not applied. So is
-a fetch of a large value where `LARGE_ANSWERS_BYTES_MAX` of answers wait for its link. A disk that is nearly full
-(`Storage.room`) takes no values, and goes on taking deletes.
+Bounds, beyond which a call is answered BUSY and nothing comes of it: `QUEUE_BYTES_MAX` of stores that wait for the
+committer; `LISTS_MAX` listings that wait for their turn; of answers that wait for one link `ANSWERS_BYTES_MAX`, and
+`LARGE_ANSWERS_BYTES_MAX` where a large value or a listing would come on top. No call is kept for longer than
+`BUDGET_MOST_S`, whatever its budget says. A disk that is nearly full (`Storage.room`) takes no values, and goes on
+taking deletes.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -60,6 +63,9 @@ from trikv.node.registers import Registers
 QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 LARGE_VALUE_BYTES: Final = 64 * 1024
 LARGE_ANSWERS_BYTES_MAX: Final = 16 * 1024 * 1024  # what waits for one link; beyond it small answers would be too late
+ANSWERS_BYTES_MAX: Final = 64 * 1024 * 1024  # as much as one frame of fetches may ask for: no peer reads that in time
+LISTS_MAX: Final = 64  # a master asks for some ten at once
+BUDGET_MOST_S: Final = 60.0  # clients cannot ask for more
 ENLIST_TIMEOUT_S: Final = 5.0
 ENLIST_AGAIN_S: Final = 1.0
 _OVERHEAD_BYTES: Final = 128  # what a queued item costs beside its key and value
@@ -123,6 +129,7 @@ class Worker:
         self._doors = doors
         self._queue: list[_Item] = []
         self._queue_bytes = 0
+        self._lists = 0  # that wait for the committer, or for their turn after it
         self._waiting = trio.Event()
         self.neighbours: dict[str, _Neighbour] = {}  # by address; those that a chain's writes are passed on to
         self._sweeps = False
@@ -286,8 +293,13 @@ class Worker:
             if is_of_lives and not self._is_master(link.peer):
                 raise PeerError("is not the master that may confirm a start")
             if isinstance(request, Fetch) and self._registers.knows(request.partition, request.epoch):
-                self._answer_fetch(link, call.id, self._registers.durable(request.partition, request.key))
+                self._answer_fetch(link, call.id, self._registers.durable, request)
                 continue
+            if isinstance(request, List):
+                if self._lists >= LISTS_MAX:
+                    link.answer(call.id, Fault.BUSY, [])
+                    continue
+                self._lists += 1
             size_bytes = _OVERHEAD_BYTES
             if isinstance(request, Store):
                 if request.record.value is not None and self._disk_is_exhausted(size_bytes + len(request.record.value)):
@@ -298,7 +310,7 @@ class Worker:
                     link.answer(call.id, Fault.BUSY, [])
                     continue
             self._queue_bytes += size_bytes
-            self._queue.append(_Item(link, call.id, now + call.budget_ms / 1000, request))
+            self._queue.append(_Item(link, call.id, now + min(call.budget_ms / 1000, BUDGET_MOST_S), request))
             self._waiting.set()
 
     def _disk_is_full(self) -> bool:
@@ -317,7 +329,13 @@ class Worker:
         room = self._storage.room()
         return room is not None and room.free_bytes - self._queue_bytes - size_bytes < room.reserve_bytes // 2
 
-    def _answer_fetch(self, link: Link, call_id: int, record: Record | None) -> None:
+    def _answer_fetch(
+        self, link: Link, call_id: int, read: Callable[[int, bytes], Record | None], request: Fetch
+    ) -> None:
+        if link.answers_bytes > ANSWERS_BYTES_MAX:
+            link.answer(call_id, Fault.BUSY, [])
+            return
+        record = read(request.partition, request.key)
         if record is None:
             link.answer(call_id, Fault.OK, [])
         elif len(record.value or b"") >= LARGE_VALUE_BYTES and link.answers_bytes > LARGE_ANSWERS_BYTES_MAX:
@@ -346,12 +364,14 @@ class Worker:
                     self._release(item)
             # Between two batches, since a listing must show nothing that is not durable; one at a time: stores wait.
             if lists:
+                self._lists -= 1
                 await self._list(lists.popleft())
 
     def _decide(self, item: _Item) -> bool:
         """Collect what the item changes; False if that was its end (refused, or too late for anyone)."""
         request, registers = item.request, self._registers
         if item.deadline_s <= trio.current_time():
+            self._lists -= isinstance(request, List)
             return False
         if isinstance(request, Confirm | Renew):
             return self._begin_life(item, request)
@@ -419,7 +439,7 @@ class Worker:
                     # The same batch promised a newer epoch, and may have discarded the partition under it.
                     self._answer_stale(link, call_id, request.partition)
                 else:
-                    self._answer_fetch(link, call_id, self._storage.get(request.partition, request.key))
+                    self._answer_fetch(link, call_id, self._storage.get, request)
 
     def _sort_out(self, partitions: list[tuple[int, int]]) -> tuple[list[list[int]], list[int]]:
         """Those that are stale with what is promised of them, and those that may be served."""
@@ -435,6 +455,9 @@ class Worker:
         link, call_id, deadline_s, request = item
         assert isinstance(request, List)
         if deadline_s <= trio.current_time():
+            return
+        if link.answers_bytes > LARGE_ANSWERS_BYTES_MAX:
+            link.answer(call_id, Fault.BUSY, [])
             return
         stale, served = self._sort_out(request.partitions)
         page = await self._storage.scan(
