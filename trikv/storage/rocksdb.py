@@ -15,13 +15,15 @@ failed flush has left in the log is either gone or durable by then, and not only
 leaves behind and is dropped: it was never acknowledged. Damage anywhere before the tail is refused, since skipping it
 would silently lose what was acknowledged.
 
-Buffers and threads are small: a machine may run many workers, each with an instance of its own. On a small disk the
-buffers and the log are smaller still (`_Sizes`), since they are what the reserve must hold.
+Buffers and threads are small: a machine may run many workers, each with an instance of its own. On a small disk they
+are smaller still (`_Sizes`), since what RocksDB writes for itself must fit the reserve.
 
-A full disk. `room` tells what is free above a reserve, which is what flushing the buffers takes; a worker takes no more
-values then. Others may fill the disk all the same, and a RocksDB that cannot write cannot open. So a ballast lies
-in its directory, `BALLAST`, which is let go when the disk is full at a start, and laid down again by the first batch
-that finds room for it. A disk that is filled from outside once more before that must be given room by hand.
+A full disk. `room` tells how much is free, and a reserve; below it a worker takes no more values. A compaction writes
+its output before it removes its input, some twelve write buffers at most with these sizes, and a batch that finds no
+room for its log ends the worker: so compactions are off while less than `_COMPACTS_FROM` buffers are free. Others may
+fill the disk all the same, and a RocksDB that cannot write cannot open. So a ballast lies in its directory, `BALLAST`,
+which is let go when the disk is full at a start, and laid down again by the first batch that finds room for it. A disk
+that is filled from outside once more before that must be given room by hand.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ _META: Final = 0xFFFF  # the number under which the notes lie; partitions end on
 _CACHE_BYTES: Final = 32 * 1024 * 1024
 _MB: Final = 1024 * 1024
 _BALLAST: Final = "BALLAST"
+_COMPACTS_FROM: Final = 14  # write buffers that are free
 _OPEN_FILES_MAX: Final = 256
 _BLOOM_BITS: Final = 10  # 1 % of lookups of absent keys read a block in vain; every write of a new key is such a lookup
 
@@ -63,17 +66,17 @@ class _Sizes(NamedTuple):
     """What is taken of a disk, in bytes, by the size of that disk."""
 
     write_buffer: int
-    log: int  # so much is replayed at the next start, at most
     reserve: int
     ballast: int
 
     @classmethod
     def of(cls, directory: Path) -> _Sizes:
         disk = os.statvfs(directory)
-        total = disk.f_blocks * disk.f_frsize
-        write_buffer = max(_MB // 2, min(16 * _MB, total // 32))
-        reserve = max(4 * write_buffer, min(128 * _MB, total // 50))
-        return cls(write_buffer, max(2 * _MB, min(64 * _MB, total // 8)), reserve, 2 * write_buffer)
+        write_buffer = max(_MB // 4, min(8 * _MB, disk.f_blocks * disk.f_frsize // 64))
+        return cls(write_buffer, 16 * write_buffer, 6 * write_buffer)
+
+    def may_compact(self, free_bytes: int) -> bool:
+        return free_bytes >= _COMPACTS_FROM * self.write_buffer
 
 
 def _free_bytes(directory: Path) -> int:
@@ -84,8 +87,9 @@ def _free_bytes(directory: Path) -> int:
 class RocksStorage(Storage):
     """One worker's records, in an open RocksDB."""
 
-    def __init__(self, db: Rdict, directory: Path, sizes: _Sizes) -> None:
+    def __init__(self, db: Rdict, directory: Path, sizes: _Sizes, *, may_compact: bool) -> None:
         self._db = db
+        self._may_compact = may_compact
         self._sizes = sizes
         self._has_ballast = _lay_ballast(directory / _BALLAST, sizes)
         self._directory = directory
@@ -161,6 +165,13 @@ class RocksStorage(Storage):
         with _reported(f"RocksDB cannot write to {self._directory}"):
             self._db.write(changes)
             self._db.flush_wal(True)
+            self._look_at_room()
+
+    def _look_at_room(self) -> None:
+        may_compact = self._sizes.may_compact(_free_bytes(self._directory))
+        if may_compact != self._may_compact:
+            self._db.set_options({"disable_auto_compactions": "false" if may_compact else "true"})
+            self._may_compact = may_compact
         if not self._has_ballast:
             self._has_ballast = _lay_ballast(self._directory / _BALLAST, self._sizes)
 
@@ -202,9 +213,10 @@ def _open(directory: Path) -> RocksStorage:
         ballast = directory / _BALLAST
         if _free_bytes(directory) < sizes.ballast:
             ballast.unlink(missing_ok=True)
-        db = Rdict(str(directory), _options(sizes))
+        may_compact = sizes.may_compact(_free_bytes(directory))
+        db = Rdict(str(directory), _options(sizes, may_compact=may_compact))
         try:
-            return RocksStorage(db, directory, sizes)
+            return RocksStorage(db, directory, sizes, may_compact=may_compact)
         except BaseException:  # whatever it was, the directory must not stay locked
             db.close()
             raise
@@ -221,7 +233,7 @@ def _lay_ballast(ballast: Path, sizes: _Sizes) -> bool:
     return ballast.exists()
 
 
-def _options(sizes: _Sizes) -> Options:
+def _options(sizes: _Sizes, *, may_compact: bool) -> Options:
     table = BlockBasedOptions()
     table.set_block_cache(Cache(_CACHE_BYTES))
     table.set_bloom_filter(_BLOOM_BITS, False)
@@ -230,7 +242,10 @@ def _options(sizes: _Sizes) -> Options:
     options.set_block_based_table_factory(table)
     options.set_compression_type(DBCompressionType.lz4())
     options.set_write_buffer_size(sizes.write_buffer)
-    options.set_max_total_wal_size(sizes.log)
+    options.set_max_total_wal_size(4 * sizes.write_buffer)  # so much is replayed at the next start, at most
+    options.set_target_file_size_base(sizes.write_buffer)
+    options.set_max_bytes_for_level_base(4 * sizes.write_buffer)
+    options.set_disable_auto_compactions(not may_compact)
     options.set_max_background_jobs(2)
     options.set_max_open_files(_OPEN_FILES_MAX)
     options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
