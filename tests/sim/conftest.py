@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from trikv.api import Strategy
 from trikv.registry import load_registry
 
-_CAUGHT = pytest.StashKey[list[str]]()
+_CAUGHT = "mutant"
 
 
 @pytest.fixture(scope="session")
@@ -24,13 +25,24 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.fixture
-def caught(request: pytest.FixtureRequest) -> list[str]:
+def caught(record_property: Callable[[str, object], None]) -> Iterator[list[str]]:
     """Lines for the end of the report: which mutant was caught how."""
-    return request.config.stash.setdefault(_CAUGHT, [])
+    lines: list[str] = []
+    yield lines
+    for line in lines:
+        record_property(_CAUGHT, line)  # so it travels with the test's report, from whatever process ran it
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if caught := config.stash.get(_CAUGHT, []):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    caught = [
+        line
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "teardown"
+        for name, line in report.user_properties
+        if name == _CAUGHT
+    ]
+    if caught:
         terminalreporter.section("mutants caught by search")
         for line in caught:
-            terminalreporter.line(line)
+            terminalreporter.line(str(line))

@@ -347,6 +347,7 @@ class Master:
             doubt,
             self._mark,
             replaceable=made_here,
+            partitions=len(cluster.partitions),
         )
         if former is not None:
             former.retire()

@@ -27,7 +27,6 @@ from trikv.core.calls import LIST_BYTES_MAX, LIST_LIMIT_MAX, Op, check_listed, l
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault, Refused
 from trikv.core.record import Record
-from trikv.core.ring import partition_of
 from trikv.core.session import PeerError
 from trikv.net.ask import Question, ask_all
 from trikv.net.replicas import Replicas, Request, Standing, Target, describe_fault
@@ -223,7 +222,7 @@ def _merge(
             if partition in slots:
                 on_stale(slots[partition], promised)
         for partition, key, record in rows:
-            if partition_of(key) == partition:
+            if slots[partition].is_of(key):
                 listing.rows.setdefault(key, (partition, {}))[1][worker] = record
         if more and rows:
             last = rows[-1][1]

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from trikv.api import Promise, Strategy
 from trikv.core.configuration import Configuration, Partition
 from trikv.core.record import Record, Version, make_epoch, make_seq
+from trikv.core.ring import PARTITION_COUNT, partition_of
 from trikv.net.replicas import Copies, NotEnough, Standing, Target
 from trikv.node.locks import KeyLocks
 
@@ -51,8 +52,9 @@ class Doubt:
 
 class Slot:
     __slots__ = (
-        "_copies", "_count", "_doubt", "_mark", "anchored", "blocked", "closed", "epoch", "history", "index", "locks",
-        "missed", "partition", "pending", "promised", "replaceable", "sent_keys", "strategy", "targets", "untouched",
+        "_copies", "_count", "_doubt", "_mark", "_partitions", "anchored", "blocked", "closed", "epoch", "history",
+        "index", "locks", "missed", "partition", "pending", "promised", "replaceable", "sent_keys", "strategy",
+        "targets", "untouched",
     )  # fmt: skip
 
     def __init__(
@@ -66,7 +68,9 @@ class Slot:
         mark: int,
         *,
         replaceable: bool = False,
+        partitions: int = PARTITION_COUNT,
     ) -> None:
+        self._partitions = partitions  # in how many the keys are divided
         self._doubt = doubt
         self._mark = mark  # the master's, in every version that is given here (`core/record.py`)
         self._count = 0  # versions that were given here
@@ -96,6 +100,10 @@ class Slot:
     @property
     def configuration(self) -> Configuration:
         return self.partition.active
+
+    def is_of(self, key: bytes) -> bool:
+        """Does the key lie in this partition?"""
+        return partition_of(key, self._partitions) == self.index
 
     def is_current(self, term: int, partition: Partition) -> bool:
         """Is this still the slot of that document?"""
