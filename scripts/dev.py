@@ -1,7 +1,7 @@
 """From an empty checkout to a running cluster, or to a tested change, with one command and nothing but Python.
 
     python3 scripts/dev.py demo [ARGS...]    a master and five workers in this terminal (ARGS go to `trikv demo`)
-    python3 scripts/dev.py test [ARGS...]    the whole suite (ARGS go to pytest)
+    python3 scripts/dev.py test [ARGS...]    the whole suite, on all cores (ARGS go to pytest)
     python3 scripts/dev.py lint              ruff, its formatter in check mode, and mypy --strict
     python3 scripts/dev.py check             lint, then test
 
@@ -78,7 +78,8 @@ def test(arguments: list[str]) -> int:
     find_browser()
     find_fake_clock()
     os.chdir(ROOT)  # pytest finds its settings and the tests from there
-    become([BIN / "python", "-m", "pytest", *arguments])
+    # On all cores; `-n 0` runs one test at a time, as a debugger needs it.
+    become([BIN / "python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", *arguments])
 
 
 def lint(arguments: list[str]) -> int:
