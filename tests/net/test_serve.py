@@ -11,7 +11,7 @@ from trikv.core.calls import Op
 from trikv.core.errors import Fault
 from trikv.core.session import PROTOCOL, Call, Hello, Session, TurnedAway
 from trikv.net.doors import Listening, TcpTransport, Transport
-from trikv.net.link import GREETING_TIMEOUT_S, Link, LinkError, dial
+from trikv.net.link import GREETING_TIMEOUT_S, SILENCE_MOST_S, Link, LinkError, dial
 from trikv.net.serve import LINKS_MAX, serve_links
 from trikv.testing.inprocess import MemoryTransport
 
@@ -175,3 +175,21 @@ async def test_beyond_the_bound_of_connections_the_next_is_closed_unread(nursery
     await check_it_still_serves(transport, listening.address)
     for stream in held:
         await stream.aclose()
+
+
+async def test_links_that_say_nothing_make_room_for_others(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    transport = MemoryTransport()
+    listening = await serve(nursery, transport)
+    for _ in range(LINKS_MAX):
+        link = await dial(await transport.connect(listening.address), MASTER)
+        nursery.start_soon(link.run)
+    with pytest.raises(LinkError):
+        await dial(await transport.connect(listening.address), MASTER)
+    await trio.sleep(2 * SILENCE_MOST_S)
+    with pytest.raises(LinkError):
+        await dial(await transport.connect(listening.address), MASTER)
+    await trio.testing.wait_all_tasks_blocked()
+    await check_it_still_serves(transport, listening.address)
+    nursery.cancel_scope.cancel()

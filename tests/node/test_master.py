@@ -15,10 +15,11 @@ from trikv.core import frames
 from trikv.core.calls import Op
 from trikv.core.configuration import Cluster
 from trikv.core.errors import Fault, Refused
-from trikv.core.record import make_epoch
+from trikv.core.record import JUMP_MAX, make_epoch
 from trikv.core.ring import PARTITION_COUNT, partition_of
 from trikv.core.session import Hello, Session
 from trikv.net.link import LinkError, dial
+from trikv.node import enlist
 from trikv.node.configstore import ConfigConflict, MemoryConfigStore
 from trikv.node.master import Master, StartError
 from trikv.node.view import describe_cluster
@@ -490,3 +491,32 @@ async def test_a_generation_that_no_backup_explains_blocks_nothing(
     slot = cluster.coordinator.slots[partition_of(b"k")]
     cluster.master.note_stale(slot, make_epoch(1, (1 << 32) - 1))
     assert (await cluster.coordinator.get(b"k")).value == b"v"  # type: ignore[union-attr]
+
+
+async def test_a_worker_that_was_led_on_by_several_leaps_is_followed(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Each leap is one that a backup could explain; together they are more than the other workers believe at once."""
+    cluster = await InProcessCluster.start(nursery, mode="sync")
+    await cluster.coordinator.put(b"k", b"v")
+    term = cluster.master.cluster.term
+    for leaps in (1, 2, 3):
+        stranger = cluster.master.hello()._replace(incarnation=f"{term + leaps * JUMP_MAX}/a-stranger")
+        link = await dial(await cluster.network.connect(cluster.workers[0].address), stranger)
+        await link.close()
+    await cluster.until(lambda: cluster.master.cluster.term > term + 3 * JUMP_MAX)
+    await cluster.until_all_up()
+    await cluster.coordinator.put(b"k", b"w")
+    assert (await cluster.coordinator.get(b"k")).value == b"w"  # type: ignore[union-attr]
+
+
+async def test_the_number_of_workers_has_a_bound(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="quorum")
+    await cluster.coordinator.put(b"k", b"v")
+    monkeypatch.setattr(enlist, "WORKERS_MAX", 3)
+    further = await cluster.add_worker(enlist=False)
+    with pytest.raises(Refused, match="3 workers"):
+        await cluster.master.enlisting.enlist(further.address)
+    await cluster.master.enlisting.enlist(cluster.workers[0].address)  # one of those that it knows

@@ -37,8 +37,7 @@ class Fence:
         return term <= (self._term_known + JUMP_MAX if self._term_known else TERM_MAX - JUMP_MAX)
 
     def note_term(self, term: int) -> None:
-        """A master of this term, which is believed, has greeted."""
-        assert self.believes(term), term
+        """A master of this term has greeted, and is believed: for its term, or since it is known already."""
         self._term_known = max(self._term_known, term)
 
     def promised(self, partition: int) -> int:

@@ -28,6 +28,9 @@ EPOCH_MAX: Final = (1 << 64) - 1
 # By so much a term or a generation may exceed what a node knows: a backup of the document may be so many starts, or
 # changes of a partition, behind. A larger number is nonsense, and a node that promised it could never be led again.
 JUMP_MAX: Final = 1 << 20
+# So much a master believes of what workers have promised: they may have been led on by several leaps. The workers that
+# know the master already follow it, however far it goes.
+PROMISED_MAX: Final = 1 << 26
 
 _GENERATION_BITS: Final = 32
 MARK_BITS: Final = 24

@@ -62,8 +62,10 @@ async def accept_forever(
     what: str,
     nursery: trio.Nursery,
     at_most: int,
+    make_room: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve each connection in a task of `nursery`, `at_most` of them at once; `what` names them in the log.
+    """Serve each connection in a task of `nursery`, `at_most` of them at once; `what` names them in the log. Where one
+    more comes, it is closed, and `make_room` may end another, so that who comes again finds room.
 
     The stream is closed when `serve` returns or raises.
     """
@@ -101,6 +103,7 @@ async def accept_forever(
         if held >= at_most:
             _log.warning("%s has %d connections, and takes no more: the limit on open files allows none", what, held)
             await trio.aclose_forcefully(stream)
+            make_room()
             continue
         held += 1
         nursery.start_soon(serve_one, stream)

@@ -1,7 +1,8 @@
 """The accepting side: greet whoever connects, and carry the links of those who belong.
 
 A stranger is answered with one sentence and closed; slow or silent ones are closed after `GREETING_TIMEOUT_S`. At
-most `LINKS_MAX` connections are held at once, strangers included: what comes on top is closed unread. What else a
+most `LINKS_MAX` connections are held at once, strangers included: what comes on top is closed unread, and the link that
+has been silent longest ends for it, if that is longer than `SILENCE_MOST_S`. What else a
 connection raises ends it alone (`net/accept.py`).
 """
 
@@ -16,7 +17,7 @@ import trio
 from trikv.core.frames import FRAME_BYTES_MAX
 from trikv.core.session import Hello, PeerError
 from trikv.net.accept import accept_forever, connections_max
-from trikv.net.link import Handler, LinkError, accept
+from trikv.net.link import SILENCE_MOST_S, Handler, Link, LinkError, accept
 
 LINKS_MAX: Final = 512
 
@@ -35,14 +36,28 @@ async def serve_links(
     """Serve until cancelled. `judge` says why a peer is not welcome, or None; `handler` takes its calls, in frames of
     `frame_bytes_max` at most."""
 
+    links: dict[Link, None] = {}  # in the order of their greeting
+
     async def serve_one(stream: trio.abc.Stream) -> None:
+        link = None
         try:
             link = await accept(stream, me(), judge, handler, frame_bytes_max)
+            links[link] = None
             await link.run()
         except (LinkError, PeerError) as error:
             _log.info("turned a peer away: %s", error)
+        finally:
+            if link is not None:
+                links.pop(link, None)
+
+    def end_the_most_silent() -> None:
+        link = min(links, key=lambda link: link.last_heard_s, default=None)
+        if link is not None and trio.current_time() - link.last_heard_s > SILENCE_MOST_S:
+            link.end()
 
     async with listener, trio.open_nursery() as nursery:
         task_status.started()
         at_most = min(LINKS_MAX, connections_max(listener))
-        await accept_forever(listener, serve_one, what="the RPC port", nursery=nursery, at_most=at_most)
+        await accept_forever(
+            listener, serve_one, what="the RPC port", nursery=nursery, at_most=at_most, make_room=end_the_most_silent
+        )

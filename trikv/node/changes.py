@@ -23,7 +23,7 @@ from trikv.core.configuration import Cluster, Configuration, Enlisted, Partition
 from trikv.core.errors import Fault, Refused
 from trikv.core.placement import moves, place
 from trikv.core.planning import Health, choose_workers, is_present
-from trikv.core.record import generation_of, spell_epoch
+from trikv.core.record import JUMP_MAX, generation_of, spell_epoch
 from trikv.net.ask import Question, ask_all
 from trikv.net.replicas import Standing, Target
 from trikv.node.digests import ask_digests
@@ -410,7 +410,9 @@ class Changes:
                 "conflict", f"mode {cluster.mode} cannot have {len(members)} replicas; start more workers first"
             )
         history.append(Configuration(members, cluster.mode, copies))
-        generation = max(slot.partition.generation, generation_of(slot.promised)) + 1
+        known = slot.partition.generation
+        # Where one leap is not enough, the partition is blocked once more, and recovering it goes on from there.
+        generation = min(max(known, generation_of(slot.promised)) + 1, known + JUMP_MAX)
         # Nor does it know when tombstones were last forgotten.
         forgot = generation if slot.blocked else slot.partition.forgot
         return replace(slot.partition, generation=generation, history=tuple(history), forgot=forgot)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 NAMED_AGAIN_S: Final = 0.5
 
+WORKERS_MAX: Final = 1_000  # each is in every document that is written, and has a link and a heartbeat
+
 _log = logging.getLogger(__name__)
 
 
@@ -118,6 +120,8 @@ class Enlisting:
                         f"worker {hello.node} already serves at {known.address}; the one at {address} has a copy of "
                         "its data directory: give it one of its own",
                     )
+            if known is None and len(master.cluster.workers) >= WORKERS_MAX:
+                raise Refused("conflict", f"the cluster has {WORKERS_MAX:,} workers; remove some that are not used")
             self._missing.discard(asked_for)
             draining = known is not None and known.draining
             enlisted = Enlisted(hello.node, hello.incarnation, address, vitals.storage, vitals.max_keys, draining)

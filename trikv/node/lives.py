@@ -84,9 +84,11 @@ class Lives:
             reason = f"its data directory is an older copy, which lacks {lacks}"
             _log.warning("worker %s is another member from now on: %s", worker, reason)
             fault, _ = await watched.peer.ask(Op.RENEW, [member.incarnation, str(start), reason], ASK_TIMEOUT_S)
-            if fault == Fault.OK:
+            if fault in (Fault.OK, Fault.OTHER_MEMBER):  # the latter: it was told before, and that answer was lost
                 watched.peer.redial()  # it greets under its new incarnation
         elif claim is not Claim.CONFIRMED:
             fault, _ = await watched.peer.ask(Op.CONFIRM, [member.incarnation, str(start)], ASK_TIMEOUT_S)
             if fault == Fault.OK:
                 watched.ask_now()
+            elif fault == Fault.OTHER_MEMBER:
+                watched.peer.redial()

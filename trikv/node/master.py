@@ -31,7 +31,7 @@ from trikv.api import Strategy
 from trikv.core.calls import Enlist, Heartbeat, parse
 from trikv.core.configuration import Cluster, Configuration, Enlisted, Member, Partition
 from trikv.core.errors import Refused, Unknown
-from trikv.core.record import JUMP_MAX, MARK_BITS, generation_of, make_epoch, term_of
+from trikv.core.record import MARK_BITS, PROMISED_MAX, generation_of, make_epoch, term_of
 from trikv.core.ring import PARTITION_COUNT
 from trikv.core.session import SMALL_FRAME_BYTES_MAX, Call, Hello, PeerError, Reign
 from trikv.core.suspicion import DOWN_AFTER_S, State
@@ -483,7 +483,7 @@ class Master:
     def note_stale(self, slot: Slot, promised: int) -> None:
         """A worker refused this slot's epoch, since it has promised a newer one."""
         current = self.coordinator.slots[slot.index]
-        if generation_of(promised) > current.partition.generation + JUMP_MAX:
+        if generation_of(promised) > current.partition.generation + PROMISED_MAX:
             _log.error("a worker names generation %d of a partition: it is not believed", generation_of(promised))
             return
         if current.blocked:
@@ -501,7 +501,7 @@ class Master:
 
     def _note_rival(self, term: int) -> None:
         """A worker knows a master of this term that is not this one: the document was restored from a backup."""
-        if term > self.cluster.term + JUMP_MAX:
+        if term > self.cluster.term + PROMISED_MAX:
             _log.error("a worker names term %d, far beyond %d: it is not believed", term, self.cluster.term)
         elif term >= self.cluster.term and self._nursery is not None:
             self._nursery.start_soon(self._outbid, term)

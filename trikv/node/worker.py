@@ -51,7 +51,7 @@ from trikv.core.calls import (
 from trikv.core.errors import Fault
 from trikv.core.fence import Judgement
 from trikv.core.lineage import Starts
-from trikv.core.record import Record
+from trikv.core.record import JUMP_MAX, TERM_MAX, Record
 from trikv.core.session import Call, Hello, PeerError, Reign
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
@@ -223,8 +223,9 @@ class Worker:
         if hello.role not in ("master", "worker"):
             return f"a worker talks to masters and workers, not to a {hello.role!r}"
         fence = self._registers.fence
-        term = Reign.parse(hello.incarnation).term if hello.role == "master" else 0
-        if not fence.believes(term):
+        reign = Reign.parse(hello.incarnation if hello.role == "master" else "")
+        term, is_known = reign.term, bool(reign.name) and reign.name == Reign.parse(self._master).name
+        if not (fence.believes(term) or (is_known and term <= TERM_MAX - JUMP_MAX)):
             return f"worker {self.id} knows term {fence.term}, and does not believe a master of term {term}"
         if hello.role == "master" and self.cluster is None and hello.cluster is not None:
             # Durable with the first batch, so before this worker has acknowledged anything to that cluster.
