@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.node.desk import Desk
+from tests.node.desk import Desk, GatedStorage, shut
 from trikv.api import Batch
 from trikv.core.calls import Op
 from trikv.core.errors import Fault, Refused
@@ -23,6 +23,7 @@ from trikv.core.lineage import is_confirmed
 from trikv.net.doors import Doors
 from trikv.net.replicas import Standing
 from trikv.node.configstore import MemoryConfigStore, NotChanged
+from trikv.node.lives import ASK_TIMEOUT_S
 from trikv.node.progress import PROGRESS, ProgressFile
 from trikv.node.worker import Worker
 from trikv.storage.memory import MemoryStorage
@@ -102,6 +103,34 @@ async def test_a_directory_from_before_the_last_start_serves_no_old_value(
     told = [event for event in cluster.master.events.latest(100) if event.get("without_its_data")]
     assert [event["worker"] for event in told] == [node.worker.id]
     assert "older copy" in told[0]["why"]
+
+
+async def test_an_answer_that_comes_too_late_leaves_nobody_between_two_lives(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Its disk hangs just when it is told to be another member; the master has given up when it has noted that."""
+    cluster = await InProcessCluster.start(nursery, mode="sync", workers=0)
+    for _ in range(3):
+        await cluster.add_worker(storage=GatedStorage())
+    await cluster.until(lambda: cluster.master.cluster.formed and len(cluster.master.cluster.workers) == 3)
+    await cluster.until_all_up()
+    await write(cluster, b"old")
+    node = cluster.workers[0]
+    former = enlisted(cluster, node)
+    await cluster.kill(node)
+    copy = GatedStorage()
+    copy.__dict__.update(deepcopy({name: held for name, held in vars(node.storage).items() if name != "gate"}))
+    await cluster.restart(node)
+    await cluster.until_all_up()
+    await write(cluster, b"new")
+    await put_back(cluster, node, copy)
+    gate = shut(node)
+    await trio.sleep(3 * ASK_TIMEOUT_S)
+    assert enlisted(cluster, node) == former
+    gate.set()
+    await until_another_member(cluster, node, former)
+    await cluster.until_settled()
+    assert await read(cluster) == {b"new"}
 
 
 async def test_a_copy_that_was_started_again_without_a_master_is_told_by_its_name_not_by_its_number(
