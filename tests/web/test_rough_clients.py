@@ -34,6 +34,7 @@ GARBAGE = {
     "no path": b"GET ?key=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
     "another protocol's path": b"GET gopher HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
     "half an address": b"GET http://[/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    "a method in small letters": b"HEaD /v1/kv/a HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "negative length": b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
     "two lengths": b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
     "a length and a coding": (

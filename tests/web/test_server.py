@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import random
 import resource
 import socket
 import struct
@@ -249,3 +250,26 @@ def test_clients_that_take_their_answers_slowly_do_not_hold_a_stop_back() -> Non
         assert cluster.master.wait(1) == 0
         for connection in slow:
             connection.close()
+
+
+def test_pipelined_requests_are_all_answered_whenever_the_half_is_closed(wire: Wire) -> None:
+    """Also between a head and its body, and while the answer before is just leaving: cut at random, a try each."""
+    dice = random.Random(12)
+    body = b'{"items": [{"op": "get", "key": "a"}]}'
+    head = b"POST /v1/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    sent = (
+        b"POST /put?key=a&value=b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+        + (head % len(body) + body) * 2
+    )
+    for _ in range(200):
+        connection = wire()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        first, last = sorted(dice.randrange(len(sent)) for _ in range(2))
+        connection.sendall(sent[:first])
+        connection.sendall(sent[first:last])
+        if first > 100:
+            connection.recv(1, socket.MSG_PEEK)  # the first answer is leaving
+        connection.sendall(sent[last:])
+        connection.shutdown(socket.SHUT_WR)
+        assert read_to_end(connection).count(b"HTTP/1.1 200") == 3
+        connection.close()

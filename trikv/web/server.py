@@ -102,31 +102,39 @@ class Http1(H11Protocol):
     async def _tell_app(self, stream: HTTPStream) -> None:
         await stream.app_put({"type": "http.disconnect"})  # cancels nothing once the answer has begun
 
+    async def has_whole_request(self) -> bool:
+        """Is there one, once all that arrived has been looked at?"""
+        async with self._turn:
+            return self.whole
+
     async def _handle_events(self) -> None:
         async with self._turn:
-            while not (self.whole or self.over):
-                if self.connection.they_are_waiting_for_100_continue:
-                    headers = self.config.response_headers("h11")
-                    await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=headers))
-                try:
-                    event = self.connection.next_event()
-                except h11.RemoteProtocolError as error:
-                    # 501 is for a transfer coding that nobody has: the request is at fault, as with any other framing.
-                    await self._refuse(400 if error.error_status_hint >= 500 else error.error_status_hint)
+            await self._handle_events_in_turn()
+
+    async def _handle_events_in_turn(self) -> None:
+        while not (self.whole or self.over):
+            if self.connection.they_are_waiting_for_100_continue:
+                headers = self.config.response_headers("h11")
+                await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=headers))
+            try:
+                event = self.connection.next_event()
+            except h11.RemoteProtocolError as error:
+                # 501 is for a transfer coding that nobody has: the request is at fault, as with any other framing.
+                await self._refuse(400 if error.error_status_hint >= 500 else error.error_status_hint)
+                return
+            if isinstance(event, h11.Request):
+                await self.send(Updated(idle=False))
+                if event.http_version not in _VERSIONS or _is_framed_twice(event) or not event.method.isupper():
+                    await self._refuse(400)
                     return
-                if isinstance(event, h11.Request):
-                    await self.send(Updated(idle=False))
-                    if event.http_version not in _VERSIONS or _is_framed_twice(event):
-                        await self._refuse(400)
-                        return
-                    await self._begin(event)
-                elif isinstance(event, h11.Data) and self.stream is not None:
-                    await self.stream.handle(Body(stream_id=STREAM_ID, data=bytes(event.data)))
-                elif isinstance(event, h11.EndOfMessage) and self.stream is not None:
-                    self.whole = True
-                    await self.stream.handle(EndBody(stream_id=STREAM_ID))
-                else:
-                    return  # more must come first
+                await self._begin(event)
+            elif isinstance(event, h11.Data) and self.stream is not None:
+                await self.stream.handle(Body(stream_id=STREAM_ID, data=bytes(event.data)))
+            elif isinstance(event, h11.EndOfMessage) and self.stream is not None:
+                self.whole = True
+                await self.stream.handle(EndBody(stream_id=STREAM_ID))
+            else:
+                return  # more must come first
 
     async def _begin(self, request: h11.Request) -> None:
         self.answered = trio.Event()
@@ -164,11 +172,12 @@ class Http1(H11Protocol):
             self.answered.set()
             await self.send(Closed())
             return
-        self.connection.start_next_cycle()
-        self.whole = False
         answered = self.answered
-        await self.send(Updated(idle=True))
-        await self._handle_events()  # of what was sent behind it; the reader then finds the next request under way
+        async with self._turn:  # until the next request is under way, or is known not to be there
+            self.connection.start_next_cycle()
+            self.whole = False
+            await self.send(Updated(idle=True))
+            await self._handle_events_in_turn()
         answered.set()
 
 
@@ -262,9 +271,11 @@ class Connection(TCPServer):
                     return
                 continue
             if protocol.peer_is_done:
+                if await protocol.has_whole_request():
+                    continue
                 if protocol.is_answering:
                     await protocol.answered.wait()
-                return  # there is no whole request left
+                return
             try:
                 data = await self.stream.receive_some(_READ_BYTES)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
