@@ -27,11 +27,11 @@ from typing import Any, Final, NamedTuple
 
 from trikv.client import Client
 from trikv.core.errors import Outcome
-from trikv.testing.clients import Load, Mix
-from trikv.testing.cluster import LocalCluster, wait_until
-from trikv.testing.history import Operation
-from trikv.testing.measure import longest_gap_s, percentile, returns_s
-from trikv.testing.nemesis import Nemesis
+from trikv.testing.judge.history import Operation
+from trikv.testing.judge.measure import longest_gap_s, percentile, returns_s
+from trikv.testing.processes.clients import Load, Mix
+from trikv.testing.processes.cluster import LocalCluster, wait_until
+from trikv.testing.processes.nemesis import Nemesis
 
 PICTURE: Final = Path(__file__).with_suffix(".svg")
 BIN_S: Final = 0.5

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import trio
 
-from trikv.testing.cluster import LocalCluster
+from trikv.testing.processes.cluster import LocalCluster
 
 MODES = ("sync", "async", "chain", "quorum")
 

@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Final
 
 from trikv.core.errors import Outcome
-from trikv.testing.clients import Load
-from trikv.testing.cluster import LocalCluster
-from trikv.testing.history import Finding, Operation, dump
-from trikv.testing.measure import longest_gap_s, percentile, returns_s, slowest_s
-from trikv.testing.nemesis import WEAK_MODES, Done, Nemesis, NotHealed
-from trikv.testing.spans import judge
+from trikv.testing.judge.history import Finding, Operation, dump
+from trikv.testing.judge.measure import longest_gap_s, percentile, returns_s, slowest_s
+from trikv.testing.judge.spans import judge
+from trikv.testing.processes.clients import Load
+from trikv.testing.processes.cluster import LocalCluster
+from trikv.testing.processes.nemesis import WEAK_MODES, Done, Nemesis, NotHealed
 
 WORKERS_LEAST: Final = 5
 WORKERS_MOST: Final = 7

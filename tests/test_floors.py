@@ -26,12 +26,12 @@ FLOORS = {
     "trikv": 0, "trikv.core": 0,
     "trikv.api": 1,
     "trikv.storage": 2, "trikv.net": 2,
-    "trikv.registry": 3, "trikv.config": 3,
-    "trikv.node": 4,
-    "trikv.web": 5, "trikv.testing": 5, "trikv.client": 5,
-    "trikv.bulk": 6, "trikv.cli": 6, "trikv.daemon": 6, "trikv.demo": 6, "trikv.show": 6, "trikv.__main__": 6,
-    "trikv.certify_cli": 6, "trikv.node_cli": 6, "trikv.operate_cli": 6, "trikv.cli_shared": 6,
-    "trikv.newstrategy": 6, "trikv.logs": 6,
+    "trikv.registry": 3, "trikv.config": 3, "trikv.timeline": 3, "trikv.logs": 3,
+    "trikv.worker": 4, "trikv.coordinator": 4,
+    "trikv.healing": 5,
+    "trikv.master": 6,
+    "trikv.web": 7, "trikv.testing": 7, "trikv.client": 7,
+    "trikv.cli": 8, "trikv.daemon": 8, "trikv.__main__": 8,
 }  # fmt: skip
 
 CLOCKS_AND_DICE = {"time", "datetime", "random", "secrets", "uuid"}
@@ -41,6 +41,7 @@ NOT_IN_CORE = CLOCKS_AND_DICE | {
 }  # fmt: skip
 NOT_BEHIND_DOORS = CLOCKS_AND_DICE | {"asyncio", "multiprocessing", "select", "selectors", "socket", "subprocess"}
 DOORS = "trikv.net.doors"
+BEHIND_DOORS = ("trikv.net", "trikv.worker", "trikv.coordinator", "trikv.healing", "trikv.master")
 
 
 def files(*folders: str) -> list[Path]:
@@ -81,7 +82,7 @@ def complaints(source: str, module: str) -> list[str]:
             found.append(f"{module} (floor {floor}) imports {name} (floor {floor_of(name)})")
         if module.startswith("trikv.core") and top in NOT_IN_CORE:
             found.append(f"{module} imports {name}: the core decides, it does not look outside")
-        if module.startswith(("trikv.node", "trikv.net")) and module != DOORS and top in NOT_BEHIND_DOORS:
+        if module.startswith(BEHIND_DOORS) and module != DOORS and top in NOT_BEHIND_DOORS:
             found.append(f"{module} imports {name}: use {DOORS}, or trio's clock")
         harmless = top in sys.stdlib_module_names or name in ("trikv", "trikv.api") or name.startswith("trikv.api.")
         if module.startswith("plugins.") and not harmless:
@@ -115,9 +116,9 @@ def test_a_module_imports_its_own_floor_and_lower_ones_only(file: Path) -> None:
         ("trikv.core.tally", "from ..net import link"),
         ("trikv.api", "import trikv.net.link"),
         ("trikv.storage.memory", "from trikv import config"),
-        ("trikv.node.worker", "import time"),
-        ("trikv.node.worker", "from datetime import datetime"),
-        ("trikv.node.worker", "from trikv.web import app"),
+        ("trikv.worker.worker", "import time"),
+        ("trikv.worker.worker", "from datetime import datetime"),
+        ("trikv.worker.worker", "from trikv.web import app"),
         ("trikv.net.link", "import random"),
         ("trikv.net.link", "from socket import socket"),
         ("plugins.trikv_sync", "from trikv.core.record import Record"),
@@ -134,8 +135,8 @@ def test_the_rules_see_what_breaks_them(module: str, source: str) -> None:
     [
         ("trikv.core.tally", "from trikv.core.record import Record\nimport struct"),
         ("trikv.net.doors", "import random"),
-        ("trikv.node.worker", "import trio\nfrom trikv import __version__\nfrom trikv.net import link"),
-        ("trikv.testing.cluster", "import time, os, subprocess"),
+        ("trikv.worker.worker", "import trio\nfrom trikv import __version__\nfrom trikv.net import link"),
+        ("trikv.testing.processes.cluster", "import time, os, subprocess"),
         ("plugins.trikv_sync", "from trikv.api import Strategy\nimport struct"),
     ],
 )

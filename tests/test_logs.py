@@ -11,7 +11,7 @@ import pytest
 
 from trikv.core.text import escape
 from trikv.logs import BackgroundHandler, Limiter
-from trikv.testing.process import wait_until
+from trikv.testing.processes.process import wait_until
 
 
 def record(created_s: float, message: str = "peer %s left", *arguments: object) -> logging.LogRecord:

@@ -28,19 +28,19 @@ from typing import Final
 import trio
 
 from trikv.api import StorageEngine
-from trikv.cli_shared import give_up
+from trikv.cli.shared import give_up
 from trikv.config import MasterSettings, WorkerSettings
 from trikv.core.errors import TrikvError
 from trikv.logs import start_log
+from trikv.master.configstore import ConfigConflict, SqliteConfigStore
+from trikv.master.master import Master, StartError
 from trikv.net.accept import raise_descriptor_limit
 from trikv.net.doors import Doors, Listening, join_address, split_address, unresolved
-from trikv.node.configstore import ConfigConflict, SqliteConfigStore
-from trikv.node.datadir import DataDirError, open_data_dir
-from trikv.node.master import Master, StartError
-from trikv.node.progress import Progress, ProgressFile
-from trikv.node.worker import Worker
 from trikv.registry import PluginError, load_registry
 from trikv.web.app import serve_http
+from trikv.worker.datadir import DataDirError, open_data_dir
+from trikv.worker.progress import Progress, ProgressFile
+from trikv.worker.worker import Worker
 
 DRAIN_S: Final = 3.0  # for requests under way at the end
 _DOCUMENT: Final = "cluster.sqlite"  # in a master's data directory

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from trikv.cli import main
-from trikv.testing.cluster import LocalCluster
+from trikv.cli.main import main
+from trikv.testing.processes.cluster import LocalCluster
 
 CLI_DEADLINE_S = 60.0
 

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.conftest import CLI_DEADLINE_S, Trikv
 from trikv.client import Client, TrikvError
 from trikv.core.errors import Outcome
-from trikv.testing.cluster import LocalCluster, Node, wait_until
+from trikv.testing.processes.cluster import LocalCluster, Node, wait_until
 
 KEYS = [b"key-%02d" % number for number in range(30)]
 

@@ -7,10 +7,10 @@ import random
 from collections import Counter
 
 from trikv.core.errors import Outcome
-from trikv.testing.clients import Load
-from trikv.testing.cluster import LocalCluster, wait_until
-from trikv.testing.nemesis import Nemesis
-from trikv.testing.spans import judge
+from trikv.testing.judge.spans import judge
+from trikv.testing.processes.clients import Load
+from trikv.testing.processes.cluster import LocalCluster, wait_until
+from trikv.testing.processes.nemesis import Nemesis
 
 DOWN_AFTER_S = 2.0
 SEED = 7

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Trikv
-from trikv.testing.cluster import LocalCluster
+from trikv.testing.processes.cluster import LocalCluster
 
 EVERY_BYTE = bytes(range(256))
 
@@ -392,7 +392,7 @@ def test_dump_leaves_a_file_whole_where_there_is_no_room_for_another(
     # The limit of a file's size stands in for a full disk: both end a write in its middle.
     code = "import os, resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
-    code += "from trikv.cli import main; main()"
+    code += "from trikv.cli.main import main; main()"
     dumped = subprocess.run(
         [sys.executable, "-c", code, "dump", tmp_path, "--prefix", "room/", "--url", quiet_cluster.url],
         capture_output=True, timeout=60, check=False,
@@ -403,6 +403,6 @@ def test_dump_leaves_a_file_whole_where_there_is_no_room_for_another(
 
 
 def test_a_client_command_does_not_load_the_web_framework() -> None:
-    script = "import sys, trikv.cli, trikv.client; print(*sys.modules, sep='\\n')"
+    script = "import sys, trikv.cli.main, trikv.client; print(*sys.modules, sep='\\n')"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
     assert not {"quart", "hypercorn", "trio", "rocksdict"} & set(loaded.stdout.split())

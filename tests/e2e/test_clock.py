@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trikv.testing.cluster import LocalCluster
+from trikv.testing.processes.cluster import LocalCluster
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 KEYS = [b"key-%02d" % number for number in range(30)]

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import Trikv
 from trikv.client import Client
-from trikv.testing.cluster import wait_until
+from trikv.testing.processes.cluster import wait_until
 
 
 @pytest.mark.parametrize("mode", ["chain", "async"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from trikv.testing.cluster import LocalCluster, wait_until
+from trikv.testing.processes.cluster import LocalCluster, wait_until
 
 VALUE = os.urandom(60_000)
 

@@ -11,8 +11,8 @@ import pytest
 from tests.e2e.conftest import Trikv
 from trikv.client import TrikvError
 from trikv.core.errors import Outcome
-from trikv.testing.cluster import LocalCluster, Node, wait_until
-from trikv.testing.ledger import Ledger
+from trikv.testing.judge.ledger import Ledger
+from trikv.testing.processes.cluster import LocalCluster, Node, wait_until
 
 REPLY_DEADLINE_S = 15.0  # for a peer that must hang up by itself
 

@@ -1,8 +1,8 @@
 """The ledger that the other tests judge by: does it notice an untrue answer, and allow what may be answered?"""
 
 from trikv.core.errors import TrikvError
-from trikv.testing.cluster import LocalCluster
-from trikv.testing.ledger import Ledger
+from trikv.testing.judge.ledger import Ledger
+from trikv.testing.processes.cluster import LocalCluster
 
 
 def test_a_value_that_somebody_else_wrote_is_a_lie(quiet_cluster: LocalCluster) -> None:

@@ -9,8 +9,8 @@ import pytest
 from tests.e2e.conftest import Trikv
 from trikv.client import Client
 from trikv.core.errors import Outcome
-from trikv.testing.cluster import LocalCluster, wait_until
-from trikv.testing.ledger import Ledger
+from trikv.testing.judge.ledger import Ledger
+from trikv.testing.processes.cluster import LocalCluster, wait_until
 
 MODES = ("sync", "async", "chain", "quorum")
 

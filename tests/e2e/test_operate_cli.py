@@ -14,8 +14,8 @@ import pytest
 
 from tests.e2e.conftest import Trikv
 from trikv.client import Client
-from trikv.testing.cluster import LocalCluster, wait_until
-from trikv.testing.process import Node
+from trikv.testing.processes.cluster import LocalCluster, wait_until
+from trikv.testing.processes.process import Node
 
 KEYS = 20
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trikv.testing.cluster import LocalCluster, wait_until
+from trikv.testing.processes.cluster import LocalCluster, wait_until
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 BROWSER_DEADLINE_S = 60.0

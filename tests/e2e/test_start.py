@@ -8,7 +8,7 @@ import pytest
 from tests.e2e.conftest import Trikv
 from trikv.client import TrikvError
 from trikv.core.errors import Outcome
-from trikv.testing.cluster import LocalCluster, Node, wait_until
+from trikv.testing.processes.cluster import LocalCluster, Node, wait_until
 
 
 def test_workers_may_start_before_their_master(tmp_path: Path, free_port: int) -> None:

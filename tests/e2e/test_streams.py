@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trikv.testing.cluster import LocalCluster, wait_until
+from trikv.testing.processes.cluster import LocalCluster, wait_until
 
 DEADLINE_S = 60.0
 

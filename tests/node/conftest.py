@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.node.desk import Desk, GatedStorage
+from tests.helpers import Desk, GatedStorage
 from trikv.api import Storage
 from trikv.storage.memory import MemoryStorage
 from trikv.storage.rocksdb import RocksEngine

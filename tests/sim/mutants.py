@@ -23,6 +23,11 @@ import trio
 from tests.sim.mutant import Mutant, replaced
 from tests.sim.mutants_changes import OF_CHANGES
 from trikv.api import Batch, Record, ReplicaSet, Storage, Version, Write, newest
+from trikv.coordinator.coordinator import Attempt, Coordinator
+from trikv.coordinator.locks import KeyLocks
+from trikv.coordinator.partition import Slot
+from trikv.coordinator.repair import fetch_history
+from trikv.coordinator.replicas import NotEnough, Replicas, Target
 from trikv.core.calls import Hop, Store
 from trikv.core.configuration import Cluster, Configuration
 from trikv.core.errors import Fault, Refused, TrikvError
@@ -30,20 +35,15 @@ from trikv.core.fence import Fence, Judgement
 from trikv.core.lineage import Claim, Start, judge
 from trikv.core.record import MARK_BITS, term_of
 from trikv.core.session import Hello, PeerError
+from trikv.healing.antientropy import AntiEntropy
+from trikv.master import lives
+from trikv.master.configstore import ConfigStoreError, NotChanged
+from trikv.master.master import Master
 from trikv.net.doors import Doors
-from trikv.net.replicas import NotEnough, Replicas, Target
-from trikv.node import lives
-from trikv.node.antientropy import AntiEntropy
-from trikv.node.configstore import ConfigStoreError, NotChanged
-from trikv.node.coordinator import Attempt, Coordinator
-from trikv.node.locks import KeyLocks
-from trikv.node.master import Master
-from trikv.node.registers import Registers
-from trikv.node.repair import fetch_history
-from trikv.node.slot import Slot
-from trikv.node.worker import Worker, _Item
 from trikv.testing.sim import CHANGING, CROWDED, FaultKind
 from trikv.testing.sim.disk import SimStorage
+from trikv.worker.registers import Registers
+from trikv.worker.worker import Worker, _Item
 from trikv_async import Async
 from trikv_chain import Chain
 from trikv_quorum import Quorum

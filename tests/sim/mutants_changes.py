@@ -2,7 +2,7 @@
 
 Most show when a configuration changes while something else goes on, or twice in a row, and search finds them. Others
 take somebody who is away at one particular moment: those are driven by hand, in `scripts/` or in
-`tests/node/test_changes_driven.py`.
+`tests/master/test_changes_driven.py`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import trio
 
 from tests.sim.mutant import Mutant, replaced
 from trikv.api import Record
+from trikv.coordinator import coordinator
+from trikv.coordinator.partition import Slot
+from trikv.coordinator.replicas import Standing, Target
 from trikv.core.calls import Op
 from trikv.core.configuration import Cluster, Member, Partition
 from trikv.core.planning import Change
-from trikv.net.replicas import Standing, Target
-from trikv.node import coordinator, settle
-from trikv.node.master import Master
-from trikv.node.reconcile import Reconciler
-from trikv.node.settle import Settling
-from trikv.node.slot import Slot
+from trikv.healing import settle
+from trikv.healing.settle import Settling
+from trikv.master.master import Master
+from trikv.master.reconcile import Reconciler
 from trikv.testing.sim import CHANGING
 from trikv_async import Async
 from trikv_quorum import Quorum

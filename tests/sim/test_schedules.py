@@ -5,7 +5,7 @@ Most are among those that broke the first draft of the protocol. Random search f
 
 import pytest
 
-from tests.node import test_changes_driven
+from tests.master import test_changes_driven
 from tests.sim.mutants import BY_NAME, MUTANTS
 from tests.sim.test_scripts import SCRIPTS, read_script
 from trikv.api import Strategy

@@ -14,7 +14,7 @@ from itertools import permutations
 
 import pytest
 
-from trikv.testing.crew import HANG_S, Crew, Played, Task
+from trikv.testing.certify.crew import HANG_S, Crew, Played, Task
 from trikv.testing.sim import CHANGING, SWITCHING, USUAL, Plan, Verdict
 
 SEEDS = int(os.environ.get("TRIKV_SIM_SEEDS", "60"))

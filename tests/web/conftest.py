@@ -8,7 +8,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from trikv.testing.cluster import LocalCluster
+from trikv.testing.processes.cluster import LocalCluster
 
 
 class Told(NamedTuple):

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.web.conftest import Ask
-from trikv.testing.cluster import LocalCluster, wait_until
+from trikv.testing.processes.cluster import LocalCluster, wait_until
 from trikv.web.app import create_app
 
 

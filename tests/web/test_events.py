@@ -9,8 +9,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trikv.core.errors import Refused
-from trikv.node.events import EventLog
-from trikv.testing.cluster import LocalCluster, wait_until
+from trikv.master.events import EventLog
+from trikv.testing.processes.cluster import LocalCluster, wait_until
 from trikv.web.events import KEEPALIVE_S, STREAMS_MAX, Stream, Streams
 from trikv.web.message import Request
 

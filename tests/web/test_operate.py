@@ -10,7 +10,7 @@ import pytest
 
 from trikv.core.configuration import Enlisted
 from trikv.core.errors import Refused
-from trikv.testing.cluster import LocalCluster, wait_until
+from trikv.testing.processes.cluster import LocalCluster, wait_until
 from trikv.web.operate import NAMED_MAX, find_worker
 
 MODES = ["async", "chain", "quorum", "sync"]

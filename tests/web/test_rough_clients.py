@@ -7,7 +7,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from trikv.testing.cluster import LocalCluster, wait_until
+from trikv.testing.processes.cluster import LocalCluster, wait_until
 
 Wire = Callable[[], socket.socket]
 

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from tests.web.test_rough_clients import HEAD, Wire, read_to_end
-from trikv.testing.cluster import LocalCluster, wait_until
-from trikv.testing.process import STOP_DEADLINE_S
+from trikv.testing.processes.cluster import LocalCluster, wait_until
+from trikv.testing.processes.process import STOP_DEADLINE_S
 
 UPGRADE = (
     b"GET /livez HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"

@@ -7,7 +7,7 @@ comes to the same conclusions, so whatever its predecessor had begun goes on.
 Who may hold data: workers that hold some already and are not given up (`evictable`), and newcomers that have been up
 for a while (`steady`); not those that an operator drains, as long as enough others are left. Placement does the rest
 (`core/placement.py`): it starts from the present lists, and moves as few copies as its bounds allow. A worker whose
-disk does not answer (`node/hung.py`) is no newcomer, and one that holds data gets no more of it.
+disk does not answer (`healing/hung.py`) is no newcomer, and one that holds data gets no more of it.
 
 Too few workers for so many replicas. A member that is down then stays in its configuration while the others can
 commit without it (quorum), else it is dropped (sync and chain, of which one silent member stops every write), yet never

@@ -29,15 +29,15 @@ import trio
 import trio.testing
 
 from trikv.api import Storage, Strategy
+from trikv.coordinator.coordinator import Coordinator
+from trikv.coordinator.replicas import Standing
 from trikv.core.ring import partition_of
+from trikv.master.configstore import ConfigStore, MemoryConfigStore
+from trikv.master.master import Master
 from trikv.net.doors import Doors, Listening, Transport, join_address, split_address
-from trikv.net.replicas import Standing
-from trikv.node.configstore import ConfigStore, MemoryConfigStore
-from trikv.node.coordinator import Coordinator
-from trikv.node.master import Master
-from trikv.node.worker import Worker
 from trikv.registry import Registry, load_registry
 from trikv.storage.memory import MemoryStorage
+from trikv.worker.worker import Worker
 
 PATIENCE_S = 30.0  # how long `until` waits for what a test expects
 

@@ -41,8 +41,8 @@ from werkzeug.routing import BaseConverter, MapAdapter
 
 from trikv.core.errors import Refused, TrikvError, Unknown
 from trikv.core.record import VALUE_BYTES_MAX
-from trikv.node.master import Master
-from trikv.node.view import describe_cluster
+from trikv.master.master import Master
+from trikv.master.status import describe_cluster
 from trikv.web import batch, cluster, keys, operate
 from trikv.web.events import STREAM_HEADERS, Stream, Streams
 from trikv.web.guard import refuse_foreign

@@ -31,7 +31,7 @@ from trikv.core.errors import Outcome, Refused, TrikvError
 from trikv.core.frames import REFUSED_TAGS, has_more_items
 from trikv.core.precondition import Expect
 from trikv.core.record import Version
-from trikv.node.master import Master
+from trikv.master.master import Master
 from trikv.web.conditions import stamps_of
 from trikv.web.message import (
     Request,

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trikv.node import view
-from trikv.node.master import Master
+from trikv.master import status as view
+from trikv.master.master import Master
 from trikv.web.message import (
     RETRY_AFTER_S,
     Request,

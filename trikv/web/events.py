@@ -10,7 +10,7 @@ given to it any more is said by an event of kind `gap`. `?kind=a,b` leaves out t
 `?follow=false` ends after what there is. A stream that is silent for `KEEPALIVE_S` says that it lives, and how far the
 log has come: also a client that filters does not come back with a place that nobody knows any more.
 
-What a stream costs is a connection and a task; nothing is queued for it (`trikv.node.events`). There are at most
+What a stream costs is a connection and a task; nothing is queued for it (`trikv.master.events`). There are at most
 `STREAMS_MAX`, so that they cannot use up the file descriptors that data requests need. A stream ends when its client
 goes, and at once when the node stops.
 """
@@ -23,7 +23,7 @@ from typing import Final
 import trio
 
 from trikv.core.errors import Refused
-from trikv.node.events import GAP, Event, EventLog, Subscription
+from trikv.master.events import GAP, Event, EventLog, Subscription
 from trikv.web.message import Request, choice_of, parse_query
 
 KEEPALIVE_S: Final = 15.0

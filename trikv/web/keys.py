@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from trikv.coordinator.scan import PAGE_MAX
 from trikv.core.errors import Refused, TrikvError
 from trikv.core.record import Version
-from trikv.node.master import Master
-from trikv.node.scan import PAGE_MAX
+from trikv.master.master import Master
 from trikv.web.conditions import etag, expectation, if_match, if_none_match
 from trikv.web.message import (
     Request,

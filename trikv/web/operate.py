@@ -15,7 +15,7 @@ A worker is named by its id or by its address. `?plan=true` (mode), `?dry_run=tr
 
 A switch of the mode and a repair take as long as they take: the deadline of a request for keys (2 s, or as the master
 was told) is not theirs, and they go on when the client that asked for them has gone. What all of them do is in
-`trikv.node.changes`; here it is only given words.
+`trikv.master.operations`; here it is only given words.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Final
 
 from trikv.core.configuration import Enlisted
 from trikv.core.errors import Refused
+from trikv.master.master import Master
 from trikv.net.doors import split_address
-from trikv.node.master import Master
 from trikv.web.message import (
     Request,
     Response,

@@ -25,12 +25,12 @@ from trikv.client import Change
 from trikv.core.calls import Op
 from trikv.core.errors import TrikvError
 from trikv.core.ring import partition_of
-from trikv.testing.cluster import LocalCluster, Node, wait_until
 from trikv.testing.fuzz import rpc_cases, web_cases
 from trikv.testing.fuzz.case import Case, Write
 from trikv.testing.fuzz.drive import RPC_AT_ONCE_MAX, FakeWorker, Heard, ask, nonsense, play, play_all, play_rpc
 from trikv.testing.fuzz.judge import MEMORY_BYTES_MAX, Finding, judge_found, judge_log, judge_web, memory_of
 from trikv.testing.fuzz.rpc_cases import Peer
+from trikv.testing.processes.cluster import LocalCluster, Node, wait_until
 
 HEALTH_KEY: Final = b"fuzz-health"
 WORKERS: Final = 3

@@ -14,13 +14,13 @@ from functools import partial
 
 import trio
 
+from trikv.coordinator.coordinator import Coordinator
+from trikv.coordinator.scan import ScanPage
 from trikv.core.errors import Outcome, TrikvError
 from trikv.core.precondition import Expect
 from trikv.core.record import Record, Version
-from trikv.node.configstore import ConfigStoreError
-from trikv.node.coordinator import Coordinator
-from trikv.node.scan import ScanPage
-from trikv.testing.history import Finding, Kind, Operation, Recorder, Row
+from trikv.master.configstore import ConfigStoreError
+from trikv.testing.judge.history import Finding, Kind, Operation, Recorder, Row
 from trikv.testing.sim.clock import sleep
 from trikv.testing.sim.plan import Request
 from trikv.testing.sim.world import World

@@ -24,11 +24,11 @@ import cbor2
 import trio
 
 from trikv.api import Batch, Page, Record, Storage
-from trikv.node.configstore import ConfigConflict, ConfigStore, ConfigStoreError, NotChanged
-from trikv.node.progress import Progress
+from trikv.master.configstore import ConfigConflict, ConfigStore, ConfigStoreError, NotChanged
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.sim.clock import SimClock, sleep
 from trikv.testing.sim.network import Life
+from trikv.worker.progress import Progress
 
 _FAILING: Final = 0.7  # of the changes that are asked for while the document is in doubt
 _LATER_S: Final = 3.0

@@ -18,11 +18,11 @@ import trio
 
 from trikv.api import Promise
 from trikv.core.errors import TrikvError
-from trikv.node.configstore import ConfigStoreError
-from trikv.node.master import Master
-from trikv.testing.history import Finding
+from trikv.master.configstore import ConfigStoreError
+from trikv.master.master import Master
+from trikv.testing.judge.history import Finding
+from trikv.testing.judge.reigns import Reign
 from trikv.testing.sim.plan import MASTER
-from trikv.testing.sim.reigns import Reign
 
 if TYPE_CHECKING:
     from trikv.testing.sim.world import World

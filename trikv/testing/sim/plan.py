@@ -29,8 +29,8 @@ from trikv.api import Promise, Strategy
 from trikv.core.placement import place
 from trikv.core.ring import partition_of
 from trikv.core.suspicion import DOWN_AFTER_S
-from trikv.node.forget import MIN_AGE_S
-from trikv.testing.history import Kind
+from trikv.healing.tombstones import MIN_AGE_S
+from trikv.testing.judge.history import Kind
 
 MASTER: Final = "master"
 

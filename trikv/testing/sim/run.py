@@ -23,19 +23,19 @@ import trio
 
 from trikv.api import Promise, Record, Strategy
 from trikv.core.errors import Outcome
-from trikv.testing.audit import (
+from trikv.testing.judge.audit import (
     Staleness,
     check_convergence,
     check_final,
     check_origins,
     measure_staleness,
 )
-from trikv.testing.history import Finding, Kind, Operation
+from trikv.testing.judge.history import Finding, Kind, Operation
+from trikv.testing.judge.reigns import check_reigns
 from trikv.testing.sim.clients import Clients
 from trikv.testing.sim.clock import SimClock, run_repeatably
 from trikv.testing.sim.faults import Faults
 from trikv.testing.sim.plan import USUAL, FaultKind, Plan, Schedule
-from trikv.testing.sim.reigns import check_reigns
 from trikv.testing.sim.trace import Event, Trace
 from trikv.testing.sim.world import World
 

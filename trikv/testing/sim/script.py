@@ -60,7 +60,7 @@ import trio
 
 from trikv.api import Strategy
 from trikv.registry import load_registry
-from trikv.testing.history import Finding, Kind
+from trikv.testing.judge.history import Finding, Kind
 from trikv.testing.sim.clock import SimClock, run_repeatably
 from trikv.testing.sim.plan import MASTER, Schedule
 from trikv.testing.sim.run import DidNotEndError

@@ -17,9 +17,9 @@ import trio
 from trikv.api import Promise
 from trikv.core.configuration import Cluster, Configuration
 from trikv.core.errors import Outcome
-from trikv.testing import linear
-from trikv.testing.audit import check_convergence, check_final, check_origins, check_stamps, measure_staleness
-from trikv.testing.history import Finding, Kind, Operation
+from trikv.testing.judge import linear
+from trikv.testing.judge.audit import check_convergence, check_final, check_origins, check_stamps, measure_staleness
+from trikv.testing.judge.history import Finding, Kind, Operation
 from trikv.testing.sim.clients import Clients
 from trikv.testing.sim.network import Pipe, Wire
 from trikv.testing.sim.plan import MASTER

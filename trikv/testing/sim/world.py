@@ -22,21 +22,21 @@ import cbor2
 import trio
 
 from trikv.api import Promise, Record, Strategy
+from trikv.coordinator.replicas import Standing
 from trikv.core.configuration import Cluster, Configuration, Member
 from trikv.core.record import Version
+from trikv.master.master import Master
 from trikv.net.doors import Doors
-from trikv.net.replicas import Standing
-from trikv.node.master import Master
-from trikv.node.worker import Worker
 from trikv.registry import Registry, load_registry
-from trikv.testing.audit import HeldAlone
-from trikv.testing.history import Finding
+from trikv.testing.judge.audit import HeldAlone
+from trikv.testing.judge.history import Finding
 from trikv.testing.sim.clock import SimClock
 from trikv.testing.sim.disk import ConfigDisk, Disk, SimConfigStore, SimProgress, SimStorage
 from trikv.testing.sim.network import Life, Network, SimTransport
 from trikv.testing.sim.operators import Operators
 from trikv.testing.sim.plan import MASTER, FaultKind, Schedule
 from trikv.testing.sim.trace import Trace
+from trikv.worker.worker import Worker
 
 _MASTER_ADDRESS = "master:8000"
 

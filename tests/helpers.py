@@ -1,0 +1,217 @@
+"""A worker that runs in a test, and a master's link to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from trikv.api import Batch, Storage
+from trikv.core.calls import (
+    Full,
+    Op,
+    digests_from_wire,
+    fetched_from_wire,
+    record_to_wire,
+    vitals_from_wire,
+)
+from trikv.core.digest import Summary
+from trikv.core.errors import Fault
+from trikv.core.record import Record, Version, make_epoch
+from trikv.core.ring import partition_of
+from trikv.core.session import Hello
+from trikv.net.doors import Doors
+from trikv.net.link import Link, dial
+from trikv.storage.memory import MemoryStorage
+from trikv.testing.inprocess import InProcessCluster, MemoryTransport, Node
+from trikv.worker.progress import Progress
+from trikv.worker.worker import Worker
+
+PATIENCE_S = 20.0
+P = 7  # a partition
+OLD, NOW, NEXT = make_epoch(3, 0), make_epoch(3, 1), make_epoch(3, 2)
+MASTER = Hello("master", "c-1", "term-3", "c-1")
+
+Reply = tuple[int, list[Any]]
+
+
+class GatedStorage(MemoryStorage):
+    """Its disk is as slow as a test wants: a commit is written at once, and its flush waits at the gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = trio.Event()
+        self.gate.set()
+
+    async def commit(self, batch: Batch) -> None:
+        await super().commit(batch)
+        await self.gate.wait()
+
+
+class BrokenStorage(MemoryStorage):
+    broken = False
+
+    async def commit(self, batch: Batch) -> None:
+        if self.broken:
+            raise OSError("no space left on device")
+        await super().commit(batch)
+
+
+class Desk:
+    """A worker that runs, and a master's link to it."""
+
+    def __init__(self, nursery: trio.Nursery, storage: Storage, doors: Doors | None = None) -> None:
+        self.nursery = nursery
+        self.storage = storage
+        self.doors = doors or Doors(transport=MemoryTransport())
+        self.worker: Worker
+        self.address = ""
+        self._link: Link
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+
+    async def start(
+        self,
+        *,
+        name: str = "w-1",
+        max_keys: int | None = None,
+        greet_as: Hello = MASTER,
+        confirm: bool = True,
+        progress: Progress | None = None,
+    ) -> Desk:
+        self.worker = await Worker.open(name, self.storage, "test", self.doors, max_keys=max_keys, progress=progress)
+        listening = await self.doors.transport.listen("127.0.0.1:0")
+        self.address = listening.address
+        self._scope, self._ended = trio.CancelScope(), trio.Event()
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            try:
+                with self._scope:
+                    await self.worker.run(listening, task_status=task_status)
+            finally:
+                self._ended.set()
+
+        await self.nursery.start(run)
+        self._link = await dial(await self.doors.transport.connect(self.address), greet_as)
+        self.nursery.start_soon(self._link.run)
+        if confirm:
+            start = str(self.worker.starts[-1])
+            assert await self.ask(Op.CONFIRM, [self.worker.incarnation, start]) == (Fault.OK, [])
+        return self
+
+    async def stop(self) -> None:
+        self._scope.cancel()
+        await self._ended.wait()
+
+    async def restart(self, **more: Any) -> Desk:
+        await self.stop()
+        return await self.start(**more)
+
+    def post(self, op: Op, arguments: list[Any], *, timeout_s: float = PATIENCE_S, size_bytes: int = 64) -> list[Reply]:
+        """Ask without waiting; the reply will be in the list."""
+        replies: list[Reply] = []
+        deadline_s = trio.current_time() + timeout_s
+        self._link.call(op, arguments, deadline_s, lambda fault, payload: replies.append((fault, payload)), size_bytes)
+        return replies
+
+    async def ask(self, op: Op, arguments: list[Any]) -> Reply:
+        answered = trio.Event()
+        reply: Reply = (Fault.LATE, [])
+
+        def done(fault: int, payload: list[Any]) -> None:
+            nonlocal reply
+            reply = (fault, payload)
+            answered.set()
+
+        self._link.call(op, arguments, trio.current_time() + PATIENCE_S, done)
+        with trio.fail_after(PATIENCE_S):
+            await answered.wait()
+        return reply
+
+    def store(
+        self,
+        seq: int,
+        value: bytes | None = b"v",
+        *,
+        key: bytes = b"k",
+        epoch: int = NOW,
+        partition: int = P,
+        onward: list[Desk] | None = None,
+    ) -> list[Any]:
+        """A STORE's arguments; the record's version is (epoch, seq)."""
+        version = Version(epoch, seq)
+        hops = [[desk.worker.id, desk.worker.incarnation, desk.address] for desk in onward or []]
+        row = record_to_wire(Record(version, version, value))
+        return [partition, epoch, self.worker.incarnation, key, row, hops]
+
+    def fetch(self, *, key: bytes = b"k", epoch: int = NOW, partition: int = P) -> list[Any]:
+        return [partition, epoch, self.worker.incarnation, key]
+
+    def discard(self, *, epoch: int = NOW, partition: int = P) -> list[Any]:
+        return [partition, epoch, self.worker.incarnation]
+
+    def digest(self, *pairs: tuple[int, int]) -> list[Any]:
+        return [self.worker.incarnation, [list(pair) for pair in pairs]]
+
+    def list(self, *pairs: tuple[int, int], after: bytes | None = None, limit: int = 100, values: bool = True) -> Any:
+        return [self.worker.incarnation, [list(pair) for pair in pairs], b"", after, limit, values]
+
+    def forget(self, seq: int, *, key: bytes = b"k", epoch: int = NOW, partition: int = P) -> Any:
+        """A FORGET's arguments, for a tombstone of version (NOW, seq)."""
+        return [partition, epoch, self.worker.incarnation, key, NOW, seq]
+
+    async def summary(self, epoch: int = NOW, partition: int = P) -> Summary:
+        _, payload = await self.ask(Op.DIGEST, self.digest((partition, epoch)))
+        return digests_from_wire(payload)[1][partition]
+
+    async def put(self, seq: int, value: bytes | None = b"v", **more: Any) -> int:
+        fault, _ = await self.ask(Op.STORE, self.store(seq, value, **more))
+        return fault
+
+    async def seq_of(self, **more: Any) -> int | None:
+        fault, payload = await self.ask(Op.FETCH, self.fetch(**more))
+        assert fault == Fault.OK
+        record = fetched_from_wire(payload)
+        return None if record is None else record.version.seq
+
+    async def keys(self) -> int:
+        _, payload = await self.ask(Op.HEARTBEAT, [])
+        return vitals_from_wire(payload).keys
+
+    async def is_full(self) -> bool:
+        _, payload = await self.ask(Op.HEARTBEAT, [])
+        return vitals_from_wire(payload).full is Full.KEYS
+
+
+def shut(desk: Desk | Node) -> trio.Event:
+    """Let no commit of that worker through until the event is set."""
+    assert isinstance(desk.storage, GatedStorage)
+    desk.storage.gate = trio.Event()
+    return desk.storage.gate
+
+
+async def lay_down(
+    cluster: InProcessCluster,
+    nursery: trio.Nursery,
+    node: Node,
+    key: bytes,
+    version: Version,
+    value: bytes | None,
+    *,
+    partition: int | None = None,
+) -> Record:
+    """Leave a record at one worker alone, as a coordinator that died half-way did; under `partition`, as none did."""
+    link = await dial(await cluster.network.connect(node.address), cluster.master.hello())
+    nursery.start_soon(link.run)
+    stored = trio.Event()
+    slot = cluster.coordinator.slots[partition_of(key) if partition is None else partition]
+    record = Record(version, version, value)
+
+    def done(fault: int, payload: list[Any]) -> None:
+        assert fault == Fault.OK
+        stored.set()
+
+    arguments = [slot.index, slot.epoch, node.worker.incarnation, key, record_to_wire(record), []]
+    link.call(Op.STORE, arguments, trio.current_time() + 5, done, 64)
+    await stored.wait()
+    return record

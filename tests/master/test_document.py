@@ -1,0 +1,286 @@
+"""A change of the document of which nobody knows whether it was made: an fsync that failed, an answer that was lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.helpers import GatedStorage, shut
+from trikv.core.configuration import Cluster
+from trikv.core.errors import Refused, TrikvError
+from trikv.core.ring import partition_of
+from trikv.master.configstore import CHANGE, ConfigStoreError, MemoryConfigStore, NotChanged, SqliteConfigStore
+from trikv.master.master import DOUBT_S
+from trikv.testing.inprocess import InProcessCluster
+
+KEY = b"k"
+INDEX = partition_of(KEY)
+
+FAIL_SYNCS = """
+// While the file fail-syncs exists, fsync and fdatasync fail with EIO, and what was written stays in the page cache.
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <unistd.h>
+static int fails(void) { if (access("fail-syncs", F_OK)) return 0; errno = EIO; return 1; }
+int fsync(int fd) { int (*real)(int) = dlsym(RTLD_NEXT, "fsync"); return fails() ? -1 : real(fd); }
+int fdatasync(int fd) { int (*real)(int) = dlsym(RTLD_NEXT, "fdatasync"); return fails() ? -1 : real(fd); }
+"""
+
+WRITE = """
+import os, signal, sys, trio
+from pathlib import Path
+from trikv.master.configstore import ConfigStoreError, NotChanged, SqliteConfigStore
+
+async def main(again):
+    store = await SqliteConfigStore.open(Path("cluster.sqlite"))
+    revision = await store.compare_and_set({"n": 1}, 0)
+    Path("fail-syncs").touch()
+    try:
+        await store.compare_and_set({"n": 2}, revision)
+    except NotChanged as error:
+        print("not changed:", error)
+    except ConfigStoreError as error:
+        print("in doubt:", error)
+    try:
+        print("read", await store.read())
+    except ConfigStoreError as error:
+        print("cannot be read:", error)
+    if again:
+        Path("fail-syncs").unlink()
+        print("revision", await store.compare_and_set({"n": 2}, revision), (await store.read())[0])
+    sys.stdout.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+trio.run(main, sys.argv[1] == "again")
+"""
+
+
+class DoubtfulStore(MemoryConfigStore):
+    """While `failing`, every change is reported as failed; if `made`, the first of them is made all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failing = self.made = False
+        self.failed = trio.Event()
+        self.tried: set[str] = set()  # meanwhile, by their names
+
+    async def compare_and_set(self, document: dict[str, Any], revision: int) -> int:
+        if not self.failing:
+            return await super().compare_and_set(document, revision)
+        if self.made and not self.failed.is_set():
+            await super().compare_and_set(document, revision)
+        self.failed.set()
+        self.tried.add(document[CHANGE])
+        raise ConfigStoreError("disk I/O error")
+
+
+async def start(nursery: trio.Nursery) -> tuple[InProcessCluster, DoubtfulStore]:
+    """A cluster of four workers, after its first write."""
+    cluster = await InProcessCluster.start(nursery, mode="sync", workers=4)
+    await cluster.coordinator.put(KEY, b"v0")
+    await cluster.stop_master()
+    document, _ = await cluster.store.read()
+    assert document is not None
+    store = cluster.store = DoubtfulStore()
+    await store.compare_and_set(document, 0)
+    await cluster.start_master()
+    await cluster.until_all_up()
+    return cluster, store
+
+
+@pytest.mark.parametrize("mode", ["sync", "chain"])
+async def test_nothing_is_acknowledged_in_a_configuration_that_the_document_may_have_given_up(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode=mode, workers=0)
+    for _ in range(5):
+        await cluster.add_worker(storage=GatedStorage())
+    await cluster.until(lambda: cluster.master.cluster.formed and len(cluster.master.cluster.workers) == 5)
+    await cluster.until_all_up()
+    await cluster.coordinator.put(KEY, b"v0")
+
+    def members() -> list[str]:
+        return [m.worker for m in cluster.coordinator.slots[INDEX].configuration.members]
+
+    # One replica dies and is replaced: C2. Another one's disk is slow meanwhile, so that nothing is settled.
+    c1 = members()
+    dead, slow = cluster.node_of(c1[0]), cluster.node_of(c1[-1])
+    gate = shut(slow)
+    await cluster.kill(dead)
+    await cluster.until(lambda: members() != c1)
+    c2 = members()
+    assert cluster.coordinator.slots[INDEX].replaceable
+
+    # The slow one dies as well. C3 is to take the place of C2. That change is made, and reported as failed; what is
+    # written after it does not arrive at all.
+    write = MemoryConfigStore.compare_and_set
+    failed = trio.Event()
+
+    async def fail(self: MemoryConfigStore, document: dict[str, Any], revision: int) -> int:
+        active = Cluster.from_document(document).partitions[INDEX].active
+        if not failed.is_set():
+            revision = await write(self, document, revision)
+            if [m.worker for m in active.members] == c2:
+                return revision
+            failed.set()
+        raise ConfigStoreError("disk I/O error")
+
+    await cluster.kill(slow)
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryConfigStore, "compare_and_set", fail)
+        await failed.wait()
+        gate.set()
+        await cluster.restart(slow)
+        assert members() == c2
+        acknowledged = False
+        for _ in range(5):
+            with suppress(TrikvError):
+                await cluster.coordinator.put(KEY, b"v1")
+                acknowledged = True
+    assert not acknowledged
+    # The store works again, the change is known to be made, and the cluster goes on from there.
+    await cluster.until(lambda: members() != c2)
+    await cluster.until_settled()
+    await cluster.coordinator.put(KEY, b"v2")
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["not made", "made"])
+async def test_a_change_in_doubt_is_effective_once_it_is_known_to_be_made(
+    nursery: trio.Nursery, autojump_clock: MockClock, made: bool
+) -> None:
+    cluster, store = await start(nursery)
+    store.failing, store.made = True, made
+    answers: list[Any] = []
+
+    async def drain() -> None:
+        answers.append(await cluster.master.changes.drain(cluster.workers[0].worker.id))
+
+    nursery.start_soon(drain)
+    await store.failed.wait()
+    await trio.sleep(3)
+    assert not answers
+    await cluster.coordinator.put(KEY, b"v1")  # which that has nothing to do with
+    store.failing = False
+    await cluster.until(lambda: answers)
+    assert cluster.master.cluster.workers[cluster.workers[0].worker.id].draining
+    await cluster.restart_master()
+    await cluster.until(lambda: not cluster.master.changes.operation())
+
+
+async def test_the_master_ends_where_it_cannot_be_known_and_the_next_one_reads_what_is_there(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster, store = await start(nursery)
+    worker = cluster.workers[0].worker.id
+    await cluster.stop_master()
+    listening = await cluster.doors.transport.listen(cluster.master_address)
+    cluster.master = master = await type(cluster.master).open(store, cluster.registry, cluster.doors)
+    outcomes: list[str] = []
+
+    async def drain() -> None:
+        try:
+            await master.run_detached(lambda: master.changes.drain(worker))
+        except TrikvError as error:
+            outcomes.append(error.kind.outcome)
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(ConfigStoreError, match="disk I/O error; whether the change was made is read at the next"),
+        flatten_subgroups=True,
+    ):
+        async with trio.open_nursery() as node:
+            await node.start(master.run, listening)
+            await cluster.until_all_up()
+            store.failing, store.made = True, True
+            nursery.start_soon(drain)
+            await store.failed.wait()
+            nursery.start_soon(drain)  # which has to wait, and comes too late
+            with trio.fail_after(DOUBT_S + 20):
+                await trio.sleep_forever()
+    await cluster.until(lambda: len(outcomes) == 2)
+    assert "unknown" in outcomes
+    assert store.tried == {f"{master._name}/{master._revision}"}, "nothing else is changed after what is in doubt"
+    store.failing = False
+    await cluster.start_master()
+    assert cluster.master.cluster.workers[worker].draining
+
+
+async def test_a_change_that_was_certainly_not_made_is_refused_at_once(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, store = await start(nursery)
+
+    async def full(document: dict[str, Any], revision: int) -> int:
+        raise NotChanged("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "compare_and_set", full)
+        with pytest.raises(Refused, match="database or disk is full"):
+            await cluster.master.changes.drain(cluster.workers[0].worker.id)
+    await cluster.master.changes.drain(cluster.workers[0].worker.id)
+
+
+async def test_a_first_write_is_refused_while_the_flag_before_it_is_in_doubt(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+
+    async def fail(document: dict[str, Any], revision: int) -> int:
+        raise ConfigStoreError("disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.store, "compare_and_set", fail)
+        with pytest.raises(Refused, match="no decision within"):
+            await cluster.coordinator.put(KEY, b"v")
+    await cluster.until(lambda: cluster.coordinator.stored)
+    assert await cluster.coordinator.get(KEY) is None
+    await cluster.coordinator.put(KEY, b"w")
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def write_with_failing_syncs(directory: Path, then: str) -> list[str]:
+    """What the process that does `WRITE` says before it is killed."""
+    source, library = directory / "fail.c", directory / "fail.so"
+    source.write_text(FAIL_SYNCS)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "LD_PRELOAD": str(library)}
+    command = [sys.executable, "-c", WRITE, then]
+    done = subprocess.run(command, cwd=directory, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler, with which to make an fsync fail")
+@pytest.mark.parametrize("again", [False, True], ids=["ends", "written again"])
+async def test_a_flush_that_failed_leaves_the_change_in_doubt(tmp_path: Path, again: bool) -> None:
+    lines = write_with_failing_syncs(tmp_path, "again" if again else "ends")
+    assert lines[0].startswith("in doubt: config store cluster.sqlite cannot be written: disk I/O error")
+    assert lines[1].startswith("cannot be read: config store cluster.sqlite: the last change is in doubt")
+    assert lines[2:] == (["revision 2 {'n': 2}"] if again else [])
+    store = await SqliteConfigStore.open(tmp_path / "cluster.sqlite", founded=True)
+    document, revision = await store.read()
+    assert document == {"n": revision}
+    assert revision == 2 or not again
+    assert (tmp_path / "cluster.sqlite-wal").stat().st_size == 0  # what the log held is on the disk
+    await store.close()
+
+
+async def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    store = await SqliteConfigStore.open(tmp_path / "cluster.sqlite")
+    await store.compare_and_set({"n": 1}, 0)
+    store._connection.execute("PRAGMA max_page_count = 4")
+    with pytest.raises(NotChanged, match=r"cluster\.sqlite cannot be written: database or disk is full"):
+        await store.compare_and_set({"n": "x" * 100_000}, 1)
+    assert await store.read() == ({"n": 1}, 1)
+    assert await store.compare_and_set({"n": 2}, 1) == 2
+    await store.close()

@@ -1,0 +1,179 @@
+"""Who is up, over time: heartbeats on virtual time, with real workers behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trio
+from trio.testing import MockClock
+
+from trikv.coordinator.replicas import Standing
+from trikv.core.suspicion import STEADY_AFTER_S, SUSPECT_FLOOR_S, State
+from trikv.master.membership import Watched, beat_forever
+from trikv.testing.inprocess import InProcessCluster, Node
+
+GRACE_S = 4.0
+
+
+@dataclass
+class Watch:
+    """The first worker of a cluster, watched by nobody but the test."""
+
+    cluster: InProcessCluster
+    node: Node
+    watched: Watched = field(init=False)
+    states: list[tuple[State, State]] = field(default_factory=list)
+    looks: list[tuple[Standing, bool, bool]] = field(default_factory=list)  # at each on_change
+
+    @classmethod
+    async def start(cls, nursery: trio.Nursery) -> Watch:
+        cluster = await InProcessCluster.start(nursery)
+        await cluster.until_all_up()
+        watch = cls(cluster, cluster.workers[0])
+        master = cluster.master
+        watched = watch.watched = Watched(
+            master.cluster.workers[watch.node.worker.id],
+            master.hello,
+            cluster.doors,
+            lambda: watch.looks.append((watched.standing, watched.evictable, watched.steady)),
+            on_rival=lambda term: None,
+            grace_s=GRACE_S,
+            on_state=lambda old, new: watch.states.append((old, new)),
+        )
+        nursery.start_soon(watched.peer.run)
+        nursery.start_soon(beat_forever, {watch.node.worker.id: watched})
+        await cluster.until(lambda: watched.standing is Standing.UP)
+        return watch
+
+
+async def test_an_idle_worker_is_heard_well_before_it_would_be_suspect(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    await cluster.until_all_up()
+    oldest_s = 0.0
+    for _ in range(600):
+        for node in cluster.workers:  # a network that takes its time: an answer is never heard at once
+            cluster.network.hold(node.address)
+        await trio.sleep(0.04)
+        for node in cluster.workers:
+            cluster.network.release(node.address)
+        await trio.sleep(0.01)
+        for watched in cluster.master.watched.values():
+            assert watched.state is State.UP
+            assert watched.last_heard_s is not None
+            oldest_s = max(oldest_s, watched.last_heard_s)
+    assert oldest_s < 0.7 * SUSPECT_FLOOR_S
+
+
+async def test_a_silent_worker_is_suspect_then_down_and_up_again_when_it_is_heard(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    await cluster.until_all_up()
+    node = cluster.workers[0]
+    watched = cluster.master.watched[node.worker.id]
+
+    def state() -> State:
+        return watched.state
+
+    cluster.network.hold(node.address)
+    await trio.sleep(2.5)
+    assert state() is State.SUSPECT
+    await trio.sleep(4)
+    assert state() is State.DOWN
+    cluster.network.release(node.address)
+    await cluster.until(lambda: state() is State.UP)
+    assert watched.peer.link is not None
+
+
+async def test_each_change_of_state_is_told_and_whatever_the_planner_waits_for(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    watch = await Watch.start(nursery)
+    watched, cluster = watch.watched, watch.cluster
+    await cluster.until(lambda: watched.steady)
+    assert watch.looks[-1] == (Standing.UP, False, True)
+    cluster.network.hold(watch.node.address)
+    await trio.sleep(2 * GRACE_S)
+    assert watched.evictable
+    assert watch.looks[-1] == (Standing.DOWN, True, False)
+    cluster.network.release(watch.node.address)
+    await cluster.until(lambda: watched.steady)
+    assert watch.looks[-1] == (Standing.UP, False, True)
+    assert watch.states == [
+        (State.UNKNOWN, State.UP),
+        (State.UP, State.SUSPECT),
+        (State.SUSPECT, State.DOWN),
+        (State.DOWN, State.UP),
+    ]
+
+
+async def test_one_that_is_dead_and_one_that_is_stopped_are_told_apart(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    watch = await Watch.start(nursery)
+    watched, cluster = watch.watched, watch.cluster
+    assert watched.why == ""
+    cluster.network.hold(watch.node.address)
+    await trio.sleep(3)
+    assert "connection is open" in watched.why
+    assert "stopped" in watched.why
+    cluster.network.release(watch.node.address)
+    await cluster.until(lambda: watched.standing is Standing.UP)
+    await cluster.kill(watch.node)
+    await cluster.until(lambda: watched.standing is Standing.DOWN)
+    assert "nobody listens" in watched.why
+
+
+async def test_a_worker_that_is_restarted_in_time_is_never_evictable(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    watch = await Watch.start(nursery)
+    watched, cluster = watch.watched, watch.cluster
+    await cluster.kill(watch.node)
+    await cluster.until(lambda: watched.standing is Standing.DOWN)
+    await trio.sleep(GRACE_S - 2)
+    await cluster.restart(watch.node)
+    await cluster.until(lambda: watched.steady)
+    assert not any(evictable for _, evictable, _ in watch.looks)
+
+
+async def test_one_that_was_evicted_waits_longer_for_data(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    watch = await Watch.start(nursery)
+    watched, cluster = watch.watched, watch.cluster
+    await cluster.kill(watch.node)
+    await cluster.until(lambda: watched.evictable)
+    for _ in range(4):
+        watched.note_evicted()
+    await cluster.restart(watch.node)
+    await cluster.until(lambda: watched.standing is Standing.UP)
+    await trio.sleep(8 * STEADY_AFTER_S)
+    assert not watched.steady
+    await trio.sleep(9 * STEADY_AFTER_S)
+    assert watched.steady
+
+
+async def test_when_the_master_itself_was_stopped_nobody_is_to_blame(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    watch = await Watch.start(nursery)
+    watched, cluster = watch.watched, watch.cluster
+    await cluster.until(lambda: watched.steady)
+    watch.states.clear()
+    watch.looks.clear()
+    for offset_s in (0.0, 0.1, 0.2, 0.3, 0.4):  # whatever it was about to do, and whichever callback comes first
+        await trio.sleep(5 + offset_s)
+        autojump_clock.jump(600)
+        assert not watched.evictable
+        assert watched.state is State.UP
+    await trio.sleep(5)
+    assert watch.states == []
+    assert all(look == (Standing.UP, False, True) for look in watch.looks)
+    cluster.network.hold(watch.node.address)
+    await trio.sleep(1)
+    autojump_clock.jump(600)
+    await trio.sleep(0.6 * GRACE_S - 1)
+    assert not watched.evictable  # the silence before counts, and the one after, and nothing in between
+    await trio.sleep(0.6 * GRACE_S)
+    assert watched.evictable

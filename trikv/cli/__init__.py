@@ -1,0 +1,1 @@
+"""The `trikv` command and its subcommands."""

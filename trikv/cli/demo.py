@@ -1,0 +1,245 @@
+"""`trikv demo`: a whole cluster in one terminal, and a guided tour that ends in a verdict.
+
+Both run the real thing, child processes on loopback with disks of their own. The demo shows a live line per worker,
+each with its pid, so that a visitor can kill one and watch. It ends with Ctrl-C or SIGTERM, and leaves no process and
+no file behind (with --data-dir: its files), even if it is killed itself; `testing/processes/cluster.py` says how.
+
+The tour puts some keys, kills the worker that is first to hold one of them, writes and reads every key again, lets the
+worker return, reads every key once more, and judges what it saw by what the mode itself declares:
+
+- W, the copies of a committed write: where fewer than all replicas suffice, one dead worker in five must not be
+  noticed by writes; where all must store, the writes that need it must be refused, promptly, and the others must go
+  on. Nor by reads, but where a consistent one needs every replica: W of them are all, or W is one;
+- its promise, CP or AP: whether a read may be older than the last committed write;
+- and in every mode a write that was refused must never be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from trikv.cli.show import WORKER_COLUMNS, mode_of, readable_key, summary_rows, table, worker_rows
+from trikv.client import Client
+from trikv.core.errors import Outcome, TrikvError
+from trikv.testing.judge.ledger import Ledger, Reads
+from trikv.testing.processes.cluster import LocalCluster, Node, NodeFailed, wait_until
+
+MASTER_PORT: Final = 8000
+FIRST_WORKER_PORT: Final = 8001
+TOUR_KEYS: Final = 60  # enough that every worker is needed by some, and some need not the one that dies
+
+_LIVE_INTERVAL_S: Final = 1.0
+_PLAIN_INTERVAL_S: Final = 10.0
+
+
+def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | None, http_port: int) -> int:
+    """Run until Ctrl-C or SIGTERM. The exit code. `mode` None: quorum, or what a kept cluster was switched to."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # one way out for both signals
+
+    def make(ports: Sequence[int]) -> LocalCluster:
+        cluster = LocalCluster(
+            mode=mode,
+            workers=workers,
+            replicas=min(3, workers),
+            storage=storage,
+            directory=data_dir,
+            master_port=ports[0],
+            http_port=ports[1],
+            worker_ports=ports[2:],
+        )
+        print(f"starting a master and {workers} workers in {cluster.directory} ...", flush=True)
+        return cluster
+
+    try:
+        wanted = [MASTER_PORT, http_port, *range(FIRST_WORKER_PORT, FIRST_WORKER_PORT + workers)]
+        ports = [_port_or_any(port) for port in wanted]
+        cluster = make(ports)
+        try:
+            cluster.start()
+        except BaseException as error:  # also Ctrl-C: those that did start are stopped
+            cluster.stop()
+            if not isinstance(error, NodeFailed) or os.strerror(errno.EADDRINUSE) not in str(error):
+                raise
+            print(f"{error}; free ports are taken instead", flush=True)  # another demo that started just now
+            cluster = make([0] * len(ports))
+        with cluster, cluster.client(patience_s=3.0) as client:
+            print(f"the page is {cluster.url}, the master {cluster.master.address} (pid {cluster.master.pid})")
+            print(f"try it: curl '{cluster.url}/put?key=k&value=v'; Ctrl-C stops everything", flush=True)
+            if mode not in (None, now := client.mode()["mode"]):
+                print(f"the mode is {now}, not {mode}, since the data is of a cluster in that mode", flush=True)
+            _watch(cluster, client)
+    except (NodeFailed, TimeoutError, TrikvError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing is left running", flush=True)
+    return 0
+
+
+def _port_or_any(port: int) -> int:
+    """The port if it is free, else 0, which asks the system for one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            print(f"port {port} cannot be had ({error.strerror}); a free one is taken instead", flush=True)
+            return 0
+    return port
+
+
+def _watch(cluster: LocalCluster, client: Client) -> None:
+    """Show the workers until an interrupt: in place on a terminal, else as lines every ten seconds."""
+    columns = ("process", "pid", *WORKER_COLUMNS)
+    if not sys.stdout.isatty():
+        while True:
+            for row in _live_rows(cluster, client):
+                print("\t".join(row))
+            sys.stdout.flush()
+            time.sleep(_PLAIN_INTERVAL_S)
+    from rich.live import Live
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            live.update(table(columns, _live_rows(cluster, client)), refresh=True)
+            time.sleep(_LIVE_INTERVAL_S)
+
+
+def _live_rows(cluster: LocalCluster, client: Client) -> list[tuple[str, ...]]:
+    """A row per worker, as the master sees it; what can be seen from outside where the master does not answer."""
+    try:
+        seen = {row[0]: row for row in worker_rows(client.cluster())}
+    except TrikvError as error:
+        seen = {}
+        missing = error.kind.title.lower()
+    else:
+        missing = "the master does not know it"
+    rows = []
+    for node in cluster.workers:
+        process = str(node.pid) if node.running else "gone"
+        rows.append((node.name, process, *seen.get(node.id, (node.id, node.address, missing))))
+    return rows
+
+
+# --- the guided tour --------------------------------------------------------------------------------------------------
+
+
+def run_tour(*, mode: str, workers: int, storage: str, data_dir: Path | None) -> int:
+    """The guided tour; 0 only if the mode kept its promise."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cluster = LocalCluster(mode=mode, workers=workers, replicas=min(3, workers), storage=storage, directory=data_dir)
+    print(f"starting a master and {workers} workers in {cluster.directory}", flush=True)
+    try:
+        with cluster, cluster.client() as client:
+            mode = client.mode()["mode"]  # kept data has its own
+            broken = _tour(cluster, client)
+    except (NodeFailed, TimeoutError, TrikvError) as error:
+        print(f"error: the tour could not be finished: {error}", file=sys.stderr)
+        return 1
+    for line in broken:
+        print(f"  BROKEN: {line}")
+    print(f"verdict: mode {mode} {'BROKE its promise' if broken else 'kept its promise'}", flush=True)
+    return 1 if broken else 0
+
+
+def _tour(cluster: LocalCluster, client: Client) -> list[str]:
+    """Walk through it, and return every way in which the promise was broken."""
+    state = client.cluster()
+    words = mode_of(state)
+    for name, text in summary_rows(state):
+        _say(f"{name}: {text}")
+    _say(f"how it works: {words['protocol']}")
+    spared = state["replicas"] - state["copies"]  # replicas that a committed write can do without
+    # A read that keeps a promise of consistency needs W of them, or the n - W + 1 that cannot all have missed a write.
+    may_refuse = words["promise"] == "CP" and state["replicas"] in (state["copies"], spared + 1)
+    ledger = Ledger(stale_reads=words["promise"] == "AP")
+    broken: list[str] = []
+
+    with _step(f"put {TOUR_KEYS} keys and get them back"):
+        errors = [error for i in range(TOUR_KEYS) if (error := ledger.put(client, b"tour-%02d" % i, b"first"))]
+        broken += [f"with all workers up a write was {error.kind.outcome.value}: {error}" for error in errors]
+        broken += _judge_reads(ledger.read_back(client), "with all workers up", may_refuse=False)
+        example = ledger.keys[0]
+        holders = [cluster.worker(worker_id) for worker_id in client.locate(example)]
+        _say(f"{readable_key(example)} is held by {', '.join(node.name for node in holders)}, in this order")
+
+    victim = holders[0]
+    with _step(f"kill -9 one worker of {len(cluster.workers)}: {_describe(victim, state)}"):
+        victim.kill()
+        wait_until(lambda: _state_of(client, victim) == "down", what="the master notices that the worker is gone")
+
+    with _step("write every key again, and read every key"):
+        errors = [error for key in ledger.keys if (error := ledger.put(client, key, b"second"))]
+        refused = [error for error in errors if error.kind.outcome is Outcome.REFUSED]
+        unknown = len(errors) - len(refused)
+        _say(f"writes: {TOUR_KEYS - len(errors)} committed, {len(refused)} refused, {unknown} unknown")
+        if refused:
+            _say(f"a refusal, for example: {refused[0]}")
+        if spared:
+            broken += [f"one dead worker, and a write was {error.kind.outcome.value}: {error}" for error in errors]
+        else:
+            broken += [f"a write should have been refused, and is unknown: {e}" for e in errors if e not in refused]
+            if not refused:
+                broken.append("no write was refused, though some need the dead worker")
+            if len(refused) == TOUR_KEYS and len(cluster.workers) > state["replicas"]:
+                broken.append("every write was refused, though some do not need the dead worker")
+        broken += _judge_reads(ledger.read_back(client), "with one worker dead", may_refuse=may_refuse)
+        _say(_reading(client, example))
+
+    with _step(f"start {victim.name} again, and read every key once more"):
+        victim.start()
+        cluster.await_up([victim])
+        place = next(w["place"] for w in client.cluster()["workers"] if w["id"] == victim.id)
+        kept = "with" if place != "lost" else "without"
+        _say(f"it came back {kept} its data{'' if place != 'lost' else ', and is given its copies anew'}")
+        broken += _judge_reads(ledger.read_back(client), "after its return", may_refuse=place == "lost" and may_refuse)
+
+        _say(_reading(client, example))
+    return broken
+
+
+def _judge_reads(reads: Reads, when: str, *, may_refuse: bool) -> list[str]:
+    older = f" ({reads.stale} with an older value, as AP allows)" if reads.stale else ""
+    _say(f"reads {when}: {reads.answered} answered{older}, {len(reads.refused)} refused, {len(reads.lies)} untrue")
+    broken = [f"{when}: {lie}" for lie in reads.lies]
+    if not may_refuse:
+        broken += [f"{when} a read was refused: {error}" for error in reads.refused]
+    return broken
+
+
+def _reading(client: Client, key: bytes) -> str:
+    """What a read of the key is answered, as a sentence."""
+    try:
+        found = client.get(key)
+    except TrikvError as error:
+        return f"a read of {readable_key(key)} is {error.kind.outcome.value}: {error}"
+    return f"{readable_key(key)} reads {found.value.decode()!r}" if found else f"{readable_key(key)} is absent"
+
+
+def _state_of(client: Client, node: Node) -> str:
+    return str(next(w["state"] for w in client.cluster()["workers"] if w["id"] == node.id))
+
+
+def _describe(node: Node, state: dict[str, Any]) -> str:
+    worker = next(w for w in state["workers"] if w["id"] == node.id)
+    total = state["partitions"]["total"]
+    return f"{node.name} ({node.id}, pid {node.pid}), which holds {worker['copies']} of {total} partitions"
+
+
+@contextlib.contextmanager
+def _step(title: str) -> Iterator[None]:
+    print(f"\n{title}", flush=True)
+    yield
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", flush=True)

@@ -1,0 +1,116 @@
+"""`trikv master`, `trikv worker` and `trikv demo`: the commands that run nodes.
+
+The roles as processes are in `daemon.py`, what they are told in `config.py`, the demo in `demo.py`; each is imported by
+the command that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Settings = TypeVar("Settings")
+
+
+def node_options(command: Command) -> Command:
+    """What both roles have. None has a default here: flags win over variables, those over the file (`config.py`)."""
+    for option in (
+        click.option("--exit-with-stdin", is_flag=True, default=None, hidden=True),
+        click.option(
+            "--config", type=click.Path(path_type=Path), help="Settings in TOML. Default: ./trikv.toml, if any."
+        ),
+        click.option("--insecure", is_flag=True, default=None, help="Allow an address that other machines can reach."),
+        click.option("--data-dir", metavar="DIR", help="Where its data lies. Default: below ./trikv-data."),
+        click.option("--host", help="The address to listen on. Default: 127.0.0.1."),
+    ):
+        command = option(command)
+    return command
+
+
+def _settings(
+    read: Callable[[Mapping[str, object], Mapping[str, str], Path | None], Settings],
+    flags: Mapping[str, object],
+    config: Path | None,
+) -> Settings:
+    from trikv.config import SettingsError
+
+    try:
+        return read(flags, os.environ, config)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+
+
+@click.command()
+@click.argument("port", required=False)
+@click.argument("workers", metavar="[WORKER...]", nargs=-1)
+@click.option("--mode", help="The mode that the cluster is founded with. Default: quorum.")
+@click.option("--replicas", metavar="N", help="Copies of each key that it is founded with. Default: 3.")
+@click.option("--http", metavar="HOST:PORT", help="Where HTTP is served. Default: 127.0.0.1:8080.")
+@click.option("--timeout", "timeout_s", metavar="SECONDS", help="The deadline of every request. Default: 2.")
+@click.option(
+    "--down-after", "down_after_s", metavar="SECONDS", help="Silence after which a worker is replaced. Default: 5."
+)
+@click.option(
+    "--settle-rate", "settle_rate_mb", metavar="MB", help="Data moved per second at most, to heal. Default: 16."
+)
+@click.option("--min-copies", metavar="N", help="Never go on with fewer replicas of a key than N. Default: 2.")
+@node_options
+def master(config: Path | None, **flags: Any) -> None:
+    """Run the master on PORT (default 8000), and enlist each WORKER, an address like localhost:8001.
+
+    A cluster that was founded with other --mode or --replicas, or switched since, goes on with its own.
+
+    Every setting may also come from a variable (TRIKV_MASTER_MODE=chain) or from the file.
+    """
+    from trikv.config import master_settings
+    from trikv.daemon import run_master
+
+    click.get_current_context().exit(run_master(_settings(master_settings, flags, config)))
+
+
+@click.command()
+@click.argument("port", required=False)
+@click.option("--master", metavar="HOST:PORT", help="The master to enlist with, or none. Default: 127.0.0.1:8000.")
+@click.option("--storage", metavar="ENGINE", help="The storage engine (see trikv plugins). Default: rocksdb.")
+@click.option("--max-keys", metavar="N", help="Take no further keys beyond so many.")
+@node_options
+def worker(config: Path | None, **flags: Any) -> None:
+    """Run a worker on PORT.
+
+    Every setting may also come from a variable (TRIKV_WORKER_STORAGE=memory) or from the file.
+    """
+    from trikv.config import worker_settings
+    from trikv.daemon import run_worker
+
+    click.get_current_context().exit(run_worker(_settings(worker_settings, flags, config)))
+
+
+@click.command()
+@click.option("--mode", help="The mode of the cluster, when it is founded. Default: quorum.")
+@click.option("--workers", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--storage", default="rocksdb", show_default=True, help="The workers' storage engine.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Keep data and logs there. Default: nothing is kept.")
+@click.option("--http", default="127.0.0.1:8080", show_default=True, help="Where the page is: a loopback address.")
+@click.option("--once", is_flag=True, help="The guided tour: kill a worker, see whether the mode keeps its promise.")
+def demo(mode: str | None, workers: int, storage: str, data_dir: Path | None, http: str, once: bool) -> None:
+    """Run a whole cluster in one terminal; Ctrl-C stops it and leaves nothing behind."""
+    from trikv.cli.demo import run_demo, run_tour
+
+    if once:
+        code = run_tour(mode=mode or "quorum", workers=workers, storage=storage, data_dir=data_dir)
+    else:
+        code = run_demo(mode=mode, workers=workers, storage=storage, data_dir=data_dir, http_port=_port(http))
+    click.get_current_context().exit(code)
+
+
+def _port(address: str) -> int:
+    """The port of a loopback address, which is where the demo lives."""
+    host, _, port = address.rpartition(":")
+    if host not in ("", "127.0.0.1", "localhost") or not port.isdecimal() or int(port) > 65_535:
+        raise click.UsageError(f"--http {address}: the demo's page is on loopback; give 127.0.0.1:PORT or PORT")
+    return int(port)

@@ -1,0 +1,485 @@
+"""The coordinator: every client operation, from its first check to its outcome.
+
+Here the promise about outcomes is kept. A write is *refused* only if nothing that carries its value was sent; from the
+first send on, whatever goes wrong, it is *unknown*; it is *committed* when the mode's strategy says so. A read that
+cannot be answered truthfully is refused.
+
+One write, in order: check the bounds; find the partition's slot; wait, within the deadline, for members that are not
+yet known to be down; take the key's lock, shared; take a version; run the strategy. The strategy sends through
+`replicas.py`, which notes the record as pending before the first byte leaves. The whole of it runs inside one
+deadline, and a write whose deadline passes leaves its record pending: nothing is undone, since somebody may have
+seen it.
+
+Compare-and-set holds the lock alone: it first finishes what is pending, then reads, compares, and writes. A write
+while one of its workers is full does the same, to refuse a key that is not there yet before anything is sent.
+
+Bounds: `IN_FLIGHT_MAX` operations at once, `WRITING_BYTES_MAX` of values on their way, `PENDING_MAX` keys in doubt in a
+partition and `PENDING_BYTES_MAX` in all; beyond any of them a caller is refused at once. Large values may take
+`LARGE_BYTES_MAX` of what is on its way, so that small ones always find room. Scans wait for each other, `SCANS_MAX` at
+once, since each keeps the event loop for milliseconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import trio
+
+from trikv.api import Promise, Strategy, Write
+from trikv.coordinator.partition import PENDING_BYTES_MAX, PENDING_MAX, Doubt, Slot
+from trikv.coordinator.repair import fetch_history
+from trikv.coordinator.replicas import NotEnough, Request, Standing, Target
+from trikv.coordinator.scan import PAGE_MAX, ScanPage, scan_page
+from trikv.core.calls import Full
+from trikv.core.errors import Outcome, Refused, TrikvError, Unknown
+from trikv.core.precondition import Expect
+from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
+from trikv.core.ring import partition_of
+from trikv.core.session import PeerError
+from trikv.net.link import QUEUE_BYTES_MAX
+
+T = TypeVar("T")
+
+IN_FLIGHT_MAX: Final = 4096
+# A link refuses what comes beyond its queue's bound, and by then another replica may have the value: the outcome would
+# be unknown. So no more is let in than the queue of every link takes.
+WRITING_BYTES_MAX: Final = QUEUE_BYTES_MAX * 3 // 4
+LARGE_BYTES_MAX: Final = QUEUE_BYTES_MAX // 2
+LARGE_VALUE_BYTES: Final = 64 * 1024
+SCANS_MAX: Final = 4
+TIMEOUT_MOST_S: Final = 60.0
+_MAY_GO_ON: Final = ("unavailable", "unanswered")  # as the next configuration may answer
+
+_log = logging.getLogger(__name__)
+
+
+class WriteFailed(Exception):
+    """The own path did not commit the write; whether anything was sent is noted elsewhere."""
+
+
+class Attempt:
+    """What is known of one client operation's own write."""
+
+    __slots__ = ("deadline_s", "sent")
+
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+        self.sent = False
+
+
+class Coordinator:
+    """Serves clients from the slots that the master installs. What clients call raises `Refused` or `Unknown`."""
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float,
+        before_first_store: Callable[[], Awaitable[None]],
+        on_stale: Callable[[Slot, int], None],
+        on_missed: Callable[[Slot, Target, Write], None],
+    ) -> None:
+        self.timeout_s = timeout_s
+        self.slots: list[Slot] = []
+        self.not_formed = "the cluster has no configuration yet"
+        self.stored = False  # set by the master once that is durable
+        self.in_flight = 0
+        self._writing_bytes = 0
+        self._scans = trio.CapacityLimiter(SCANS_MAX)
+        self.outcomes = dict.fromkeys(Outcome, 0)
+        self.slowest_s = 0.0  # the longest operation since somebody last set this to zero
+        self._before_first_store = before_first_store
+        self._on_stale = on_stale
+        self._on_missed = on_missed
+        self.doubt = Doubt()
+        # Set when an own write ends without a commit; whoever finishes such writes makes a new one.
+        self.in_doubt = trio.Event()
+        self._changed = trio.Event()
+        self.changes = 0
+
+    def note_change(self) -> None:
+        """Something that an operation may be waiting for has changed: a worker's state, or the slots."""
+        self.changes += 1
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_change(self, patience_s: float = math.inf) -> None:
+        """Wait for the next change, or until patience runs out."""
+        if patience_s == math.inf:
+            await self._changed.wait()
+            return
+        with trio.move_on_after(patience_s):
+            await self._changed.wait()
+
+    @property
+    def scans_under_way(self) -> int:
+        """Those that do not wait for their turn."""
+        return self._scans.borrowed_tokens
+
+    @property
+    def pending(self) -> int:
+        """Keys of which a write is in doubt."""
+        return sum(len(slot.pending) for slot in self.slots)
+
+    # --- what clients ask ---------------------------------------------------------------------------------------------
+
+    async def get(self, key: bytes, *, timeout_s: float | None = None) -> Record | None:
+        """The record that a read returns; None where there is no value."""
+        check_key(key)
+        record = await self._operate(timeout_s, lambda attempt: self._read_wherever(key, attempt.deadline_s))
+        return None if record is None or record.is_tombstone else record
+
+    async def put(
+        self, key: bytes, value: bytes, *, expect: Expect | None = None, timeout_s: float | None = None
+    ) -> Version:
+        """Store; answers the write's stamp."""
+        if len(value) > VALUE_BYTES_MAX:
+            raise Refused("value_too_large", f"the value has {len(value):,} bytes; the most is {VALUE_BYTES_MAX:,}")
+        return await self._write(key, value, expect, timeout_s)
+
+    async def delete(self, key: bytes, *, expect: Expect | None = None, timeout_s: float | None = None) -> Version:
+        """Leave a tombstone, whether or not there was a value; answers the write's stamp."""
+        return await self._write(key, None, expect, timeout_s)
+
+    async def scan(
+        self, prefix: bytes = b"", *, after: bytes | None = None, limit: int = 100, timeout_s: float | None = None
+    ) -> ScanPage:
+        """The first `limit` (at most `PAGE_MAX`) live keys with `prefix` after `after`, in byte order."""
+
+        async def scan(attempt: Attempt) -> ScanPage:
+            if limit < 1:
+                raise Refused("bad_request", f"a page of {limit} keys; ask for 1 at least")
+            if not self.slots:
+                raise Refused("forming", self.not_formed)
+            async with self._scans:
+                return await self._scan_wherever(prefix, after, min(limit, PAGE_MAX), attempt.deadline_s)
+
+        return await self._operate(timeout_s, scan)
+
+    # --- the operations -----------------------------------------------------------------------------------------------
+
+    async def _write(self, key: bytes, value: bytes | None, expect: Expect | None, timeout_s: float | None) -> Version:
+        check_key(key)
+        size_bytes = len(value or b"")
+        large = size_bytes >= LARGE_VALUE_BYTES
+
+        async def write(attempt: Attempt) -> Version:
+            most_bytes = LARGE_BYTES_MAX if large else WRITING_BYTES_MAX
+            if self._writing_bytes + size_bytes > most_bytes:
+                raise Refused("overloaded", f"values of {self._writing_bytes:,} bytes are on their way already")
+            self._writing_bytes += size_bytes
+            try:
+                return await self._write_wherever(key, value, expect, attempt)
+            finally:
+                self._writing_bytes -= size_bytes
+
+        return await self._operate(timeout_s, write)
+
+    async def _write_wherever(
+        self, key: bytes, value: bytes | None, expect: Expect | None, attempt: Attempt
+    ) -> Version:
+        """Write under the present configuration, or under the next if that one replaces it before anything is sent."""
+        if not self.stored and self.slots:
+            await self._before_first_store()
+        while True:
+            slot = await self._await_members(key)
+            try:
+                return await self._write_in(slot, key, value, expect, attempt)
+            except (WriteFailed, Refused) as error:
+                if attempt.sent or not self._goes_on_elsewhere(slot, error):
+                    raise
+
+    async def _write_in(
+        self, slot: Slot, key: bytes, value: bytes | None, expect: Expect | None, attempt: Attempt
+    ) -> Version:
+        """The write under the configuration of this slot."""
+        if expect is not None and not slot.strategy.compare_and_set:
+            raise Refused(
+                "no_compare_and_set",
+                f"mode {slot.strategy.name} is {slot.strategy.promise.value}: it cannot compare before it sets",
+            )
+        if key not in slot.pending and len(slot.pending) >= PENDING_MAX:
+            raise Refused("overloaded", f"{PENDING_MAX:,} keys of this partition are in doubt already")
+        if self.doubt.size_bytes > PENDING_BYTES_MAX:
+            raise Refused("overloaded", f"writes of {PENDING_BYTES_MAX:,} bytes are under way or in doubt already")
+        self._check_room(slot, value)
+        creates_blindly = value is not None and any(target.full is Full.KEYS for target in slot.targets)
+        if expect is None and not creates_blindly:
+            async with slot.locks.shared(key):
+                return await self._write_fresh(slot, key, value, attempt)
+        async with slot.locks.exclusive(key):
+            current = await self._read_for_write(slot, key, attempt.deadline_s)
+            if expect is not None and not expect.holds(current):
+                raise Refused("precondition_failed", _describe_mismatch(current), stamp=_stamp_of(current))
+            if creates_blindly and (current is None or current.is_tombstone):
+                full = [t.member.worker for t in slot.targets if t.full is Full.KEYS]
+                raise Refused("full", f"worker {', '.join(full)} holds as many keys as it may; this key is new")
+            return await self._write_fresh(slot, key, value, attempt)
+
+    @staticmethod
+    def _check_room(slot: Slot, value: bytes | None) -> None:
+        """Refuse a value that too few disks have room for. Deletes always go on: they are what makes room."""
+        full = [target.member.worker for target in slot.targets if target.full is Full.DISK]
+        if value is not None and len(slot.targets) - len(full) < slot.configuration.copies:
+            raise Refused("full", f"the disk of worker {', '.join(full)} is nearly full: it takes deletes alone")
+
+    def _goes_on_elsewhere(self, slot: Slot, error: WriteFailed | Refused) -> bool:
+        """Did it only fail because the partition has moved on to another configuration?"""
+        if self.slots[slot.index] is slot:
+            return False
+        return isinstance(error, WriteFailed) or error.kind.code in _MAY_GO_ON
+
+    async def _write_fresh(self, slot: Slot, key: bytes, value: bytes | None, attempt: Attempt) -> Version:
+        if self.slots[slot.index] is not slot:
+            raise WriteFailed("its configuration was replaced while it waited for the key")
+        version = slot.next_version()
+        await self.own_write(slot, key, Record(version, version, value), attempt.deadline_s, attempt)
+        return version
+
+    async def _read_for_write(self, slot: Slot, key: bytes, deadline_s: float) -> Record | None:
+        """What a compare-and-set compares with; the caller has the key's lock alone."""
+        if (pending := slot.pending.get(key)) is not None:
+            try:
+                await self.own_write(slot, key, pending, deadline_s)
+            except WriteFailed as error:
+                raise Refused("unanswered", f"an earlier write of this key is still in doubt ({error})") from error
+        if slot.reads_directly(key):
+            return await self.own_read(slot, key, deadline_s, exclusive=True)
+        return await self.repair(slot, key, deadline_s)
+
+    async def _read_wherever(self, key: bytes, deadline_s: float) -> Record | None:
+        """Read under the present configuration, and under the next if that one replaces it meanwhile."""
+        while True:
+            slot = self._slot_of(key)
+            try:
+                return await self.read(slot, key, deadline_s)
+            except Refused as error:
+                if not self._goes_on_elsewhere(slot, error):
+                    raise
+
+    async def _scan_wherever(self, prefix: bytes, after: bytes | None, limit: int, deadline_s: float) -> ScanPage:
+        """A page, begun anew when a partition has moved on to another configuration meanwhile."""
+
+        async def read(slot: Slot, key: bytes, listed: dict[str, Record | None] | None) -> Record | None:
+            return await self.read(slot, key, deadline_s, listed)
+
+        while True:
+            slots = self.slots
+            try:
+                return await scan_page(slots, read, self._on_stale, self.wait_change, prefix, after, limit, deadline_s)
+            except Refused as error:
+                if self.slots is slots or error.kind.code not in _MAY_GO_ON:
+                    raise
+
+    async def read(
+        self, slot: Slot, key: bytes, deadline_s: float, listed: dict[str, Record | None] | None = None
+    ) -> Record | None:
+        """The record that a read returns, a tombstone as it is. `listed`: what replicas listed in this operation."""
+        if slot.reads_directly(key):
+            return await self.own_read(slot, key, deadline_s, listed=listed)
+        async with slot.locks.exclusive(key):
+            if slot.reads_directly(key):
+                return await self.own_read(slot, key, deadline_s, exclusive=True)
+            return await self.repair(slot, key, deadline_s)
+
+    async def repair(
+        self, slot: Slot, key: bytes, deadline_s: float, *, besides: Target | None = None
+    ) -> Record | None:
+        """Bring the key's newest record to the active configuration and answer it; the caller has the key's lock alone.
+
+        Under CP modes the copy gets a fresh version: one that was found on fewer than W replicas may be older than a
+        hidden one, and a replica that holds something newer acknowledges a store without holding *it*. `besides`: see
+        `fetch_history`.
+        """
+        record = slot.pending.get(key)
+        if record is None:
+            try:
+                found = await fetch_history(slot, key, deadline_s, self._on_stale, besides=besides)
+            except (NotEnough, PeerError) as error:
+                raise Refused("unavailable", f"the key needs a repair, and too few replicas answer: {error}") from error
+            if found is None:
+                return None
+            is_lenient = slot.history[-1].lenient  # a member that could not be asked may hold a newer one: let that win
+            record = found if is_lenient else Record(slot.next_version(), found.stamp, found.value)
+        try:
+            await self.own_write(slot, key, record, deadline_s)
+        except WriteFailed as error:
+            raise Refused("unanswered", f"the key was under repair, and that was not finished: {error}") from error
+        return record
+
+    # --- the mode's own path ------------------------------------------------------------------------------------------
+
+    async def own_write(
+        self, slot: Slot, key: bytes, record: Record, deadline_s: float, attempt: Attempt | None = None
+    ) -> None:
+        """Run the strategy's write.
+
+        Raises:
+          WriteFailed: it did not commit. `attempt` knows whether anything was sent.
+        """
+
+        def note_sent(write: Write) -> None:
+            slot.note_sent(key, record)
+            if attempt is not None:
+                attempt.sent = True
+
+        request = self._request(slot, deadline_s, on_send=note_sent)
+        try:
+            await slot.strategy.write(Write(key, record), request.replicas)
+            slot.note_committed(key, record)
+        except NotEnough as error:
+            raise WriteFailed(str(error)) from error
+        except Exception as error:  # a strategy is anybody's code, and a client must still be told the truth
+            _log.exception("strategy %s failed in write", slot.strategy.name)
+            raise WriteFailed(f"strategy {slot.strategy.name} failed: {error!r}") from error
+        finally:
+            if key in slot.pending:
+                self.in_doubt.set()
+
+    async def own_read(
+        self,
+        slot: Slot,
+        key: bytes,
+        deadline_s: float,
+        *,
+        exclusive: bool = False,
+        listed: dict[str, Record | None] | None = None,
+    ) -> Record | None:
+        """Run the strategy's read; again when a member that it may yet hear of comes up. `exclusive`: the caller has
+        the key's lock alone."""
+
+        async def repair(wanted: bytes) -> Record | None:
+            if exclusive:
+                return await self.repair(slot, wanted, deadline_s)
+            async with slot.locks.exclusive(wanted):
+                # Somebody else may have repaired it meanwhile: look again.
+                return await self.own_read(slot, wanted, deadline_s, exclusive=True)
+
+        while True:
+            request = self._request(slot, deadline_s, repair=repair, listed=listed)
+            try:
+                record = await slot.strategy.read(key, request.replicas)
+            except NotEnough as error:
+                if not any(target.standing is Standing.DOUBTFUL for target in slot.targets):
+                    raise Refused("unavailable", str(error)) from error
+                listed = None
+                await self._changed.wait()
+                if self.slots[slot.index] is not slot:
+                    raise Refused("unavailable", str(error)) from error  # by now it is another's to answer
+                continue
+            except TrikvError:
+                raise
+            except Exception as error:  # as in own_write
+                _log.exception("strategy %s failed in read", slot.strategy.name)
+                raise Refused("unanswered", f"strategy {slot.strategy.name} failed: {error!r}") from error
+            if record is not None and not isinstance(record, Record):
+                raise Refused("unanswered", f"strategy {slot.strategy.name} answered {record!r}, which is no record")
+            return record
+
+    def _request(
+        self,
+        slot: Slot,
+        deadline_s: float,
+        *,
+        on_send: Callable[[Write], None] = lambda write: None,
+        repair: Callable[[bytes], Awaitable[Record | None]] | None = None,
+        listed: dict[str, Record | None] | None = None,
+    ) -> Request:
+        return Request(
+            slot.index,
+            slot.epoch,
+            slot.configuration.copies,
+            slot.targets,
+            deadline_s,
+            on_send=on_send,
+            count_copies=slot.count_copies,
+            on_missed=lambda target, write: self._on_missed(slot, target, write),
+            on_stale=lambda promised: self._on_stale(slot, promised),
+            repair=repair,
+            listed=listed,
+        )
+
+    # --- around an operation ------------------------------------------------------------------------------------------
+
+    async def _operate(self, timeout_s: float | None, operation: Callable[[Attempt], Awaitable[T]]) -> T:
+        """Admit an operation, bound it, and say what came of it."""
+        timeout_s = self.timeout_s if timeout_s is None else min(timeout_s, TIMEOUT_MOST_S)
+        if self.in_flight >= IN_FLIGHT_MAX:
+            self.outcomes[Outcome.REFUSED] += 1
+            raise Refused("overloaded", f"{IN_FLIGHT_MAX:,} operations are under way already")
+        began_s = trio.current_time()
+        attempt = Attempt(began_s + timeout_s)
+        self.in_flight += 1
+        try:
+            with trio.CancelScope(deadline=attempt.deadline_s):
+                answer = await operation(attempt)
+                self.outcomes[Outcome.COMMITTED] += 1
+                return answer
+            raise self._failure(attempt, "unanswered", f"no decision within {timeout_s:g} s")
+        except WriteFailed as error:
+            failure = self._failure(attempt, "unavailable", str(error))
+            self.outcomes[failure.kind.outcome] += 1
+            raise failure from error
+        except TrikvError as error:
+            self.outcomes[error.kind.outcome] += 1
+            raise
+        finally:
+            self.in_flight -= 1
+            self.slowest_s = max(self.slowest_s, trio.current_time() - began_s)
+
+    @staticmethod
+    def _failure(attempt: Attempt, code: str, reason: str) -> TrikvError:
+        return Unknown(reason) if attempt.sent else Refused(code, reason)
+
+    def _slot_of(self, key: bytes) -> Slot:
+        if not self.slots:
+            raise Refused("forming", self.not_formed)
+        slot = self.slots[partition_of(key, len(self.slots))]
+        if slot.blocked:
+            raise Refused("recover", slot.blocked)
+        return slot
+
+    async def _await_members(self, key: bytes) -> Slot:
+        """The key's slot, as soon as a write can be committed by those that are up; refuse once it cannot."""
+        while True:
+            slot = self._slot_of(key)
+            need = slot.configuration.copies
+            standings = [target.standing for target in slot.targets]
+            if standings.count(Standing.UP) >= need and not slot.closed:
+                return slot
+            if len(standings) - standings.count(Standing.DOWN) < need:
+                down = [t.member.worker for t in slot.targets if t.standing is Standing.DOWN]
+                raise Refused(
+                    "unavailable",
+                    f"mode {slot.strategy.name} needs {need} of {len(standings)} replicas for a write, "
+                    f"and {', '.join(down)} cannot be reached",
+                )
+            await self._changed.wait()
+
+
+def _stamp_of(current: Record | None) -> str | None:
+    return None if current is None or current.is_tombstone else str(current.stamp)
+
+
+def _describe_mismatch(current: Record | None) -> str:
+    stamp = _stamp_of(current)
+    return "there is no such key" if stamp is None else f"the key's stamp is {stamp}"
+
+
+def check_key(key: bytes) -> None:
+    if not 1 <= len(key) <= KEY_BYTES_MAX:
+        raise Refused("bad_key", f"the key has {len(key):,} bytes; keys have 1 to {KEY_BYTES_MAX:,}")
+
+
+def can_read(slot: Slot, strategy: Strategy) -> bool:
+    """Would a read of the partition be answered by those that are up? For displays: an operation just tries."""
+    up = [target for target in slot.targets if target.standing is Standing.UP]
+    if strategy.promise is Promise.AP:
+        return bool(up)
+    request = Request(slot.index, slot.epoch, slot.configuration.copies, slot.targets, 0.0)
+    alone = strategy.listing(request.replicas)
+    if alone is not None:
+        return set(getattr(alone, "members", ())) <= {target.member for target in up}
+    return len(up) >= max(slot.configuration.recovery, slot.configuration.copies)

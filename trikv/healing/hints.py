@@ -1,0 +1,201 @@
+"""Hints: copies that a replica missed, kept by the coordinator until the replica is back.
+
+A quorum or async write does not wait for all of its replicas, so one that is away for a moment lacks what was written
+meanwhile. Anti-entropy finds out, by listing whole partitions. The coordinator knows better: it had the record in hand
+when the copy failed, or when it was not even sent since the replica was down. It keeps the record, only the newest of
+each key, and stores it as it is, same version and same epoch, once that member is up. Where all that was missed is
+delivered so, nothing is left to be listed.
+
+Is that safe where reads are linearizable? A hint is a message that is late, and no more: a copy that was sent, or
+noted as if it were, in this epoch, to this member in this life of it. The protocol bears such messages at any time,
+repeated or not. A replica takes only what is newer than what it has, so a hint never undoes a write or a repair that
+came after it, though it may bring what a client was told is unknown. At the partition's next generation its hints are
+dropped, and one that is just on its way is refused by whoever has promised the new epoch. Modes that store on all
+members (W = n: sync, chain) get none: they rest on the order in which members store, which a late store breaks. And
+since each delivery is noted as a store, no tombstone of the key is forgotten meanwhile (`tombstones.py`).
+
+Bounds: `BYTES_MAX` of keys and values, `COUNT_MAX` hints (each costs some 400 bytes besides), `AGE_MAX_S`. A worker
+that is down is replaced after seconds if there is a spare, which ends its hints. Where there is none, ten minutes are a
+reboot or a deployment; after more, listing costs no more than what was missed. All hints that a member has of one
+partition go together, since the partition has to be compared once one is lost: they count as missed copies from then on
+(`Slot.missed`), no further ones are taken, and anti-entropy mends.
+
+What it costs: nothing, while all copies arrive; else `TOGETHER` stores under way to each member that is up.
+Left out: hints on disk. They end with the master's term, and every partition is compared in a new one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from itertools import islice
+from typing import Final, NamedTuple
+
+import trio
+
+from trikv.api import Write
+from trikv.coordinator.coordinator import Coordinator
+from trikv.coordinator.partition import Slot
+from trikv.coordinator.replicas import NotEnough, Request, Standing, Target
+from trikv.core.record import Record
+
+BYTES_MAX: Final = 64 * 1024 * 1024
+COUNT_MAX: Final = 1 << 17
+AGE_MAX_S: Final = 600.0
+TICK_S: Final = 1.0
+TOGETHER: Final = 16  # of one member: as much as a few further clients
+STEP_TIMEOUT_S: Final = 5.0  # for one hint
+
+_log = logging.getLogger(__name__)
+
+
+class _Bundle(NamedTuple):
+    """What one member missed of one partition, in the order in which it did; the first of it at `since_s`."""
+
+    since_s: float
+    records: dict[bytes, Record]
+
+
+class Hints:
+    """Keeps and delivers what the members of one coordinator's partitions missed.
+
+    Args:
+      on_stale: hears when a member has promised a newer epoch of a slot's partition.
+    """
+
+    def __init__(self, coordinator: Coordinator, on_stale: Callable[[Slot, int], None]) -> None:
+        self.delivered = 0
+        self.dropped = 0
+        self._count = 0
+        self._bytes = 0
+        self._coordinator = coordinator
+        self._on_stale = on_stale
+        self._held: dict[Target, dict[Slot, _Bundle]] = {}  # a coordinator has one target for each member
+        self._noted = trio.Event()  # something is held
+        self._busy: set[Target] = set()  # to which hints are being delivered
+        self._failing: set[Target] = set()  # that did not take what was delivered last
+
+    def note(self, slot: Slot, target: Target, write: Write) -> None:
+        """This copy did not arrive, or was not sent. Keep it, if a hint may be given; else have it count as missed."""
+        if slot.missed or slot.configuration.copies == len(slot.targets):
+            slot.note_missed()
+            return
+        bundle = self._held.setdefault(target, {}).setdefault(slot, _Bundle(trio.current_time(), {}))
+        former = bundle.records.get(write.key)
+        if former is None or former.version < write.record.version:
+            self._set(bundle, write.key, write.record)
+            self._noted.set()
+        if self._bytes > BYTES_MAX or self._count > COUNT_MAX:
+            self._drop(target, slot)
+
+    def has(self, slot: Slot) -> bool:
+        """Does any replica of that partition lack something that is kept here for it?"""
+        return any(slot in bundles for bundles in self._held.values())
+
+    def expects(self, slot: Slot) -> bool:
+        """Is a replica about to get what it lacks, so that comparing it now would find that and no more?"""
+        return any(
+            slot in bundles and target.standing is Standing.UP and target not in self._failing
+            for target, bundles in self._held.items()
+        )
+
+    def progress(self) -> dict[str, int]:
+        return {"held": self._count, "bytes": self._bytes, "delivered": self.delivered, "dropped": self.dropped}
+
+    async def run(self) -> None:
+        """Until cancelled. What cannot be delivered now is tried again, until it is too old."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._drop_what_is_over()
+                for target in self._held:
+                    if target not in self._busy and target.standing is Standing.UP:
+                        self._busy.add(target)
+                        nursery.start_soon(self._deliver_all, target)
+                if not self._held:
+                    self._noted = trio.Event()
+                    await self._noted.wait()
+                await self._coordinator.wait_change(TICK_S)
+
+    def _set(self, bundle: _Bundle, key: bytes, record: Record | None) -> None:
+        """The one place where hints come, are replaced, and go."""
+        former = bundle.records.pop(key, None)
+        if former is not None:
+            self._count -= 1
+            self._bytes -= _weight(key, former)
+        if record is not None:
+            bundle.records[key] = record
+            self._count += 1
+            self._bytes += _weight(key, record)
+
+    def _drop(self, target: Target, slot: Slot) -> None:
+        """All that this member missed of the partition; from now on only anti-entropy can find out what that was."""
+        bundle = self._held[target].pop(slot)
+        self.dropped += len(bundle.records)
+        slot.missed += len(bundle.records)
+        for key in list(bundle.records):
+            self._set(bundle, key, None)
+        if not self._held[target]:
+            del self._held[target]
+
+    def _drop_what_is_over(self) -> None:
+        """What is too old, and what belongs to a former generation."""
+        oldest_s = trio.current_time() - AGE_MAX_S
+        for target, bundles in list(self._held.items()):
+            for slot, bundle in list(bundles.items()):
+                if bundle.since_s < oldest_s or self._coordinator.slots[slot.index] is not slot:
+                    self._drop(target, slot)
+
+    async def _deliver_all(self, target: Target) -> None:
+        """In order, some at a time, until nothing is left or one does not arrive."""
+        try:
+            while target in self._held:
+                every = (
+                    (slot, Write(key, record))
+                    for slot, bundle in self._held[target].items()
+                    for key, record in bundle.records.items()
+                )
+                some = list(islice(every, TOGETHER))
+                arrived: list[Write] = []
+                async with trio.open_nursery() as nursery:
+                    for slot, write in some:
+                        nursery.start_soon(self._deliver, slot, target, write, arrived)
+                if len(arrived) < len(some):
+                    self._failing.add(target)
+                    self._coordinator.note_change()
+                    await trio.sleep(TICK_S)
+                    return
+                self._failing.discard(target)
+            self._coordinator.note_change()  # its partitions may be compared by now
+        finally:
+            self._busy.discard(target)
+
+    async def _deliver(self, slot: Slot, target: Target, write: Write, arrived: list[Write]) -> None:
+        request = Request(
+            slot.index,
+            slot.epoch,
+            slot.configuration.copies,
+            [target],
+            trio.current_time() + STEP_TIMEOUT_S,
+            on_send=lambda write: slot.note_store(write.key),
+            on_stale=lambda promised: self._on_stale(slot, promised),
+        )
+        with trio.move_on_after(STEP_TIMEOUT_S):
+            try:
+                await request.replicas.store(write)
+            except NotEnough as error:
+                _log.info("a hint of partition %d could not be delivered yet: %s", slot.index, error)
+            else:
+                arrived.append(write)
+                self._note_delivered(slot, target, write)
+
+    def _note_delivered(self, slot: Slot, target: Target, write: Write) -> None:
+        self.delivered += 1
+        bundle = self._held.get(target, {}).get(slot)
+        if bundle is not None and bundle.records.get(write.key) == write.record:  # no newer one came meanwhile
+            self._set(bundle, write.key, None)
+            if not bundle.records:
+                self._drop(target, slot)
+
+
+def _weight(key: bytes, record: Record) -> int:
+    return len(key) + len(record.value or b"")

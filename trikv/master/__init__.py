@@ -1,0 +1,1 @@
+"""The master's role: the cluster's document, who is in the cluster, which configuration each partition has."""

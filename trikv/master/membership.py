@@ -1,0 +1,264 @@
+"""The workers as the master sees them: a link to each, a heartbeat over it, and what follows from the silence.
+
+Whatever arrives on a link counts as a sign of life; a link that was silent for `QUIET_S` is asked for the worker's
+vitals, which makes one question in two beats where nothing else is said. One task beats for all of them. The
+arithmetic (suspect, down, evictable, steady) is `core/suspicion.py`; this file only supplies the time. It looks with
+every beat, so what it tells is as old as a beat at most.
+
+When this process was itself stopped for a while, nobody is blamed for not having been heard. Each `Watched` notices
+that by itself, from the beat that did not come, before it judges anything: whichever of its callbacks runs first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import trio
+
+from trikv.coordinator.replicas import Standing
+from trikv.core.calls import Full, Op, Vitals, vitals_from_wire
+from trikv.core.configuration import Enlisted, Member
+from trikv.core.errors import Fault
+from trikv.core.session import Hello, Reign
+from trikv.core.suspicion import State, Suspicion
+from trikv.net.doors import Doors
+from trikv.net.link import Link
+from trikv.net.peers import Peer
+
+BEAT_S: Final = 0.375
+QUIET_S: Final = 0.5
+VITALS_INTERVAL_S: Final = 1.0  # a busy link is a sign of life, and what the worker says of itself is asked for besides
+_STOPPED_S: Final = 4 * BEAT_S  # without a beat: not a busy process, a stopped one
+
+_STANDINGS: Final = {
+    State.UNKNOWN: Standing.DOUBTFUL,
+    State.UP: Standing.UP,
+    State.SUSPECT: Standing.DOUBTFUL,
+    State.DOWN: Standing.DOWN,
+}
+
+
+class Watched:
+    """One worker: linked while `peer.run` runs, watched by ticks.
+
+    `on_change` hears when its link, standing, `evictable` or `steady` may have changed; `on_state` of each change of
+    its state, from what to what; `on_disk` when its disk is nearly full, and when it no longer is. `admit` says of a
+    worker that knows this master whether it may be sent anything. `grace_s`: the silence after which it is down, and
+    may be evicted. `former`: the watch over the same worker at the address where it was until now.
+    """
+
+    def __init__(
+        self,
+        enlisted: Enlisted,
+        me: Callable[[], Hello],
+        doors: Doors,
+        on_change: Callable[[], None],
+        *,
+        on_rival: Callable[[int], None],
+        grace_s: float,
+        on_state: Callable[[State, State], None] = lambda old, new: None,
+        on_disk: Callable[[bool], None] = lambda full: None,
+        admit: Callable[[Watched, Vitals], bool] = lambda watched, vitals: True,
+        former: Watched | None = None,
+    ) -> None:
+        self.enlisted = enlisted
+        self.vitals: Vitals | None = None
+        self.suspicion = Suspicion(trio.current_time(), down_after_s=grace_s)
+        if former is not None:
+            self.suspicion.learn_setbacks(former.suspicion)
+        self._me = me
+        self._on_change = on_change
+        self._on_rival = on_rival  # the worker knows another master of this term, or of a higher one
+        self._on_state = on_state
+        self._on_disk = on_disk
+        self._admit = admit
+        # The worker has said, on this link, that it knows no other master, and is admitted as what it says it is.
+        self.acknowledged = False
+        self.peer = Peer(enlisted.address, me, doors, judge=self._judge, on_link=self._linked)
+        self._asked_s = -VITALS_INTERVAL_S
+        self._ticked_s = trio.current_time()
+        self._forgiven_s = -BEAT_S
+        # As of the last heartbeat or change of the link: operations read the standing often.
+        self.standing = Standing.DOUBTFUL
+        self.doubtful_since_s = trio.current_time()  # as long as it is
+        self.evictable = False  # silent for so long that the configurations may move on without it
+        self.steady = False  # up for so long that it may be given data
+        self._told = State.UNKNOWN
+
+    @property
+    def state(self) -> State:
+        return self.suspicion.state(self._now())
+
+    @property
+    def lives_another_life(self) -> bool:
+        """Does it answer without the store with which it is enlisted?"""
+        return self.peer.link is not None and self.peer.link.peer.incarnation != self.enlisted.incarnation
+
+    @property
+    def last_heard_s(self) -> float | None:
+        """Seconds since the last sign of life; None if there was none yet."""
+        link = self.peer.link
+        return None if link is None else trio.current_time() - link.last_heard_s
+
+    @property
+    def why(self) -> str:
+        """Why it is not simply up, for a person: one sentence, empty if it is."""
+        now = self._now()
+        state, silent_s = self.suspicion.state(now), self.suspicion.silent_s(now)
+        if self.peer.link is None:
+            return self.peer.why_not
+        if state is not State.UP:
+            return f"its connection is open, and it has said nothing for {silent_s:.1f} s: it is stopped, or cut off"
+        return "" if self.acknowledged else "it is not confirmed yet"
+
+    def note_evicted(self) -> None:
+        """The configurations have moved on without it: it is not to be given data as soon as it is back."""
+        self.suspicion.evicted(self._now())
+        self._refresh()
+
+    def ask_now(self) -> None:
+        """Something of it has changed: do not wait for the next heartbeat."""
+        if self.peer.link is not None:
+            self._ask(self.peer.link, trio.current_time())
+
+    def tick(self, now: float) -> None:
+        """One heartbeat's time has passed."""
+        self._forgive(now)
+        self._ticked_s = now
+        link = self.peer.link
+        if link is not None:
+            if now - self._forgiven_s >= BEAT_S:  # else answers may have come that were not read yet
+                link.sweep(now)
+            if now - link.last_heard_s >= QUIET_S or now - self._asked_s >= VITALS_INTERVAL_S:
+                self._ask(link, now)
+        self._look()
+
+    def _now(self) -> float:
+        """The present, as far as it can be held against the worker, with all that was heard of it until now."""
+        now = trio.current_time()
+        self._forgive(now)
+        if self.peer.link is not None:
+            self.suspicion.heartbeat(self.peer.link.last_heard_s)
+        return now
+
+    def _forgive(self, now: float) -> None:
+        """Was this process stopped? Then nobody is blamed."""
+        if now - self._ticked_s > _STOPPED_S:
+            self.suspicion.forgive(now - self._ticked_s)  # up to a beat too much, rather than too little
+            self._ticked_s = self._forgiven_s = now
+
+    def _judge(self, hello: Hello) -> str | None:
+        if hello.role != "worker" or hello.node != self.enlisted.worker:
+            return f"{hello.role} {hello.node} answers at {self.enlisted.address}, not worker {self.enlisted.worker}"
+        return None
+
+    def _linked(self, link: Link | None) -> None:
+        now = trio.current_time()
+        self._forgive(now)
+        if link is not None:
+            self.suspicion.heartbeat(now)
+            self.acknowledged = False
+            self._ask(link, now)
+        elif self.peer.refused:
+            self.suspicion.broken(now)
+        self._refresh()
+        self._on_change()
+
+    def _look(self) -> None:
+        if self._refresh():
+            self._on_change()
+
+    def _refresh(self) -> bool:
+        """Note what is to be thought of it now; whether anything of that is new."""
+        before = (self.standing, self.evictable, self.steady)
+        now = self._now()
+        state = self.suspicion.state(now)
+        self.standing = _STANDINGS[state]
+        if state is State.UP and (self.peer.link is None or not self.acknowledged):
+            self.standing = Standing.DOUBTFUL
+        self.evictable = self.suspicion.evictable(now)
+        self.steady = self.standing is Standing.UP and self.suspicion.steady(now)
+        told, self._told = self._told, state
+        if told is not state:
+            self._on_state(told, state)
+        if self.standing is Standing.DOUBTFUL and before[0] is not Standing.DOUBTFUL:
+            self.doubtful_since_s = now
+        return before != (self.standing, self.evictable, self.steady)
+
+    def _ask(self, link: Link, now: float) -> None:
+        self._asked_s = now
+        link.call(Op.HEARTBEAT, [], now + 2 * VITALS_INTERVAL_S, self._heard)
+
+    def _heard(self, fault: int, payload: list[Any]) -> None:
+        if fault != Fault.OK:
+            return
+        was_full = Full.NO if self.vitals is None else self.vitals.full
+        self.vitals = vitals_from_wire(payload)
+        if (was_full is Full.DISK) != (self.vitals.full is Full.DISK):
+            self._on_disk(self.vitals.full is Full.DISK)
+        knows_me = self.vitals.master == self._me().incarnation
+        knew, self.acknowledged = self.acknowledged, knows_me and self._admit(self, self.vitals)
+        if not knows_me:
+            term = Reign.parse(self.vitals.master).term
+            if term < Reign.parse(self._me().incarnation).term:
+                self.peer.redial()  # it was greeted before this master took its present term
+            else:
+                self._on_rival(term)
+        if not (knew and self.acknowledged and self.standing is Standing.UP):  # else it is what it was
+            self._look()
+
+
+async def beat_forever(workers: Mapping[str, Watched]) -> None:
+    """Tick for every worker, those that enlist later included, until cancelled."""
+    while True:
+        await trio.sleep(BEAT_S)
+        now = trio.current_time()
+        for watched in list(workers.values()):
+            watched.tick(now)
+
+
+class Replica:
+    """A member of a configuration as a target: the worker that is watched, while it lives the life that is meant."""
+
+    def __init__(self, member: Member, workers: Mapping[str, Watched]) -> None:
+        self.member = member
+        self._workers = workers  # looked up at each use: a worker that moved is watched anew, one that left not at all
+
+    @property
+    def address(self) -> str:
+        watched = self._workers.get(self.member.worker)
+        return "" if watched is None else watched.enlisted.address
+
+    @property
+    def standing(self) -> Standing:
+        watched = self._workers.get(self.member.worker)
+        if watched is None or watched.enlisted.incarnation != self.member.incarnation or watched.lives_another_life:
+            return Standing.DOWN
+        return watched.standing
+
+    @property
+    def given_up(self) -> bool:
+        watched = self._workers.get(self.member.worker)
+        if watched is None or watched.enlisted.incarnation != self.member.incarnation:
+            return True
+        return watched.lives_another_life or watched.evictable
+
+    @property
+    def crowded(self) -> bool:
+        watched = self._workers.get(self.member.worker)
+        return watched is not None and watched.peer.crowded
+
+    @property
+    def full(self) -> Full:
+        watched = self._workers.get(self.member.worker)
+        return Full.NO if watched is None or watched.vitals is None else watched.vitals.full
+
+    def call(
+        self, op: int, arguments: list[Any], deadline_s: float, done: Callable[[int, list[Any]], None], size_bytes: int
+    ) -> None:
+        watched = self._workers.get(self.member.worker)
+        if watched is not None and watched.acknowledged:
+            watched.peer.call(op, arguments, deadline_s, done, size_bytes)
+        else:
+            done(Fault.NOT_SENT, [])

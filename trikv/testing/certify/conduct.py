@@ -1,0 +1,342 @@
+"""What a strategy does besides its job: it raises, hangs, returns junk, starts tasks, looks at a clock, throws dice.
+
+None of that can be seen in a history. A strategy that always raises breaks no promise, since its clients are told the
+truth; one that draws its own numbers makes every run of a seed another one, so that nothing about it can be repeated.
+So certification runs a strategy inside a `Watched` one, which passes everything on and keeps an eye on how.
+
+*Whose code runs* is the question behind most of it, and one flag answers it: `Watch.own`. The strategy's coroutine is
+driven step by step, and the flag is up during each step; it is down while one of the strategy's calls to its replicas
+runs, because that is trikv's code. So a clock is the strategy's own doing exactly if it is read while the flag is up,
+by the strategy or by anything that it calls, and it matters neither which module reads it nor which names were imported
+how. `install` puts watchful functions in the place of Python's clocks and dice. It does so for the whole process and
+for good: only the processes that play for a certificate do it, before they import the strategy.
+
+Left out: what bypasses those functions (an extension module with dice of its own, `hash` of a text, the order of a
+set). Whoever does that is found out by a second run of the same seed in another process.
+
+Cost: two assignments for each step of a strategy, a Python call more for each number that the simulation draws.
+"""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import linecache
+import os
+import random
+import sys
+import threading
+import time
+import types
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, TypeVar, cast
+
+import trio
+
+from trikv.api import Answer, Promise, Record, ReplicaSet, Strategy, Write
+from trikv.coordinator.replicas import NotEnough
+from trikv.core.errors import TrikvError
+
+T = TypeVar("T")
+
+_PATIENCE_S: Final = 1.0  # so long may a strategy wait, in virtual time, for anything but its replicas
+
+
+class Misconduct(StrEnum):
+    """As it stands behind the strategy's name."""
+
+    RAISES = "raises"
+    HANGS = "hangs"
+    JUNK = "returns junk"
+    TASKS = "starts tasks of its own"
+    CLOCK = "reads a clock"
+    DICE = "draws its own random numbers"
+    ENDS = "ends the process that it runs in"
+    BREAKS = "breaks the simulation"
+    UNREPEATABLE = "does not repeat itself"
+
+
+class Watch:
+    """What was noticed. `noticed` keeps the first instance of each kind, in words."""
+
+    def __init__(self) -> None:
+        self.own = False  # is it the strategy's code that runs?
+        self.source = ""  # the file that it is in
+        self.noticed: dict[Misconduct, str] = {}
+
+    def notice(self, what: Misconduct, detail: str) -> None:
+        self.noticed.setdefault(what, " ".join(detail.split()))
+
+    def notice_call(self, what: Misconduct, name: str) -> None:
+        """The strategy, or something that it called, calls this, two frames up from here."""
+        caller = sys._getframe(2)
+        if what is Misconduct.CLOCK and caller.f_globals.get("__name__") == "logging":
+            return  # a time in a log decides nothing
+        if what not in self.noticed:
+            self.notice(what, f"{name} {self.place(caller)}")
+
+    def place(self, frame: FrameType | None) -> str:
+        """Where the strategy's own file is on this stack, with the line of source."""
+        innermost = frame
+        while frame is not None and frame.f_code.co_filename != self.source:
+            frame = frame.f_back
+        frame = frame or innermost
+        if frame is None:
+            return "somewhere"
+        return _describe_place(frame.f_code.co_filename, frame.f_lineno)
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """What runs inside is not the strategy's code."""
+        before, self.own = self.own, False
+        try:
+            yield
+        finally:
+            self.own = before
+
+
+def _describe_place(filename: str, line: int) -> str:
+    source = linecache.getline(filename, line).strip()
+    return f"at {Path(filename).name}:{line}" + (f" ({source})" if source else "")
+
+
+@types.coroutine
+def _steps(coroutine: Coroutine[Any, Any, T], watch: Watch, own: bool) -> Generator[Any, Any, T]:
+    """Drive it to its end; during each of its steps, the flag says whose code it is."""
+    resume: Callable[[Any], Any] = coroutine.send
+    value: Any = None
+    while True:
+        before, watch.own = watch.own, own
+        try:
+            awaited = resume(value)
+        except StopIteration as stop:
+            return cast("T", stop.value)
+        finally:
+            watch.own = before
+        try:
+            value = yield awaited
+            resume = coroutine.send
+        except BaseException as error:  # noqa: BLE001 whatever it is, it is meant for the coroutine
+            resume, value = coroutine.throw, error
+
+
+class Watched(Strategy):
+    """A strategy that does what `inner` does, and is watched. It may be made to promise less (`promise`)."""
+
+    def __init__(self, inner: Strategy, watch: Watch, promise: Promise | None = None) -> None:
+        promise = promise or inner.promise
+        vars(self).update(
+            name=inner.name,
+            promise=promise,
+            compare_and_set=inner.compare_and_set and promise is Promise.CP,
+            gives_up=inner.gives_up,
+            use_when=inner.use_when,
+            protocol=inner.protocol,
+            paper=inner.paper,
+        )
+        self._inner = inner
+        self._watch = watch
+        self._task_watch = _TaskWatch(watch)
+        watch.source = inspect.getsourcefile(type(inner)) or ""
+
+    def copies(self, n: int) -> int:
+        return self._inner.copies(n)
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        answer: object = await self._run("write", write, replicas)
+        if answer is not None:
+            self._watch.notice(
+                Misconduct.JUNK, f"write returned {answer!r}; that it returns at all says that the write is committed"
+            )
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        answer: object = await self._run("read", key, replicas)
+        if answer is not None and not isinstance(answer, Record):
+            self._watch.notice(Misconduct.JUNK, f"read returned {answer!r}, which is no record")
+        return cast("Record | None", answer)
+
+    def listing(self, replicas: ReplicaSet) -> ReplicaSet | None:
+        answer: object = self._inner.listing(_WatchedReplicas(replicas, self._watch, _Idling()))
+        if answer is None:
+            return None
+        if not isinstance(answer, _WatchedReplicas):
+            self._watch.notice(Misconduct.JUNK, f"listing returned {answer!r}, which is no part of its replicas")
+            return None
+        return answer.plain
+
+    async def _run(self, method: str, subject: object, replicas: ReplicaSet) -> object:
+        watch = self._watch
+        trio.lowlevel.add_instrument(self._task_watch)
+        idling = _Idling()
+
+        async def call() -> object:
+            run: Callable[[object, ReplicaSet], Awaitable[object]] = getattr(self._inner, method)
+            return await run(subject, _WatchedReplicas(replicas, watch, idling))
+
+        try:
+            return await _steps(call(), watch, True)
+        except (NotEnough, TrikvError):
+            raise
+        except Exception as error:
+            place = _place_of(error, watch.source)
+            watch.notice(Misconduct.RAISES, f"{type(error).__name__} in {method} {place}: {error}")
+            raise
+        except trio.Cancelled:
+            if idling.since_s is not None and trio.current_time() - idling.since_s >= _PATIENCE_S:
+                watch.notice(
+                    Misconduct.HANGS, f"{method} waited for something other than its replicas until its time was up"
+                )
+            raise
+
+
+def _place_of(error: BaseException, source: str) -> str:
+    """The last line of the strategy's own file that the error came through."""
+    place = "somewhere"
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == source:
+            place = _describe_place(source, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return place
+
+
+class _Idling:
+    """Since when a request's strategy has had no call to its replicas under way; None: it has one."""
+
+    def __init__(self) -> None:
+        self.since_s: float | None = trio.current_time()
+        self._under_way = 0
+
+    def begin(self) -> None:
+        self._under_way += 1
+        self.since_s = None
+
+    def end(self) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self.since_s = trio.current_time()
+
+
+class _WatchedReplicas:
+    """See `trikv.api.ReplicaSet`. What it does is trikv's doing."""
+
+    def __init__(self, plain: ReplicaSet, watch: Watch, idling: _Idling) -> None:
+        self.plain = plain
+        self._watch = watch
+        self._idling = idling
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    @property
+    def majority(self) -> int:
+        return self.plain.majority
+
+    @property
+    def head(self) -> _WatchedReplicas:
+        return _WatchedReplicas(self.plain.head, self._watch, self._idling)
+
+    @property
+    def tail(self) -> _WatchedReplicas:
+        return _WatchedReplicas(self.plain.tail, self._watch, self._idling)
+
+    @property
+    def rest(self) -> _WatchedReplicas:
+        return _WatchedReplicas(self.plain.rest, self._watch, self._idling)
+
+    async def store(
+        self, write: Write, *, need: int | None = None, onward: ReplicaSet | None = None, in_order: bool = False
+    ) -> None:
+        if isinstance(onward, _WatchedReplicas):
+            onward = onward.plain
+        await self._call(self.plain.store(write, need=need, onward=onward, in_order=in_order))
+
+    def store_later(self, write: Write) -> None:
+        with self._watch.elsewhere():
+            self.plain.store_later(write)
+
+    async def fetch(self, key: bytes, *, need: int | None = None) -> list[Answer]:
+        return await self._call(self.plain.fetch(key, need=need))
+
+    async def agree(self, key: bytes, answers: Sequence[Answer]) -> Record | None:
+        return await self._call(self.plain.agree(key, answers))
+
+    async def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        self._idling.begin()
+        try:
+            return await _steps(coroutine, self._watch, False)
+        finally:
+            self._idling.end()
+
+
+class _TaskWatch(trio.abc.Instrument):
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        if self._watch.own:
+            self._watch.notice_call(Misconduct.TASKS, f"{task.name.rpartition('.')[2]}, started")
+
+
+# --- clocks and dice --------------------------------------------------------------------------------------------------
+
+_CLOCKS: Final = ("time", "monotonic", "perf_counter", "process_time", "thread_time", "clock_gettime")
+
+
+def install(watch: Watch) -> None:
+    """From now on, until this process ends, `watch` notices who reads a clock, throws dice or starts a thread."""
+
+    def guard(owner: Any, name: str, what: Misconduct, called: str) -> None:
+        original = getattr(owner, name)
+
+        def guarded(*arguments: Any, **named: Any) -> Any:
+            if watch.own:
+                watch.notice_call(what, called)
+            return original(*arguments, **named)
+
+        setattr(owner, name, guarded)
+
+    for name in (*_CLOCKS, *(f"{name}_ns" for name in _CLOCKS), "sleep"):
+        guard(time, name, Misconduct.CLOCK, f"time.{name}")
+    for name in ("random", "getrandbits"):
+        guard(random, name, Misconduct.DICE, f"random.{name}")  # bound methods of a hidden Random
+        guard(random.Random, name, Misconduct.DICE, f"random.Random.{name}")  # what all its other methods call
+    guard(os, "urandom", Misconduct.DICE, "os.urandom")  # uuid4 calls it there
+    guard(random, "_urandom", Misconduct.DICE, "os.urandom")  # SystemRandom, and with it secrets
+    if hasattr(os, "getrandom"):
+        guard(os, "getrandom", Misconduct.DICE, "os.getrandom")
+    guard(uuid, "uuid1", Misconduct.CLOCK, "uuid.uuid1")
+    guard(threading.Thread, "start", Misconduct.TASKS, "a thread, started")
+    datetime.datetime = _guarded_datetime(watch)  # type: ignore[misc]
+
+
+def _guarded_datetime(watch: Watch) -> type[datetime.datetime]:
+    """A type with attributes of its own is the only way: those of the built-in one cannot be set."""
+    plain: Any = datetime.datetime
+
+    class _Kind(type):
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, plain)
+
+        def __subclasscheck__(cls, subclass: type) -> bool:
+            return issubclass(subclass, plain)
+
+    class Guarded(plain, metaclass=_Kind):  # type: ignore[misc]
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            if watch.own:
+                watch.notice_call(Misconduct.CLOCK, "datetime.now")
+            return plain.now(tz)
+
+        @classmethod
+        def utcnow(cls) -> Any:
+            if watch.own:
+                watch.notice_call(Misconduct.CLOCK, "datetime.utcnow")
+            return plain.now(datetime.UTC).replace(tzinfo=None)
+
+    return Guarded

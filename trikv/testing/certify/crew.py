@@ -1,0 +1,201 @@
+"""Processes that play runs: both cores are used, and whatever a strategy does to its process, it does not do here.
+
+A member of the crew is a process of its own, begun afresh (not forked), which first puts watchful clocks and dice in
+place, then imports the strategy, then plays what it is sent. Three things can go wrong with it, and each becomes an
+answer like any other: the strategy's module fails at import (that ends the crew), a run hangs without ever letting go
+(an alarm in the member says where, and the member ends), or the process is gone (`os._exit`, a crash). A member that is
+gone is replaced by a new one.
+
+Members get a `PYTHONHASHSEED` that is chosen here. So a run that is played by two crews with different ones shows
+whether it hangs on the order of a set or the hash of a text.
+
+Messages between these processes are pickles: both ends are ours. A member ends when its pipe does, so none outlives
+whoever started it.
+
+Left out: a strategy that hangs inside an extension module, where no signal reaches Python. Ctrl-C still ends it.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final, Self
+
+from trikv.api import Promise, Strategy
+from trikv.testing.certify.conduct import Misconduct, Watch, Watched, install
+from trikv.testing.certify.load import load_strategy
+from trikv.testing.judge import linear
+from trikv.testing.judge.history import Judgement
+from trikv.testing.sim import Run, Schedule, run_schedule
+from trikv.testing.sim.plan import Plan
+from trikv.testing.sim.run import DidNotEndError
+
+HANG_S: Final = 20.0  # a run takes well below a second, so this hangs, even where much else runs
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a member plays: a seed of a plan, or exactly this schedule. `number` is the caller's own.
+
+    `promise`: what the strategy is to promise instead of what it does promise. `full`: send history and trace as well.
+    """
+
+    seed: int
+    plan: Plan
+    number: int = 0
+    schedule: Schedule | None = None
+    promise: Promise | None = None
+    full: bool = False
+
+
+@dataclass(slots=True)
+class Played:
+    """What came of a task. `run` is None where there was no end; then `misconduct` says why."""
+
+    task: Task
+    run: Run | None = None
+    misconduct: dict[Misconduct, str] = field(default_factory=dict)
+    judgement: Judgement = Judgement.UNDECIDED  # of an AP mode: was the history linearizable all the same?
+
+
+class _Member:
+    """One process, and this side's end of the pipe to it."""
+
+    def __init__(self, target: str, hash_seed: int, hang_s: float) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(target, theirs, hang_s), daemon=True)
+        before = os.environ.get("PYTHONHASHSEED")
+        os.environ["PYTHONHASHSEED"] = str(hash_seed)
+        try:
+            self.process.start()
+        finally:
+            del os.environ["PYTHONHASHSEED"]
+            if before is not None:
+                os.environ["PYTHONHASHSEED"] = before
+        theirs.close()
+        self.task: Task | None = None
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
+
+
+class Crew:
+    """So many processes, for as long as the `with` block lasts."""
+
+    def __init__(self, target: str, size: int, *, hash_seed: int = 0, hang_s: float = HANG_S) -> None:
+        self.size = size
+        self._make = partial(_Member, target, hash_seed, hang_s)
+        self._members = [self._make() for _ in range(size)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for member in self._members:
+            member.end()
+
+    def play(self, tasks: Iterable[Task]) -> Iterator[Played]:
+        """Play them all; what came of each, in the order in which they end. Go through it to its end.
+
+        A task is taken from the iterator when a member is free for it.
+        """
+        waiting = iter(tasks)
+        while True:
+            for member in self._members:
+                if member.task is None and (task := next(waiting, None)) is not None:
+                    member.task = task
+                    with suppress(BrokenPipeError):  # it is gone, which shows in a moment
+                        member.pipe.send(task)
+            busy = {member.pipe: number for number, member in enumerate(self._members) if member.task is not None}
+            if not busy:
+                return
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                yield self._hear(busy[pipe])
+
+    def _hear(self, number: int) -> Played:
+        """What a member that has something to say says; if it has ended, another one takes its place."""
+        member = self._members[number]
+        task, member.task = member.task, None
+        assert task is not None
+        try:
+            played = member.pipe.recv()
+            assert isinstance(played, Played), played
+        except (EOFError, ConnectionResetError):
+            played = Played(task, misconduct={Misconduct.ENDS: f"seed {task.seed} had no end, for its process had one"})
+        if played.run is None:
+            member.end()
+            self._members[number] = self._make()
+        return replace(played, task=task)
+
+
+# --- in the member ----------------------------------------------------------------------------------------------------
+
+
+def _serve(target: str, pipe: Connection, hang_s: float) -> None:
+    """A member's life: load the strategy once, then play what comes until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us, and we end with the pipe
+    sys.stdout = sys.stderr  # what a strategy prints is no part of the certificate
+    logging.disable(logging.CRITICAL)  # the coordinator logs each failure of a strategy; here it is counted instead
+    watch = Watch()
+    install(watch)
+    strategy = load_strategy(target).strategy
+    task: Task | None = None
+
+    def give_up(_signal: int, frame: FrameType | None) -> None:
+        """No `finally` of the strategy's shall keep us."""
+        assert task is not None
+        hangs = f"seed {task.seed} did not let go for {hang_s:g} s {watch.place(frame)}"
+        pipe.send(Played(task, misconduct={**watch.noticed, Misconduct.HANGS: hangs}))
+        os._exit(1)
+
+    signal.signal(signal.SIGALRM, give_up)
+    with suppress(EOFError):
+        while True:
+            task = pipe.recv()
+            assert task is not None
+            signal.setitimer(signal.ITIMER_REAL, hang_s)
+            played = _play(strategy, watch, task)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            pipe.send(played)
+
+
+def _play(strategy: Strategy, watch: Watch, task: Task) -> Played:
+    watch.noticed = {}
+    watched = Watched(strategy, watch, task.promise)
+    try:
+        schedule = task.schedule or task.plan.draw(watched, task.seed)
+        run = run_schedule(watched, schedule, trace=task.full)
+    except DidNotEndError as error:
+        return Played(task, misconduct={**watch.noticed, Misconduct.HANGS: str(error)})
+    except Exception as error:  # noqa: BLE001 what a strategy's code can break in a simulation has no bound
+        breaks = f"seed {task.seed}: {_describe(error)}"
+        return Played(task, misconduct={**watch.noticed, Misconduct.BREAKS: breaks})
+    judgement = linear.check(run.history).judgement if watched.promise is Promise.AP else Judgement.UNDECIDED
+    if not task.full:
+        run.history = []
+    return Played(task, run, watch.noticed, judgement)
+
+
+def _describe(error: BaseException) -> str:
+    """The first error of a group of them, and where it came from."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {error}"

@@ -1,0 +1,55 @@
+"""What a history says about waiting: when could be written again, how long nothing was committed, how slow it was.
+
+Times are those of the history. All of this is linear in the operations, sorting aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from trikv.core.errors import Outcome
+from trikv.testing.judge.history import Operation
+from trikv.testing.processes.clients import MET
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that so large a share of them do not exceed; 0 of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+def returns_s(history: Iterable[Operation], from_s: float, to_s: float) -> list[float]:
+    """When, after `from_s`, writes that had failed in that span were committed: one time for each that was insisted on.
+
+    Only clients that ask for the same key again at once can tell, so no others count.
+    """
+    failing: dict[str, str] = {}  # by client: the key that it cannot write
+    back: list[float] = []
+    for op in history:
+        if op.invoked_s < from_s or not op.writes:
+            continue
+        insisted = failing.pop(op.client, None) == op.key
+        if op.outcome is Outcome.COMMITTED and insisted:
+            back.append((op.returned_s or op.invoked_s) - from_s)
+        elif op.outcome is not Outcome.COMMITTED and op.code not in MET and (insisted or op.invoked_s < to_s):
+            failing[op.client] = op.key
+    return back
+
+
+def longest_gap_s(history: Iterable[Operation], from_s: float, to_s: float) -> float:
+    """The longest time, within that, in which no write was committed."""
+    commits = (op.returned_s for op in history if op.writes and op.outcome is Outcome.COMMITTED)
+    times = [from_s, *sorted(time_s for time_s in commits if time_s is not None and from_s <= time_s <= to_s), to_s]
+    return max(later - earlier for earlier, later in pairwise(times))
+
+
+def slowest_s(history: Iterable[Operation], from_s: float, to_s: float) -> float:
+    """Of the operations that were committed, and under way at some time of that span, the longest."""
+    took = (
+        op.returned_s - op.invoked_s
+        for op in history
+        if op.outcome is Outcome.COMMITTED and op.returned_s is not None
+        if op.returned_s >= from_s and op.invoked_s <= to_s
+    )
+    return max(took, default=0.0)

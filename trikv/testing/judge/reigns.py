@@ -1,0 +1,108 @@
+"""When a history must be linearizable: while a mode reigns that promises it.
+
+A run that switches between such modes must be linearizable as a whole. One that also visits a mode that promises
+convergence must be so in parts: up to the moment when an operator asks for that mode, and from the moment when a switch
+away from it is over. In between anything may be read that was ever written.
+
+*The part that begins late.* What a key holds when it begins is not known: something that was written before, or
+nothing. So each candidate is tried, as a write before everything else, and one that explains the rest is enough. A
+write of before that ended unknown, or had not ended, may still come to be seen, once; one that was acknowledged and is
+not what the key holds is gone, and must not come back.
+
+*The part that ends early.* A read that had not ended by then says nothing; a write that had not is unknown.
+
+Cost: for each key as many checks as there are candidates that somebody saw, two or three; most stop at the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from trikv.core.errors import Outcome
+from trikv.testing.judge import linear
+from trikv.testing.judge.audit import check_stamps
+from trikv.testing.judge.history import Finding, Judgement, Kind, Operation, by_key
+
+_UNSEEN: Final = "?"  # stands for any value that nobody saw
+_LATER: Final = 1 << 40  # all places in the reign are so much later than those before it
+
+
+@dataclass(slots=True)
+class Reign:
+    """A time of linearizability, in seconds. None: without an end, or from the very beginning."""
+
+    from_s: float | None
+    to_s: float | None = None
+
+
+def check_reigns(history: Sequence[Operation], reigns: Iterable[Reign]) -> tuple[list[Finding], list[str]]:
+    """What is held against the history in the times in which it must be linearizable, and the undecided keys."""
+    findings: list[Finding] = []
+    undecided: list[str] = []
+    for reign in reigns:
+        if reign == Reign(None):
+            verdict = linear.check(history)
+            findings += [*verdict.findings, *check_stamps(history)]
+            undecided += verdict.undecided
+            continue
+        findings += check_stamps([op for op in history if _is_inside(op, reign)])
+        for key, operations in sorted(by_key(history).items()):
+            finding, decided = _check_key(operations, reign)
+            if finding is not None:
+                findings.append(finding)
+            elif not decided:
+                undecided.append(key)
+    return findings, undecided
+
+
+def _check_key(operations: Sequence[Operation], reign: Reign) -> tuple[Finding | None, bool]:
+    inside = [_cut_short(op, reign) for op in operations if _is_inside(op, reign)]
+    inside = [op for op in inside if op.outcome is Outcome.COMMITTED or op.writes]
+    if not inside:
+        return None, True
+    before = [op for op in operations if op.writes and not _is_inside(op, reign) and not _is_later(op, reign)]
+    open_ones = [
+        replace(op, began=op.began + 2, ended=None, outcome=Outcome.UNKNOWN)
+        for op in before
+        if op.outcome is not Outcome.REFUSED and (op.ended is None or _returned_later(op, reign.from_s))
+    ]
+    written = {op.value for op in before if op.outcome is not Outcome.REFUSED}
+    seen = [op.result if op.kind is Kind.GET else op.expect for op in inside]
+    candidates = dict.fromkeys([*(value for value in seen if value in written), None, *([_UNSEEN] if written else [])])
+    first: Finding | None = None
+    decided = True
+    for value in candidates:
+        start = [] if value is None else [_as_written(inside[0].key, value)]
+        rest = [op for op in open_ones if op.value != value or value is None]
+        (verdict,) = linear.check([*start, *rest, *inside]).keys
+        if verdict.judgement is Judgement.LINEARIZABLE:
+            return None, True
+        decided &= verdict.judgement is Judgement.VIOLATION
+        first = first or verdict.finding
+    return (first, True) if decided else (None, False)
+
+
+def _as_written(key: str, value: str) -> Operation:
+    return Operation("before", Kind.PUT, key, 0, 0.0, value, None, 1, 0.0, Outcome.COMMITTED)
+
+
+def _is_inside(op: Operation, reign: Reign) -> bool:
+    return (reign.from_s is None or op.invoked_s > reign.from_s) and not _is_later(op, reign)
+
+
+def _is_later(op: Operation, reign: Reign) -> bool:
+    return reign.to_s is not None and op.invoked_s >= reign.to_s
+
+
+def _returned_later(op: Operation, when_s: float | None) -> bool:
+    return when_s is not None and (op.returned_s is None or op.returned_s >= when_s)
+
+
+def _cut_short(op: Operation, reign: Reign) -> Operation:
+    """What of it happened in time, in a place that is later than any before the reign."""
+    op = replace(op, began=op.began + _LATER, ended=None if op.ended is None else op.ended + _LATER)
+    if reign.to_s is not None and _returned_later(op, reign.to_s):
+        return replace(op, ended=None, returned_s=None, outcome=Outcome.UNKNOWN, result=None, rows=())
+    return op

@@ -1,0 +1,1 @@
+"""A cluster of real processes on this machine, its clients, and the faults that are injected into it."""

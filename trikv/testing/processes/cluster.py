@@ -1,0 +1,303 @@
+"""A whole cluster as child processes of this one: for tests, demos and benchmarks, ours and a strategy author's.
+
+    with LocalCluster(mode="chain", workers=5) as cluster:
+        cluster.client().put(b"key", b"value")
+        cluster.workers[0].kill()                        # SIGKILL; pause() is SIGSTOP
+        cluster.workers[0].start()                       # the same port, the same directory
+        cluster.add_worker()                             # one more, which is given its share
+        cluster.wipe(cluster.workers[0])                 # while it is down: its disk is lost
+
+The processes are the real ones (`python -m trikv ...`), so what is seen here is what an operator sees: a kill loses
+what was in memory, a pause leaves sockets open, a restart reads the disk. Ports are given out by the system (0) and
+kept over restarts. Whatever a process prints on stderr goes to a file beside its data.
+
+With `proxied` nobody dials a worker itself: each has a proxy in front of it (`proxy.py`), under whose address it is
+enlisted, so that `cluster.cut(node)` cuts the links of master and workers to that worker, and `mend` mends them.
+
+Nothing is left behind. Every child holds the reading end of a pipe as its stdin and leaves when it is closed
+(`--exit-with-stdin`), which the system does for us even if this process is killed outright (who is paused is then woken
+for it). A directory that we made ourselves is removed by a janitor, one more child on such a pipe, for the same reason.
+
+What it costs: about half a second of CPU per process to start; `start` waits until every worker has its place.
+What it leaves out: machines. All on loopback, on one disk and one clock.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from trikv.client import Client
+from trikv.testing.processes.background import Background
+from trikv.testing.processes.process import START_DEADLINE_S, STOP_DEADLINE_S, Node, NodeFailed, wait_until
+from trikv.testing.processes.proxy import Direction, Link, serve_link
+
+WHOLE_INTERVAL_S: Final = 0.25  # the answer costs the master some milliseconds
+
+__all__ = ["LocalCluster", "Node", "NodeFailed", "wait_until"]
+
+# Waits for its stdin to close, then removes the directory, again and again until those who still write there are gone.
+_JANITOR = """
+import shutil, sys, time
+sys.stdin.buffer.read()
+deadline = time.monotonic() + 20
+while time.monotonic() < deadline:
+    try:
+        shutil.rmtree(sys.argv[1])
+    except FileNotFoundError:
+        break
+    except OSError:
+        pass
+    time.sleep(0.1)
+"""
+
+
+class LocalCluster:
+    """A master and some workers, as a context manager; `start` and `stop` for those who cannot use one.
+
+    Args:
+      mode: the cluster's mode. None: the one in force where the directory has a cluster, else the master's default.
+      workers: how many.
+      replicas: copies of each key.
+      storage: the workers' engine.
+      directory: where data and logs go, and stay. Default: a temporary directory, gone at the end.
+      master_port, http_port, worker_ports: 0 asks for a free one.
+      timeout_s: the deadline of a request on the master.
+      max_keys: the limit of each worker.
+      down_after_s: the silence after which a worker is replaced. Default: the master's own.
+      settle_rate_mb, min_copies: as the master takes them. Default: its own.
+      proxied: put a proxy in front of each worker.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str | None = "quorum",
+        workers: int = 5,
+        replicas: int = 3,
+        storage: str = "memory",
+        directory: Path | None = None,
+        master_port: int = 0,
+        http_port: int = 0,
+        worker_ports: Sequence[int] = (),
+        timeout_s: float = 2.0,
+        max_keys: int | None = None,
+        down_after_s: float | None = None,
+        settle_rate_mb: float | None = None,
+        min_copies: int | None = None,
+        proxied: bool = False,
+    ) -> None:
+        self._janitor: subprocess.Popen[bytes] | None = None
+        if directory is None:
+            directory = Path(tempfile.mkdtemp(prefix="trikv-"))
+            self._janitor = subprocess.Popen(
+                [sys.executable, "-c", _JANITOR, str(directory)], stdin=subprocess.PIPE, start_new_session=True
+            )
+        self.directory = directory
+        self.mode = mode
+
+        def master_command(node: Node) -> list[str]:
+            http = f"127.0.0.1:{node.http_port}"
+            options = {
+                "--mode": mode, "--replicas": replicas, "--http": http, "--timeout": timeout_s,
+                "--down-after": down_after_s, "--settle-rate": settle_rate_mb, "--min-copies": min_copies,
+            }  # fmt: skip
+            return ["master", str(node.port), *_flags(options), "--data-dir", str(directory / "master")]
+
+        def worker_command(node: Node) -> list[str]:
+            # Behind a proxy it is enlisted by us, under the proxy's address; by itself it would tell its own.
+            options = {
+                "--master": "none" if proxied else self.master.address, "--storage": storage, "--max-keys": max_keys,
+            }  # fmt: skip
+            return ["worker", str(node.port), *_flags(options), "--data-dir", str(self.data_dir(node))]
+
+        self.master = Node("master", master_command, log=directory / "master.log")
+        self.master.port, self.master.http_port = master_port, http_port
+        self._worker_command = worker_command
+        self._named = 0
+        self._proxied = proxied
+        self._background: Background | None = None
+        self._links: dict[str, Link] = {}  # by the name of the node
+        self.workers = [self._make_worker() for _ in range(workers)]
+        for node, port in zip(self.workers, worker_ports, strict=False):
+            node.port = port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.master.http_port}"
+
+    def client(self, **options: Any) -> Client:
+        """A new client of this cluster; the options are `Client`'s."""
+        return Client(self.url, **options)
+
+    def worker(self, worker_id: str) -> Node:
+        return next(node for node in self.workers if node.id == worker_id)
+
+    def data_dir(self, node: Node) -> Path:
+        return self.directory / node.name
+
+    def _make_worker(self) -> Node:
+        self._named += 1
+        name = f"worker-{self._named}"
+        return Node(name, self._worker_command, log=self.directory / f"{name}.log")
+
+    def __enter__(self) -> LocalCluster:
+        try:
+            self.start()
+        except BaseException:  # also Ctrl-C: those that did start are stopped
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start what does not run, and return when every worker is known to be up.
+
+        Raises:
+          NodeFailed: one of them did not start.
+          TimeoutError: they started, and did not find each other.
+        """
+        if self._proxied and self._background is None:
+            self._background = Background()
+            self._background.open()
+        if not self.master.running:
+            self.master.start()
+        waiting = [node for node in self.workers if not node.running]
+        for node in waiting:
+            node.spawn()
+        for node in waiting:
+            node.await_listening()
+            self._enlist(node)
+        self.await_up(self.workers)
+
+    def add_worker(self) -> Node:
+        """One more, which is up when this returns, and is given its share after that."""
+        node = self._make_worker()
+        self.workers.append(node)
+        self.start_worker(node)
+        self.await_up([node])
+        return node
+
+    def start_worker(self, node: Node) -> None:
+        """Start it, or start it again; one without its data is enlisted anew."""
+        node.start()
+        self._enlist(node)
+
+    def wipe(self, node: Node) -> None:
+        """Its disk is lost. It must not run."""
+        assert not node.running, f"{node.name} runs"
+        shutil.rmtree(self.data_dir(node), ignore_errors=True)
+
+    def dismiss(self, node: Node) -> None:
+        """Stop it, and start it no more with the others."""
+        node.stop()
+        self.workers.remove(node)
+
+    # --- links --------------------------------------------------------------------------------------------------------
+
+    def cut(self, node: Node) -> None:
+        """Break the links of all others to this worker, and each new one."""
+        self._at_link(node, Link.cut)
+
+    def hold(self, node: Node, *directions: Direction) -> None:
+        """Let nothing through to this worker or from it (or only one of the two), and tell nobody."""
+        self._at_link(node, Link.hold, *directions)
+
+    def reset(self, node: Node) -> None:
+        """Break the links to this worker, once."""
+        self._at_link(node, Link.reset)
+
+    def mend(self, node: Node) -> None:
+        self._at_link(node, Link.mend)
+
+    def _at_link(self, node: Node, do: Callable[..., None], *arguments: object) -> None:
+        assert self._background is not None, "links can be cut in a cluster that is proxied"
+        self._background.call(do, self._links[node.name], *arguments)
+
+    def _enlist(self, node: Node) -> None:
+        """Have the master know it by the address of its proxy."""
+        if not self._proxied:
+            return
+        assert self._background is not None, "a cluster that is proxied is started as a whole first"
+        if node.name not in self._links:
+            self._links[node.name] = self._background.start(serve_link, lambda: node.address)
+        with self.client() as client:
+            address = self._links[node.name].address
+            wait_until(lambda: client.enlist(address), what=f"{node.name} is enlisted at {address}")
+
+    # --- all of it ----------------------------------------------------------------------------------------------------
+
+    def await_up(self, nodes: Iterable[Node]) -> None:
+        """Return when the master hears all of these workers, and the cluster has formed."""
+        with self.client() as client:
+            wanted = {node.id for node in nodes}
+
+            def all_up() -> bool:
+                state = client.cluster()
+                return not state["forming"] and wanted <= {w["id"] for w in state["workers"] if w["state"] == "up"}
+
+            wait_until(all_up, what=f"{len(wanted)} workers are up", deadline_s=START_DEADLINE_S)
+
+    def await_whole(self, deadline_s: float = 60.0) -> None:
+        """Return when the cluster has healed: all is settled, and on as many workers, all up, as it should be.
+
+        Whoever runs has its share by then, and whoever does not, or is drained, holds nothing.
+        """
+        with self.client() as client:
+            wait_until(
+                lambda: self.is_whole(client.cluster()), what="the cluster is whole", deadline_s=deadline_s,
+                every_s=WHOLE_INTERVAL_S,
+            )  # fmt: skip
+
+    def is_whole(self, state: Mapping[str, Any]) -> bool:
+        """Is that the state of a cluster that has healed?"""
+        running = {node.id for node in self.workers if node.running}
+        members = [w for w in state["workers"] if w["state"] == "up" and w["place"] == "member"]
+        there = {w["id"] for w in state["workers"] if w["place"] != "drained"}
+        partitions = state["partitions"]["total"]
+        return (
+            state["unsettled"] == 0
+            and state["progress"]["operation"] is None
+            and sum(w["copies"] for w in members) == partitions * state["replicas"]
+            and {w["id"] for w in members} == running & there
+        )
+
+    def kill_all(self) -> None:
+        """SIGKILL to the master and every worker, before any of them could tell another."""
+        for node in (self.master, *self.workers):
+            node.signal(signal.SIGKILL)
+        for node in (self.master, *self.workers):
+            node.wait(STOP_DEADLINE_S)
+
+    def stop(self) -> None:
+        """Stop what runs, the master first, which needs the workers to finish what it began. Never raises."""
+        for nodes in ([self.master], self.workers):
+            started = [node for node in nodes if node.started]
+            for node in started:
+                node.ask_to_stop()
+            for node in started:
+                node.stop()
+        if self._background is not None:
+            self._background.close()
+            self._background = None
+            self._links.clear()
+        if self._janitor is not None:
+            assert self._janitor.stdin is not None
+            self._janitor.stdin.close()
+            self._janitor.wait()
+            self._janitor = None
+
+
+def _flags(options: Mapping[str, object]) -> list[str]:
+    return [word for name, value in options.items() if value is not None for word in (name, str(value))]

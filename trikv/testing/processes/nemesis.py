@@ -1,0 +1,299 @@
+"""Everything that may happen to a cluster of real processes, each as one call that ends when the cluster has healed.
+
+    nemesis = Nemesis(cluster, load, random.Random(seed))
+    nemesis.kill(for_s=0.5)             # SIGKILL, and back with its disk
+    nemesis.kill(for_s=None)            # away for so long that it is replaced, then back
+    nemesis.switch("chain", meanwhile=nemesis.kill_master)
+
+What it does is drawn from the dice where the caller does not say. It notes what was done when (`faults`, `switches`,
+`kills`), with the clock of the clients, for `spans.py` and for whoever measures. It never does more than a mode's
+promise covers: one worker is away at a time, a disk is lost only while all is settled, and before the next blow the
+cluster is whole again. (Where two are killed at once, or everybody, they come back with their disks.)
+
+A cluster that does not become whole in `HEAL_DEADLINE_S` is `NotHealed`.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from trikv.core.errors import TrikvError
+from trikv.testing.judge.spans import Switch
+from trikv.testing.processes.clients import Load
+from trikv.testing.processes.cluster import LocalCluster, Node, wait_until
+from trikv.testing.processes.proxy import Direction
+
+HEAL_DEADLINE_S: Final = 90.0
+PAUSE_MOST_S: Final = 30.0
+WEAK_MODES: Final = ("async",)  # those that promise no linearizability
+
+
+class NotHealed(RuntimeError):
+    """The cluster had time, and is not whole."""
+
+
+class Done(NamedTuple):
+    """What was done to whom, from when to when."""
+
+    what: str
+    whom: str
+    began_s: float
+    ended_s: float
+
+
+@dataclass(slots=True)
+class Switched:
+    """A switch, and its certificate; None if the master did not live to give it."""
+
+    mode: str
+    switch: Switch
+    certificate: dict[str, Any] | None
+
+
+class Nemesis:
+    """See above. `say` hears a line about each thing that is done."""
+
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        load: Load,
+        dice: random.Random,
+        *,
+        down_after_s: float,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.cluster = cluster
+        self.load = load
+        assert cluster.mode is not None, "the mode is to be known when it begins"
+        self.mode = cluster.mode
+        self.faults: list[Done] = []
+        self.switches: list[Switched] = []
+        self.kills: list[Done] = []  # of workers that stayed away for so long that they were replaced
+        self._dice = dice
+        self._down_after_s = down_after_s
+        self._say = say
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+
+    def kill(self, for_s: float | None = None, *, wiped: bool = False) -> None:
+        """SIGKILL to a worker, and start it again: after that time, or (None) when it has been replaced."""
+        node = self._pick()
+        began_s = self._now()
+        node.kill()
+        old = node.id
+        if for_s is not None:
+            time.sleep(for_s)
+        else:
+            self._await(lambda: self._held_by(old) == 0, f"{node.name} is replaced")
+            self.await_whole()
+            self.kills.append(Done("kill", node.name, began_s, self._now()))
+        if wiped:
+            self.cluster.wipe(node)
+        self.cluster.start_worker(node)
+        self._note("kill and wipe" if wiped else "kill and replace" if for_s is None else "kill", node, began_s)
+        self.await_whole()
+        if wiped:
+            self._forget(old)
+
+    def kill_several(self) -> None:
+        """Two workers at once, or everybody and the master, as when the power fails."""
+        began_s = self._now()
+        if self._dice.random() < 0.5:
+            self.cluster.kill_all()
+            self.cluster.start()
+            self._note("kill all", None, began_s)
+        else:
+            nodes = self._dice.sample(self.cluster.workers, 2)
+            for node in nodes:
+                node.kill()
+            for node in nodes:
+                self.cluster.start_worker(node)
+            self._note("kill two", None, began_s)
+        self.await_whole()
+
+    def pause(self, for_s: float | None = None) -> None:
+        """SIGSTOP, for 1 to 30 s."""
+        node = self._pick()
+        began_s = self._now()
+        node.pause()
+        try:
+            time.sleep(PAUSE_MOST_S ** self._dice.random() if for_s is None else for_s)
+        finally:
+            node.resume()
+        self._note("pause", node, began_s)
+        self.await_whole()
+
+    def cut(self, for_s: float | None = None) -> None:
+        """The links to a worker: broken, or silent, both ways or one."""
+        node = self._pick()
+        directions: list[tuple[Direction, ...]] = [(), ("questions",), ("answers",)]
+        began_s = self._now()
+        if self._dice.random() < 0.3:
+            self.cluster.cut(node)
+        else:
+            self.cluster.hold(node, *self._dice.choice(directions))
+        try:
+            time.sleep(0.5 * 30 ** self._dice.random() if for_s is None else for_s)
+            if self._dice.random() < 0.3:
+                self.cluster.reset(node)  # what was held is lost
+        finally:
+            self.cluster.mend(node)
+        self._note("cut link", node, began_s)
+        self.await_whole()
+
+    def join(self, meanwhile: Callable[[], None] | None = None) -> None:
+        began_s = self._now()
+        node = self.cluster.add_worker()
+        if meanwhile is not None:
+            meanwhile()
+        self.await_whole()
+        self._note("join", node, began_s)
+
+    def drain(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """Empty a worker, see that it may be stopped, stop it, see it go."""
+        node = self._pick()
+        began_s = self._now()
+        with self.cluster.client() as client:
+            client.drain(node.id)
+            if meanwhile is not None:
+                meanwhile()
+            self._await(lambda: self._place(node.id) == "drained", f"{node.name} is drained")
+            self.await_whole()
+            wait_until(lambda: client.safe_to_stop(node.id)[0], what=f"{node.name} may be stopped")
+        self.cluster.dismiss(node)
+        self._note("drain", node, began_s)
+        self._await(lambda: self._place(node.id) is None, f"{node.name} is let go")
+
+    # --- the master ---------------------------------------------------------------------------------------------------
+
+    def kill_master(self) -> None:
+        began_s = self._now()
+        time.sleep(self._dice.random())
+        self.cluster.master.kill()
+        time.sleep(self._dice.random())
+        self.cluster.master.start()
+        self._note("kill master", None, began_s)
+        self.await_whole()
+
+    def pause_master(self) -> None:
+        began_s = self._now()
+        self.cluster.master.pause()
+        try:
+            time.sleep(1 + 9 * self._dice.random())
+        finally:
+            self.cluster.master.resume()
+        self._note("pause master", None, began_s)
+        self.await_whole()
+
+    # --- the mode -----------------------------------------------------------------------------------------------------
+
+    def switch(self, mode: str, meanwhile: Callable[[], None] | None = None) -> Switched:
+        """Switch, whatever happens meanwhile; asks again if the master died before the wish was durable."""
+        before, began_s = self.mode, self._now()
+        certificate: dict[str, Any] | None = None
+        asked = threading.Thread(target=lambda: self._ask_for_mode(mode, heard))
+        heard: list[dict[str, Any] | TrikvError] = []
+        asked.start()
+        try:
+            if meanwhile is not None:
+                meanwhile()
+        finally:
+            asked.join(HEAL_DEADLINE_S)
+        if asked.is_alive():
+            raise NotHealed(f"the switch from {before} to {mode} has not ended in {HEAL_DEADLINE_S:g} s")
+        if heard and isinstance(heard[0], dict):
+            certificate = heard[0]
+        else:
+            self._await(lambda: self._has_switched(mode), f"the mode is {mode}")
+        switched = Switched(mode, Switch(mode not in WEAK_MODES, began_s, self._now()), certificate)
+        self.mode = mode
+        self.switches.append(switched)
+        self._note(f"switch {before} to {mode}", None, began_s, is_fault=False)
+        if before in WEAK_MODES and mode not in WEAK_MODES:
+            self.load.read_all()  # what async lost shows here
+        self.await_whole()
+        return switched
+
+    def _ask_for_mode(self, mode: str, heard: list[dict[str, Any] | TrikvError]) -> None:
+        with self.cluster.client() as client:
+            try:
+                heard.append(client.set_mode(mode))
+            except TrikvError as error:
+                heard.append(error)
+
+    def _has_switched(self, mode: str) -> bool:
+        """Is it in force everywhere? If nobody knows of the wish, it is wished again."""
+        with self.cluster.client() as client:
+            state = client.cluster()
+            if state["mode"] != mode:
+                client.set_mode(mode)
+            return bool(state["mode"] == mode and state["progress"]["operation"] is None)
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def await_whole(self) -> None:
+        """
+        Raises:
+          NotHealed: it is not, for a long time.
+        """
+        try:
+            self.cluster.await_whole(HEAL_DEADLINE_S)
+        except TimeoutError as error:
+            raise NotHealed(f"{error}: {self._describe()}") from error
+
+    def await_alike(self) -> None:
+        """Return when all replicas hold the same, which nobody needs to ask for. There must be no load.
+
+        Raises:
+          NotHealed: they do not, for a long time.
+        """
+        with self.cluster.client() as client:
+            self._await(lambda: client.repair(dry_run=True)["differing"] == 0, "all replicas hold the same")
+
+    def _await(self, condition: Callable[[], bool], what: str) -> None:
+        try:
+            wait_until(condition, what=what, deadline_s=HEAL_DEADLINE_S, every_s=0.1)
+        except TimeoutError as error:
+            raise NotHealed(f"{error}: {self._describe()}") from error
+
+    def _describe(self) -> str:
+        try:
+            with self.cluster.client() as client:
+                state = client.cluster()
+        except TrikvError as error:
+            return str(error)
+        workers = [f"{w['id']} {w['state']} {w['place']} {w['held']}" for w in state["workers"]]
+        return f"mode {state['mode']}, {state['unsettled']} unsettled, {state['progress']['operation']}, {workers}"
+
+    def _pick(self) -> Node:
+        return self._dice.choice(self.cluster.workers)
+
+    def _now(self) -> float:
+        return self.load.now_s()
+
+    def _place(self, worker: str) -> str | None:
+        with self.cluster.client() as client:
+            return next((w["place"] for w in client.cluster()["workers"] if w["id"] == worker), None)
+
+    def _held_by(self, worker: str) -> int:
+        with self.cluster.client() as client:
+            return sum(int(w["held"]) for w in client.cluster()["workers"] if w["id"] == worker)
+
+    def _forget(self, worker: str) -> None:
+        def is_forgotten() -> bool:
+            with self.cluster.client() as client:
+                client.remove(worker)
+            return True
+
+        self._await(is_forgotten, f"{worker}, which lost its disk, is forgotten")
+
+    def _note(self, what: str, node: Node | None, began_s: float, *, is_fault: bool = True) -> None:
+        done = Done(what, node.name if node else "", began_s, self._now())
+        if is_fault:
+            self.faults.append(done)
+        self._say(f"{what} {done.whom}".ljust(34) + f"{done.ended_s - began_s:6.1f} s")

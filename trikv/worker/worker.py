@@ -1,0 +1,533 @@
+"""The worker: versioned registers behind a fence, on one disk.
+
+A worker knows nothing of modes. It applies a store only if it is newer, refuses whatever comes from an older epoch
+(`core/fence.py`), passes a relay on, and answers for the life (incarnation) that it is in and no other. What it holds
+is in `worker/registers.py`; here is who may ask for what, and when that is answered.
+
+Everything that changes the disk goes through one committer task: it takes all that waits, judges it in order, writes
+one batch, has it flushed once, and then releases every waiter; so a hundred writers share an fsync. Nothing is visible
+before it is durable: while a batch is being flushed, a fetch of one of its keys is answered with the record before, and
+digests and listings take their turn between two batches. A fetch under a promised epoch is answered at once; one under
+a newer epoch waits until that promise is on disk.
+
+Each start must be confirmed by the master before the worker serves anything: its directory may be an older copy, and
+then it is made another member (`core/lineage.py`).
+
+If the disk fails, the worker stops: what an fsync that failed has left behind, nobody can say.
+
+Bounds, beyond which a call is answered BUSY and nothing comes of it: `QUEUE_BYTES_MAX` of stores that wait for the
+committer; `LISTS_MAX` listings that wait for their turn; of answers that wait for one link `ANSWERS_BYTES_MAX`, and
+`LARGE_ANSWERS_BYTES_MAX` where a large value or a listing would come on top. No call is kept for longer than
+`BUDGET_MOST_S`, whatever its budget says. A disk that is nearly full (`Storage.room`) takes no values, and goes on
+taking deletes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from trikv.api import Storage
+from trikv.core import calls, lineage
+from trikv.core.calls import (
+    Confirm,
+    Digest,
+    Discard,
+    Enlist,
+    Fetch,
+    Forget,
+    Full,
+    Heartbeat,
+    Hop,
+    List,
+    Op,
+    Renew,
+    Store,
+)
+from trikv.core.errors import Fault
+from trikv.core.fence import Judgement
+from trikv.core.lineage import Starts
+from trikv.core.record import JUMP_MAX, TERM_MAX, Record
+from trikv.core.session import Call, Hello, PeerError, Reign
+from trikv.net.doors import Doors, Listening
+from trikv.net.link import Link
+from trikv.net.peers import NOT_DIALLED, Peer
+from trikv.net.serve import serve_links
+from trikv.worker.progress import Progress
+from trikv.worker.registers import Registers
+
+QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
+LARGE_VALUE_BYTES: Final = 64 * 1024
+LARGE_ANSWERS_BYTES_MAX: Final = 16 * 1024 * 1024  # what waits for one link; beyond it small answers would be too late
+ANSWERS_BYTES_MAX: Final = 64 * 1024 * 1024  # as much as one frame of fetches may ask for: no peer reads that in time
+LISTS_MAX: Final = 64  # a master asks for some ten at once
+BUDGET_MOST_S: Final = 60.0  # clients cannot ask for more
+ENLIST_TIMEOUT_S: Final = 5.0
+ENLIST_AGAIN_S: Final = 1.0
+_OVERHEAD_BYTES: Final = 128  # what a queued item costs beside its key and value
+
+_log = logging.getLogger(__name__)
+
+
+class _Item(NamedTuple):
+    """A call that waits for the committer, and where its answer goes."""
+
+    link: Link
+    call_id: int
+    deadline_s: float
+    request: Store | Fetch | List | Discard | Digest | Forget | Confirm | Renew
+
+
+class _Neighbour:
+    """A link to the next member of a chain. `until_s`: nobody waits for it beyond that."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.scope = trio.CancelScope()
+        self.until_s = 0.0
+
+    async def run(self) -> None:
+        with self.scope:
+            await self.peer.run()
+
+
+class Worker:
+    """One worker in one life. Make it with `open`, then `run` it."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        incarnation: str,
+        storage: Storage,
+        registers: Registers,
+        storage_name: str,
+        doors: Doors,
+        max_keys: int | None,
+        starts: Starts,
+        past: str,
+        progress: Progress | None,
+    ) -> None:
+        self.id = worker_id
+        self.incarnation = incarnation
+        self.starts = starts  # that its directory knows; it serves once the present one is confirmed
+        self._past = past  # why it is another member than its directory once was
+        self._next: tuple[str, Starts, str] | None = None  # the last three, as they are once the batch is durable
+        self._progress = progress
+        self._progressed = trio.Event()
+        self._progressed.set()
+        self.cluster: str | None = None
+        self.storage_name = storage_name
+        self.max_keys = max_keys
+        self._process = doors.new_id()
+        self._master = ""  # the incarnation of the master of the highest term that has greeted us
+        self._storage = storage
+        self._registers = registers
+        self._doors = doors
+        self._queue: list[_Item] = []
+        self._queue_bytes = 0
+        self._lists = 0  # that wait for the committer, or for their turn after it
+        self._waiting = trio.Event()
+        self.neighbours: dict[str, _Neighbour] = {}  # by address; those that a chain's writes are passed on to
+        self._sweeps = False
+        self._was_full = False
+        self._nursery: trio.Nursery | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        worker_id: str | None,
+        storage: Storage,
+        storage_name: str,
+        doors: Doors,
+        *,
+        max_keys: int | None = None,
+        progress: Progress | None = None,
+    ) -> Worker:
+        """The worker whose store this is; an empty store begins a new life. Without a `worker_id` the store has it.
+
+        A store that is behind `progress` has lost what was acknowledged, and begins a new life as well.
+        """
+        registers = await Registers.open(storage)
+        meta = storage.meta()
+        new: dict[str, str] = {}
+        starts = lineage.unpack(meta.get("starts", b""))
+        reached = 0 if progress is None else progress.read()
+        if "incarnation" not in meta:
+            new = {"worker": worker_id or f"w-{doors.new_id()}", "incarnation": doors.new_id(16)}
+        if registers.batches < reached:
+            past = f"its records end at batch {registers.batches}, and batch {reached} was on its disk"
+            _log.warning("worker %s: %s; it is another member from now on", worker_id or meta.get("worker"), past)
+            new |= {"incarnation": doors.new_id(16), "past": past}
+            registers.batches = reached  # or the next start would find the same
+        begin = lineage.begin_anew if "incarnation" in new else lineage.begin
+        starts = begin(starts, doors.new_id())
+        for name, text in new.items():
+            registers.note(name, text.encode())
+        registers.note("starts", lineage.pack(starts))
+        await registers.commit()
+        meta = storage.meta()
+        worker_id = worker_id or meta["worker"].decode()
+        incarnation = meta["incarnation"].decode()
+        past = meta.get("past", b"").decode()
+        self = cls(worker_id, incarnation, storage, registers, storage_name, doors, max_keys, starts, past, progress)
+        self.cluster = meta["cluster"].decode() if "cluster" in meta else None
+        self._master = meta.get("master", b"").decode()
+        registers.fence.note_term(Reign.parse(self._master).term)
+        return self
+
+    def hello(self) -> Hello:
+        return Hello("worker", self.id, self.incarnation, self.cluster)
+
+    def vitals(self) -> calls.Vitals:
+        keys = self._registers.keys
+        full = Full.KEYS if self.max_keys is not None and keys >= self.max_keys else Full.NO
+        full = Full.DISK if self._disk_is_full() else full
+        return calls.Vitals(
+            keys,
+            full,
+            self.storage_name,
+            self.max_keys,
+            self._process,
+            self._master,
+            self.starts,
+            self._registers.batches,
+            self._past,
+        )
+
+    async def run(
+        self,
+        listening: Listening,
+        *,
+        master: str | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve, and enlist with `master` whenever there is a link to it, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._commit_forever)
+            if self._progress is not None:
+                nursery.start_soon(self._note_progress_forever, self._progress)
+            await nursery.start(serve_links, listening.listener, self.hello, self.judge, self.handle)
+            if master is not None:
+                nursery.start_soon(self._enlist_forever, master, listening.address)
+            task_status.started()
+
+    # --- who may talk to us -------------------------------------------------------------------------------------------
+
+    def judge(self, hello: Hello) -> str | None:
+        """Why that node has no business here, or None. The first master that this worker meets decides its cluster."""
+        if hello.role not in ("master", "worker"):
+            return f"a worker talks to masters and workers, not to a {hello.role!r}"
+        fence = self._registers.fence
+        reign = Reign.parse(hello.incarnation if hello.role == "master" else "")
+        term, is_known = reign.term, bool(reign.name) and reign.name == Reign.parse(self._master).name
+        if not (fence.believes(term) or (is_known and term <= TERM_MAX - JUMP_MAX)):
+            return f"worker {self.id} knows term {fence.term}, and does not believe a master of term {term}"
+        if hello.role == "master" and self.cluster is None and hello.cluster is not None:
+            # Durable with the first batch, so before this worker has acknowledged anything to that cluster.
+            self.cluster = hello.cluster
+            self._registers.note("cluster", hello.cluster.encode())
+        if hello.role == "master" and hello.cluster == self.cluster and term > Reign.parse(self._master).term:
+            fence.note_term(term)
+            self._master = hello.incarnation
+            self._registers.note("master", hello.incarnation.encode())
+        if hello.cluster is None:
+            return f"this is worker {self.id}; --master wants the RPC address of a master"
+        if hello.cluster != self.cluster:
+            return (
+                f"worker {self.id} belongs to cluster {self.cluster}, not to {hello.cluster}; "
+                "start it with another --data-dir to have it join a second cluster"
+            )
+        return None
+
+    def _is_master(self, hello: Hello) -> bool:
+        """Is that a master of the highest term that this worker knows?"""
+        return hello.role == "master" and Reign.parse(hello.incarnation).term >= Reign.parse(self._master).term
+
+    async def _enlist_forever(self, master: str, address: str) -> None:
+        assert self._nursery is not None
+        peer = Peer(master, self.hello, self._doors, judge=self._judge_master)
+        self._nursery.start_soon(peer.run)
+        said = ""
+        while True:
+            while peer.link is None:
+                if peer.why_not not in (said, NOT_DIALLED):
+                    said = peer.why_not
+                    _log.info("no link to the master at %s: %s", master, said)
+                await peer.wait_changed()
+            fault, payload = await peer.ask(Op.ENLIST, [address], ENLIST_TIMEOUT_S)
+            if fault == Fault.OK and not payload:
+                said = ""
+                _log.info("enlisted with the master at %s, cluster %s", master, self.cluster)
+                while peer.link is not None:
+                    await peer.wait_changed()
+            elif payload and str(payload[0]) != said:
+                said = str(payload[0])
+                _log.warning("the master at %s does not take this worker: %s", master, said)
+            await trio.sleep(ENLIST_AGAIN_S)
+
+    def _judge_master(self, hello: Hello) -> str | None:
+        if hello.role != "master":
+            return f"a {hello.role} answers there, not a master; --master wants the master's RPC address"
+        return self.judge(hello)
+
+    # --- what comes in ------------------------------------------------------------------------------------------------
+
+    def handle(self, link: Link, incoming: list[Call]) -> None:
+        """Answer at once what can be, and queue the rest for the committer."""
+        now = trio.current_time()
+        for call in incoming:
+            request = calls.parse(call.op, call.arguments)
+            if isinstance(request, Heartbeat):
+                link.answer(call.id, Fault.OK, self.vitals().to_wire())
+                continue
+            if isinstance(request, Enlist):
+                raise PeerError("asked a worker to enlist someone")
+            is_of_lives = isinstance(request, Confirm | Renew)
+            if request.incarnation != self.incarnation or not (is_of_lives or lineage.is_confirmed(self.starts)):
+                link.answer(call.id, Fault.OTHER_MEMBER, [])
+                continue
+            if is_of_lives and not self._is_master(link.peer):
+                raise PeerError("is not the master that may confirm a start")
+            if isinstance(request, Fetch) and self._registers.knows(request.partition, request.epoch):
+                self._answer_fetch(link, call.id, self._registers.durable, request)
+                continue
+            if isinstance(request, List):
+                if self._lists >= LISTS_MAX:
+                    link.answer(call.id, Fault.BUSY, [])
+                    continue
+                self._lists += 1
+            size_bytes = _OVERHEAD_BYTES
+            if isinstance(request, Store):
+                if request.record.value is not None and self._disk_is_exhausted(size_bytes + len(request.record.value)):
+                    link.answer(call.id, Fault.FULL, [])
+                    continue
+                size_bytes += len(request.key) + len(request.record.value or b"")
+                if self._queue_bytes + size_bytes > QUEUE_BYTES_MAX:
+                    link.answer(call.id, Fault.BUSY, [])
+                    continue
+            self._queue_bytes += size_bytes
+            self._queue.append(_Item(link, call.id, now + min(call.budget_ms / 1000, BUDGET_MOST_S), request))
+            self._waiting.set()
+
+    def _disk_is_full(self) -> bool:
+        """Is less than the reserve free? It takes a quarter more to be no longer full, so that it does not flap."""
+        room = self._storage.room()
+        if room is None:
+            return False
+        self._was_full = room.free_bytes < room.reserve_bytes * (1.25 if self._was_full else 1)
+        return self._was_full
+
+    def _disk_is_exhausted(self, size_bytes: int) -> bool:
+        """Would so much, beside what is queued, take of the half of the reserve that is for deletes and for the engine?
+
+        The coordinator sends no values to a worker that is full. What was on its way until it knew ends here.
+        """
+        room = self._storage.room()
+        return room is not None and room.free_bytes - self._queue_bytes - size_bytes < room.reserve_bytes // 2
+
+    def _answer_fetch(
+        self, link: Link, call_id: int, read: Callable[[int, bytes], Record | None], request: Fetch
+    ) -> None:
+        if link.answers_bytes > ANSWERS_BYTES_MAX:
+            link.answer(call_id, Fault.BUSY, [])
+            return
+        record = read(request.partition, request.key)
+        if record is None:
+            link.answer(call_id, Fault.OK, [])
+        elif len(record.value or b"") >= LARGE_VALUE_BYTES and link.answers_bytes > LARGE_ANSWERS_BYTES_MAX:
+            link.answer(call_id, Fault.BUSY, [])
+        else:
+            link.answer(call_id, Fault.OK, calls.record_to_wire(record), 64 + len(record.value or b""))
+
+    # --- the committer ------------------------------------------------------------------------------------------------
+
+    async def _commit_forever(self) -> None:
+        lists: deque[_Item] = deque()
+        while True:
+            if not lists:
+                await self._waiting.wait()
+            self._waiting = trio.Event()
+            items, self._queue, self._queue_bytes = self._queue, [], 0
+            granted = [item for item in items if self._decide(item)]
+            await self._registers.commit()
+            if self._next is not None:
+                (self.incarnation, self.starts, self._past), self._next = self._next, None
+            self._progressed.set()
+            for item in granted:
+                if isinstance(item.request, List):
+                    lists.append(item)
+                else:
+                    self._release(item)
+            # Between two batches, since a listing must show nothing that is not durable; one at a time: stores wait.
+            if lists:
+                self._lists -= 1
+                await self._list(lists.popleft())
+
+    def _decide(self, item: _Item) -> bool:
+        """Collect what the item changes; False if that was its end (refused, or too late for anyone)."""
+        request, registers = item.request, self._registers
+        if item.deadline_s <= trio.current_time():
+            self._lists -= isinstance(request, List)
+            return False
+        if isinstance(request, Confirm | Renew):
+            return self._begin_life(item, request)
+        if isinstance(request, List | Digest):
+            for partition, epoch in request.partitions:
+                registers.pass_fence(partition, epoch)
+            return True
+        if not registers.pass_fence(request.partition, request.epoch):
+            if registers.fence.judge(request.partition, request.epoch) is Judgement.ABSURD:
+                item.link.answer(item.call_id, Fault.BAD_CALL, [])
+            else:
+                self._answer_stale(item.link, item.call_id, request.partition)
+            return False
+        if isinstance(request, Store):
+            registers.put(request.partition, request.key, request.record)
+        elif isinstance(request, Discard):
+            registers.discard(request.partition)
+        elif isinstance(request, Forget):
+            registers.forget(request.partition, request.key, request.version)
+        return True
+
+    def _begin_life(self, item: _Item, request: Confirm | Renew) -> bool:
+        """Note that this start is confirmed, or that this is another member from now on; one of the two in a batch."""
+        if request.start != self.starts[-1] or self._next is not None:
+            item.link.answer(item.call_id, Fault.OTHER_MEMBER, [])
+            return False
+        if isinstance(request, Confirm):
+            self._next = self.incarnation, self.starts[-1:], self._past
+        else:
+            _log.warning("worker %s: %s; it is another member from now on", self.id, request.reason)
+            starts = lineage.begin_anew(self.starts, self._doors.new_id())
+            self._next = self._doors.new_id(16), starts, request.reason
+        incarnation, starts, past = self._next
+        self._registers.note("incarnation", incarnation.encode())
+        self._registers.note("starts", lineage.pack(starts))
+        self._registers.note("past", past.encode())
+        return True
+
+    async def _note_progress_forever(self, progress: Progress) -> None:
+        while True:
+            await self._progressed.wait()
+            self._progressed = trio.Event()
+            try:
+                await progress.write(self._registers.batches)
+            except OSError as error:
+                _log.warning("how far the records are cannot be noted: %s", error)
+
+    def _answer_stale(self, link: Link, call_id: int, partition: int) -> None:
+        link.answer(call_id, Fault.STALE, [self._registers.fence.promised(partition)])
+
+    def _release(self, item: _Item) -> None:
+        """Answer what the batch has made durable."""
+        link, call_id, _, request = item
+        match request:
+            case Store(onward=[hop, *rest]):
+                self._relay(item, request, hop, rest)
+            case Store() | Discard() | Forget() | Confirm() | Renew():
+                link.answer(call_id, Fault.OK, [])
+            case Digest():
+                stale, served = self._sort_out(request.partitions)
+                rows = [[partition, *self._registers.summary(partition)] for partition in served]
+                link.answer(call_id, Fault.OK, [stale, rows], 64 + 48 * len(rows))
+            case Fetch():
+                if self._registers.fence.judge(request.partition, request.epoch) is Judgement.STALE:
+                    # The same batch promised a newer epoch, and may have discarded the partition under it.
+                    self._answer_stale(link, call_id, request.partition)
+                else:
+                    self._answer_fetch(link, call_id, self._storage.get, request)
+
+    def _sort_out(self, partitions: list[tuple[int, int]]) -> tuple[list[list[int]], list[int]]:
+        """Those that are stale with what is promised of them, and those that may be served."""
+        fence = self._registers.fence
+        stale = [partition for partition, epoch in partitions if fence.judge(partition, epoch) is not Judgement.KNOWN]
+        refused = set(stale)
+        return (
+            [[partition, fence.promised(partition)] for partition in stale],
+            [partition for partition, _ in partitions if partition not in refused],
+        )
+
+    async def _list(self, item: _Item) -> None:
+        link, call_id, deadline_s, request = item
+        assert isinstance(request, List)
+        if deadline_s <= trio.current_time():
+            return
+        if link.answers_bytes > LARGE_ANSWERS_BYTES_MAX:
+            link.answer(call_id, Fault.BUSY, [])
+            return
+        stale, served = self._sort_out(request.partitions)
+        page = await self._storage.scan(
+            served,
+            prefix=request.prefix,
+            after=request.after,
+            limit=request.limit,
+            bytes_max=calls.LIST_BYTES_MAX,
+        )
+        rows: list[Any] = [
+            [partition, key, calls.record_to_wire(record if request.with_values else calls.without_value(record))]
+            for partition, key, record in page.rows
+        ]
+        size_bytes = sum(64 + len(key) + len(record[4] or b"") for _, key, record in rows)
+        link.answer(call_id, Fault.OK, [stale, rows, page.more], size_bytes)
+
+    # --- relay along a chain ------------------------------------------------------------------------------------------
+
+    def _relay(self, item: _Item, request: Store, hop: Hop, rest: list[Hop]) -> None:
+        """Pass a write on, also one that was not newer here: the next member's copy may still be under way."""
+        arguments: list[Any] = [
+            request.partition,
+            request.epoch,
+            hop.incarnation,
+            request.key,
+            calls.record_to_wire(request.record),
+            [list(further) for further in rest],
+        ]
+
+        def done(fault: int, payload: list[Any]) -> None:
+            known = fault in (Fault.OK, Fault.STALE)
+            item.link.answer(item.call_id, fault if known else Fault.RELAY_BROKE, payload if known else [])
+
+        peer = self._neighbour(hop.address, item.deadline_s)
+        size_bytes = _OVERHEAD_BYTES + len(request.key) + len(request.record.value or b"")
+        if peer.link is not None:
+            peer.call(Op.STORE, arguments, item.deadline_s, done, size_bytes)
+            return
+
+        async def when_linked() -> None:
+            with trio.move_on_at(item.deadline_s):
+                if peer.link is None:  # it may have come up before this task ran
+                    await peer.wait_changed()
+            peer.call(Op.STORE, arguments, item.deadline_s, done, size_bytes)
+
+        assert self._nursery is not None
+        self._nursery.start_soon(when_linked)
+
+    def _neighbour(self, address: str, until_s: float) -> Peer:
+        """The link to a neighbour, dialled at the first relay and kept for as long as it holds, and until then."""
+        assert self._nursery is not None
+        neighbour = self.neighbours.get(address)
+        if neighbour is None:
+            neighbour = self.neighbours[address] = _Neighbour(Peer(address, self.hello, self._doors))
+            self._nursery.start_soon(neighbour.run)
+            if len(self.neighbours) == 1 and not self._sweeps:
+                self._sweeps = True
+                self._nursery.start_soon(self._sweep_forever)
+        neighbour.until_s = max(neighbour.until_s, until_s)
+        return neighbour.peer
+
+    async def _sweep_forever(self) -> None:
+        """Once a second, end the relays that are late, and forget neighbours that are not where they were."""
+        while True:
+            await trio.sleep(1)
+            now = trio.current_time()
+            for address, neighbour in list(self.neighbours.items()):
+                if (link := neighbour.peer.link) is not None:
+                    link.sweep(now)
+                elif neighbour.until_s <= now:
+                    neighbour.scope.cancel()
+                    del self.neighbours[address]
