@@ -1,4 +1,6 @@
-"""Properties are tested with the same examples at every run, so that a red run is red again for whoever looks into it.
+"""What all tests share: how properties are tested, packages that lie beside trikv, and workers to ask.
+
+Properties are tested with the same examples at every run, so that a red run is red again.
 
 `HYPOTHESIS_PROFILE=explore python3 scripts/dev.py test tests/core` looks further afield: new examples at each run, from
 a seed that the head of the report names, so that `--hypothesis-seed` brings them back. No example has a deadline: a
@@ -9,11 +11,17 @@ import os
 import random
 import shutil
 import tomllib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import settings
+
+from tests.helpers import Desk, GatedStorage
+from trikv.api import Storage
+from trikv.storage.memory import MemoryStorage
+from trikv.storage.rocksdb import RocksEngine
 
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, print_blob=True)
 settings.register_profile("explore", max_examples=2000, database=None, deadline=None, print_blob=True)
@@ -57,3 +65,22 @@ def install_beside(tmp_path: Path) -> Callable[[Path], dict[str, str]]:
         return {**clean, "PYTHONPATH": os.pathsep.join([str(site), *filter(None, [clean.get("PYTHONPATH")])])}
 
     return install
+
+
+@pytest.fixture(params=["memory", "rocksdb"])
+async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
+    opened = MemoryStorage() if request.param == "memory" else await RocksEngine().open(tmp_path)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def desk(storage: Storage, nursery: trio.Nursery) -> AsyncIterator[Desk]:
+    desk = await Desk(nursery, storage).start()
+    yield desk
+    await desk.stop()
+
+
+@pytest.fixture
+async def gated(nursery: trio.Nursery) -> Desk:
+    return await Desk(nursery, GatedStorage()).start()
