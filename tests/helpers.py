@@ -7,6 +7,7 @@ from typing import Any
 import trio
 
 from trikv.api import Batch, Storage
+from trikv.core import ring
 from trikv.core.calls import (
     Full,
     Op,
@@ -18,12 +19,11 @@ from trikv.core.calls import (
 from trikv.core.digest import Summary
 from trikv.core.errors import Fault
 from trikv.core.record import Record, Version, make_epoch
-from trikv.core.ring import partition_of
 from trikv.core.session import Hello
 from trikv.net.doors import Doors
 from trikv.net.link import Link, dial
 from trikv.storage.memory import MemoryStorage
-from trikv.testing.inprocess import InProcessCluster, MemoryTransport, Node
+from trikv.testing.inprocess import PARTITIONS, InProcessCluster, MemoryTransport, Node
 from trikv.worker.progress import Progress
 from trikv.worker.worker import Worker
 
@@ -33,6 +33,11 @@ OLD, NOW, NEXT = make_epoch(3, 0), make_epoch(3, 1), make_epoch(3, 2)
 MASTER = Hello("master", "c-1", "term-3", "c-1")
 
 Reply = tuple[int, list[Any]]
+
+
+def partition_of(key: bytes) -> int:
+    """Where the key lies in a cluster of `InProcessCluster`."""
+    return ring.partition_of(key, PARTITIONS)
 
 
 class GatedStorage(MemoryStorage):

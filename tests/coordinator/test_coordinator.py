@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests.helpers import partition_of
 from trikv.api import Batch, Promise, ReplicaSet, Strategy, Write
 from trikv.coordinator.coordinator import IN_FLIGHT_MAX, LARGE_BYTES_MAX, SCANS_MAX
 from trikv.coordinator.partition import PENDING_BYTES_MAX, PENDING_MAX
@@ -17,7 +18,6 @@ from trikv.core.calls import Op
 from trikv.core.errors import Outcome, Refused, TrikvError, Unknown
 from trikv.core.precondition import Expect
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version, make_epoch
-from trikv.core.ring import partition_of
 from trikv.net.link import QUEUE_BYTES_MAX
 from trikv.testing.inprocess import InProcessCluster, Node
 

@@ -8,13 +8,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.helpers import partition_of
 from trikv.api import Answer, Write
 from trikv.coordinator.partition import Slot
 from trikv.coordinator.replicas import LATE_S, NotEnough, Request, Standing, Target
 from trikv.core.calls import Full
 from trikv.core.errors import Fault
 from trikv.core.record import Record, Version
-from trikv.core.ring import partition_of
 from trikv.net.link import Done
 from trikv.testing.inprocess import InProcessCluster, Node
 

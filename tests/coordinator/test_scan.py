@@ -8,12 +8,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import lay_down
+from tests.helpers import lay_down, partition_of
 from trikv.api import Batch
 from trikv.coordinator.scan import PAGE_MAX
 from trikv.core.errors import Refused
 from trikv.core.record import Record, Version, make_epoch
-from trikv.core.ring import partition_of
 from trikv.testing.inprocess import InProcessCluster
 
 MODES = ["sync", "async", "chain", "quorum"]

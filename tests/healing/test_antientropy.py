@@ -8,15 +8,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import lay_down
+from tests.helpers import lay_down, partition_of
 from trikv.api import Batch
 from trikv.core.calls import Op
 from trikv.core.record import Record, Version, make_epoch, make_seq, term_of
-from trikv.core.ring import partition_of
 from trikv.healing import hints
 from trikv.healing.antientropy import PERIOD_S, AntiEntropy
 from trikv.net.link import dial
-from trikv.testing.inprocess import InProcessCluster
+from trikv.testing.inprocess import PARTITIONS, InProcessCluster
 
 KEYS = [b"k%d" % number for number in range(40)]
 OLD = make_epoch(1, 1)  # of a term before the present one
@@ -108,7 +107,7 @@ async def test_under_async_the_newest_wins_as_it_is(nursery: trio.Nursery, autoj
 async def test_a_dry_run_counts_and_changes_nothing(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     cluster = await start(nursery, "sync")
     entropy = AntiEntropy(cluster.coordinator, cluster.master.note_stale)
-    alike = {"compared": 40, "differing": 0, "repaired": 0, "partitions": 1024, "skipped": 0}
+    alike = {"compared": 40, "differing": 0, "repaired": 0, "partitions": PARTITIONS, "skipped": 0}
     assert await entropy.repair(dry_run=True) == alike
     for key in KEYS[:3]:
         await lay_down(cluster, nursery, cluster.replicas_of(key)[1], key, LATER, b"remains")
@@ -126,14 +125,14 @@ async def test_a_dry_run_counts_and_changes_nothing(nursery: trio.Nursery, autoj
     await cluster.kill(cluster.workers[0])
     await cluster.until_down(cluster.workers[0])
     report = await entropy.repair(dry_run=True)
-    assert (report["partitions"], report["skipped"]) == (0, 1024)
+    assert (report["partitions"], report["skipped"]) == (0, PARTITIONS)
 
 
 async def test_from_time_to_time_all_is_compared_in_any_case(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     cluster = await start(nursery, "quorum")
     entropy = cluster.master.antientropy
     await trio.sleep(10)
-    assert entropy.progress()["compared"] == entropy.progress()["total"] == 1024
+    assert entropy.progress()["compared"] == entropy.progress()["total"] == PARTITIONS
     assert entropy.progress()["round_ended_s_ago"] is not None
     await lay_down(cluster, nursery, cluster.replicas_of(KEYS[0])[2], KEYS[0], LATER, b"remains")
     await trio.sleep(PERIOD_S + 10)
@@ -181,7 +180,7 @@ async def test_being_fenced_meanwhile_is_survived(nursery: trio.Nursery, autojum
     cluster = await start(nursery, "quorum")
     entropy = AntiEntropy(cluster.coordinator, cluster.master.note_stale, period_s=1)
     nursery.start_soon(entropy.run)
-    node, slot = cluster.workers[0], cluster.coordinator.slots[1023]
+    node, slot = cluster.workers[0], cluster.coordinator.slots[-1]
     link = await dial(await cluster.network.connect(node.address), cluster.master.hello())
     nursery.start_soon(link.run)
     later = make_epoch(40, slot.partition.generation)

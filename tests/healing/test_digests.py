@@ -6,16 +6,16 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests.helpers import partition_of
 from trikv.coordinator.partition import Slot
 from trikv.coordinator.replicas import Target
 from trikv.core.calls import Op
 from trikv.core.configuration import Member
 from trikv.core.digest import Summary
 from trikv.core.record import make_epoch
-from trikv.core.ring import partition_of
 from trikv.healing.digests import ask_digests
 from trikv.net.link import dial
-from trikv.testing.inprocess import InProcessCluster
+from trikv.testing.inprocess import PARTITIONS, InProcessCluster
 
 KEYS = [b"k%d" % number for number in range(40)]
 
@@ -34,7 +34,7 @@ async def test_members_that_hold_the_same_say_the_same(nursery: trio.Nursery, au
         await cluster.coordinator.put(key, b"value")
     await cluster.coordinator.delete(KEYS[0])
     answers = await ask(cluster)
-    assert len(answers) == 1024
+    assert len(answers) == PARTITIONS
     for slot in cluster.coordinator.slots:
         assert set(answers[slot.index]) == set(slot.configuration.members)
         [summary] = set(answers[slot.index].values())
@@ -50,7 +50,7 @@ async def test_a_member_that_is_silent_or_gone_is_left_out(nursery: trio.Nursery
     answers = await ask(cluster)
     heard = {member.worker for by_member in answers.values() for member in by_member}
     assert heard == {"w-3", "w-4"}
-    assert len(answers) == 1024
+    assert len(answers) == PARTITIONS
 
 
 async def test_a_member_that_has_promised_more_is_left_out_and_that_is_told(

@@ -9,13 +9,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.helpers import partition_of
 from trikv.api import Write
 from trikv.coordinator.partition import Slot
 from trikv.coordinator.replicas import BACKGROUND_S, Standing, Target
 from trikv.core.calls import Full, Op
 from trikv.core.errors import Fault
 from trikv.core.record import Record
-from trikv.core.ring import partition_of
 from trikv.core.session import Call
 from trikv.healing import hints
 from trikv.healing.hints import Hints

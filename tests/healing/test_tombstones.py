@@ -9,9 +9,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.helpers import partition_of
 from trikv.coordinator.partition import Slot
 from trikv.core.record import Record, Version, make_epoch
-from trikv.core.ring import partition_of
 from trikv.healing.antientropy import AntiEntropy
 from trikv.healing.tombstones import Forgetting, find_forgettable
 from trikv.testing.inprocess import InProcessCluster, Node

@@ -11,12 +11,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.helpers import lay_down, shut
+from tests.helpers import lay_down, partition_of, shut
 from tests.master.test_changes_attacked import KEYS, fill, later, start_with_a_drained_one, under, values
 from trikv.coordinator.replicas import Standing
 from trikv.core.errors import Refused
 from trikv.core.record import Record, Version
-from trikv.core.ring import partition_of
 from trikv.core.session import Reign
 from trikv.master.configstore import ConfigStoreError, MemoryConfigStore
 from trikv.master.reconcile import holds

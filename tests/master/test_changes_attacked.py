@@ -9,17 +9,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import GatedStorage, lay_down, shut
+from tests.helpers import GatedStorage, lay_down, partition_of, shut
 from trikv.api import Batch
 from trikv.coordinator.replicas import Standing
 from trikv.core.errors import Refused, Unknown
 from trikv.core.record import Version, make_seq
-from trikv.core.ring import partition_of
 from trikv.healing.antientropy import PERIOD_S
 from trikv.master.configstore import ConfigStoreError, MemoryConfigStore
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import InProcessCluster, Node
 
+MANY = 1024  # partitions: so many that they move in several steps
 KEYS = [b"key-%d" % number for number in range(100)]
 
 
@@ -78,7 +78,7 @@ async def test_newcomers_that_die_at_once_block_nothing(nursery: trio.Nursery, a
 async def test_a_drained_worker_that_dies_is_replaced_like_any_other(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    cluster = await InProcessCluster.start(nursery, mode="sync", workers=5, settle_rate_bytes=1_000)
+    cluster = await InProcessCluster.start(nursery, mode="sync", workers=5, settle_rate_bytes=1_000, partitions=MANY)
     await fill(cluster, b"v" * 1000)
     node = cluster.workers[0]
     await cluster.master.changes.drain(node.worker.id)
@@ -201,7 +201,7 @@ async def test_a_worker_that_came_back_empty_is_enlisted_though_the_document_can
 
 
 async def test_what_is_moved_in_a_second_keeps_to_the_rate(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    cluster = await InProcessCluster.start(nursery, workers=4, settle_rate_bytes=20_000)
+    cluster = await InProcessCluster.start(nursery, workers=4, settle_rate_bytes=20_000, partitions=MANY)
     await fill(cluster, b"v" * 20_000)
     await cluster.kill(cluster.workers[0])
     await cluster.until(lambda: cluster.master.changes.progress()["settling"])
@@ -287,7 +287,7 @@ async def test_what_an_evicted_worker_holds_is_offered_though_it_is_heard_first_
 
 
 async def test_a_join_goes_on_under_the_next_master(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    cluster = await InProcessCluster.start(nursery, settle_rate_bytes=100_000)
+    cluster = await InProcessCluster.start(nursery, settle_rate_bytes=100_000, partitions=MANY)
     await fill(cluster, b"v" * 10_000)
     newcomer = await cluster.add_worker()
     await cluster.until(lambda: under(cluster, newcomer))
@@ -302,7 +302,7 @@ async def test_a_join_goes_on_under_the_next_master(nursery: trio.Nursery, autoj
 async def test_what_a_drain_took_comes_back_when_it_is_undrained(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    cluster = await InProcessCluster.start(nursery, workers=4, settle_rate_bytes=100_000)
+    cluster = await InProcessCluster.start(nursery, workers=4, settle_rate_bytes=100_000, partitions=MANY)
     await fill(cluster, b"v" * 10_000)
     node = cluster.workers[0]
     await cluster.master.changes.drain(node.worker.id)

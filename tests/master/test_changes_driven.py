@@ -20,7 +20,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import lay_down
+from tests.helpers import lay_down, partition_of
 from tests.sim.mutant import replaced
 from tests.sim.mutants import BY_NAME
 from trikv.coordinator.partition import Slot
@@ -29,7 +29,6 @@ from trikv.core.configuration import Configuration
 from trikv.core.errors import Outcome, TrikvError
 from trikv.core.planning import Change, Reason
 from trikv.core.record import Version, make_seq
-from trikv.core.ring import partition_of
 from trikv.healing import settle
 from trikv.healing.settle import Settling
 from trikv.master.configstore import MemoryConfigStore

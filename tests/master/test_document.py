@@ -14,10 +14,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import GatedStorage, shut
+from tests.helpers import GatedStorage, partition_of, shut
 from trikv.core.configuration import Cluster
 from trikv.core.errors import Refused, TrikvError
-from trikv.core.ring import partition_of
 from trikv.master.configstore import CHANGE, ConfigStoreError, MemoryConfigStore, NotChanged, SqliteConfigStore
 from trikv.master.master import DOUBT_S
 from trikv.testing.inprocess import InProcessCluster

@@ -10,13 +10,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.helpers import partition_of
 from trikv.api import Batch
 from trikv.core import frames
 from trikv.core.calls import Op
 from trikv.core.configuration import Cluster
 from trikv.core.errors import Fault, Refused
 from trikv.core.record import JUMP_MAX, make_epoch
-from trikv.core.ring import PARTITION_COUNT, partition_of
 from trikv.core.session import Hello, Session
 from trikv.master import enlist
 from trikv.master.configstore import ConfigConflict, MemoryConfigStore
@@ -24,7 +24,7 @@ from trikv.master.master import Master, StartError
 from trikv.master.status import describe_cluster
 from trikv.net.link import LinkError, dial
 from trikv.storage.memory import MemoryStorage
-from trikv.testing.inprocess import InProcessCluster, Node
+from trikv.testing.inprocess import PARTITIONS, InProcessCluster, Node
 from trikv_sync import Sync
 
 KEY = b"key"
@@ -105,7 +105,7 @@ async def test_until_the_first_store_each_newcomer_gets_a_share_and_after_it_is_
 ) -> None:
     cluster = await start(nursery, workers=4)
     assert [seen(cluster, node)["place"] for node in cluster.workers] == ["member"] * 4
-    assert sum(seen(cluster, node)["copies"] for node in cluster.workers) == 3 * PARTITION_COUNT
+    assert sum(seen(cluster, node)["copies"] for node in cluster.workers) == 3 * PARTITIONS
     await cluster.coordinator.put(KEY, b"v")
     newcomer = await cluster.add_worker()
     await cluster.until(lambda: newcomer.worker.id in cluster.master.cluster.workers)
@@ -378,7 +378,7 @@ async def test_a_partition_of_an_unknown_generation_is_refused_and_no_other(
     await cluster.until(lambda: cluster.master.cluster.term > term + terms_ahead or not terms_ahead)
     assert await code_of(cluster, b"another") == "committed"
     assert await code_of(cluster) == "recover"
-    assert describe_cluster(cluster.master)["partitions"]["readable"] == PARTITION_COUNT - 1
+    assert describe_cluster(cluster.master)["partitions"]["readable"] == PARTITIONS - 1
     await cluster.restart_master()  # nor does a restart
     await cluster.until_all_up()
     await code_of(cluster)

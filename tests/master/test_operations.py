@@ -8,11 +8,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.helpers import partition_of
 from trikv.api import Batch, Promise, Record, ReplicaSet, Strategy, Write, newest
 from trikv.core.errors import Refused
 from trikv.core.precondition import Expect
-from trikv.core.ring import partition_of
-from trikv.testing.inprocess import InProcessCluster
+from trikv.testing.inprocess import PARTITIONS, InProcessCluster
 
 KEYS = [b"key-%d" % number for number in range(60)]
 STRONG = ("sync", "chain", "quorum")
@@ -83,7 +83,7 @@ async def test_a_newcomer_takes_its_share_and_no_more(
     await cluster.until(lambda: cluster.master.changes.progress()["settling"] == 0)
     await trio.sleep(10)
     share = sum(newcomer.worker.id in {m.worker for m in p.active.members} for p in cluster.master.cluster.partitions)
-    assert 0.94 * 768 <= share <= 1.06 * 768
+    assert abs(share - 3 * PARTITIONS // 4) <= 3
     assert await read_all(cluster) == EXPECTED
     assert all(copies(cluster, key) == 3 for key in KEYS)
 
@@ -96,7 +96,7 @@ async def test_the_mode_changes_while_the_cluster_serves(
     await fill(cluster)
     certificate = await cluster.master.changes.switch_mode(after)
     assert certificate["mode"] == after
-    assert certificate["partitions"] == 1024
+    assert certificate["partitions"] == PARTITIONS
     assert all(p.settled and p.active.mode == after for p in cluster.master.cluster.partitions)
     assert await read_all(cluster) == EXPECTED
     if after != "async":
@@ -202,7 +202,7 @@ async def test_what_too_many_lost_disks_took_is_given_up_only_when_an_operator_s
     with pytest.raises(Refused):
         await cluster.coordinator.get(KEYS[0])
     told = await cluster.master.changes.recover(accept_loss=False)
-    assert len(told["partitions"]) == 1024
+    assert len(told["partitions"]) == PARTITIONS
     assert told["lost_members"] == sorted(node.worker.id for node in cluster.workers[:2])
     with pytest.raises(Refused):
         await cluster.coordinator.get(KEYS[0])

@@ -9,13 +9,12 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.helpers import GatedStorage, lay_down, shut
+from tests.helpers import GatedStorage, lay_down, partition_of, shut
 from tests.master.test_changes_attacked import KEYS, fill, later, under, values
 from trikv.api import Batch
 from trikv.coordinator.replicas import Standing
 from trikv.coordinator.scan import list_members
 from trikv.core.errors import Refused
-from trikv.core.ring import partition_of
 from trikv.master.configstore import MemoryConfigStore
 from trikv.master.reconcile import holds
 from trikv.storage.memory import MemoryStorage

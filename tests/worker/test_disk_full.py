@@ -8,11 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import Desk
+from tests.helpers import Desk, partition_of
 from trikv.api import Room
 from trikv.core.calls import Full, Op, vitals_from_wire
 from trikv.core.errors import Fault, Refused
-from trikv.core.ring import partition_of
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import InProcessCluster, Node
 

@@ -135,11 +135,13 @@ class Master:
         settle_rate_bytes: float = SETTLE_RATE_BYTES,
         min_copies: int = MIN_COPIES,
         forget_after_s: float = MIN_AGE_S,
+        partitions: int = PARTITION_COUNT,
     ) -> Master:
         """Found the cluster, or take up the one that the document describes, under a new term.
 
-        `mode` and `replicas` found a cluster. A later start that names others comes up with the cluster's own, and
-        says so in one warning: a supervisor repeats the founding command line also after the mode was switched.
+        `mode`, `replicas` and `partitions` found a cluster. A later start that names another mode or other replicas
+        comes up with the cluster's own, and says so in one warning: a supervisor repeats the founding command line also
+        after the mode was switched.
 
         Raises:
           StartError: the mode cannot work with so many replicas, or the cluster's mode is not installed.
@@ -149,7 +151,7 @@ class Master:
         if document is None:
             mode = mode or "quorum"
             _check_copies(registry.strategy(mode), replicas or 3)
-            cluster = Cluster(f"c-{doors.new_id()}", mode, replicas or 3, PARTITION_COUNT)
+            cluster = Cluster(f"c-{doors.new_id()}", mode, replicas or 3, partitions)
         else:
             cluster = Cluster.from_document(document)
             _warn_of_other_founding(cluster, mode, replicas)

@@ -102,7 +102,7 @@ def locate(master: Master, key: bytes) -> dict[str, Any]:
     slots = master.coordinator.slots
     if not slots:
         raise Refused("forming", master.coordinator.not_formed)
-    partition = partition_of(key)
+    partition = partition_of(key, len(slots))
     slot = slots[partition]
     return {
         "key": key.decode(errors="replace"),

@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import trio
 import trio.testing
@@ -39,6 +39,7 @@ from trikv.registry import Registry, load_registry
 from trikv.storage.memory import MemoryStorage
 from trikv.worker.worker import Worker
 
+PARTITIONS: Final = 64  # few, since each costs a test some work in every change of the document
 PATIENCE_S = 30.0  # how long `until` waits for what a test expects
 
 
@@ -203,6 +204,7 @@ class InProcessCluster:
         timeout_s: float = 2.0,
         max_keys: int | None = None,
         doors: Doors | None = None,
+        partitions: int = PARTITIONS,
         **settings: Any,
     ) -> InProcessCluster:
         """A cluster that has formed, and of which every worker is up.
@@ -212,7 +214,13 @@ class InProcessCluster:
         registry = _installed()
         registry = replace(registry, strategies={**registry.strategies, **{s.name: s for s in strategies}})
         doors = doors or Doors(transport=MemoryTransport())
-        self = cls(nursery, registry, MemoryConfigStore(), doors, {**settings, "timeout_s": timeout_s})
+        self = cls(
+            nursery,
+            registry,
+            MemoryConfigStore(),
+            doors,
+            {**settings, "timeout_s": timeout_s, "partitions": partitions},
+        )
         await self.start_master(mode=mode, replicas=replicas)
         for _ in range(workers):
             await self.add_worker(max_keys=max_keys)
@@ -314,9 +322,12 @@ class InProcessCluster:
     def node_of(self, worker_id: str) -> Node:
         return next(node for node in self.workers if node.worker.id == worker_id)
 
+    def partition_of(self, key: bytes) -> int:
+        return partition_of(key, self.master.cluster.partition_count)
+
     def replicas_of(self, key: bytes) -> list[Node]:
         """The key's preference list."""
-        return [self.node_of(target.member.worker) for target in self.coordinator.slots[partition_of(key)].targets]
+        return [self.node_of(target.member.worker) for target in self.coordinator.slots[self.partition_of(key)].targets]
 
     async def _run(self, node: Node, listening: Listening, *, enlist: bool) -> None:
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
