@@ -31,7 +31,7 @@ from typing import Final
 from trikv.core.errors import Outcome
 from trikv.testing.judge.history import Finding, Operation, dump
 from trikv.testing.judge.measure import longest_gap_s, percentile, returns_s, slowest_s
-from trikv.testing.judge.spans import judge
+from trikv.testing.judge.switched import judge
 from trikv.testing.processes.clients import Load
 from trikv.testing.processes.cluster import LocalCluster
 from trikv.testing.processes.nemesis import WEAK_MODES, Done, Nemesis, NotHealed
@@ -185,7 +185,7 @@ class Chaos:
             print(f"switch to {switched.mode:7} longest pause {pause}, slowest committed operation {slowest:.2f} s")
         stale = verdict.staleness
         print(f"async: {stale.stale:,} of {stale.reads:,} reads were old; {len(verdict.lost)} acknowledged writes lost")
-        print(f"linearizable: {verdict.operations:,} operations judged in {len(verdict.spans)} spans", end="")
+        print(f"linearizable: {verdict.operations:,} operations judged in {len(verdict.periods)} periods", end="")
         print(f"; NOT DECIDED: {', '.join(verdict.undecided)}" if verdict.undecided else "")
         for finding in findings[:FINDINGS_SHOWN]:
             print(f"VIOLATION {finding}")

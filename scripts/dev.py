@@ -4,6 +4,7 @@
     python3 scripts/dev.py test [ARGS...]    the whole suite, on all cores (ARGS go to pytest)
     python3 scripts/dev.py lint              ruff, its formatter in check mode, and mypy --strict
     python3 scripts/dev.py check             lint, then test
+    python3 scripts/dev.py map               every module of trikv in its room, with what it is for
 
 The first run makes `.venv` beside this directory and installs trikv into it, editable, with its development tools: by
 uv and the lock file where uv is on the PATH, else by venv and pip within the ranges of pyproject.toml. A stamp in
@@ -17,10 +18,12 @@ Left out: anything that needs a library, since none may be there yet; and Window
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,7 +53,8 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     try:
-        install()
+        if command is not show_map:
+            install()
         return command(arguments[1:])
     except Stop as stop:
         return fail(str(stop))
@@ -95,7 +99,31 @@ def check(arguments: list[str]) -> int:
     return lint([]) or test(arguments)
 
 
-COMMANDS = {"demo": demo, "test": test, "lint": lint, "check": check}
+def show_map(arguments: list[str]) -> int:
+    """The tree of the package, each module with the first sentence of its docstring, as README.md shows it."""
+    if arguments:
+        raise Stop("map takes no arguments")
+    print("\n".join(map_of(ROOT / "trikv")))
+    return 0
+
+
+def map_of(package: Path, depth: int = 0) -> list[str]:
+    lines = [map_line(f"{package.name}/", package / "__init__.py", depth)]
+    for entry in sorted(package.iterdir(), key=lambda entry: (entry.is_dir(), entry.name)):
+        if (entry / "__init__.py").exists():
+            lines += map_of(entry, depth + 1)
+        elif entry.suffix == ".py" and entry.name != "__init__.py":
+            lines.append(map_line(entry.name, entry, depth + 1))
+    return lines
+
+
+def map_line(name: str, file: Path, depth: int) -> str:
+    purpose = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n\n")[0]
+    sentence = re.split(r"(?<=[.!?])\s", purpose.replace("\n", " "))[0]
+    return f"{'  ' * depth + name:<24}{sentence}"
+
+
+COMMANDS = {"demo": demo, "test": test, "lint": lint, "check": check, "map": show_map}
 
 
 # --- the environment ----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 import trio
 from hypothesis import settings
 
-from tests.helpers import Desk, GatedStorage
+from tests.helpers import GatedStorage, WorkerHarness
 from trikv.api import Storage
 from trikv.storage.memory import MemoryStorage
 from trikv.storage.rocksdb import RocksEngine
@@ -75,12 +75,12 @@ async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 
 @pytest.fixture
-async def desk(storage: Storage, nursery: trio.Nursery) -> AsyncIterator[Desk]:
-    desk = await Desk(nursery, storage).start()
-    yield desk
-    await desk.stop()
+async def harness(storage: Storage, nursery: trio.Nursery) -> AsyncIterator[WorkerHarness]:
+    harness = await WorkerHarness(nursery, storage).start()
+    yield harness
+    await harness.stop()
 
 
 @pytest.fixture
-async def gated(nursery: trio.Nursery) -> Desk:
-    return await Desk(nursery, GatedStorage()).start()
+async def gated(nursery: trio.Nursery) -> WorkerHarness:
+    return await WorkerHarness(nursery, GatedStorage()).start()

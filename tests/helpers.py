@@ -62,7 +62,7 @@ class BrokenStorage(MemoryStorage):
         await super().commit(batch)
 
 
-class Desk:
+class WorkerHarness:
     """A worker that runs, and a master's link to it."""
 
     def __init__(self, nursery: trio.Nursery, storage: Storage, doors: Doors | None = None) -> None:
@@ -83,7 +83,7 @@ class Desk:
         greet_as: Hello = MASTER,
         confirm: bool = True,
         progress: Progress | None = None,
-    ) -> Desk:
+    ) -> WorkerHarness:
         self.worker = await Worker.open(name, self.storage, "test", self.doors, max_keys=max_keys, progress=progress)
         listening = await self.doors.transport.listen("127.0.0.1:0")
         self.address = listening.address
@@ -108,7 +108,7 @@ class Desk:
         self._scope.cancel()
         await self._ended.wait()
 
-    async def restart(self, **more: Any) -> Desk:
+    async def restart(self, **more: Any) -> WorkerHarness:
         await self.stop()
         return await self.start(**more)
 
@@ -141,11 +141,11 @@ class Desk:
         key: bytes = b"k",
         epoch: int = NOW,
         partition: int = P,
-        onward: list[Desk] | None = None,
+        onward: list[WorkerHarness] | None = None,
     ) -> list[Any]:
         """A STORE's arguments; the record's version is (epoch, seq)."""
         version = Version(epoch, seq)
-        hops = [[desk.worker.id, desk.worker.incarnation, desk.address] for desk in onward or []]
+        hops = [[harness.worker.id, harness.worker.incarnation, harness.address] for harness in onward or []]
         row = record_to_wire(Record(version, version, value))
         return [partition, epoch, self.worker.incarnation, key, row, hops]
 
@@ -188,11 +188,11 @@ class Desk:
         return vitals_from_wire(payload).full is Full.KEYS
 
 
-def shut(desk: Desk | Node) -> trio.Event:
+def shut(harness: WorkerHarness | Node) -> trio.Event:
     """Let no commit of that worker through until the event is set."""
-    assert isinstance(desk.storage, GatedStorage)
-    desk.storage.gate = trio.Event()
-    return desk.storage.gate
+    assert isinstance(harness.storage, GatedStorage)
+    harness.storage.gate = trio.Event()
+    return harness.storage.gate
 
 
 async def lay_down(
@@ -209,14 +209,14 @@ async def lay_down(
     link = await dial(await cluster.network.connect(node.address), cluster.master.hello())
     nursery.start_soon(link.run)
     stored = trio.Event()
-    slot = cluster.coordinator.slots[partition_of(key) if partition is None else partition]
+    state = cluster.coordinator.partitions[partition_of(key) if partition is None else partition]
     record = Record(version, version, value)
 
     def done(fault: int, payload: list[Any]) -> None:
         assert fault == Fault.OK
         stored.set()
 
-    arguments = [slot.index, slot.epoch, node.worker.incarnation, key, record_to_wire(record), []]
+    arguments = [state.index, state.epoch, node.worker.incarnation, key, record_to_wire(record), []]
     link.call(Op.STORE, arguments, trio.current_time() + 5, done, 64)
     await stored.wait()
     return record

@@ -1,8 +1,10 @@
-"""What README.md says of the modes is what the modes say of themselves, and the files that it names are there."""
+"""README.md is true: it says of the modes what they say of themselves, and its map is the tree that there is."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from trikv.registry import load_registry
@@ -28,3 +30,11 @@ def test_the_files_that_the_readmes_name_exist() -> None:
         named = re.findall(r"`((?:trikv|plugins|tests|scripts|bench)/[\w./]+\.\w+)`", readme.read_text())
         assert named
         assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_map_is_the_tree_that_there_is() -> None:
+    printed = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "dev.py", "map"], check=True, capture_output=True, text=True
+    ).stdout
+    shown = (ROOT / "README.md").read_text().partition("<!-- map -->\n```text\n")[2].partition("```\n")[0]
+    assert shown == printed, "put what `python scripts/dev.py map` prints into README.md"

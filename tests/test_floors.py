@@ -1,9 +1,9 @@
-"""What matters in style, as tests: the floors, the doors, a docstring at the head of every file, documented hooks.
+"""What matters in style, as tests: floors, no import circle, the doors, a docstring at the head of every file, hooks.
 
-A module imports its own floor and lower ones only. The core knows no clock, dice, network or log; the nodes and what
-moves their bytes reach the clock through Trio and everything else through `trikv.net.doors`, so that all of it runs in
-a simulated world as well. The files are read as syntax trees and not run; each rule is also shown a file that breaks
-it, so that a rule that sees nothing is noticed.
+A module imports its own floor and lower ones only, and no modules import each other in a circle. The core knows no
+clock, dice, network or log. The nodes and what moves their bytes reach the clock through Trio and everything else
+through `trikv.net.doors`, so that all of it runs in a simulated world as well. The files are read as syntax trees and
+not run; each rule is also shown a file that breaks it, so that a rule that sees nothing is noticed.
 """
 
 from __future__ import annotations
@@ -88,6 +88,41 @@ def complaints(source: str, module: str) -> list[str]:
         if module.startswith("plugins.") and not harmless:
             found.append(f"{module} imports {name}: a strategy needs trikv.api alone")
     return found
+
+
+def find_circles(imported: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, directly or through others: each circle once, in alphabetical order."""
+    reached: dict[str, set[str]] = {}
+    for module in imported:
+        found: set[str] = set()
+        ahead = list(imported[module])
+        while ahead:
+            if (name := ahead.pop()) not in found:
+                found.add(name)
+                ahead += imported.get(name, ())
+        reached[module] = found
+    circles = {
+        frozenset(other for other in reached[module] if module in reached.get(other, ()))
+        for module in reached
+        if module in reached[module]
+    }
+    return sorted(sorted(circle) for circle in circles)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {module_of(file): file.read_text() for file in files("trikv")}
+    imported = {}
+    for module, source in modules.items():
+        names = set(imports(source, module))
+        # `from a import b` names both; where `a.b` is a module, it is what is imported.
+        packages = {name.rpartition(".")[0] for name in names if name in modules}
+        imported[module] = {name for name in names if name in modules and name != module} - packages
+    assert find_circles(imported) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert find_circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [["a", "b", "c"]]
+    assert find_circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
 
 
 def test_every_module_of_trikv_has_a_floor() -> None:

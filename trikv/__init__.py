@@ -3,7 +3,7 @@
 A master coordinates every operation; workers hold the copies, fenced by epochs; how a write reaches its copies is a
 plugin, chosen by name and called the cluster's *mode*. The parts, from the bottom up, each importing only what is
 below it: `core` (plain values and decisions), `api` (what plugin authors import), `storage` and `net` (disks, bytes),
-`registry` and `config`, `node` (the two roles), `web` and `testing`, and `cli` with its neighbours on top.
+`registry` and `config`, `worker`, `coordinator`, `healing`, `master`, then `web` and `testing`, and `cli` on top.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -16,25 +16,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
 import pluggy
 
+from trikv.core.quorums import Promise
 from trikv.core.record import Record, Version
 
 __all__ = [
     "Answer", "Batch", "Page", "Promise", "Record", "ReplicaSet", "Row", "Storage", "StorageEngine", "Strategy",
     "Version", "Write", "hookimpl", "hookspec", "newest",
 ]  # fmt: skip
-
-
-class Promise(StrEnum):
-    """What a mode gives when the network does not work: consistency, or availability."""
-
-    CP = "CP"  # linearizable; refuses what it cannot do truthfully
-    AP = "AP"  # always tries to answer; replicas converge later
 
 
 class Write(NamedTuple):

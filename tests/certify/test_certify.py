@@ -18,7 +18,7 @@ from trikv.api import Promise
 from trikv.cli.main import main
 from trikv.core.errors import Outcome
 from trikv.testing.certify.certificate import STUCK_MAX, Certificate, Grade, certify
-from trikv.testing.certify.conduct import Misconduct
+from trikv.testing.certify.misconduct import Misconduct
 from trikv.testing.certify.report import to_html, to_lines, verdict_of
 from trikv.testing.sim import Plan, simulate
 from trikv_quorum import Quorum

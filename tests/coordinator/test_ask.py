@@ -18,7 +18,7 @@ DEADLINE_S = 2.0
 async def ask(cluster: InProcessCluster, heard: dict[int, int]) -> float:
     """Ask all replicas of one partition for a sign of life; what became of each goes to `heard`. How long it took."""
     began_s = trio.current_time()
-    questions = [Question(target, []) for target in cluster.coordinator.slots[0].targets]
+    questions = [Question(target, []) for target in cluster.coordinator.partitions[0].targets]
 
     def note(number: int, fault: int, payload: list[Any]) -> None:
         heard[number] = fault
@@ -38,7 +38,7 @@ async def test_a_silent_one_is_waited_for_until_the_deadline_and_told_of_when_it
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     cluster = await InProcessCluster.start(nursery)
-    silent = cluster.node_of(cluster.coordinator.slots[0].targets[1].member.worker)
+    silent = cluster.node_of(cluster.coordinator.partitions[0].targets[1].member.worker)
     cluster.network.hold(silent.address)
     heard: dict[int, int] = {}
     assert await ask(cluster, heard) == DEADLINE_S
@@ -51,7 +51,7 @@ async def test_one_to_which_nothing_can_be_sent_holds_nobody_up(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     cluster = await InProcessCluster.start(nursery)
-    gone = cluster.node_of(cluster.coordinator.slots[0].targets[0].member.worker)
+    gone = cluster.node_of(cluster.coordinator.partitions[0].targets[0].member.worker)
     await cluster.kill(gone)
     await cluster.until_down(gone)
     heard: dict[int, int] = {}

@@ -8,7 +8,7 @@ from collections import Counter
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import NOW, PATIENCE_S, Desk, P, Reply
+from tests.helpers import NOW, PATIENCE_S, P, Reply, WorkerHarness
 from trikv.core.calls import Op
 from trikv.core.errors import Fault
 from trikv.storage.memory import MemoryStorage
@@ -35,7 +35,9 @@ async def test_a_neighbour_that_moved_is_not_dialled_where_it_was(
     moving, *others = cluster.workers
     for _ in range(8):
         await move(cluster, moving)
-        await cluster.until(lambda: cluster.master.watched[moving.worker.id].enlisted.address == moving.address)
+        await cluster.until(
+            lambda: cluster.master.membership.watched[moving.worker.id].enlisted.address == moving.address
+        )
         await cluster.until_all_up()
         for key in KEYS:
             await cluster.coordinator.put(key, b"v")
@@ -55,7 +57,7 @@ async def test_a_life_that_is_over_is_forgotten(nursery: trio.Nursery, autojump_
         )
         await trio.sleep(320)
         await cluster.until_settled()
-    assert len(cluster.master.replicas) <= 4
+    assert len(cluster.master.membership._targets) <= 4
 
 
 async def until_answered(replies: list[list[Reply]]) -> Counter[int]:
@@ -68,23 +70,25 @@ async def until_answered(replies: list[list[Reply]]) -> Counter[int]:
 async def test_one_frame_of_fetches_is_answered_as_far_as_its_answers_find_room(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    desk = await Desk(nursery, MemoryStorage()).start()
+    harness = await WorkerHarness(nursery, MemoryStorage()).start()
     value = b"v" * 60 * 1024
-    assert await desk.put(1, value) == Fault.OK
-    faults = await until_answered([desk.post(Op.FETCH, desk.fetch()) for _ in range(3000)])
+    assert await harness.put(1, value) == Fault.OK
+    faults = await until_answered([harness.post(Op.FETCH, harness.fetch()) for _ in range(3000)])
     assert faults[Fault.OK] * len(value) <= ANSWERS_BYTES_MAX + len(value), faults
     assert faults[Fault.BUSY] == 3000 - faults[Fault.OK]
-    assert await desk.seq_of() == 1
-    await desk.stop()
+    assert await harness.seq_of() == 1
+    await harness.stop()
 
 
-async def test_listings_wait_for_their_turn_in_bounded_number(gated: Desk, autojump_clock: MockClock) -> None:
+async def test_listings_wait_for_their_turn_in_bounded_number(gated: WorkerHarness, autojump_clock: MockClock) -> None:
     for many in (LISTS_MAX + 5, LISTS_MAX):
         faults = await until_answered([gated.post(Op.LIST, gated.list((P, NOW))) for _ in range(many)])
         assert (faults[Fault.OK], faults[Fault.BUSY]) == (LISTS_MAX, many - LISTS_MAX)
 
 
-async def test_a_neighbour_is_dialled_no_longer_than_any_client_waits(gated: Desk, autojump_clock: MockClock) -> None:
+async def test_a_neighbour_is_dialled_no_longer_than_any_client_waits(
+    gated: WorkerHarness, autojump_clock: MockClock
+) -> None:
     for number in range(20):
         arguments = gated.store(number + 1)
         arguments[-1] = [["w-9", "life", f"127.0.0.1:{number + 1}"]]

@@ -254,7 +254,7 @@ async def test_a_repair_gives_a_fresh_version_and_keeps_the_stamp(
     await cluster.restart_master()
     await cluster.until_all_up()
     one, two, three = cluster.replicas_of(KEY)
-    generation = cluster.coordinator.slots[partition_of(KEY)].partition.generation
+    generation = cluster.coordinator.partitions[partition_of(KEY)].partition.generation
     v0, v1 = (Version(make_epoch(1, generation), seq) for seq in (10, 11))
     v2 = Version(make_epoch(2, generation), 1)
     await lay_down([one], Record(v2, v2, b"v2"))
@@ -326,25 +326,25 @@ async def test_writes_in_doubt_are_bounded_in_bytes_over_all_partitions(
 ) -> None:
     cluster = await start(nursery, "quorum")
     coordinator = cluster.coordinator
-    slot = coordinator.slots[partition_of(KEY)]
-    huge = Record(slot.next_version(), Version(1, 1), bytes(PENDING_BYTES_MAX))
-    slot.note_sent(b"in doubt", huge)
-    coordinator.note_change()  # whatever changes meanwhile, what is in doubt still weighs
+    state = coordinator.partitions[partition_of(KEY)]
+    huge = Record(state.next_version(), Version(1, 1), bytes(PENDING_BYTES_MAX))
+    state.note_sent(b"in doubt", huge)
+    coordinator.changed.notify()  # whatever changes meanwhile, what is in doubt still weighs
     assert await outcome(coordinator.put(b"another", b"v")) == "overloaded"
     assert await outcome(coordinator.get(b"another")) == "committed"
-    slot.note_committed(b"in doubt", huge)
+    state.note_committed(b"in doubt", huge)
     assert await outcome(coordinator.put(b"another", b"v")) == "committed"
 
 
 async def test_too_many_keys_in_doubt_are_refused(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     cluster = await start(nursery, "quorum")
-    slot = cluster.coordinator.slots[partition_of(KEY)]
-    version = slot.next_version()
+    state = cluster.coordinator.partitions[partition_of(KEY)]
+    version = state.next_version()
     for number in range(PENDING_MAX):
-        slot.note_sent(b"in doubt %d" % number, Record(version, version, b""))
+        state.note_sent(b"in doubt %d" % number, Record(version, version, b""))
     assert await outcome(cluster.coordinator.put(KEY, b"v")) == "overloaded"
     assert await outcome(cluster.coordinator.get(KEY)) == "committed"
-    slot.note_committed(b"in doubt 0", Record(version, version, b""))
+    state.note_committed(b"in doubt 0", Record(version, version, b""))
     assert await outcome(cluster.coordinator.put(KEY, b"v")) == "committed"
 
 
@@ -376,7 +376,7 @@ async def test_a_full_worker_takes_no_new_key_and_every_old_one(
     coordinator = cluster.coordinator
     await coordinator.put(b"a", b"1")
     await coordinator.put(b"b", b"1")
-    await cluster.until(lambda: all(w.vitals and w.vitals.full for w in cluster.master.watched.values()))
+    await cluster.until(lambda: all(w.vitals and w.vitals.full for w in cluster.master.membership.watched.values()))
     with pytest.raises(Refused, match="holds as many keys as it may") as refused:
         await coordinator.put(b"c", b"1")
     assert (refused.value.kind.code, refused.value.kind.http) == ("full", 507)
@@ -386,7 +386,7 @@ async def test_a_full_worker_takes_no_new_key_and_every_old_one(
     await coordinator.delete(b"a")
     await coordinator.delete(b"c")
     assert await outcome(coordinator.put(b"a", b"3")) == "full"  # a tombstone is no key
-    await cluster.until(lambda: not any(w.vitals and w.vitals.full for w in cluster.master.watched.values()))
+    await cluster.until(lambda: not any(w.vitals and w.vitals.full for w in cluster.master.membership.watched.values()))
     await coordinator.put(b"c", b"1")
 
 
@@ -484,7 +484,7 @@ async def test_a_client_that_leaves_leaves_its_write_in_doubt(nursery: trio.Nurs
 
 async def leave_during(cluster: InProcessCluster, operation: Callable[[], Awaitable[object]]) -> None:
     with trio.move_on_after(0.5):
-        await cluster.master.run_detached(operation)
+        await cluster.master.tasks.run_detached(operation)
 
 
 async def test_a_detached_write_goes_on_without_its_client(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
@@ -503,10 +503,10 @@ async def test_a_detached_operation_answers_and_raises_as_it_would_here(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     cluster = await start(nursery, "quorum")
-    version = await cluster.master.run_detached(lambda: cluster.coordinator.put(KEY, b"v"))
+    version = await cluster.master.tasks.run_detached(lambda: cluster.coordinator.put(KEY, b"v"))
     assert isinstance(version, Version)
     with pytest.raises(Refused, match="keys have 1 to"):
-        await cluster.master.run_detached(lambda: cluster.coordinator.get(b""))
+        await cluster.master.tasks.run_detached(lambda: cluster.coordinator.get(b""))
 
 
 async def test_a_detached_write_is_unknown_when_the_master_stops_under_it(
@@ -521,9 +521,9 @@ async def test_a_detached_write_is_unknown_when_the_master_stops_under_it(
 
     nursery.start_soon(stop_soon)
     with pytest.raises(Unknown, match="stopped while this was under way"):
-        await cluster.master.run_detached(lambda: cluster.coordinator.put(KEY, b"v"))
+        await cluster.master.tasks.run_detached(lambda: cluster.coordinator.put(KEY, b"v"))
     with pytest.raises(Refused, match="shutting down"):
-        await cluster.master.run_detached(lambda: cluster.coordinator.put(KEY, b"v"))
+        await cluster.master.tasks.run_detached(lambda: cluster.coordinator.put(KEY, b"v"))
 
 
 async def test_many_large_values_at_once_are_committed_or_refused_and_small_ones_pass(
@@ -564,9 +564,9 @@ async def test_what_a_crowded_link_would_not_take_is_refused_before_anything_is_
 ) -> None:
     cluster = await start(nursery, "sync")
     await cluster.coordinator.put(KEY, b"v")
-    last = cluster.coordinator.slots[partition_of(KEY)].targets[-1]
+    last = cluster.coordinator.partitions[partition_of(KEY)].targets[-1]
     cluster.network.hold(last.address)
-    link = cluster.master.watched[last.member.worker].peer.link
+    link = cluster.master.membership.watched[last.member.worker].peer.link
     assert link is not None
     for _ in range(2):
         link.call(Op.HEARTBEAT, [], trio.current_time() + 5, lambda fault, payload: None, QUEUE_BYTES_MAX)

@@ -10,10 +10,11 @@ from trio.testing import MockClock
 
 from tests.helpers import partition_of
 from trikv.api import Answer, Write
-from trikv.coordinator.partition import Slot
-from trikv.coordinator.replicas import LATE_S, NotEnough, Request, Standing, Target
+from trikv.coordinator.partition import PartitionState
+from trikv.coordinator.replicas import LATE_S, NotEnough, Request, Target
 from trikv.core.calls import Full
 from trikv.core.errors import Fault
+from trikv.core.quorums import Availability
 from trikv.core.record import Record, Version
 from trikv.net.link import Done
 from trikv.testing.inprocess import InProcessCluster, Node
@@ -33,15 +34,15 @@ class Scene:
         self.stale: list[int] = []
 
     @property
-    def slot(self) -> Slot:
-        return self.cluster.coordinator.slots[partition_of(KEY)]
+    def state(self) -> PartitionState:
+        return self.cluster.coordinator.partitions[partition_of(KEY)]
 
     def request(self, **more: Any) -> Request:
         return Request(
-            self.slot.index,
-            more.pop("epoch", self.slot.epoch),
+            self.state.index,
+            more.pop("epoch", self.state.epoch),
             more.pop("copies", 2),
-            self.slot.targets,
+            self.state.targets,
             trio.current_time() + TIMEOUT_S,
             on_send=self.sends.append,
             on_missed=self._note_missed,
@@ -50,7 +51,7 @@ class Scene:
         )
 
     def write(self, seq: int, *, epoch: int | None = None) -> Write:
-        version = Version(self.slot.epoch if epoch is None else epoch, seq)
+        version = Version(self.state.epoch if epoch is None else epoch, seq)
         return Write(KEY, Record(version, version, b"v%d" % seq))
 
     async def place(self, seq: int, *where: int, epoch: int | None = None) -> Record:
@@ -65,11 +66,11 @@ class Scene:
 
     def holders(self, seq: int) -> list[int]:
         """Which replicas hold that one."""
-        records = [node.storage.get(self.slot.index, KEY) for node in self.replicas]
+        records = [node.storage.get(self.state.index, KEY) for node in self.replicas]
         return [n for n, record in enumerate(records, 1) if record is not None and record.version.seq == seq]
 
-    def standing(self, number: int) -> Standing:
-        return self.slot.targets[number - 1].standing
+    def availability(self, number: int) -> Availability:
+        return self.state.targets[number - 1].availability
 
     def hold(self, *numbers: int) -> None:
         for number in numbers:
@@ -82,13 +83,13 @@ class Scene:
     async def kill(self, *numbers: int) -> None:
         for number in numbers:
             await self.cluster.kill(self.replicas[number - 1])
-        await self.cluster.until(lambda: all(self.standing(number) is Standing.DOWN for number in numbers))
+        await self.cluster.until(lambda: all(self.availability(number) is Availability.DOWN for number in numbers))
 
     def node(self, number: int) -> Node:
         return self.replicas[number - 1]
 
     def _note_missed(self, target: Target, write: Write) -> None:
-        members = [each.member for each in self.slot.targets]
+        members = [each.member for each in self.state.targets]
         self.misses.append((members.index(target.member) + 1, write))
 
     @property
@@ -200,8 +201,8 @@ class Unlinked:
     def __init__(self, target: Target) -> None:
         self.member = target.member
         self.address = target.address
-        self.standing = Standing.UP
-        self.given_up = self.crowded = False
+        self.availability = Availability.UP
+        self.evictable = self.crowded = False
         self.full = Full.NO
 
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int) -> None:
@@ -270,10 +271,10 @@ async def test_a_copy_that_may_be_kept_for_later_is_a_send(scene: Scene, autojum
 
 async def test_a_promised_epoch_is_passed_on(scene: Scene, autojump_clock: MockClock) -> None:
     await scene.request().replicas.fetch(KEY)
-    old = scene.slot.epoch - 1
+    old = scene.state.epoch - 1
     with pytest.raises(NotEnough, match="newer epoch"):
         await scene.request(epoch=old).replicas.store(scene.write(1, epoch=old))
-    assert set(scene.stale) == {scene.slot.epoch}
+    assert set(scene.stale) == {scene.state.epoch}
     assert scene.holders(1) == []
 
 
@@ -312,7 +313,7 @@ async def test_a_fetch_takes_another_for_one_that_fails(scene: Scene, autojump_c
 
 async def test_those_in_doubt_are_asked_last(scene: Scene, autojump_clock: MockClock) -> None:
     scene.hold(1)
-    await scene.cluster.until(lambda: scene.standing(1) is Standing.DOUBTFUL)
+    await scene.cluster.until(lambda: scene.availability(1) is Availability.DOUBTFUL)
     began_s = trio.current_time()
     assert names(await scene.request().replicas.fetch(KEY, need=2), scene) == [2, 3]
     assert trio.current_time() == began_s
@@ -361,7 +362,7 @@ async def test_no_answer_is_given_that_could_not_be_written_back(scene: Scene, a
 
 
 async def test_the_remains_of_an_older_epoch_need_a_repair(scene: Scene, autojump_clock: MockClock) -> None:
-    await scene.place(7, 1, epoch=scene.slot.epoch - 1)
+    await scene.place(7, 1, epoch=scene.state.epoch - 1)
     mended = scene.write(1).record
     asked: list[bytes] = []
 
@@ -377,5 +378,5 @@ async def test_the_remains_of_an_older_epoch_need_a_repair(scene: Scene, autojum
 
 
 async def test_an_older_epochs_record_on_enough_needs_none(scene: Scene, autojump_clock: MockClock) -> None:
-    record = await scene.place(7, 1, 2, epoch=scene.slot.epoch - 1)
+    record = await scene.place(7, 1, 2, epoch=scene.state.epoch - 1)
     assert await agreed(scene) == record

@@ -117,7 +117,7 @@ async def test_a_partition_that_cannot_answer_refuses_the_page(
 
 async def test_a_blocked_partition_refuses_the_page(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     cluster = await start(nursery, "quorum")
-    cluster.coordinator.slots[7].blocked = "its past cannot be proved"
+    cluster.coordinator.partitions[7].block(1, "its past cannot be proved")
     with pytest.raises(Refused, match="its past cannot be proved"):
         await cluster.coordinator.scan()
 
@@ -151,7 +151,7 @@ async def test_a_key_in_doubt_is_answered_as_a_read_would(nursery: trio.Nursery,
     alive = await fill(cluster, 20)
     await cluster.restart_master()
     await cluster.until_all_up()
-    generation = cluster.coordinator.slots[0].partition.generation
+    generation = cluster.coordinator.partitions[0].partition.generation
     for number in range(12):
         key = b"doubt/%02d" % number
         version = Version(make_epoch(1, generation), 10_000 + number)
@@ -199,19 +199,19 @@ async def test_a_record_under_a_partition_not_its_own_is_nobodys(
     cluster = await start(nursery, "quorum", workers=5)
     coordinator, key = cluster.coordinator, b"k"
     await coordinator.put(key, b"v")
-    own = coordinator.slots[partition_of(key)]
+    own = coordinator.partitions[partition_of(key)]
     members = {target.member.worker for target in own.targets}
     outsider = next(node for node in cluster.workers if node.worker.id not in members)
     other = next(
-        slot
-        for slot in coordinator.slots[own.index // 64 * 64 :]  # so that the two are settled together
-        if slot is not own and outsider.worker.id in {target.member.worker for target in slot.targets}
+        state
+        for state in coordinator.partitions[own.index // 64 * 64 :]  # so that the two are settled together
+        if state is not own and outsider.worker.id in {target.member.worker for target in state.targets}
     )
-    for where, slot, name in ((outsider, other, key), (cluster.replicas_of(key)[0], own, b"of another")):
-        late = Version(slot.epoch, 1 << 63)  # newer than all that was written
-        await lay_down(cluster, nursery, where, name, late, b"stray", partition=slot.index)
+    for where, state, name in ((outsider, other, key), (cluster.replicas_of(key)[0], own, b"of another")):
+        late = Version(state.epoch, 1 << 63)  # newer than all that was written
+        await lay_down(cluster, nursery, where, name, late, b"stray", partition=state.index)
     assert [(k, record.value) for k, record in (await coordinator.scan()).items] == [(key, b"v")]
-    await cluster.master.changes.switch_mode("sync")
+    await cluster.master.operations.switch_mode("sync")
     await cluster.until_settled()
     assert [(k, record.value) for k, record in (await coordinator.scan()).items] == [(key, b"v")]
     read = await coordinator.get(key)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trikv.core.configuration import Cluster, Configuration, Enlisted, Member, Partition
+from trikv.core.configuration import Cluster, Configuration, Member, Partition, WorkerEntry
 
 NAMES = st.text(max_size=8)
 MEMBERS = st.lists(st.builds(Member, NAMES, NAMES), min_size=1, max_size=5, unique_by=lambda member: member.worker)
@@ -20,7 +20,7 @@ def configurations(draw: st.DrawFn) -> Configuration:
 
 
 PARTITIONS = st.builds(Partition, st.integers(0, 99), st.lists(configurations(), max_size=3).map(tuple))
-ENLISTED = st.builds(Enlisted, NAMES, NAMES, NAMES, NAMES, st.none() | st.integers(0, 99))
+ENLISTED = st.builds(WorkerEntry, NAMES, NAMES, NAMES, NAMES, st.none() | st.integers(0, 99))
 CLUSTERS = st.builds(
     Cluster,
     cluster=NAMES,
@@ -103,4 +103,4 @@ def test_terms_only_rise() -> None:
 
 
 def test_an_enlisted_worker_is_known_by_its_life() -> None:
-    assert Enlisted("w-1", "a", "127.0.0.1:1", "memory").member == Member("w-1", "a")
+    assert WorkerEntry("w-1", "a", "127.0.0.1:1", "memory").member == Member("w-1", "a")

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trikv.core.configuration import Cluster, Configuration, Enlisted, Member, Partition
+from trikv.core.configuration import Cluster, Configuration, Member, Partition, WorkerEntry
 from trikv.core.placement import place
 from trikv.core.planning import Change, Health, Reason, can_settle, choose_workers, draw_table, plan
+from trikv.core.quorums import Promise
 
 UP = Health(up=True, evictable=False, steady=True)
 NEW = Health(up=True, evictable=False, steady=False)
@@ -27,7 +28,7 @@ def a_cluster(
     workers: int, *, mode: str = "quorum", replicas: int = 3, spare: int = 0, partitions: int = 16
 ) -> Cluster:
     names = [f"w{number}" for number in range(1, workers + spare + 1)]
-    enlisted = {name: Enlisted(name, f"life-1-of-{name}", f"{name}:1", "memory") for name in names}
+    enlisted = {name: WorkerEntry(name, f"life-1-of-{name}", f"{name}:1", "memory") for name in names}
     cluster = Cluster("c", mode, replicas, partitions, term=1, stored=True, workers=enlisted)
     table = place(names[:workers], replicas, partitions=partitions)
     n = min(workers, replicas)
@@ -40,9 +41,13 @@ def a_cluster(
     )
 
 
+def promise_of(mode: str) -> Promise:
+    return Promise.AP if mode == "async" else Promise.CP
+
+
 def decide(cluster: Cluster, health: dict[str, Health], *, min_copies: int = 2) -> list[Change]:
     wanted = draw_table(cluster, choose_workers(cluster, health))
-    return plan(cluster, wanted, health, COPIES[cluster.mode], min_copies, lambda mode: mode == "async")
+    return plan(cluster, wanted, health, COPIES[cluster.mode], min_copies, promise_of)
 
 
 def everyone(cluster: Cluster, **others: Health) -> dict[str, Health]:
@@ -137,7 +142,7 @@ def test_while_somebody_is_avoided_the_cluster_comes_to_rest() -> None:
     rounds: list[list[Change]] = []
     while not rounds or (rounds[-1] and len(rounds) < 4):
         wanted = draw_table(cluster, choose_workers(cluster, health), {"w1"})
-        rounds.append(plan(cluster, wanted, health, COPIES["quorum"], 2, lambda mode: False))
+        rounds.append(plan(cluster, wanted, health, COPIES["quorum"], 2, lambda mode: Promise.CP))
         cluster = carried_out(cluster, rounds[-1])
     assert not rounds[-1]
     assert "w2" not in holders(cluster)
@@ -217,10 +222,10 @@ def test_every_change_can_commit_and_can_be_settled(
             assert min(2, len(before.active.members)) <= len(members) <= 3
             assert sum(m.worker in up for m in members) >= change.configuration.copies
             assert change.configuration.copies == COPIES[mode](len(members))
-            assert can_settle(cluster, before, up, lambda mode: mode == "async")
+            assert can_settle(cluster, before, up, promise_of)
         wanted = draw_table(cluster, choose_workers(cluster, health))
         cluster = carried_out(cluster, changes, settled=False)
-        again = plan(cluster, wanted, health, COPIES[mode], 2, lambda mode: mode == "async")
+        again = plan(cluster, wanted, health, COPIES[mode], 2, promise_of)
         assert not {change.partition for change in again} & {change.partition for change in changes}
 
 
@@ -228,4 +233,4 @@ def test_a_member_of_the_past_counts_in_the_life_that_is_meant() -> None:
     cluster = a_cluster(3)
     past = Configuration(tuple(Member(f"w{n}", "a former life") for n in (1, 2, 3)), "quorum", 2)
     partition = replace(cluster.partitions[0], history=(past, cluster.partitions[0].active))
-    assert not can_settle(cluster, partition, {"w1", "w2", "w3"}, lambda mode: False)
+    assert not can_settle(cluster, partition, {"w1", "w2", "w3"}, lambda mode: Promise.CP)

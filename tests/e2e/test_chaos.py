@@ -7,7 +7,7 @@ import random
 from collections import Counter
 
 from trikv.core.errors import Outcome
-from trikv.testing.judge.spans import judge
+from trikv.testing.judge.switched import judge
 from trikv.testing.processes.clients import Load
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 from trikv.testing.processes.nemesis import Nemesis
@@ -68,5 +68,5 @@ def test_the_cluster_heals_whatever_is_done_to_it() -> None:
     print(outcomes, Counter(operation.code for operation in load.history))
     assert [str(finding) for finding in verdict.findings] == []
     assert verdict.undecided == []
-    assert len(verdict.spans) == 2
+    assert len(verdict.periods) == 2
     assert outcomes[Outcome.COMMITTED] > 500

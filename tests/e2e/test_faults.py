@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.conftest import Trikv
 from trikv.client import TrikvError
 from trikv.core.errors import Outcome
-from trikv.testing.judge.ledger import Ledger
+from trikv.testing.judge.expectations import Expectations
 from trikv.testing.processes.cluster import LocalCluster, Node, wait_until
 
 REPLY_DEADLINE_S = 15.0  # for a peer that must hang up by itself
@@ -183,14 +183,14 @@ def assert_works(cluster: LocalCluster) -> None:
 @pytest.mark.parametrize("mode", ["sync", "async", "chain", "quorum"])
 def test_a_paused_worker_lets_every_request_end_and_the_others_go_on(mode: str) -> None:
     keys = [b"paused-%02d" % i for i in range(40)]
-    ledger = Ledger(stale_reads=mode == "async")
+    expected = Expectations(stale_reads=mode == "async")
     with LocalCluster(mode=mode) as cluster, cluster.client(patience_s=30.0) as client:
-        assert [error for key in keys if (error := ledger.put(client, key, b"before"))] == []
+        assert [error for key in keys if (error := expected.put(client, key, b"before"))] == []
         paused = cluster.workers[1]
         paused.pause()
         with ThreadPoolExecutor(len(keys)) as pool:  # all within the deadline of the first
-            errors = [error for error in pool.map(lambda key: ledger.put(client, key, b"after"), keys) if error]
-            reads = list(pool.map(lambda key: ledger.read_back(client, [key]), keys))
+            errors = [error for error in pool.map(lambda key: expected.put(client, key, b"after"), keys) if error]
+            reads = list(pool.map(lambda key: expected.read_back(client, [key]), keys))
         refusals = [error for read in reads for error in read.refused]
         # The cluster itself has answered, by its own deadline, before the client gave up.
         assert [error for error in errors + refusals if "no answer came in time" in error.detail] == []
@@ -203,8 +203,8 @@ def test_a_paused_worker_lets_every_request_end_and_the_others_go_on(mode: str) 
             assert len(refusals) < len(keys)
 
         paused.resume()
-        wait_until(lambda: not ledger.read_back(client).refused, what="all keys can be read")
-        assert ledger.read_back(client).lies == []
+        wait_until(lambda: not expected.read_back(client).refused, what="all keys can be read")
+        assert expected.read_back(client).lies == []
 
 
 def test_a_full_worker_refuses_new_keys_and_still_updates_those_it_has(trikv: Trikv) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.conftest import Trikv
 from trikv.client import Client
 from trikv.core.errors import Outcome
-from trikv.testing.judge.ledger import Ledger
+from trikv.testing.judge.expectations import Expectations
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 
 MODES = ("sync", "async", "chain", "quorum")
@@ -74,37 +74,37 @@ def test_one_dead_worker_of_five_costs_what_the_mode_says_and_no_refused_write_i
 ) -> None:
     with cluster.client() as client:
         state = client.cluster()
-        ledger = Ledger(stale_reads=state["promise"] == "AP")
+        expected = Expectations(stale_reads=state["promise"] == "AP")
         spared = state["replicas"] - state["copies"]
         keys = [b"dead-%02d" % i for i in range(60)]
-        assert [error for key in keys if (error := ledger.put(client, key, b"first"))] == []
+        assert [error for key in keys if (error := expected.put(client, key, b"first"))] == []
 
         victim = cluster.workers[2]
         victim.kill()
         for key in keys[:6]:  # before anybody knows that it is dead: any outcome, as long as it is the truth
-            ledger.put(client, key, b"while nobody knows")
+            expected.put(client, key, b"while nobody knows")
         wait_until(lambda: state_of(client, victim.id) == "down", what="the worker is known to be down")
 
-        errors = [error for key in keys if (error := ledger.put(client, key, b"second"))]
+        errors = [error for key in keys if (error := expected.put(client, key, b"second"))]
         if spared:
             assert errors == []
         else:
             assert {(error.kind.code, error.kind.outcome) for error in errors} == {("unavailable", Outcome.REFUSED)}
             assert 0 < len(errors) < len(keys), "some partitions need the dead worker, and some do not"
-        assert_truthful(client, ledger, all_answered=bool(spared))
+        assert_truthful(client, expected, all_answered=bool(spared))
 
         victim.start()
         cluster.await_up([victim])
-        assert_truthful(client, ledger, all_answered=True)
+        assert_truthful(client, expected, all_answered=True)
 
     cluster.kill_all()
     cluster.start()
     with cluster.client() as client:
-        assert_truthful(client, ledger, all_answered=True)
+        assert_truthful(client, expected, all_answered=True)
 
 
-def assert_truthful(client: Client, ledger: Ledger, *, all_answered: bool) -> None:
-    reads = ledger.read_back(client)
+def assert_truthful(client: Client, expected: Expectations, *, all_answered: bool) -> None:
+    reads = expected.read_back(client)
     assert reads.lies == []
     if all_answered:
         assert reads.refused == []

@@ -82,7 +82,7 @@ async def test_the_remains_of_a_write_that_died_half_way_are_mended(
     fresh = b"nowhere else"
     await lay_down(cluster, nursery, cluster.replicas_of(fresh)[place], fresh, LATER, b"v")
     assert not whole(cluster)
-    report = await AntiEntropy(cluster.coordinator, cluster.master.note_stale).repair(dry_run=False)
+    report = await AntiEntropy(cluster.coordinator).repair(dry_run=False)
     assert (report["differing"], report["repaired"]) == (5, 5)
     assert whole(cluster)
     assert len(set(held(cluster, fresh))) == 1
@@ -100,13 +100,13 @@ async def test_under_async_the_newest_wins_as_it_is(nursery: trio.Nursery, autoj
         key: await lay_down(cluster, nursery, cluster.replicas_of(key)[n % 3], key, LATER, None if n % 2 else b"new")
         for n, key in enumerate(KEYS[:6])
     }
-    await AntiEntropy(cluster.coordinator, cluster.master.note_stale).repair(dry_run=False)
+    await AntiEntropy(cluster.coordinator).repair(dry_run=False)
     assert {key: held(cluster, key) for key in newest} == {key: [record] * 3 for key, record in newest.items()}
 
 
 async def test_a_dry_run_counts_and_changes_nothing(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     cluster = await start(nursery, "sync")
-    entropy = AntiEntropy(cluster.coordinator, cluster.master.note_stale)
+    entropy = AntiEntropy(cluster.coordinator)
     alike = {"compared": 40, "differing": 0, "repaired": 0, "partitions": PARTITIONS, "skipped": 0}
     assert await entropy.repair(dry_run=True) == alike
     for key in KEYS[:3]:
@@ -117,7 +117,7 @@ async def test_a_dry_run_counts_and_changes_nothing(nursery: trio.Nursery, autoj
     assert await entropy.repair(dry_run=False) == {**alike, "differing": 3, "repaired": 3}
     assert await entropy.repair(dry_run=False) == alike
     await lay_down(cluster, nursery, cluster.replicas_of(KEYS[9])[1], KEYS[9], LATER, b"remains")
-    another = AntiEntropy(cluster.coordinator, cluster.master.note_stale)
+    another = AntiEntropy(cluster.coordinator)
     await another.repair(dry_run=True)
     with trio.move_on_after(5):
         await another.run()
@@ -143,7 +143,7 @@ async def test_from_time_to_time_all_is_compared_in_any_case(nursery: trio.Nurse
 async def test_a_replica_that_comes_up_is_compared_at_once(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     """Nobody noted that it missed anything: the master that knew may be gone."""
     cluster = await start(nursery, "quorum")
-    entropy = AntiEntropy(cluster.coordinator, cluster.master.note_stale, period_s=1000)
+    entropy = AntiEntropy(cluster.coordinator, period_s=1000)
     nursery.start_soon(entropy.run)
     node = cluster.workers[1]
     await cluster.kill(node)
@@ -163,7 +163,7 @@ async def test_writes_go_on_while_replicas_are_compared_and_none_is_lost(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     cluster = await start(nursery, "quorum")
-    entropy = AntiEntropy(cluster.coordinator, cluster.master.note_stale, period_s=0.5)
+    entropy = AntiEntropy(cluster.coordinator, period_s=0.5)
     nursery.start_soon(entropy.run)
     for number in range(300):
         key = KEYS[number % 7]
@@ -178,15 +178,15 @@ async def test_writes_go_on_while_replicas_are_compared_and_none_is_lost(
 
 async def test_being_fenced_meanwhile_is_survived(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     cluster = await start(nursery, "quorum")
-    entropy = AntiEntropy(cluster.coordinator, cluster.master.note_stale, period_s=1)
+    entropy = AntiEntropy(cluster.coordinator, period_s=1)
     nursery.start_soon(entropy.run)
-    node, slot = cluster.workers[0], cluster.coordinator.slots[-1]
+    node, state = cluster.workers[0], cluster.coordinator.partitions[-1]
     link = await dial(await cluster.network.connect(node.address), cluster.master.hello())
     nursery.start_soon(link.run)
-    later = make_epoch(40, slot.partition.generation)
-    arguments = [slot.index, later, node.worker.incarnation, b"k"]
+    later = make_epoch(40, state.partition.generation)
+    arguments = [state.index, later, node.worker.incarnation, b"k"]
     link.call(Op.FETCH, arguments, trio.current_time() + 1, lambda fault, payload: None)
-    await cluster.until(lambda: term_of(cluster.coordinator.slots[0].epoch) > 40)
+    await cluster.until(lambda: term_of(cluster.coordinator.partitions[0].epoch) > 40)
     await cluster.until_all_up()
     await lay_down(cluster, nursery, node, KEYS[0], LATER, b"remains")
     await cluster.until(lambda: whole(cluster))

@@ -7,7 +7,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from tests.helpers import partition_of
-from trikv.coordinator.partition import Slot
+from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.replicas import Target
 from trikv.core.calls import Op
 from trikv.core.configuration import Member
@@ -21,11 +21,11 @@ KEYS = [b"k%d" % number for number in range(40)]
 
 
 async def ask(cluster: InProcessCluster, *, timeout_s: float = 1.0) -> dict[int, dict[Member, Summary]]:
-    plan: dict[Target, list[Slot]] = {}
-    for slot in cluster.coordinator.slots:
-        for target in slot.targets:
-            plan.setdefault(target, []).append(slot)
-    return await ask_digests(plan, cluster.master.note_stale, trio.current_time() + timeout_s)
+    plan: dict[Target, list[PartitionState]] = {}
+    for state in cluster.coordinator.partitions:
+        for target in state.targets:
+            plan.setdefault(target, []).append(state)
+    return await ask_digests(plan, trio.current_time() + timeout_s)
 
 
 async def test_members_that_hold_the_same_say_the_same(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
@@ -35,10 +35,10 @@ async def test_members_that_hold_the_same_say_the_same(nursery: trio.Nursery, au
     await cluster.coordinator.delete(KEYS[0])
     answers = await ask(cluster)
     assert len(answers) == PARTITIONS
-    for slot in cluster.coordinator.slots:
-        assert set(answers[slot.index]) == set(slot.configuration.members)
-        [summary] = set(answers[slot.index].values())
-        keys = [key for key in KEYS if partition_of(key) == slot.index]
+    for state in cluster.coordinator.partitions:
+        assert set(answers[state.index]) == set(state.configuration.members)
+        [summary] = set(answers[state.index].values())
+        keys = [key for key in KEYS if partition_of(key) == state.index]
         assert (summary.rows, summary.tombstones) == (len(keys), int(KEYS[0] in keys))
 
 
@@ -57,14 +57,14 @@ async def test_a_member_that_has_promised_more_is_left_out_and_that_is_told(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     cluster = await InProcessCluster.start(nursery, mode="quorum")
-    node, slot = cluster.workers[0], cluster.coordinator.slots[5]
+    node, state = cluster.workers[0], cluster.coordinator.partitions[5]
     link = await dial(await cluster.network.connect(node.address), cluster.master.hello())
     nursery.start_soon(link.run)
-    later = make_epoch(cluster.master.cluster.term, slot.partition.generation + 1)
-    arguments = [slot.index, later, node.worker.incarnation, b"k"]
+    later = make_epoch(cluster.master.cluster.term, state.partition.generation + 1)
+    arguments = [state.index, later, node.worker.incarnation, b"k"]
     link.call(Op.FETCH, arguments, trio.current_time() + 1, lambda fault, payload: None)
     await trio.testing.wait_all_tasks_blocked()
     answers = await ask(cluster)
     assert {member.worker for member in answers[5]} == {"w-2", "w-3"}
     assert len(answers[6]) == 3
-    assert "promised generation" in slot.blocked
+    assert "promised generation" in state.blocked_because

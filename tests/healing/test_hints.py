@@ -11,10 +11,11 @@ from trio.testing import MockClock
 
 from tests.helpers import partition_of
 from trikv.api import Write
-from trikv.coordinator.partition import Slot
-from trikv.coordinator.replicas import BACKGROUND_S, Standing, Target
+from trikv.coordinator.partition import PartitionState
+from trikv.coordinator.replicas import BACKGROUND_S, Target
 from trikv.core.calls import Full, Op
 from trikv.core.errors import Fault
+from trikv.core.quorums import Availability
 from trikv.core.record import Record
 from trikv.core.session import Call
 from trikv.healing import hints
@@ -100,7 +101,7 @@ async def test_a_replica_that_was_away_gets_exactly_what_it_missed_and_nobody_li
     assert all(newest(cluster, key).is_tombstone for key in KEYS[10:15])
     assert (asked[Op.STORE], asked[Op.LIST]) == (20, 0)
     assert hints_of(cluster).progress() == {"held": 0, "bytes": 0, "delivered": 20, "dropped": 0}
-    assert cluster.master.changes.progress()["hints"] == hints_of(cluster).progress()
+    assert cluster.master.operations.progress()["hints"] == hints_of(cluster).progress()
 
 
 async def test_many_are_delivered_before_anybody_compares(
@@ -137,8 +138,8 @@ class Stubborn:
     def __init__(self, target: Target) -> None:
         self.member = target.member
         self.address = target.address
-        self.standing = Standing.UP
-        self.given_up = self.crowded = False
+        self.availability = Availability.UP
+        self.evictable = self.crowded = False
         self.full = Full.NO
         self.calls: list[tuple[list[Any], Done]] = []
 
@@ -146,40 +147,41 @@ class Stubborn:
         self.calls.append((arguments, done))
 
 
-def write_in(slot: Slot, value: bytes) -> Write:
-    version = slot.next_version()
+def write_in(state: PartitionState, value: bytes) -> Write:
+    version = state.next_version()
     return Write(KEYS[0], Record(version, version, value))
 
 
 async def test_what_is_refused_is_kept_and_holds_up_no_comparison(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    cluster = await start(nursery, "quorum")
-    slot = cluster.coordinator.slots[PARTITION]
-    replica = Stubborn(slot.targets[0])
-    hints_of(cluster).note(slot, replica, write_in(slot, b"second"))
+    cluster = await InProcessCluster.start(nursery)
+    await trio.sleep(5)
+    state = cluster.coordinator.partitions[PARTITION]
+    replica = Stubborn(state.targets[0])
+    assert state.remember_sent()
+    hints_of(cluster).note(state, replica, write_in(state, b"second"))
     await cluster.until(lambda: len(replica.calls) == 1)
-    assert hints_of(cluster).expects(slot)
-    slot.sent_keys = set()
+    assert hints_of(cluster).expects(state)
     replica.calls[0][1](Fault.BUSY, [])
     await cluster.until(lambda: len(replica.calls) == 2)
-    assert slot.sent_keys == {KEYS[0]}  # so that no tombstone of it is forgotten
-    assert hints_of(cluster).has(slot)
-    assert not hints_of(cluster).expects(slot)
-    before = cluster.coordinator.changes
+    assert state.was_sent(KEYS[0])  # so that no tombstone of it is forgotten
+    assert hints_of(cluster).has(state)
+    assert not hints_of(cluster).expects(state)
+    before = cluster.coordinator.changed.count
     replica.calls[1][1](Fault.OK, [])
-    await cluster.until(lambda: not hints_of(cluster).has(slot))
-    assert cluster.coordinator.changes > before  # whoever held a comparison back looks again
+    await cluster.until(lambda: not hints_of(cluster).has(state))
+    assert cluster.coordinator.changed.count > before  # whoever held a comparison back looks again
     assert hints_of(cluster).progress() == {"held": 0, "bytes": 0, "delivered": 1, "dropped": 0}
 
 
 async def test_what_comes_during_a_delivery_is_delivered_too(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     cluster = await start(nursery, "quorum")
-    slot = cluster.coordinator.slots[PARTITION]
-    replica = Stubborn(slot.targets[0])
-    hints_of(cluster).note(slot, replica, write_in(slot, b"second"))
+    state = cluster.coordinator.partitions[PARTITION]
+    replica = Stubborn(state.targets[0])
+    hints_of(cluster).note(state, replica, write_in(state, b"second"))
     await cluster.until(lambda: replica.calls)
-    hints_of(cluster).note(slot, replica, write_in(slot, b"third"))
+    hints_of(cluster).note(state, replica, write_in(state, b"third"))
     replica.calls[0][1](Fault.OK, [])
     await cluster.until(lambda: len(replica.calls) == 2)
     assert [arguments[4][-1] for arguments, _ in replica.calls] == [b"second", b"third"]
@@ -246,13 +248,13 @@ async def test_beyond_the_bounds_anti_entropy_mends(
     assert progress["bytes"] <= 100 or bound != "bytes"
     assert progress["held"] <= 10
     assert progress["dropped"] > 0
-    assert sum(slot.missed > 0 for slot in cluster.coordinator.slots) > 0
+    assert sum(state.missed > 0 for state in cluster.coordinator.partitions) > 0
     await cluster.restart(away)
     await cluster.until_all_up()
     await trio.sleep(8)  # far less than the period
     assert {key: held(cluster, key) for key in KEYS} == {key: [record] * 3 for key, record in expected.items()}
     assert asked[Op.LIST] > 0
-    assert {slot.missed for slot in cluster.coordinator.slots} == {0}
+    assert {state.missed for state in cluster.coordinator.partitions} == {0}
     await cluster.kill(away)
     await cluster.until_down(away)
     await cluster.coordinator.put(KEYS[0], b"now")
@@ -266,13 +268,13 @@ async def test_they_are_dropped_at_the_next_generation(nursery: trio.Nursery, au
     await cluster.kill(away)
     await cluster.until_down(away)
     await cluster.coordinator.put(KEYS[0], b"second")
-    assert hints_of(cluster).has(cluster.coordinator.slots[PARTITION])
+    assert hints_of(cluster).has(cluster.coordinator.partitions[PARTITION])
     await cluster.until(lambda: away not in cluster.replicas_of(KEYS[0]))
     await cluster.until_settled()
     await trio.sleep(2)
     assert hints_of(cluster).progress() == {"held": 0, "bytes": 0, "delivered": 0, "dropped": 1}
     await cluster.restart(away)
-    await cluster.until(lambda: cluster.master.watched[away.worker.id].steady)
+    await cluster.until(lambda: cluster.master.membership.watched[away.worker.id].steady)
     await cluster.until_settled()
     await trio.sleep(5)
     assert hints_of(cluster).delivered == 0
@@ -315,10 +317,10 @@ async def test_a_worker_is_unsafe_to_stop_while_another_lacks_what_it_holds(
     cluster.network.hold(away.address)
     await cluster.until_down(away)
     await cluster.coordinator.put(KEYS[0], b"second")
-    assert not cluster.master.changes.safe_to_stop(other.worker.id)[0]
+    assert not cluster.master.operations.safe_to_stop(other.worker.id)[0]
     cluster.network.release(away.address)
     await cluster.until(lambda: hints_of(cluster).delivered == 1)
-    await cluster.until(lambda: cluster.master.changes.safe_to_stop(other.worker.id)[0])
+    await cluster.until(lambda: cluster.master.operations.safe_to_stop(other.worker.id)[0])
     assert whole(cluster)
 
 

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.helpers import GatedStorage, shut
-from trikv.coordinator.partition import Slot
+from trikv.coordinator.partition import PartitionState
 from trikv.core.configuration import Member
 from trikv.testing.inprocess import InProcessCluster, Node
 
@@ -30,12 +30,12 @@ async def start(nursery: trio.Nursery, mode: str, workers: int, spare: int = 0) 
     return cluster
 
 
-def members(slot: Slot) -> set[Member]:
-    return {m for c in slot.partition.history for m in c.members}
+def members(state: PartitionState) -> set[Member]:
+    return {m for c in state.partition.history for m in c.members}
 
 
-def involves(slot: Slot, node: Node) -> bool:
-    return any(m.worker == node.worker.id for m in members(slot))
+def involves(state: PartitionState, node: Node) -> bool:
+    return any(m.worker == node.worker.id for m in members(state))
 
 
 @pytest.mark.parametrize("mode", ["sync", "quorum", "async"])
@@ -47,16 +47,16 @@ async def test_partitions_that_have_nothing_to_do_with_it_are_settled(
     gate = shut(hung)
     await cluster.kill(dead)
 
-    def left() -> list[Slot]:
-        slots = [slot for slot in cluster.coordinator.slots if not involves(slot, hung)]
-        return [slot for slot in slots if not slot.partition.settled or involves(slot, dead)]
+    def left() -> list[PartitionState]:
+        states = [state for state in cluster.coordinator.partitions if not involves(state, hung)]
+        return [state for state in states if not state.partition.settled or involves(state, dead)]
 
-    await cluster.until(lambda: cluster.master.watched[dead.worker.id].evictable)
+    await cluster.until(lambda: cluster.master.membership.watched[dead.worker.id].evictable)
     await cluster.until(lambda: not left())
     # Once it answers again, the rest is settled as well, and it has its share.
     gate.set()
     await cluster.until_settled()
-    await cluster.until(lambda: not any(involves(slot, dead) for slot in cluster.coordinator.slots))
+    await cluster.until(lambda: not any(involves(state, dead) for state in cluster.coordinator.partitions))
     for key in KEYS:
         record = await cluster.coordinator.get(key)
         assert record is not None
@@ -71,14 +71,14 @@ async def test_a_spare_whose_disk_hangs_stops_no_writes(
     dead, *live, spare = cluster.workers
     gate = shut(spare)
     await cluster.kill(dead)
-    await cluster.until(lambda: not any(involves(slot, dead) for slot in cluster.coordinator.slots))
-    assert {m.worker for slot in cluster.coordinator.slots for m in members(slot)} == {n.worker.id for n in live}
+    await cluster.until(lambda: not any(involves(state, dead) for state in cluster.coordinator.partitions))
+    assert {m.worker for state in cluster.coordinator.partitions for m in members(state)} == {n.worker.id for n in live}
     await cluster.coordinator.put(KEYS[0], b"w")
     # Another spare is taken instead, and the first one as well once its disk answers.
     await cluster.add_worker(storage=GatedStorage())
-    await cluster.until(lambda: all(len(slot.targets) == 3 for slot in cluster.coordinator.slots))
-    assert not any(involves(slot, spare) for slot in cluster.coordinator.slots)
+    await cluster.until(lambda: all(len(state.targets) == 3 for state in cluster.coordinator.partitions))
+    assert not any(involves(state, spare) for state in cluster.coordinator.partitions)
     gate.set()
-    await cluster.until(lambda: any(involves(slot, spare) for slot in cluster.coordinator.slots))
+    await cluster.until(lambda: any(involves(state, spare) for state in cluster.coordinator.partitions))
     await cluster.until_settled()
     assert (await cluster.coordinator.get(KEYS[0])).value == b"w"  # type: ignore[union-attr]

@@ -56,7 +56,9 @@ async def test_a_write_in_doubt_is_finished_once_its_replicas_are_back(
         cluster.network.release(node.address)
     assert held(cluster, KEYS[0]) == [None] * 3
     await cluster.until(lambda: cluster.coordinator.pending == 0)
-    await cluster.until(lambda: held(cluster, KEYS[0]).count(b"v") >= cluster.coordinator.slots[0].configuration.copies)
+    await cluster.until(
+        lambda: held(cluster, KEYS[0]).count(b"v") >= cluster.coordinator.partitions[0].configuration.copies
+    )
     record = await cluster.coordinator.get(KEYS[0])
     assert record is not None
     assert record.value == b"v"
@@ -67,13 +69,13 @@ async def test_being_fenced_during_a_sweep_is_survived(nursery: trio.Nursery, au
     await cluster.coordinator.put(KEYS[0], b"v")
     await trio.sleep(5)
     node = cluster.workers[0]
-    slot = cluster.coordinator.slots[-1]
+    state = cluster.coordinator.partitions[-1]
     link = await dial(await cluster.network.connect(node.address), cluster.master.hello())
     nursery.start_soon(link.run)
-    later = make_epoch(40, slot.partition.generation)
-    arguments = [slot.index, later, node.worker.incarnation, b"k"]
+    later = make_epoch(40, state.partition.generation)
+    arguments = [state.index, later, node.worker.incarnation, b"k"]
     link.call(Op.FETCH, arguments, trio.current_time() + 1, lambda fault, payload: None)
-    slot.note_missed()  # so that it is swept at the next tick
+    state.note_missed()  # so that it is swept at the next tick
     await cluster.until(lambda: cluster.master.cluster.term == 41)
-    assert {term_of(slot.epoch) for slot in cluster.coordinator.slots} == {41}
+    assert {term_of(state.epoch) for state in cluster.coordinator.partitions} == {41}
     assert (await cluster.coordinator.get(KEYS[0])) is not None

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.helpers import partition_of
-from trikv.coordinator.partition import Slot
+from trikv.coordinator.partition import PartitionState
 from trikv.core.record import Record, Version, make_epoch
 from trikv.healing.antientropy import AntiEntropy
 from trikv.healing.tombstones import Forgetting, find_forgettable
@@ -35,7 +35,7 @@ async def start(nursery: trio.Nursery, mode: str, **more: Any) -> InProcessClust
 
 def forgetting(cluster: InProcessCluster) -> Forgetting:
     master = cluster.master
-    return Forgetting(cluster.coordinator, master.reconciler.renew, master.note_stale, min_age_s=AGE_S)
+    return Forgetting(cluster.coordinator, master.reconciler.renew, min_age_s=AGE_S)
 
 
 def holders(cluster: InProcessCluster, key: bytes) -> list[str]:
@@ -71,7 +71,7 @@ async def test_a_tombstone_is_forgotten_by_all_after_a_while(
     for index, (old, new) in enumerate(zip(before, cluster.master.cluster.partitions, strict=True)):
         assert new == (old.renewed() if index in swept else old)
         assert new.forgot == (new.generation if index in swept else 0)
-        assert cluster.coordinator.slots[index].sent_keys is None
+        assert not cluster.coordinator.partitions[index].remembers_sent
     await check_reads(cluster)
     for key in GONE:
         await cluster.coordinator.put(key, b"again")
@@ -92,11 +92,11 @@ async def test_what_a_replica_that_was_away_holds_does_not_come_back(
     for key in GONE:
         await cluster.coordinator.delete(key)
     nursery.start_soon(forgetting(cluster).run)
-    nursery.start_soon(AntiEntropy(cluster.coordinator, cluster.master.note_stale).run)
-    epochs = [slot.epoch for slot in cluster.coordinator.slots]
+    nursery.start_soon(AntiEntropy(cluster.coordinator).run)
+    epochs = [state.epoch for state in cluster.coordinator.partitions]
     await trio.sleep(5 * AGE_S)
     assert all(len(holders(cluster, key)) == 3 for key in GONE)
-    assert [slot.epoch for slot in cluster.coordinator.slots] == epochs  # nothing was tried in vain
+    assert [state.epoch for state in cluster.coordinator.partitions] == epochs  # nothing was tried in vain
     await cluster.restart(away)
     await cluster.until_all_up()
     await trio.sleep(5 * AGE_S)
@@ -116,7 +116,7 @@ async def test_an_evicted_worker_that_returns_brings_nothing_back_that_was_delet
     await cluster.kill(evicted)
     member = evicted.worker.id
     await cluster.until(
-        lambda: all(m.worker != member for s in cluster.coordinator.slots for m in s.configuration.members)
+        lambda: all(m.worker != member for s in cluster.coordinator.partitions for m in s.configuration.members)
     )
     await cluster.until_settled()
     for key in GONE:
@@ -127,13 +127,13 @@ async def test_an_evicted_worker_that_returns_brings_nothing_back_that_was_delet
     assert any(holders(cluster, key) for key in GONE)
     await cluster.restart(evicted)
     await cluster.until(
-        lambda: any(m.worker == member for s in cluster.coordinator.slots for m in s.configuration.members)
+        lambda: any(m.worker == member for s in cluster.coordinator.partitions for m in s.configuration.members)
     )
     await trio.sleep(20)
     await cluster.until_settled()
     await check_reads(cluster)
     for key in GONE:
-        members = [target.member.worker for target in cluster.coordinator.slots[partition_of(key)].targets]
+        members = [target.member.worker for target in cluster.coordinator.partitions[partition_of(key)].targets]
         assert not set(holders(cluster, key)) & set(members)
 
 
@@ -147,20 +147,20 @@ async def test_a_key_of_which_something_was_sent_in_this_epoch_is_left_alone(
     async def renew(partitions: Sequence[int]) -> list[int]:
         renewed = await cluster.master.reconciler.renew(partitions)
         if partition_of(sent) in renewed:
-            nursery.start_soon(note, cluster.coordinator.slots[partition_of(sent)])
+            nursery.start_soon(note, cluster.coordinator.partitions[partition_of(sent)])
         return renewed
 
-    async def note(slot: Slot) -> None:
-        async with slot.locks.exclusive(sent):
+    async def note(state: PartitionState) -> None:
+        async with state.locks.exclusive(sent):
             await trio.sleep(1)  # by then the listing is done, and its tombstone waits for the lock
-            slot.note_store(sent)
+            state.note_store(sent)
 
-    forget = Forgetting(cluster.coordinator, renew, cluster.master.note_stale, min_age_s=AGE_S)
+    forget = Forgetting(cluster.coordinator, renew, min_age_s=AGE_S)
     nursery.start_soon(forget.run)
     await trio.sleep(2.5 * AGE_S)
     assert len(holders(cluster, sent)) == 3
     assert not holders(cluster, free)
-    await cluster.until(lambda: not any(slot.sent_keys for slot in cluster.coordinator.slots))
+    await cluster.until(lambda: not any(state.remembers_sent for state in cluster.coordinator.partitions))
 
 
 async def test_a_partition_that_was_written_to_before_it_could_be_watched_is_left_alone(
@@ -171,10 +171,10 @@ async def test_a_partition_that_was_written_to_before_it_could_be_watched_is_lef
     async def renew(partitions: Sequence[int]) -> list[int]:
         renewed = await cluster.master.reconciler.renew(partitions)
         for index in renewed:
-            cluster.coordinator.slots[index].note_store(b"any key")
+            cluster.coordinator.partitions[index].note_store(b"any key")
         return renewed
 
-    forget = Forgetting(cluster.coordinator, renew, cluster.master.note_stale, min_age_s=AGE_S)
+    forget = Forgetting(cluster.coordinator, renew, min_age_s=AGE_S)
     with trio.move_on_after(3 * AGE_S):
         await forget.run()
     assert all(len(holders(cluster, key)) == 3 for key in GONE)
@@ -192,17 +192,17 @@ async def test_a_tombstone_that_only_some_forget_still_deletes(
     async def renew(partitions: Sequence[int]) -> list[int]:
         renewed = await cluster.master.reconciler.renew(partitions)
         if partition_of(key) in renewed and not forget.forgotten:
-            nursery.start_soon(go_deaf, cluster.coordinator.slots[partition_of(key)])
+            nursery.start_soon(go_deaf, cluster.coordinator.partitions[partition_of(key)])
         return renewed
 
-    async def go_deaf(slot: Slot) -> None:
-        async with slot.locks.exclusive(key):
+    async def go_deaf(state: PartitionState) -> None:
+        async with state.locks.exclusive(key):
             await trio.sleep(1)
             cluster.network.hold(deaf.address)
         await trio.sleep(0.1)
         cluster.network.cut(deaf.address)
 
-    forget = Forgetting(cluster.coordinator, renew, cluster.master.note_stale, min_age_s=AGE_S)
+    forget = Forgetting(cluster.coordinator, renew, min_age_s=AGE_S)
     with trio.move_on_after(3 * AGE_S):
         await forget.run()
     assert holders(cluster, key) == [deaf.worker.id]
@@ -210,7 +210,7 @@ async def test_a_tombstone_that_only_some_forget_still_deletes(
     cluster.network.release(deaf.address)
     await cluster.until_all_up()
     assert await cluster.coordinator.get(key) is None
-    await AntiEntropy(cluster.coordinator, cluster.master.note_stale).repair(dry_run=False)
+    await AntiEntropy(cluster.coordinator).repair(dry_run=False)
     assert len(holders(cluster, key)) == 3
     assert await cluster.coordinator.get(key) is None
     with trio.move_on_after(5 * AGE_S):
@@ -225,7 +225,7 @@ async def test_deleting_and_writing_go_on_meanwhile(
 ) -> None:
     cluster = await start(nursery, mode)
     master = cluster.master
-    nursery.start_soon(Forgetting(cluster.coordinator, master.reconciler.renew, master.note_stale, min_age_s=0.5).run)
+    nursery.start_soon(Forgetting(cluster.coordinator, master.reconciler.renew, min_age_s=0.5).run)
     for number in range(400):
         key = KEYS[number % 7]
         if number % 3:
@@ -249,7 +249,7 @@ def test_only_what_all_hold_alike_and_from_before_may_be_forgotten() -> None:
 
     def find(*held: Record | None) -> Version | None:
         rows = {str(number): record for number, record in enumerate(held) if record is not None}
-        return find_forgettable(Three(), rows)  # type: ignore[arg-type]  # of a slot only that much is looked at
+        return find_forgettable(Three(), rows)  # type: ignore[arg-type]  # of a state only that much is looked at
 
     old, value = tombstone(1), tombstone(1)._replace(value=b"")
     assert find(old, old, old) == old.version

@@ -28,12 +28,12 @@ def test_what_begins_at_the_instant_of_an_end_comes_after_it() -> None:
 def test_an_operation_without_answer_is_unknown_and_has_no_end() -> None:
     recorder = Recorder()
     silent = recorder.begin("c1", Kind.PUT, "x", 1.0, value="a")
-    given_up = recorder.begin("c2", Kind.PUT, "x", 1.0, value="b")
-    recorder.end(given_up, 3.0, Outcome.UNKNOWN, code="unknown")
+    evictable = recorder.begin("c2", Kind.PUT, "x", 1.0, value="b")
+    recorder.end(evictable, 3.0, Outcome.UNKNOWN, code="unknown")
     assert [op.outcome for op in recorder.operations] == [Outcome.UNKNOWN, Outcome.UNKNOWN]
     assert silent.ended is None
-    assert given_up.ended is None
-    assert given_up.returned_s == 3.0
+    assert evictable.ended is None
+    assert evictable.returned_s == 3.0
 
 
 def test_fresh_values_differ_within_a_recorder_and_between_named_ones() -> None:

@@ -13,12 +13,11 @@ from trio.testing import MockClock
 
 from tests.helpers import lay_down, partition_of, shut
 from tests.master.test_changes_attacked import KEYS, fill, later, start_with_a_drained_one, under, values
-from trikv.coordinator.replicas import Standing
 from trikv.core.errors import Refused
+from trikv.core.quorums import Availability
 from trikv.core.record import Record, Version
-from trikv.core.session import Reign
+from trikv.core.session import MasterId
 from trikv.master.configstore import ConfigStoreError, MemoryConfigStore
-from trikv.master.reconcile import holds
 from trikv.testing.inprocess import InProcessCluster, Node
 
 
@@ -78,14 +77,16 @@ async def test_deleted_stays_deleted_after_a_backup_and_a_recovery(
     backup = await back_up(cluster)
     for key in gone:
         await cluster.coordinator.delete(key)
-    await cluster.until(lambda: cluster.master.forgetting.forgotten == len(gone))
+    await cluster.until(lambda: cluster.master.tombstones.forgotten == len(gone))
     await cluster.stop_master()
     await restore(cluster, backup)
     await cluster.start_master()
     live = [node for node in cluster.workers if node is not evicted]
-    await cluster.until(lambda: all(cluster.master.watched[n.worker.id].standing is Standing.UP for n in live))
+    await cluster.until(
+        lambda: all(cluster.master.membership.watched[n.worker.id].availability is Availability.UP for n in live)
+    )
     await trio.sleep(10)
-    await cluster.master.changes.recover(accept_loss=True)
+    await cluster.master.operations.recover(accept_loss=True)
     await cluster.until_settled()
     assert [key for key in gone if await cluster.coordinator.get(key) is not None] == []
     await cluster.restart(evicted)
@@ -119,8 +120,8 @@ async def test_workers_that_are_being_greeted_when_the_master_goes_beyond_anothe
     for node in late:
         cluster.network.release(node.address)
     await trio.sleep(300)
-    standings = {name: watched.standing.value for name, watched in cluster.master.watched.items()}
-    assert set(standings.values()) == {"up"}, standings
+    availabilities = {name: watched.availability.value for name, watched in cluster.master.membership.watched.items()}
+    assert set(availabilities.values()) == {"up"}, availabilities
     assert await values(cluster) == {b"v"}
 
 
@@ -137,10 +138,12 @@ async def test_recover_after_a_backup_finds_what_those_who_are_up_hold(
     master = cluster.master
     for node in old:
         await cluster.until(lambda: all(health.steady for health in master.reconciler.health().values()))
-        await cluster.until(lambda: master.changes.operation() is None)
-        await master.changes.drain(node.worker.id)
+        await cluster.until(lambda: master.operations.operation() is None)
+        await master.operations.drain(node.worker.id)
         await cluster.until(
-            lambda: not any(holds(master.cluster, w) for w in master.cluster.workers.values() if w.draining)
+            lambda: (
+                not any(master.cluster.partitions_of(w.member) for w in master.cluster.workers.values() if w.draining)
+            )
         )
     await cluster.until_settled()
     assert await values(cluster) == {b"v"}
@@ -150,9 +153,9 @@ async def test_recover_after_a_backup_finds_what_those_who_are_up_hold(
     await cluster.until(lambda: len(cluster.master.cluster.workers) == 6)
     await cluster.until_all_up()
     await trio.sleep(10)
-    told = await cluster.master.changes.recover(accept_loss=False)
+    told = await cluster.master.operations.recover(accept_loss=False)
     assert told["lost_members"] == []
-    await cluster.master.changes.recover(accept_loss=True)
+    await cluster.master.operations.recover(accept_loss=True)
     await trio.sleep(60)
     seen = await values(cluster)
     assert seen == {b"v"}, (len(told["partitions"]), told["lost_members"], seen)
@@ -165,10 +168,10 @@ async def test_recover_gives_up_nobody_who_is_only_silent_for_a_moment(
     cluster = await InProcessCluster.start(nursery)
     await fill(cluster)
     await trio.sleep(5)
-    slot = next(s for s in cluster.coordinator.slots if s.index not in {partition_of(key) for key in KEYS})
-    cluster.master.note_stale(slot, slot.epoch + 7)
-    told = await cluster.master.changes.recover(accept_loss=False)
-    assert told == {"partitions": [slot.index], "lost_members": []}
+    state = next(s for s in cluster.coordinator.partitions if s.index not in {partition_of(key) for key in KEYS})
+    cluster.master.fencing.note_stale(state, state.epoch + 7)
+    told = await cluster.master.operations.recover(accept_loss=False)
+    assert told == {"partitions": [state.index], "lost_members": []}
     for key in KEYS:  # as any write is that the third replica is a little late with
         version = later(cluster, key)
         for node in cluster.workers[1:]:
@@ -176,10 +179,10 @@ async def test_recover_gives_up_nobody_who_is_only_silent_for_a_moment(
     for node in cluster.workers[1:]:
         cluster.network.hold(node.address)
     await trio.sleep(1.5)
-    assert not any(watched.standing is Standing.DOWN for watched in cluster.master.watched.values())
+    assert not any(watched.availability is Availability.DOWN for watched in cluster.master.membership.watched.values())
     report: dict[str, Any] = {}
     with suppress(Refused):
-        report = await cluster.master.changes.recover(accept_loss=True)
+        report = await cluster.master.operations.recover(accept_loss=True)
     for node in cluster.workers[1:]:
         cluster.network.release(node.address)
     await trio.sleep(60)
@@ -194,20 +197,20 @@ async def test_recover_does_not_wait_for_ever_for_one_that_never_becomes_clear(
     cluster = await InProcessCluster.start(nursery, workers=5)
     await fill(cluster)
     odd = cluster.workers[4].worker
-    vitals = odd.vitals()._replace(master=str(Reign(1 << 30, "x")))
+    vitals = odd.vitals()._replace(master=str(MasterId(1 << 30, "x")))
     monkeypatch.setattr(odd, "vitals", lambda: vitals)
     for node in cluster.workers[:2]:
         await cluster.kill(node)
     await trio.sleep(60)
-    assert (await cluster.master.changes.recover(accept_loss=True))["partitions"]
+    assert (await cluster.master.operations.recover(accept_loss=True))["partitions"]
 
 
 async def test_recover_asks_only_those_whose_disks_answer(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     cluster, drained = await start_with_a_drained_one(nursery, "quorum")
     shut(drained)
-    slot = cluster.coordinator.slots[partition_of(KEYS[0])]
-    cluster.master.note_stale(slot, slot.epoch + 7)
-    told = await cluster.master.changes.recover(accept_loss=True)
+    state = cluster.coordinator.partitions[partition_of(KEYS[0])]
+    cluster.master.fencing.note_stale(state, state.epoch + 7)
+    told = await cluster.master.operations.recover(accept_loss=True)
     assert told["not_asked"] == [drained.worker.id]
     await cluster.until_settled()
     assert await values(cluster) == {b"v"}
@@ -225,7 +228,7 @@ async def test_what_two_masters_of_one_term_wrote_converges(nursery: trio.Nurser
     await cluster.stop_master()
 
     def is_up(node: Node) -> bool:
-        return cluster.master.watched[node.worker.id].standing is Standing.UP
+        return cluster.master.membership.watched[node.worker.id].availability is Availability.UP
 
     async def write(value: bytes, *nodes: Node) -> None:
         """A master starts that can reach these nodes alone, and puts the key."""
@@ -253,4 +256,4 @@ async def test_what_two_masters_of_one_term_wrote_converges(nursery: trio.Nurser
         return {node.storage.get(partition_of(key), key) for node in cluster.workers}
 
     await cluster.until(lambda: len(held()) == 1)
-    assert (await cluster.master.changes.repair(dry_run=True))["differing"] == 0
+    assert (await cluster.master.operations.repair(dry_run=True))["differing"] == 0

@@ -11,8 +11,9 @@ from trio.testing import MockClock
 
 from tests.helpers import GatedStorage, lay_down, partition_of, shut
 from trikv.api import Batch
-from trikv.coordinator.replicas import Standing
+from trikv.coordinator.partition import Stage
 from trikv.core.errors import Refused, Unknown
+from trikv.core.quorums import Availability
 from trikv.core.record import Version, make_seq
 from trikv.healing.antientropy import PERIOD_S
 from trikv.master.configstore import ConfigStoreError, MemoryConfigStore
@@ -41,12 +42,14 @@ async def values(cluster: InProcessCluster) -> set[bytes | None]:
 def under(cluster: InProcessCluster, *nodes: Node) -> list[int]:
     """The partitions whose active configuration has all of them."""
     workers = {node.worker.id for node in nodes}
-    return [slot.index for slot in cluster.coordinator.slots if workers <= {t.member.worker for t in slot.targets}]
+    return [
+        state.index for state in cluster.coordinator.partitions if workers <= {t.member.worker for t in state.targets}
+    ]
 
 
 def later(cluster: InProcessCluster, key: bytes) -> Version:
     """Than any that the present configuration has given so far."""
-    return Version(cluster.coordinator.slots[partition_of(key)].epoch, make_seq(1 << 20, 0))
+    return Version(cluster.coordinator.partitions[partition_of(key)].epoch, make_seq(1 << 20, 0))
 
 
 @pytest.mark.parametrize("mode", ["sync", "chain", "quorum"])
@@ -56,7 +59,7 @@ async def test_one_change_after_another_that_had_nothing_to_store(
     """Settled without a single store, a configuration holds everything all the same: the next does not replace it."""
     cluster = await InProcessCluster.start(nursery, mode="quorum" if mode != "quorum" else "chain")
     await fill(cluster)
-    await cluster.master.changes.switch_mode(mode)
+    await cluster.master.operations.switch_mode(mode)
     newcomer = await cluster.add_worker()
     await cluster.until(lambda: under(cluster, newcomer))
     await cluster.until_settled()
@@ -67,11 +70,11 @@ async def test_newcomers_that_die_at_once_block_nothing(nursery: trio.Nursery, a
     cluster = await InProcessCluster.start(nursery)
     await fill(cluster)
     newcomers = [await cluster.add_worker() for _ in range(2)]
-    await cluster.until(lambda: any(cluster.coordinator.slots[i].replaceable for i in under(cluster, *newcomers)))
+    await cluster.until(lambda: any(cluster.coordinator.partitions[i].is_unused for i in under(cluster, *newcomers)))
     for node in newcomers:
         await cluster.kill(node)
     await trio.sleep(30)
-    assert not any(cluster.coordinator.slots[i].replaceable for i in under(cluster, *newcomers))
+    assert not any(cluster.coordinator.partitions[i].is_unused for i in under(cluster, *newcomers))
     assert await values(cluster) == {b"v"}
 
 
@@ -81,7 +84,7 @@ async def test_a_drained_worker_that_dies_is_replaced_like_any_other(
     cluster = await InProcessCluster.start(nursery, mode="sync", workers=5, settle_rate_bytes=1_000, partitions=MANY)
     await fill(cluster, b"v" * 1000)
     node = cluster.workers[0]
-    await cluster.master.changes.drain(node.worker.id)
+    await cluster.master.operations.drain(node.worker.id)
     await cluster.until(lambda: any(not p.settled for p in cluster.master.cluster.partitions))
     assert under(cluster, node)
     await cluster.kill(node)
@@ -115,7 +118,7 @@ async def test_a_newcomer_that_is_removed_while_another_is_waited_for(
     quick = next(node for node in newcomers if node.storage is FirstIsQuick.told[0])
     await cluster.kill(quick)
     await cluster.until_down(quick)
-    await cluster.master.changes.remove(quick.worker.id)
+    await cluster.master.operations.remove(quick.worker.id)
     await trio.sleep(30)
     document = cluster.master.cluster
     assert {m.worker for p in document.partitions for c in p.history for m in c.members} <= set(document.workers)
@@ -133,7 +136,7 @@ async def test_what_a_silent_replica_alone_holds_does_not_turn_up_after_a_switch
     primary = cluster.replicas_of(b"key")[0]
     await lay_down(cluster, nursery, primary, b"key", later(cluster, b"key"), b"acknowledged")
     await cluster.kill(primary)
-    certificate = await cluster.master.changes.switch_mode(mode)
+    certificate = await cluster.master.operations.switch_mode(mode)
     assert certificate["could_not_ask"] == [primary.worker.id]
     assert await cluster.coordinator.get(b"key") is None
     await cluster.restart(primary)
@@ -152,7 +155,7 @@ async def test_a_drained_replica_that_is_slow_is_waited_for_under_async(
     slow = cluster.replicas_of(b"key")[0]
     await lay_down(cluster, nursery, slow, b"key", later(cluster, b"key"), b"acknowledged")
     cluster.network.hold(slow.address)
-    await cluster.master.changes.drain(slow.worker.id)
+    await cluster.master.operations.drain(slow.worker.id)
     await trio.sleep(3)
     cluster.network.release(slow.address)
     await cluster.until(lambda: not under(cluster, slow))
@@ -194,9 +197,11 @@ async def test_a_worker_that_came_back_empty_is_enlisted_though_the_document_can
         patch.setattr(cluster.store, "compare_and_set", refuse)
         await cluster.restart(node, wiped=True)
         await trio.sleep(3)
-    slots = cluster.coordinator.slots
-    await cluster.until(lambda: cluster.coordinator.slots is not slots)
-    await cluster.until(lambda: all(t.standing is Standing.UP for s in cluster.coordinator.slots for t in s.targets))
+    states = cluster.coordinator.partitions
+    await cluster.until(lambda: cluster.coordinator.partitions is not states)
+    await cluster.until(
+        lambda: all(t.availability is Availability.UP for s in cluster.coordinator.partitions for t in s.targets)
+    )
     assert await cluster.coordinator.put(b"key", b"w")
 
 
@@ -204,20 +209,20 @@ async def test_what_is_moved_in_a_second_keeps_to_the_rate(nursery: trio.Nursery
     cluster = await InProcessCluster.start(nursery, workers=4, settle_rate_bytes=20_000, partitions=MANY)
     await fill(cluster, b"v" * 20_000)
     await cluster.kill(cluster.workers[0])
-    await cluster.until(lambda: cluster.master.changes.progress()["settling"])
+    await cluster.until(lambda: cluster.master.operations.progress()["settling"])
     await trio.sleep(30)
     assert 15_000 < cluster.master.settling.progress.bytes_moved / 30 < 25_000
-    assert cluster.master.changes.progress()["settling"]
+    assert cluster.master.operations.progress()["settling"]
 
 
 async def test_a_blocked_partition_is_named_before_a_switch_begins(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     cluster = await InProcessCluster.start(nursery)
-    slot = cluster.coordinator.slots[5]
-    cluster.master.note_stale(slot, slot.epoch + 7)
+    state = cluster.coordinator.partitions[5]
+    cluster.master.fencing.note_stale(state, state.epoch + 7)
     with pytest.raises(Refused, match="5 the first"):
-        await cluster.master.changes.switch_mode("sync")
+        await cluster.master.operations.switch_mode("sync")
     assert cluster.master.cluster.mode == "quorum"
 
 
@@ -230,9 +235,9 @@ async def test_nobody_is_taken_into_a_configuration_without_a_sign_of_life(
     silent = cluster.workers[:2]
     for node in silent:
         cluster.network.hold(node.address)
-    nursery.start_soon(cluster.master.changes.switch_mode, "quorum")
+    nursery.start_soon(cluster.master.operations.switch_mode, "quorum")
     await trio.sleep(3)  # they were thought to be up when it began
-    changed = {slot.index for slot in cluster.coordinator.slots if slot.configuration.mode == "quorum"}
+    changed = {state.index for state in cluster.coordinator.partitions if state.configuration.mode == "quorum"}
     assert not changed & {index for node in silent for index in under(cluster, node)}
     for node in silent:
         cluster.network.release(node.address)
@@ -251,7 +256,7 @@ async def test_a_worker_that_was_removed_after_its_disk_was_lost_is_replaced_lik
     await cluster.until(lambda: cluster.master.cluster.workers[node.worker.id].incarnation == node.worker.incarnation)
     await cluster.kill(node)
     await cluster.until_down(node)
-    await cluster.master.changes.remove(node.worker.id)
+    await cluster.master.operations.remove(node.worker.id)
     newcomer = await cluster.add_worker()
     await cluster.until(lambda: under(cluster, newcomer))
     await cluster.until_settled()
@@ -277,7 +282,7 @@ async def test_what_an_evicted_worker_holds_is_offered_though_it_is_heard_first_
     for node in cluster.workers[1:]:
         cluster.network.cut(node.address)
     await cluster.start_master()
-    await cluster.until(lambda: cluster.master.watched[evicted.worker.id].standing is Standing.UP)
+    await cluster.until(lambda: cluster.master.membership.watched[evicted.worker.id].availability is Availability.UP)
     for node in cluster.workers[1:]:
         cluster.network.mend(node.address)
     await cluster.until_all_up()
@@ -305,9 +310,9 @@ async def test_what_a_drain_took_comes_back_when_it_is_undrained(
     cluster = await InProcessCluster.start(nursery, workers=4, settle_rate_bytes=100_000, partitions=MANY)
     await fill(cluster, b"v" * 10_000)
     node = cluster.workers[0]
-    await cluster.master.changes.drain(node.worker.id)
+    await cluster.master.operations.drain(node.worker.id)
     await cluster.until(lambda: len(under(cluster, node)) < 200)
-    await cluster.master.changes.undrain(node.worker.id)
+    await cluster.master.operations.undrain(node.worker.id)
     await trio.sleep(600)
     assert all(p.settled for p in cluster.master.cluster.partitions)
     shares = {node.worker.id: len(under(cluster, node)) for node in cluster.workers}
@@ -324,7 +329,7 @@ async def test_a_switch_from_async_waits_for_a_former_replica_that_is_just_resta
     for key in KEYS:
         await lay_down(cluster, nursery, away, key, later(cluster, key), b"acknowledged")
     newcomer = await cluster.add_worker()
-    await cluster.until(lambda: len(cluster.master.watched) == 4)
+    await cluster.until(lambda: len(cluster.master.membership.watched) == 4)
     await cluster.until_all_up()
     await trio.sleep(0.6)  # soon it will have been up for so long that it is given data
     assert not under(cluster, newcomer)
@@ -333,11 +338,11 @@ async def test_a_switch_from_async_waits_for_a_former_replica_that_is_just_resta
     certificates: list[Any] = []
 
     async def switch() -> None:
-        certificates.append(await cluster.master.changes.switch_mode("sync"))
+        certificates.append(await cluster.master.operations.switch_mode("sync"))
 
     nursery.start_soon(switch)
     await trio.sleep(1.5)
-    assert not cluster.master.watched[away.worker.id].evictable
+    assert not cluster.master.membership.watched[away.worker.id].evictable
     await values(cluster)  # what is read is brought to the configuration of that moment, which must not be the next
     await cluster.restart(away)
     await cluster.until_settled()
@@ -384,7 +389,7 @@ async def test_what_a_returning_worker_holds_is_not_offered_to_nobody_and_then_d
     await cluster.until_settled()
     slow_down(evicted, 1.6)
     await cluster.restart(evicted)
-    await cluster.until(lambda: cluster.master.watched[evicted.worker.id].standing is Standing.UP)
+    await cluster.until(lambda: cluster.master.membership.watched[evicted.worker.id].availability is Availability.UP)
     for node in others:
         cluster.network.hold(node.address)
     await trio.sleep(2.2)
@@ -408,7 +413,7 @@ async def test_what_async_moves_is_on_all_new_replicas_before_the_former_ones_di
         await lay_down(cluster, nursery, drained, key, later(cluster, key), b"v2")
     for node in others[1:]:
         slow_down(node, 0.3)
-    await cluster.master.changes.drain(drained.worker.id)
+    await cluster.master.operations.drain(drained.worker.id)
     for key in mine:
         partition = partition_of(key)
         await cluster.until(partial(is_settled_without, cluster, partition, drained))
@@ -417,8 +422,8 @@ async def test_what_async_moves_is_on_all_new_replicas_before_the_former_ones_di
 
 
 def is_settled_without(cluster: InProcessCluster, partition: int, node: Node) -> bool:
-    slot = cluster.coordinator.slots[partition]
-    return slot.partition.settled and all(target.member.worker != node.worker.id for target in slot.targets)
+    state = cluster.coordinator.partitions[partition]
+    return state.partition.settled and all(target.member.worker != node.worker.id for target in state.targets)
 
 
 async def test_what_async_moves_is_on_all_new_replicas_also_where_somebody_reads_it_meanwhile(
@@ -435,13 +440,13 @@ async def test_what_async_moves_is_on_all_new_replicas_also_where_somebody_reads
         slow_down(node, 0.3)
 
     async def read(key: bytes) -> None:
-        slot = cluster.coordinator.slots[partition_of(key)]
-        await cluster.until(lambda: cluster.coordinator.slots[slot.index] is not slot)
+        state = cluster.coordinator.partitions[partition_of(key)]
+        await cluster.until(lambda: cluster.coordinator.partitions[state.index] is not state)
         await cluster.coordinator.get(key, timeout_s=5)
 
     for key in mine:
         nursery.start_soon(read, key)
-    await cluster.master.changes.drain(drained.worker.id)
+    await cluster.master.operations.drain(drained.worker.id)
     for key in mine:
         partition = partition_of(key)
         await cluster.until(partial(is_settled_without, cluster, partition, drained))
@@ -458,8 +463,8 @@ async def start_with_a_drained_one(nursery: trio.Nursery, mode: str, **settings:
     await cluster.until_all_up()
     await fill(cluster)
     drained = cluster.workers[0]
-    await cluster.master.changes.drain(drained.worker.id)
-    await cluster.until(lambda: cluster.master.changes.operation() is None)
+    await cluster.master.operations.drain(drained.worker.id)
+    await cluster.until(lambda: cluster.master.operations.operation() is None)
     await cluster.until_settled()
     return cluster, drained
 
@@ -475,7 +480,7 @@ async def test_a_drained_worker_whose_disk_hangs_holds_up_no_switch(
     cluster.network.mend(drained.address)
     await cluster.until_all_up()
     with trio.fail_after(60):
-        await cluster.master.changes.switch_mode("sync")
+        await cluster.master.operations.switch_mode("sync")
 
 
 async def test_a_drained_worker_whose_disk_hangs_holds_up_no_replacement(
@@ -485,7 +490,7 @@ async def test_a_drained_worker_whose_disk_hangs_holds_up_no_replacement(
     cluster, drained = await start_with_a_drained_one(nursery, "async", settle_rate_bytes=1_000)
     for key in KEYS:
         await lay_down(cluster, nursery, cluster.replicas_of(key)[0], key, later(cluster, key), b"v" * 1000)
-    nursery.start_soon(cluster.master.changes.switch_mode, "sync")
+    nursery.start_soon(cluster.master.operations.switch_mode, "sync")
     await cluster.until(lambda: all(p.active.mode == "sync" for p in cluster.master.cluster.partitions))
     shut(drained)
     cluster.network.cut(drained.address)
@@ -510,7 +515,7 @@ async def test_a_switch_to_quorum_is_a_way_out_when_a_disk_hangs(
     shut(cluster.workers[0])
     await cluster.restart_master()
     await cluster.until_all_up()
-    nursery.start_soon(cluster.master.changes.switch_mode, "quorum")
+    nursery.start_soon(cluster.master.operations.switch_mode, "quorum")
     await trio.sleep(60)
     for key in KEYS:
         await cluster.coordinator.put(key, b"w")
@@ -523,11 +528,11 @@ async def test_news_that_comes_while_the_document_is_written_is_not_missed(
     cluster = await InProcessCluster.start(nursery, workers=4)
     await fill(cluster)
     node = cluster.workers[0]
-    await cluster.master.changes.drain(node.worker.id)
-    await cluster.until(lambda: cluster.master.changes.operation() is None)
+    await cluster.master.operations.drain(node.worker.id)
+    await cluster.until(lambda: cluster.master.operations.operation() is None)
     await cluster.until_settled()
     await cluster.kill(node)
-    watched = cluster.master.watched[node.worker.id]
+    watched = cluster.master.membership.watched[node.worker.id]
     await cluster.until(lambda: watched.suspicion.silent_s(trio.current_time()) > 4.2)
     newcomer = await cluster.add_worker()
     await cluster.until(lambda: newcomer.worker.id in cluster.master.cluster.workers)
@@ -573,8 +578,8 @@ async def test_a_configuration_in_which_nothing_was_committed_may_be_given_up(
         return await write(self, document, revision)
 
     monkeypatch.setattr(MemoryConfigStore, "compare_and_set", lose_one)
-    nursery.start_soon(cluster.master.changes.switch_mode, "quorum")
-    await cluster.until(lambda: cluster.coordinator.slots[0].configuration.mode == "quorum")
+    nursery.start_soon(cluster.master.operations.switch_mode, "quorum")
+    await cluster.until(lambda: cluster.coordinator.partitions[0].configuration.mode == "quorum")
     with pytest.raises(Unknown):
         await cluster.coordinator.put(KEYS[0], b"w", timeout_s=0.3)
     monkeypatch.undo()
@@ -606,15 +611,15 @@ async def test_a_switch_from_async_waits_for_a_replica_that_restarts_just_after_
     health = cluster.master.reconciler.health
     async with cluster.master.reconciler.stepping:  # both wishes are there when it looks
         monkeypatch.setattr(MemoryConfigStore, "compare_and_set", kill_first)
-        nursery.start_soon(cluster.master.changes.switch_mode, "sync")
+        nursery.start_soon(cluster.master.operations.switch_mode, "sync")
         await cluster.until(lambda: len(health()) == 4 and all(each.steady for each in health().values()))
     await cluster.until(lambda: any(p.active.mode == "sync" for p in cluster.master.cluster.partitions))
     monkeypatch.undo()
     await trio.sleep(2)
-    assert not cluster.master.watched[away.worker.id].evictable
+    assert not cluster.master.membership.watched[away.worker.id].evictable
     await cluster.restart(away)
     await cluster.until_settled()
-    assert len(under(cluster, away)) < len(cluster.coordinator.slots)
+    assert len(under(cluster, away)) < len(cluster.coordinator.partitions)
     assert await values(cluster) == {b"acknowledged"}
 
 
@@ -623,13 +628,13 @@ async def test_what_is_acknowledged_after_a_configuration_was_closed_is_unknown(
 ) -> None:
     """It is just being replaced, in the belief that nobody has been told of anything in it."""
     cluster = await InProcessCluster.start(nursery)
-    slot = cluster.coordinator.slots[partition_of(b"key")]
+    state = cluster.coordinator.partitions[partition_of(b"key")]
     for node in cluster.workers:
         cluster.network.hold(node.address)
 
     async def close_when_sent() -> None:
-        await cluster.until(lambda: slot.pending)
-        slot.closed = True
+        await cluster.until(lambda: state.pending)
+        state.stage = Stage.CLOSED
         for node in cluster.workers:
             cluster.network.release(node.address)
 

@@ -23,11 +23,11 @@ from trio.testing import MockClock
 from tests.helpers import lay_down, partition_of
 from tests.sim.mutant import replaced
 from tests.sim.mutants import BY_NAME
-from trikv.coordinator.partition import Slot
-from trikv.coordinator.replicas import Standing
+from trikv.coordinator.partition import PartitionState, Stage
 from trikv.core.configuration import Configuration
 from trikv.core.errors import Outcome, TrikvError
 from trikv.core.planning import Change, Reason
+from trikv.core.quorums import Availability
 from trikv.core.record import Version, make_seq
 from trikv.healing import settle
 from trikv.healing.settle import Settling
@@ -54,8 +54,8 @@ class Driven:
         self.spares = [node for node in cluster.workers if node not in self.replicas]
 
     @property
-    def slot(self) -> Slot:
-        return self.cluster.coordinator.slots[INDEX]
+    def state(self) -> PartitionState:
+        return self.cluster.coordinator.partitions[INDEX]
 
     async def change(self, members: Sequence[Node], mode: str) -> None:
         """Steps 1 and 2 of a change to these members, in this order, and that mode."""
@@ -76,7 +76,9 @@ class Driven:
         return Outcome.COMMITTED
 
     async def until_up(self, node: Node) -> None:
-        await self.cluster.until(lambda: self.cluster.master.watched[node.worker.id].standing is Standing.UP)
+        await self.cluster.until(
+            lambda: self.cluster.master.membership.watched[node.worker.id].availability is Availability.UP
+        )
 
 
 @asynccontextmanager
@@ -108,7 +110,7 @@ async def a_settle_ends_late(nursery: trio.Nursery) -> Held:
             await trio.sleep(1)
             await drive.change([one, newcomer, another], "chain")
         may_conclude.set()
-        await drive.cluster.until(lambda: drive.slot.partition.settled)
+        await drive.cluster.until(lambda: drive.state.partition.settled)
         seen = await drive.read()
     return "" if seen == b"v" else f"v was committed, and {seen!r} is read"
 
@@ -126,11 +128,11 @@ async def old_members_disagree_and_one_is_away(nursery: trio.Nursery) -> Held:
         one, two, three = drive.replicas
         newcomer = drive.spares[0]
         for member, number, value in [(one, 1, b"older"), (three, 2, b"newer")]:
-            await lay_down(cluster, nursery, member, KEY, Version(drive.slot.epoch, make_seq(1000 + number, 0)), value)
+            await lay_down(cluster, nursery, member, KEY, Version(drive.state.epoch, make_seq(1000 + number, 0)), value)
         await cluster.kill(three)
         await cluster.until_down(three)
         await drive.change([two, three, newcomer], "quorum")
-        await cluster.until(lambda: drive.slot.partition.settled)
+        await cluster.until(lambda: drive.state.partition.settled)
         first = await drive.read()
         await cluster.restart(three)
         await drive.until_up(three)
@@ -156,18 +158,18 @@ async def a_write_meets_its_configuration_being_replaced(nursery: trio.Nursery) 
         async def write() -> None:
             outcome.append(await drive.write(b"w"))
 
-        with replaced(settle, "choose_all", lambda slot, hung: None):  # settling has not come to it
+        with replaced(settle, "choose_to_settle", lambda history, hung: None):  # settling has not come to it
             await drive.change(drive.spares, "sync")
-            unused = drive.slot
+            unused = drive.state
             with replaced(MemoryConfigStore, "compare_and_set", compare_and_set_later):
                 async with unused.locks.exclusive(KEY):  # somebody else is at that key
                     nursery.start_soon(write)
                     await trio.sleep(0.1)
                     nursery.start_soon(drive.change, drive.replicas, "sync")
-                    await drive.cluster.until(lambda: unused.closed)
+                    await drive.cluster.until(lambda: unused.stage is Stage.CLOSED)
                 await drive.cluster.until(lambda: outcome)
                 may_change.set()
-                await drive.cluster.until(lambda: drive.slot is not unused)
+                await drive.cluster.until(lambda: drive.state is not unused)
         seen = await drive.read()
     expected = {Outcome.COMMITTED: [b"w"], Outcome.REFUSED: [b"v"], Outcome.UNKNOWN: [b"v", b"w"]}[outcome[0]]
     return "" if seen in expected else f"w is {outcome[0]}, and {seen!r} is read"
@@ -189,7 +191,7 @@ async def an_evicted_worker_returns(mode: str, nursery: trio.Nursery) -> Held:
     await cluster.until(lambda: not is_member())
     for key in GONE:
         await cluster.coordinator.delete(key)
-    await cluster.until(lambda: cluster.master.forgetting.forgotten == len(GONE))
+    await cluster.until(lambda: cluster.master.tombstones.forgotten == len(GONE))
     await cluster.restart(evicted)
     await cluster.until(is_member)
     await cluster.until_settled()

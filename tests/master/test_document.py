@@ -18,7 +18,7 @@ from tests.helpers import GatedStorage, partition_of, shut
 from trikv.core.configuration import Cluster
 from trikv.core.errors import Refused, TrikvError
 from trikv.master.configstore import CHANGE, ConfigStoreError, MemoryConfigStore, NotChanged, SqliteConfigStore
-from trikv.master.master import DOUBT_S
+from trikv.master.document import DOUBT_S
 from trikv.testing.inprocess import InProcessCluster
 
 KEY = b"k"
@@ -109,7 +109,7 @@ async def test_nothing_is_acknowledged_in_a_configuration_that_the_document_may_
     await cluster.coordinator.put(KEY, b"v0")
 
     def members() -> list[str]:
-        return [m.worker for m in cluster.coordinator.slots[INDEX].configuration.members]
+        return [m.worker for m in cluster.coordinator.partitions[INDEX].configuration.members]
 
     # One replica dies and is replaced: C2. Another one's disk is slow meanwhile, so that nothing is settled.
     c1 = members()
@@ -118,7 +118,7 @@ async def test_nothing_is_acknowledged_in_a_configuration_that_the_document_may_
     await cluster.kill(dead)
     await cluster.until(lambda: members() != c1)
     c2 = members()
-    assert cluster.coordinator.slots[INDEX].replaceable
+    assert cluster.coordinator.partitions[INDEX].is_unused
 
     # The slow one dies as well. C3 is to take the place of C2. That change is made, and reported as failed; what is
     # written after it does not arrive at all.
@@ -162,7 +162,7 @@ async def test_a_change_in_doubt_is_effective_once_it_is_known_to_be_made(
     answers: list[Any] = []
 
     async def drain() -> None:
-        answers.append(await cluster.master.changes.drain(cluster.workers[0].worker.id))
+        answers.append(await cluster.master.operations.drain(cluster.workers[0].worker.id))
 
     nursery.start_soon(drain)
     await store.failed.wait()
@@ -173,7 +173,7 @@ async def test_a_change_in_doubt_is_effective_once_it_is_known_to_be_made(
     await cluster.until(lambda: answers)
     assert cluster.master.cluster.workers[cluster.workers[0].worker.id].draining
     await cluster.restart_master()
-    await cluster.until(lambda: not cluster.master.changes.operation())
+    await cluster.until(lambda: not cluster.master.operations.operation())
 
 
 async def test_the_master_ends_where_it_cannot_be_known_and_the_next_one_reads_what_is_there(
@@ -188,7 +188,7 @@ async def test_the_master_ends_where_it_cannot_be_known_and_the_next_one_reads_w
 
     async def drain() -> None:
         try:
-            await master.run_detached(lambda: master.changes.drain(worker))
+            await master.tasks.run_detached(lambda: master.operations.drain(worker))
         except TrikvError as error:
             outcomes.append(error.kind.outcome)
 
@@ -207,7 +207,9 @@ async def test_the_master_ends_where_it_cannot_be_known_and_the_next_one_reads_w
                 await trio.sleep_forever()
     await cluster.until(lambda: len(outcomes) == 2)
     assert "unknown" in outcomes
-    assert store.tried == {f"{master._name}/{master._revision}"}, "nothing else is changed after what is in doubt"
+    assert store.tried == {f"{master._name}/{master.document._revision}"}, (
+        "nothing else is changed after what is in doubt"
+    )
     store.failing = False
     await cluster.start_master()
     assert cluster.master.cluster.workers[worker].draining
@@ -224,8 +226,8 @@ async def test_a_change_that_was_certainly_not_made_is_refused_at_once(
     with monkeypatch.context() as patch:
         patch.setattr(store, "compare_and_set", full)
         with pytest.raises(Refused, match="database or disk is full"):
-            await cluster.master.changes.drain(cluster.workers[0].worker.id)
-    await cluster.master.changes.drain(cluster.workers[0].worker.id)
+            await cluster.master.operations.drain(cluster.workers[0].worker.id)
+    await cluster.master.operations.drain(cluster.workers[0].worker.id)
 
 
 async def test_a_first_write_is_refused_while_the_flag_before_it_is_in_doubt(

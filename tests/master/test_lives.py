@@ -15,12 +15,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import Desk, GatedStorage, shut
+from tests.helpers import GatedStorage, WorkerHarness, shut
 from trikv.api import Batch
-from trikv.coordinator.replicas import Standing
 from trikv.core.calls import Op
 from trikv.core.errors import Fault, Refused
 from trikv.core.lineage import is_confirmed
+from trikv.core.quorums import Availability
 from trikv.master.configstore import MemoryConfigStore, NotChanged
 from trikv.master.lives import ASK_TIMEOUT_S
 from trikv.net.doors import Doors
@@ -59,7 +59,10 @@ def enlisted(cluster: InProcessCluster, node: Node) -> str:
 
 
 def is_up(cluster: InProcessCluster, node: Node) -> bool:
-    return cluster.master.target(cluster.master.cluster.workers[node.worker.id].member).standing is Standing.UP
+    return (
+        cluster.master.membership.target(cluster.master.cluster.workers[node.worker.id].member).availability
+        is Availability.UP
+    )
 
 
 def members(cluster: InProcessCluster) -> set[str]:
@@ -227,14 +230,14 @@ async def test_a_former_life_whose_directory_is_put_back_older_is_not_that_membe
 
 
 async def test_a_start_that_is_not_confirmed_serves_nobody(nursery: trio.Nursery) -> None:
-    desk = await Desk(nursery, MemoryStorage()).start(confirm=False)
-    assert await desk.ask(Op.STORE, desk.store(1)) == (Fault.OTHER_MEMBER, [])
-    wrong = [desk.worker.incarnation, "9.f"]
-    assert await desk.ask(Op.CONFIRM, wrong) == (Fault.OTHER_MEMBER, [])
-    assert await desk.ask(Op.STORE, desk.store(1)) == (Fault.OTHER_MEMBER, [])
-    right = [desk.worker.incarnation, str(desk.worker.starts[-1])]
-    assert await desk.ask(Op.CONFIRM, right) == (Fault.OK, [])
-    assert await desk.ask(Op.STORE, desk.store(1)) == (Fault.OK, [])
+    harness = await WorkerHarness(nursery, MemoryStorage()).start(confirm=False)
+    assert await harness.ask(Op.STORE, harness.store(1)) == (Fault.OTHER_MEMBER, [])
+    wrong = [harness.worker.incarnation, "9.f"]
+    assert await harness.ask(Op.CONFIRM, wrong) == (Fault.OTHER_MEMBER, [])
+    assert await harness.ask(Op.STORE, harness.store(1)) == (Fault.OTHER_MEMBER, [])
+    right = [harness.worker.incarnation, str(harness.worker.starts[-1])]
+    assert await harness.ask(Op.CONFIRM, right) == (Fault.OK, [])
+    assert await harness.ask(Op.STORE, harness.store(1)) == (Fault.OK, [])
 
 
 # --- wherever it stops ------------------------------------------------------------------------------------------------
@@ -345,14 +348,14 @@ async def test_records_that_end_before_the_marker_begin_another_life(nursery: tr
     engine = RocksEngine()
     storage = await engine.open(home / "records")
     with closing(ProgressFile(home)) as progress:
-        desk = await Desk(nursery, storage).start(progress=progress)
-        lives = [desk.worker.incarnation]
+        harness = await WorkerHarness(nursery, storage).start(progress=progress)
+        lives = [harness.worker.incarnation]
         for seq in range(1, 9):
-            assert await desk.put(seq) == Fault.OK
-        while progress.read() < desk.worker.vitals().batches:
-            await desk.ask(Op.HEARTBEAT, [])
+            assert await harness.put(seq) == Fault.OK
+        while progress.read() < harness.worker.vitals().batches:
+            await harness.ask(Op.HEARTBEAT, [])
         shutil.copytree(home, copy)
-        await desk.stop()
+        await harness.stop()
         await storage.close()
     for cut_bytes in (0, 200):
         directory = tmp_path / f"cut {cut_bytes}"

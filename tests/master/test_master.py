@@ -21,7 +21,6 @@ from trikv.core.session import Hello, Session
 from trikv.master import enlist
 from trikv.master.configstore import ConfigConflict, MemoryConfigStore
 from trikv.master.master import Master, StartError
-from trikv.master.status import describe_cluster
 from trikv.net.link import LinkError, dial
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import PARTITIONS, InProcessCluster, Node
@@ -36,7 +35,7 @@ async def start(nursery: trio.Nursery, **more: Any) -> InProcessCluster:
 
 def seen(cluster: InProcessCluster, node: Node) -> dict[str, Any]:
     """What the cluster's description says of that worker."""
-    workers = describe_cluster(cluster.master)["workers"]
+    workers = cluster.master.status.describe()["workers"]
     return next(worker for worker in workers if worker["id"] == node.worker.id)
 
 
@@ -73,12 +72,12 @@ async def test_until_enough_workers_have_enlisted_it_says_how_many_are_missing(
         with pytest.raises(Refused, match="1 of 3 workers have enlisted; 2 more needed") as refused:
             await operation
         assert refused.value.kind.code == "forming"
-    forming = describe_cluster(cluster.master)["forming"]
+    forming = cluster.master.status.describe()["forming"]
     assert (forming["needed"], forming["enlisted"], forming["missing"]) == (3, 1, 2)
     for _ in range(2):
         await cluster.add_worker()
     await cluster.until(lambda: cluster.master.cluster.formed)
-    assert describe_cluster(cluster.master)["forming"] is None
+    assert cluster.master.status.describe()["forming"] is None
     await cluster.coordinator.put(KEY, b"v")
 
 
@@ -361,14 +360,14 @@ async def test_a_partition_of_an_unknown_generation_is_refused_and_no_other(
     cluster = await start(nursery, mode="quorum")
     await cluster.coordinator.put(KEY, b"v")
     await cluster.coordinator.put(b"another", b"v")
-    slot = cluster.coordinator.slots[partition_of(KEY)]
-    assert slot.index != partition_of(b"another")
+    state = cluster.coordinator.partitions[partition_of(KEY)]
+    assert state.index != partition_of(b"another")
     term = cluster.master.cluster.term
-    later = make_epoch(term + terms_ahead, slot.partition.generation + 1)
+    later = make_epoch(term + terms_ahead, state.partition.generation + 1)
     for node in cluster.workers:
-        await promise(cluster, node, slot.index, later)
+        await promise(cluster, node, state.index, later)
     await code_of(cluster)
-    await cluster.until(lambda: cluster.coordinator.slots[slot.index].blocked)
+    await cluster.until(lambda: cluster.coordinator.partitions[state.index].is_blocked)
     with pytest.raises(Refused, match="it is older than the cluster") as refused:
         await cluster.coordinator.get(KEY)
     assert refused.value.kind.code == "recover"
@@ -378,15 +377,15 @@ async def test_a_partition_of_an_unknown_generation_is_refused_and_no_other(
     await cluster.until(lambda: cluster.master.cluster.term > term + terms_ahead or not terms_ahead)
     assert await code_of(cluster, b"another") == "committed"
     assert await code_of(cluster) == "recover"
-    assert describe_cluster(cluster.master)["partitions"]["readable"] == PARTITIONS - 1
+    assert cluster.master.status.describe()["partitions"]["readable"] == PARTITIONS - 1
     await cluster.restart_master()  # nor does a restart
     await cluster.until_all_up()
     await code_of(cluster)
     assert await code_of(cluster) == "recover"
     # Until an operator decides to go on with what those have who are known.
-    told = await cluster.master.changes.recover(accept_loss=True)
-    assert told["partitions"] == [slot.index]
-    await cluster.until(lambda: cluster.master.cluster.partitions[slot.index].settled)
+    told = await cluster.master.operations.recover(accept_loss=True)
+    assert told["partitions"] == [state.index]
+    await cluster.until(lambda: cluster.master.cluster.partitions[state.index].settled)
     record = await cluster.coordinator.get(KEY)
     assert record is not None
     assert record.value == b"v"
@@ -476,9 +475,9 @@ async def test_a_document_that_no_master_could_serve_is_not_written(
         return replace(found, partitions=(first.renewed(), *found.partitions[1:]))
 
     for change in (last_generation, lambda found: replace(found, term=1 << 32)):
-        async with cluster.master.changing:
+        async with cluster.master.document.changing:
             with pytest.raises(Refused, match="is beyond"):
-                await cluster.master.change(change)
+                await cluster.master.document.change(change)
     assert await cluster.store.read() == before
     assert (await cluster.coordinator.get(b"k")).value == b"v"  # type: ignore[union-attr]
 
@@ -488,8 +487,8 @@ async def test_a_generation_that_no_backup_explains_blocks_nothing(
 ) -> None:
     cluster = await InProcessCluster.start(nursery, mode="quorum")
     await cluster.coordinator.put(b"k", b"v")
-    slot = cluster.coordinator.slots[partition_of(b"k")]
-    cluster.master.note_stale(slot, make_epoch(1, (1 << 32) - 1))
+    state = cluster.coordinator.partitions[partition_of(b"k")]
+    cluster.master.fencing.note_stale(state, make_epoch(1, (1 << 32) - 1))
     assert (await cluster.coordinator.get(b"k")).value == b"v"  # type: ignore[union-attr]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import trio
 from trio.testing import MockClock
 
-from trikv.coordinator.replicas import Standing
+from trikv.core.quorums import Availability
 from trikv.core.suspicion import STEADY_AFTER_S, SUSPECT_FLOOR_S, State
 from trikv.master.membership import Watched, beat_forever
 from trikv.testing.inprocess import InProcessCluster, Node
@@ -23,7 +23,7 @@ class Watch:
     node: Node
     watched: Watched = field(init=False)
     states: list[tuple[State, State]] = field(default_factory=list)
-    looks: list[tuple[Standing, bool, bool]] = field(default_factory=list)  # at each on_change
+    looks: list[tuple[Availability, bool, bool]] = field(default_factory=list)  # at each on_change
 
     @classmethod
     async def start(cls, nursery: trio.Nursery) -> Watch:
@@ -35,14 +35,14 @@ class Watch:
             master.cluster.workers[watch.node.worker.id],
             master.hello,
             cluster.doors,
-            lambda: watch.looks.append((watched.standing, watched.evictable, watched.steady)),
+            lambda: watch.looks.append((watched.availability, watched.evictable, watched.steady)),
             on_rival=lambda term: None,
             grace_s=GRACE_S,
             on_state=lambda old, new: watch.states.append((old, new)),
         )
         nursery.start_soon(watched.peer.run)
         nursery.start_soon(beat_forever, {watch.node.worker.id: watched})
-        await cluster.until(lambda: watched.standing is Standing.UP)
+        await cluster.until(lambda: watched.availability is Availability.UP)
         return watch
 
 
@@ -59,7 +59,7 @@ async def test_an_idle_worker_is_heard_well_before_it_would_be_suspect(
         for node in cluster.workers:
             cluster.network.release(node.address)
         await trio.sleep(0.01)
-        for watched in cluster.master.watched.values():
+        for watched in cluster.master.membership.watched.values():
             assert watched.state is State.UP
             assert watched.last_heard_s is not None
             oldest_s = max(oldest_s, watched.last_heard_s)
@@ -72,7 +72,7 @@ async def test_a_silent_worker_is_suspect_then_down_and_up_again_when_it_is_hear
     cluster = await InProcessCluster.start(nursery)
     await cluster.until_all_up()
     node = cluster.workers[0]
-    watched = cluster.master.watched[node.worker.id]
+    watched = cluster.master.membership.watched[node.worker.id]
 
     def state() -> State:
         return watched.state
@@ -93,14 +93,14 @@ async def test_each_change_of_state_is_told_and_whatever_the_planner_waits_for(
     watch = await Watch.start(nursery)
     watched, cluster = watch.watched, watch.cluster
     await cluster.until(lambda: watched.steady)
-    assert watch.looks[-1] == (Standing.UP, False, True)
+    assert watch.looks[-1] == (Availability.UP, False, True)
     cluster.network.hold(watch.node.address)
     await trio.sleep(2 * GRACE_S)
     assert watched.evictable
-    assert watch.looks[-1] == (Standing.DOWN, True, False)
+    assert watch.looks[-1] == (Availability.DOWN, True, False)
     cluster.network.release(watch.node.address)
     await cluster.until(lambda: watched.steady)
-    assert watch.looks[-1] == (Standing.UP, False, True)
+    assert watch.looks[-1] == (Availability.UP, False, True)
     assert watch.states == [
         (State.UNKNOWN, State.UP),
         (State.UP, State.SUSPECT),
@@ -120,9 +120,9 @@ async def test_one_that_is_dead_and_one_that_is_stopped_are_told_apart(
     assert "connection is open" in watched.why
     assert "stopped" in watched.why
     cluster.network.release(watch.node.address)
-    await cluster.until(lambda: watched.standing is Standing.UP)
+    await cluster.until(lambda: watched.availability is Availability.UP)
     await cluster.kill(watch.node)
-    await cluster.until(lambda: watched.standing is Standing.DOWN)
+    await cluster.until(lambda: watched.availability is Availability.DOWN)
     assert "nobody listens" in watched.why
 
 
@@ -132,7 +132,7 @@ async def test_a_worker_that_is_restarted_in_time_is_never_evictable(
     watch = await Watch.start(nursery)
     watched, cluster = watch.watched, watch.cluster
     await cluster.kill(watch.node)
-    await cluster.until(lambda: watched.standing is Standing.DOWN)
+    await cluster.until(lambda: watched.availability is Availability.DOWN)
     await trio.sleep(GRACE_S - 2)
     await cluster.restart(watch.node)
     await cluster.until(lambda: watched.steady)
@@ -147,7 +147,7 @@ async def test_one_that_was_evicted_waits_longer_for_data(nursery: trio.Nursery,
     for _ in range(4):
         watched.note_evicted()
     await cluster.restart(watch.node)
-    await cluster.until(lambda: watched.standing is Standing.UP)
+    await cluster.until(lambda: watched.availability is Availability.UP)
     await trio.sleep(8 * STEADY_AFTER_S)
     assert not watched.steady
     await trio.sleep(9 * STEADY_AFTER_S)
@@ -169,7 +169,7 @@ async def test_when_the_master_itself_was_stopped_nobody_is_to_blame(
         assert watched.state is State.UP
     await trio.sleep(5)
     assert watch.states == []
-    assert all(look == (Standing.UP, False, True) for look in watch.looks)
+    assert all(look == (Availability.UP, False, True) for look in watch.looks)
     cluster.network.hold(watch.node.address)
     await trio.sleep(1)
     autojump_clock.jump(600)

@@ -80,7 +80,7 @@ async def test_a_newcomer_takes_its_share_and_no_more(
     await fill(cluster)
     newcomer = await cluster.add_worker()
     await cluster.until(lambda: newcomer.worker.id in members(cluster))
-    await cluster.until(lambda: cluster.master.changes.progress()["settling"] == 0)
+    await cluster.until(lambda: cluster.master.operations.progress()["settling"] == 0)
     await trio.sleep(10)
     share = sum(newcomer.worker.id in {m.worker for m in p.active.members} for p in cluster.master.cluster.partitions)
     assert abs(share - 3 * PARTITIONS // 4) <= 3
@@ -94,7 +94,7 @@ async def test_the_mode_changes_while_the_cluster_serves(
 ) -> None:
     cluster = await InProcessCluster.start(nursery, mode=before, workers=4)
     await fill(cluster)
-    certificate = await cluster.master.changes.switch_mode(after)
+    certificate = await cluster.master.operations.switch_mode(after)
     assert certificate["mode"] == after
     assert certificate["partitions"] == PARTITIONS
     assert all(p.settled and p.active.mode == after for p in cluster.master.cluster.partitions)
@@ -109,13 +109,13 @@ async def test_a_worker_is_drained_and_then_let_go(nursery: trio.Nursery, autoju
     cluster = await InProcessCluster.start(nursery, workers=4)
     await fill(cluster)
     node = cluster.workers[1]
-    plan = await cluster.master.changes.drain(node.worker.id)
+    plan = await cluster.master.operations.drain(node.worker.id)
     assert plan["copies"] <= 1.05 * 768
     with pytest.raises(Refused, match="under way"):
-        await cluster.master.changes.switch_mode("chain")
+        await cluster.master.operations.switch_mode("chain")
     await cluster.until(lambda: node.worker.id not in members(cluster))
     await cluster.until_settled()
-    assert cluster.master.changes.safe_to_stop(node.worker.id)[0]
+    assert cluster.master.operations.safe_to_stop(node.worker.id)[0]
     await cluster.kill(node)
     await cluster.until(lambda: node.worker.id not in cluster.master.cluster.workers)
     assert await read_all(cluster) == EXPECTED
@@ -125,7 +125,7 @@ async def test_a_new_master_goes_on_with_what_was_begun(nursery: trio.Nursery, a
     cluster = await InProcessCluster.start(nursery, workers=4)
     await fill(cluster)
     async with trio.open_nursery() as switching:
-        switching.start_soon(cluster.master.changes.switch_mode, "chain")
+        switching.start_soon(cluster.master.operations.switch_mode, "chain")
         await cluster.until(lambda: any(len(p.history) == 2 for p in cluster.master.cluster.partitions))
         switching.cancel_scope.cancel()
     await cluster.restart_master()
@@ -153,13 +153,13 @@ async def test_what_only_an_evicted_async_worker_held_is_offered_when_it_returns
     await cluster.until_settled()
     await cluster.restart(primary)
     await cluster.until(lambda: primary.worker.id in members(cluster))
-    await cluster.until(lambda: cluster.master.changes.progress()["settling"] == 0)
+    await cluster.until(lambda: cluster.master.operations.progress()["settling"] == 0)
     found = await cluster.coordinator.get(key)
     assert found is not None
     assert found.value == b"only here"
     # Of partitions that are not its own any more it has kept nothing.
-    slots = cluster.coordinator.slots
-    others = [slot.index for slot in slots if primary.worker.id not in {t.member.worker for t in slot.targets}]
+    states = cluster.coordinator.partitions
+    others = [state.index for state in states if primary.worker.id not in {t.member.worker for t in state.targets}]
     await cluster.until(
         lambda: all(primary.storage.get(partition_of(k), k) is None or partition_of(k) not in others for k in KEYS)
     )
@@ -201,12 +201,12 @@ async def test_what_too_many_lost_disks_took_is_given_up_only_when_an_operator_s
     await trio.sleep(30)
     with pytest.raises(Refused):
         await cluster.coordinator.get(KEYS[0])
-    told = await cluster.master.changes.recover(accept_loss=False)
+    told = await cluster.master.operations.recover(accept_loss=False)
     assert len(told["partitions"]) == PARTITIONS
     assert told["lost_members"] == sorted(node.worker.id for node in cluster.workers[:2])
     with pytest.raises(Refused):
         await cluster.coordinator.get(KEYS[0])
-    await cluster.master.changes.recover(accept_loss=True)
+    await cluster.master.operations.recover(accept_loss=True)
     await cluster.until(lambda: all(len(p.active.members) == 3 for p in cluster.master.cluster.partitions))
     await cluster.until_settled()
     assert await read_all(cluster) == EXPECTED  # the third disk had it all
@@ -219,13 +219,13 @@ async def test_a_switch_to_a_mode_that_nobody_installed_names_those_there_are(
 ) -> None:
     cluster = await InProcessCluster.start(nursery)
     with pytest.raises(Refused, match="quorum"):
-        await cluster.master.changes.switch_mode(mode)
+        await cluster.master.operations.switch_mode(mode)
     assert cluster.master.cluster.mode == "quorum"
 
 
 async def test_the_last_replicas_are_not_drained(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     cluster = await InProcessCluster.start(nursery)
-    changes = cluster.master.changes
+    changes = cluster.master.operations
     with pytest.raises(Refused, match="2 workers for 3 replicas"):
         await changes.drain("w-1")
     with pytest.raises(Refused, match="there is no worker w-9; there are w-1, w-2, w-3"):

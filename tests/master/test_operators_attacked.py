@@ -12,11 +12,10 @@ from trio.testing import MockClock
 from tests.helpers import GatedStorage, lay_down, partition_of, shut
 from tests.master.test_changes_attacked import KEYS, fill, later, under, values
 from trikv.api import Batch
-from trikv.coordinator.replicas import Standing
-from trikv.coordinator.scan import list_members
+from trikv.coordinator.listing import list_members
 from trikv.core.errors import Refused
+from trikv.core.quorums import Availability
 from trikv.master.configstore import MemoryConfigStore
-from trikv.master.reconcile import holds
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import InProcessCluster, Node
 
@@ -38,7 +37,7 @@ async def test_safe_to_stop_after_a_restart_of_the_master_under_async(
     await cluster.restart(three)
     await cluster.start_master()
     await cluster.until_all_up()
-    safe, why = cluster.master.changes.safe_to_stop(one.worker.id)
+    safe, why = cluster.master.operations.safe_to_stop(one.worker.id)
     if safe:
         await cluster.kill(one)  # for good
         await trio.sleep(30)
@@ -51,9 +50,9 @@ async def test_safe_to_stop_of_a_partition_that_is_refused_until_recover(
 ) -> None:
     cluster = await InProcessCluster.start(nursery)
     await fill(cluster)
-    slot = cluster.coordinator.slots[5]
-    cluster.master.note_stale(slot, slot.epoch + 7)
-    safe, why = cluster.master.changes.safe_to_stop(slot.targets[0].member.worker)
+    state = cluster.coordinator.partitions[5]
+    cluster.master.fencing.note_stale(state, state.epoch + 7)
+    safe, why = cluster.master.operations.safe_to_stop(state.targets[0].member.worker)
     assert not safe, why
 
 
@@ -71,8 +70,8 @@ async def test_safe_to_stop_under_quorum_while_the_third_copy_is_only_a_hint(
     gate = shut(three)
     await cluster.coordinator.put(b"key", b"acknowledged")
     await trio.sleep(12)
-    assert cluster.master.hints.has(cluster.coordinator.slots[partition_of(b"key")])
-    safe, why = cluster.master.changes.safe_to_stop(one.worker.id)
+    assert cluster.master.hints.has(cluster.coordinator.partitions[partition_of(b"key")])
+    safe, why = cluster.master.operations.safe_to_stop(one.worker.id)
     gate.set()
     assert not safe, why
 
@@ -88,7 +87,7 @@ async def test_safe_to_stop_while_a_copy_is_under_way(
     await cluster.until_all_up()
     await cluster.coordinator.put(b"key", b"v")
     one, two, three = cluster.replicas_of(b"key")
-    changes = cluster.master.changes
+    changes = cluster.master.operations
     await cluster.until(lambda: changes.safe_to_stop(one.worker.id)[0])
     gates = [shut(node) for node in ((two, three) if mode == "async" else (three,))]
     await cluster.coordinator.put(b"key", b"acknowledged")
@@ -119,7 +118,7 @@ async def test_safe_to_stop_while_much_is_written(nursery: trio.Nursery, autojum
     await cluster.until(lambda: cluster.master.cluster.formed and len(cluster.master.cluster.workers) == 3)
     await cluster.until_all_up()
     await cluster.coordinator.put(b"key", b"v")
-    changes, worker = cluster.master.changes, cluster.workers[0].worker.id
+    changes, worker = cluster.master.operations, cluster.workers[0].worker.id
     await cluster.until(lambda: changes.safe_to_stop(worker)[0])
 
     async def write() -> None:
@@ -144,7 +143,7 @@ async def test_two_drains_at_once(nursery: trio.Nursery, autojump_clock: MockClo
 
     async def drain(node: Node) -> None:
         try:
-            await cluster.master.changes.drain(node.worker.id)
+            await cluster.master.operations.drain(node.worker.id)
         except Refused as error:
             refused.append(error.kind.code)
 
@@ -152,7 +151,7 @@ async def test_two_drains_at_once(nursery: trio.Nursery, autojump_clock: MockClo
         both.start_soon(drain, cluster.workers[0])
         both.start_soon(drain, cluster.workers[1])
     await trio.sleep(60)
-    assert len(refused) == 1, (refused, cluster.master.changes.operation())
+    assert len(refused) == 1, (refused, cluster.master.operations.operation())
 
 
 async def test_a_dry_run_that_could_not_list_does_not_say_that_all_is_alike(
@@ -168,8 +167,8 @@ async def test_a_dry_run_that_could_not_list_does_not_say_that_all_is_alike(
         cluster.network.hold(nobody.address)  # it falls silent between its digest and its list
         return await list_members(*args, **more)
 
-    monkeypatch.setattr("trikv.healing.antientropy.list_members", hold_first)
-    report = await cluster.master.changes.repair(dry_run=True)
+    monkeypatch.setattr("trikv.coordinator.listing.list_members", hold_first)
+    report = await cluster.master.operations.repair(dry_run=True)
     cluster.network.release(nobody.address)
     assert report["differing"] or report["skipped"], report
 
@@ -180,8 +179,10 @@ async def test_remove_while_the_loop_lets_go_of_the_same_drained_worker(
     cluster = await InProcessCluster.start(nursery, workers=4)
     await fill(cluster)
     node = cluster.workers[0]
-    await cluster.master.changes.drain(node.worker.id)
-    await cluster.until(lambda: not holds(cluster.master.cluster, cluster.master.cluster.workers[node.worker.id]))
+    await cluster.master.operations.drain(node.worker.id)
+    await cluster.until(
+        lambda: not cluster.master.cluster.partitions_of(cluster.master.cluster.workers[node.worker.id].member)
+    )
     await cluster.until_settled()
     await cluster.kill(node)
     await cluster.until_down(node)
@@ -192,9 +193,9 @@ async def test_remove_while_the_loop_lets_go_of_the_same_drained_worker(
         return await write(self, document, revision)
 
     monkeypatch.setattr(MemoryConfigStore, "compare_and_set", slowly)
-    watched = cluster.master.watched[node.worker.id]
+    watched = cluster.master.membership.watched[node.worker.id]
     await cluster.until(lambda: watched.suspicion.silent_s(trio.current_time()) > 4)
-    await cluster.master.changes.remove(node.worker.id)  # under way when it becomes evictable
+    await cluster.master.operations.remove(node.worker.id)  # under way when it becomes evictable
     await trio.sleep(5)
     assert await values(cluster) == {b"v"}
 
@@ -209,11 +210,13 @@ async def test_a_worker_that_comes_back_while_it_is_removed_does_not_stay_outsid
     await cluster.kill(node)
     await cluster.until(lambda: not under(cluster, node))
     await cluster.until_settled()
-    async with cluster.master.changing:
+    async with cluster.master.document.changing:
         await cluster.restart(node)
         await trio.testing.wait_all_tasks_blocked()
-        assert cluster.master.watched[node.worker.id].standing is Standing.DOWN  # not dialled again yet
-        nursery.start_soon(cluster.master.changes.remove, node.worker.id)
+        assert (
+            cluster.master.membership.watched[node.worker.id].availability is Availability.DOWN
+        )  # not dialled again yet
+        nursery.start_soon(cluster.master.operations.remove, node.worker.id)
         await trio.testing.wait_all_tasks_blocked()
     await trio.sleep(300)
     assert node.worker.id in cluster.master.cluster.workers, "it runs, thinks that it is enlisted, and is not"
@@ -229,7 +232,7 @@ async def test_a_worker_that_was_paused_while_it_was_removed_enlists_again(
     cluster.network.hold(node.address)
     await cluster.until(lambda: not under(cluster, node))
     await cluster.until_settled()
-    await cluster.master.changes.remove(node.worker.id)
+    await cluster.master.operations.remove(node.worker.id)
     cluster.network.release(node.address)
     await trio.sleep(300)
     assert node.worker.id in cluster.master.cluster.workers, "it runs, thinks that it is enlisted, and is not"
@@ -242,5 +245,5 @@ async def test_safe_to_stop_says_yes_while_another_replica_is_down_and_enough_ar
     await fill(cluster)
     await cluster.kill(cluster.workers[4])
     await trio.sleep(60)
-    safe, why = cluster.master.changes.safe_to_stop(cluster.workers[0].worker.id)
+    safe, why = cluster.master.operations.safe_to_stop(cluster.workers[0].worker.id)
     assert safe, why

@@ -25,7 +25,7 @@ from tests.sim.mutants_changes import OF_CHANGES
 from trikv.api import Batch, Record, ReplicaSet, Storage, Version, Write, newest
 from trikv.coordinator.coordinator import Attempt, Coordinator
 from trikv.coordinator.locks import KeyLocks
-from trikv.coordinator.partition import Slot
+from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.repair import fetch_history
 from trikv.coordinator.replicas import NotEnough, Replicas, Target
 from trikv.core.calls import Hop, Store
@@ -38,6 +38,7 @@ from trikv.core.session import Hello, PeerError
 from trikv.healing.antientropy import AntiEntropy
 from trikv.master import lives
 from trikv.master.configstore import ConfigStoreError, NotChanged
+from trikv.master.document import Document
 from trikv.master.master import Master
 from trikv.net.doors import Doors
 from trikv.testing.sim import CHANGING, CROWDED, FaultKind
@@ -209,26 +210,26 @@ def repair_with_the_old_version() -> AbstractContextManager[None]:
     real = Coordinator.repair
 
     async def repair(
-        self: Coordinator, slot: Slot, key: bytes, deadline_s: float, *, besides: Target | None = None
+        self: Coordinator, state: PartitionState, key: bytes, deadline_s: float, *, besides: Target | None = None
     ) -> Record | None:
-        if key not in slot.pending:
-            found = await _find(self, slot, key, deadline_s, besides)
+        if key not in state.pending:
+            found = await _find(self, state, key, deadline_s, besides)
             if found is None:
                 return None
             try:
-                slot.note_sent(key, found)  # which the real repair then writes again, same version
+                state.note_sent(key, found)  # which the real repair then writes again, same version
             except NotEnough as error:
                 raise Refused("unavailable", str(error)) from error
-        return await real(self, slot, key, deadline_s)
+        return await real(self, state, key, deadline_s)
 
     return replaced(Coordinator, "repair", repair)
 
 
 async def _find(
-    coordinator: Coordinator, slot: Slot, key: bytes, deadline_s: float, besides: Target | None
+    coordinator: Coordinator, state: PartitionState, key: bytes, deadline_s: float, besides: Target | None
 ) -> Record | None:
     try:
-        return await fetch_history(slot, key, deadline_s, coordinator._on_stale, besides=besides)
+        return await fetch_history(state, key, deadline_s, besides=besides)
     except (NotEnough, PeerError) as error:
         raise Refused("unavailable", str(error)) from error
 
@@ -238,11 +239,11 @@ def repair_nothing() -> AbstractContextManager[None]:
     real = Coordinator.repair
 
     async def repair(
-        self: Coordinator, slot: Slot, key: bytes, deadline_s: float, *, besides: Target | None = None
+        self: Coordinator, state: PartitionState, key: bytes, deadline_s: float, *, besides: Target | None = None
     ) -> Record | None:
-        if key in slot.pending:
-            return await real(self, slot, key, deadline_s)
-        return await _find(self, slot, key, deadline_s, besides)
+        if key in state.pending:
+            return await real(self, state, key, deadline_s)
+        return await _find(self, state, key, deadline_s, besides)
 
     return replaced(Coordinator, "repair", repair)
 
@@ -276,21 +277,21 @@ def halve_majorities() -> AbstractContextManager[None]:
 
 def take_versions_from_the_clock() -> AbstractContextManager[None]:
     """Versions are the time of day on the coordinator's machine, which each term's has a little wrong."""
-    real = Slot.next_version
+    real = PartitionState.next_version
 
-    def next_version(self: Slot) -> Version:
+    def next_version(self: PartitionState) -> Version:
         unique = real(self).seq >> MARK_BITS  # two readings of a clock may be the same
         wrong_by_s = term_of(self.epoch) * 7 % 5
         return Version(0, round((trio.current_time() + wrong_by_s) * 1e6) << 20 | unique)
 
-    return replaced(Slot, "next_version", next_version)
+    return replaced(PartitionState, "next_version", next_version)
 
 
 def leave_out_pending_first() -> AbstractContextManager[None]:
     """A compare-and-set compares with what it reads, while another write may still be on its way there."""
 
-    async def read_for_write(self: Coordinator, slot: Slot, key: bytes, deadline_s: float) -> Record | None:
-        return await self.own_read(slot, key, deadline_s, exclusive=True)
+    async def read_for_write(self: Coordinator, state: PartitionState, key: bytes, deadline_s: float) -> Record | None:
+        return await self.own_read(state, key, deadline_s, exclusive=True)
 
     return replaced(Coordinator, "_read_for_write", read_for_write)
 
@@ -312,7 +313,7 @@ def restart_in_the_old_epoch() -> Iterator[None]:
 def compare_nothing() -> AbstractContextManager[None]:
     """Nobody brings replicas together whose background copies were lost."""
 
-    def is_due(self: AntiEntropy, slot: Slot, up: Sequence[Target]) -> bool:
+    def is_due(self: AntiEntropy, state: PartitionState, up: Sequence[Target]) -> bool:
         return False
 
     return replaced(AntiEntropy, "_is_due", is_due)
@@ -321,7 +322,7 @@ def compare_nothing() -> AbstractContextManager[None]:
 def take_doubt_for_no() -> AbstractContextManager[None]:
     """A change of the document that was reported as failed is taken for one that was not made."""
 
-    async def write(self: Master, document: dict[str, Any]) -> int:
+    async def write(self: Document, document: dict[str, Any]) -> int:
         try:
             with trio.CancelScope(shield=True):
                 revision = await self._store.compare_and_set(document, self._revision)
@@ -329,7 +330,7 @@ def take_doubt_for_no() -> AbstractContextManager[None]:
             raise NotChanged(str(error)) from error
         return revision
 
-    return replaced(Master, "_write", write)
+    return replaced(Document, "_write", write)
 
 
 # Fewer kinds of fault, so that there is more of each.

@@ -18,14 +18,15 @@ import trio
 from tests.sim.mutant import Mutant, replaced
 from trikv.api import Record
 from trikv.coordinator import coordinator
-from trikv.coordinator.partition import Slot
-from trikv.coordinator.replicas import Standing, Target
+from trikv.coordinator.partition import PartitionState
+from trikv.coordinator.replicas import Target
 from trikv.core.calls import Op
 from trikv.core.configuration import Cluster, Member, Partition
 from trikv.core.planning import Change
+from trikv.core.quorums import Electorate, count_to_find
 from trikv.healing import settle
 from trikv.healing.settle import Settling
-from trikv.master.master import Master
+from trikv.master.document import Document
 from trikv.master.reconcile import Reconciler
 from trikv.testing.sim import CHANGING
 from trikv_async import Async
@@ -36,7 +37,7 @@ from trikv_sync import Sync
 def settle_without_the_sweep() -> AbstractContextManager[None]:
     """A partition is called settled though nobody went through its keys."""
 
-    async def settle(self: Settling, group: Sequence[Slot]) -> list[Slot]:
+    async def settle(self: Settling, group: Sequence[PartitionState]) -> list[PartitionState]:
         await trio.lowlevel.checkpoint()
         return list(group)
 
@@ -46,47 +47,48 @@ def settle_without_the_sweep() -> AbstractContextManager[None]:
 def list_too_few() -> AbstractContextManager[None]:
     """R members of each configuration list their keys, the active one included; a leftover on the others stays."""
 
-    def choose(slot: Slot, hung: object) -> list[Target] | None:
+    def choose(history: Sequence[Electorate[Target]], hung: object) -> list[Target] | None:
         chosen: dict[Member, Target] = {}
-        for past in slot.history:
-            up = [target for target in past.targets if target.standing is Standing.UP]
-            if len(up) < past.recovery_need():
+        for electorate in history:
+            up, need = electorate.up(), count_to_find(electorate)
+            if len(up) < need:
                 return None
-            chosen.update({target.member: target for target in up[: past.recovery_need()]})
-        return None if slot.blocked or slot.closed else list(chosen.values())
+            chosen.update({target.member: target for target in up[:need]})
+        return list(chosen.values())
 
-    return replaced(settle, "choose_all", choose)
+    return replaced(settle, "choose_to_settle", choose)
 
 
 @contextmanager
 def ask_only_the_last() -> Iterator[None]:
     """What was committed under former configurations is looked for in the active one."""
     find: Any = vars(coordinator)["fetch_history"]
-    choose = settle.choose_all
+    choose: Any = vars(settle)["choose_to_settle"]
 
-    def without_past(slot: Slot) -> Slot:
-        slot = copy(slot)
-        slot.history = slot.history[-1:]
-        return slot
+    def without_past(state: PartitionState) -> PartitionState:
+        state = copy(state)
+        state.history = state.history[-1:]
+        return state
 
-    async def fetch(slot: Slot, *rest: Any, **options: Any) -> Record | None:
-        found: Record | None = await find(without_past(slot), *rest, **options)
+    async def fetch(state: PartitionState, *rest: Any, **options: Any) -> Record | None:
+        found: Record | None = await find(without_past(state), *rest, **options)
         return found
 
-    def choose_last(slot: Slot, hung: Container[Member]) -> list[Target] | None:
-        return choose(without_past(slot), hung)
+    def choose_last(history: Sequence[Electorate[Target]], hung: Container[Member]) -> list[Target] | None:
+        chosen: list[Target] | None = choose(history[-1:], hung)
+        return chosen
 
-    with replaced(coordinator, "fetch_history", fetch), replaced(settle, "choose_all", choose_last):
+    with replaced(coordinator, "fetch_history", fetch), replaced(settle, "choose_to_settle", choose_last):
         yield
 
 
 def copy_blindly() -> AbstractContextManager[None]:
     """The newest that was listed goes to whoever lacks it, as it is, whoever was silent and whatever others hold."""
 
-    def find(slot: Slot, held: Mapping[str, Record], asked: Sequence[Target]) -> list[Target] | None:
+    def find(state: PartitionState, held: Mapping[str, Record], asked: Sequence[Target]) -> list[Target] | None:
         version = max(record.version for record in held.values())
         heard = {target.member: target for target in asked}
-        members = [member for member in slot.configuration.members if member in heard]
+        members = [member for member in state.configuration.members if member in heard]
         return [heard[m] for m in members if m.worker not in held or held[m.worker].version < version]
 
     return replaced(settle, "find_lacking", find)
@@ -95,24 +97,22 @@ def copy_blindly() -> AbstractContextManager[None]:
 def settle_whatever_is_there() -> AbstractContextManager[None]:
     """Who has settled a partition says so, though its configuration may have changed meanwhile."""
 
-    async def note_settled(self: Master, slots: Sequence[Slot]) -> list[Slot]:
+    async def note_settled(self: Document, states: Sequence[PartitionState]) -> None:
         def change(cluster: Cluster) -> Cluster:
-            partitions = list(cluster.partitions)
-            for slot in slots:
-                partitions[slot.index] = partitions[slot.index].as_settled()
-            return replace(cluster, partitions=tuple(partitions))
+            return cluster.with_partitions(
+                {state.index: cluster.partitions[state.index].as_settled() for state in states}
+            )
 
         await trio.sleep(1.5)  # it takes its time
         async with self.changing:
             await self.change(change)
-        return list(slots)
 
-    def is_current(self: Settling, slot: Slot) -> bool:
+    def is_current(self: Settling, state: PartitionState) -> bool:
         return True
 
     @contextmanager
     def both() -> Iterator[None]:
-        with replaced(Master, "note_settled", note_settled), replaced(Settling, "_is_current", is_current):
+        with replaced(Document, "note_settled", note_settled), replaced(Settling, "_is_current", is_current):
             yield
 
     return both()
@@ -121,9 +121,9 @@ def settle_whatever_is_there() -> AbstractContextManager[None]:
 def discard_nothing() -> AbstractContextManager[None]:
     """Who is no member keeps what it held when it was one: when it comes back, and when it joins again."""
 
-    async def empty(self: Reconciler, target: Target, slots: Sequence[Slot]) -> set[int]:
+    async def empty(self: Reconciler, target: Target, states: Sequence[PartitionState]) -> set[int]:
         await trio.lowlevel.checkpoint()
-        return {slot.index for slot in slots}
+        return {state.index for state in states}
 
     return replaced(Reconciler, "_empty", empty)
 
@@ -144,19 +144,18 @@ def discard_late() -> Iterator[None]:
     late_s = 0.1
 
     async def carry_out(self: Reconciler, due: Sequence[Change]) -> None:
-        master = self._master
-        slots = master.coordinator.slots
+        states = self._coordinator.partitions
         known = {
-            c.partition: {m for past in slots[c.partition].history for m in past.configuration.members} for c in due
+            c.partition: {m for past in states[c.partition].history for m in past.configuration.members} for c in due
         }
         await real(self, due)
         await trio.sleep(late_s)
         for change in due:
-            slot = master.coordinator.slots[change.partition]
+            state = self._coordinator.partitions[change.partition]
             for member in change.configuration.members:
                 if member not in known[change.partition]:
-                    arguments = [slot.index, slot.epoch, member.incarnation]
-                    target = master.target(member)
+                    arguments = [state.index, state.epoch, member.incarnation]
+                    target = self._membership.target(member)
                     target.call(Op.DISCARD, arguments, trio.current_time() + 2, lambda fault, payload: None, 64)
 
     with discard_nothing(), replaced(Reconciler, "carry_out", carry_out):
@@ -165,19 +164,19 @@ def discard_late() -> Iterator[None]:
 
 def write_to_what_is_replaced() -> AbstractContextManager[None]:
     """A configuration under which nothing was committed yet is replaced, and writes that had begun still go to it."""
-    return replaced(Slot, "_check_open", lambda self: None)
+    return replaced(PartitionState, "_check_open", lambda self: None)
 
 
 def replace_what_was_used() -> AbstractContextManager[None]:
     """A configuration takes the place of the one before though writes were committed under that."""
-    real = Slot.anchor
+    real = PartitionState.anchor
 
-    def anchor(self: Slot, key: bytes) -> None:
-        replaceable = self.replaceable
+    def anchor(self: PartitionState, key: bytes) -> None:
+        stage = self.stage
         real(self, key)
-        self.replaceable = replaceable
+        self.stage = stage
 
-    return replaced(Slot, "anchor", anchor)
+    return replaced(PartitionState, "anchor", anchor)
 
 
 OF_CHANGES = [

@@ -61,7 +61,7 @@ def test_two_of_three_commit_while_the_disk_of_the_third_hangs(strategies: dict[
 def test_a_document_that_is_put_back_gives_a_term_twice(
     mode: str, strategies: dict[str, Strategy], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, logger="trikv.master.master")
+    caplog.set_level(logging.WARNING, logger="trikv.master.fencing")
     crash = Fault(0.5, FaultKind.MASTER_CRASH, (MASTER,), 0.1)
     put_back = Fault(1.5, FaultKind.OLD_DOCUMENT, (MASTER,), 0.2)
     run = run_schedule(strategies[mode], one_put(crash, put_back, at_s=3.0))

@@ -12,7 +12,7 @@ import pytest
 
 from trikv.api import Strategy
 from trikv.testing.sim.script import Script, play, read
-from trikv.testing.sim.stage import ScriptError
+from trikv.testing.sim.script_world import ScriptError
 
 SCRIPTS = Path(__file__).parent / "scripts"
 REWRITE = "TRIKV_REWRITE_SCRIPTS"

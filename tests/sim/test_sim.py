@@ -14,7 +14,7 @@ from itertools import permutations
 
 import pytest
 
-from trikv.testing.certify.crew import HANG_S, Crew, Played, Task
+from trikv.testing.certify.pool import HANG_S, Played, ProcessPool, Task
 from trikv.testing.sim import CHANGING, SWITCHING, USUAL, Plan, Verdict
 
 SEEDS = int(os.environ.get("TRIKV_SIM_SEEDS", "40"))
@@ -39,8 +39,8 @@ def test_so_do_two_between_which_one_switches(first: str, second: str) -> None:
 
 
 def play(mode: str, plan: Plan, seeds: int) -> None:
-    with Crew(mode, os.cpu_count() or 1, hang_s=3 * HANG_S) as crew:
-        broken = [told(played) for played in crew.play(Task(seed, plan) for seed in range(seeds)) if not held(played)]
+    with ProcessPool(mode, os.cpu_count() or 1, hang_s=3 * HANG_S) as pool:
+        broken = [told(played) for played in pool.play(Task(seed, plan) for seed in range(seeds)) if not held(played)]
     assert not broken, f"{len(broken)} of {seeds} seeds:\n" + "\n".join(broken)
 
 

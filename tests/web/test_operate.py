@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from trikv.core.configuration import Enlisted
+from trikv.core.configuration import WorkerEntry
 from trikv.core.errors import Refused
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 from trikv.web.operate import NAMED_MAX, find_worker
@@ -214,8 +214,8 @@ def test_there_is_nothing_to_recover_in_a_cluster_that_is_whole(web: httpx.Clien
 # --- how a worker is named --------------------------------------------------------------------------------------------
 
 
-def workers(**addresses: str) -> dict[str, Enlisted]:
-    return {name: Enlisted(name, "i", address, "memory") for name, address in addresses.items()}
+def workers(**addresses: str) -> dict[str, WorkerEntry]:
+    return {name: WorkerEntry(name, "i", address, "memory") for name, address in addresses.items()}
 
 
 @pytest.mark.parametrize("name", ["w1", "127.0.0.1:8001", "localhost:8001"])

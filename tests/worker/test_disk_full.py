@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import Desk, partition_of
+from tests.helpers import WorkerHarness, partition_of
 from trikv.api import Room
 from trikv.core.calls import Full, Op, vitals_from_wire
 from trikv.core.errors import Fault, Refused
@@ -47,7 +47,7 @@ async def fill(cluster: InProcessCluster, *nodes: Node, free_bytes: int = RESERV
         node.storage.free_bytes = free_bytes if node in nodes else 1 << 30
 
     def known() -> bool:
-        watched = cluster.master.watched
+        watched = cluster.master.membership.watched
         return all(
             (vitals := watched[node.worker.id].vitals) is not None and (vitals.full is Full.DISK) == (node in nodes)
             for node in cluster.workers
@@ -109,10 +109,10 @@ async def test_full_ends_where_a_quarter_more_than_the_reserve_is_free(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     disk = SmallDisk()
-    desk = await Desk(nursery, disk).start()
+    harness = await WorkerHarness(nursery, disk).start()
 
     async def full() -> Full:
-        _, payload = await desk.ask(Op.HEARTBEAT, [])
+        _, payload = await harness.ask(Op.HEARTBEAT, [])
         return vitals_from_wire(payload).full
 
     seen = []
@@ -127,10 +127,10 @@ async def test_what_was_on_its_way_ends_at_half_of_the_reserve(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     disk = SmallDisk()
-    desk = await Desk(nursery, disk).start()
-    assert await desk.put(1) == Fault.OK
+    harness = await WorkerHarness(nursery, disk).start()
+    assert await harness.put(1) == Fault.OK
     disk.free_bytes = RESERVE // 2
-    assert await desk.put(2) == Fault.FULL
-    assert await desk.put(3, None) == Fault.OK
-    assert await desk.seq_of() == 3
+    assert await harness.put(2) == Fault.FULL
+    assert await harness.put(3, None) == Fault.OK
+    assert await harness.seq_of() == 3
     nursery.cancel_scope.cancel()

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.helpers import NOW, OLD, Desk, P, shut
+from tests.helpers import NOW, OLD, P, WorkerHarness, shut
 from trikv.api import Batch, Storage
 from trikv.core.calls import Op, digests_from_wire
 from trikv.core.digest import Summary
@@ -184,7 +184,7 @@ async def test_a_row_that_is_being_forgotten_is_visible_until_that_is_durable() 
 
 
 async def test_workers_that_hold_the_same_have_one_digest_and_others_have_not(nursery: trio.Nursery) -> None:
-    one, two = [await Desk(nursery, MemoryStorage()).start(name=name) for name in ("w-1", "w-2")]
+    one, two = [await WorkerHarness(nursery, MemoryStorage()).start(name=name) for name in ("w-1", "w-2")]
     for number in range(20):
         await one.put(number + 2, b"v" * number, key=b"k%d" % number)
     for number in reversed(range(20)):
@@ -200,7 +200,7 @@ async def test_workers_that_hold_the_same_have_one_digest_and_others_have_not(nu
     assert await one.summary() == summary
 
 
-async def test_a_digest_waits_for_what_is_not_durable_yet_and_has_it(gated: Desk) -> None:
+async def test_a_digest_waits_for_what_is_not_durable_yet_and_has_it(gated: WorkerHarness) -> None:
     await gated.put(1)
     gate = shut(gated)
     gated.post(Op.STORE, gated.store(2, key=b"fresh"))
@@ -217,14 +217,14 @@ async def test_a_digest_waits_for_what_is_not_durable_yet_and_has_it(gated: Desk
     assert {partition: summary.rows for partition, summary in summaries.items()} == {P: 2, P + 1: 0, P + 2: 0}
 
 
-async def test_a_tombstone_that_is_forgotten_is_gone_for_good(desk: Desk) -> None:
-    await desk.put(1)
-    await desk.put(2, None)
-    assert await desk.ask(Op.FORGET, desk.forget(1)) == (Fault.OK, [])
-    assert await desk.seq_of() == 2
-    assert await desk.ask(Op.FORGET, desk.forget(2)) == (Fault.OK, [])
-    assert await desk.seq_of() is None
-    assert await desk.summary() == Summary()
-    await desk.restart()
-    assert await desk.seq_of() is None
-    assert (await desk.summary()).rows == 0
+async def test_a_tombstone_that_is_forgotten_is_gone_for_good(harness: WorkerHarness) -> None:
+    await harness.put(1)
+    await harness.put(2, None)
+    assert await harness.ask(Op.FORGET, harness.forget(1)) == (Fault.OK, [])
+    assert await harness.seq_of() == 2
+    assert await harness.ask(Op.FORGET, harness.forget(2)) == (Fault.OK, [])
+    assert await harness.seq_of() is None
+    assert await harness.summary() == Summary()
+    await harness.restart()
+    assert await harness.seq_of() is None
+    assert (await harness.summary()).rows == 0

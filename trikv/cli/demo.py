@@ -30,7 +30,7 @@ from typing import Any, Final
 from trikv.cli.show import WORKER_COLUMNS, mode_of, readable_key, summary_rows, table, worker_rows
 from trikv.client import Client
 from trikv.core.errors import Outcome, TrikvError
-from trikv.testing.judge.ledger import Ledger, Reads
+from trikv.testing.judge.expectations import Expectations, Reads
 from trikv.testing.processes.cluster import LocalCluster, Node, NodeFailed, wait_until
 
 MASTER_PORT: Final = 8000
@@ -161,14 +161,14 @@ def _tour(cluster: LocalCluster, client: Client) -> list[str]:
     spared = state["replicas"] - state["copies"]  # replicas that a committed write can do without
     # A read that keeps a promise of consistency needs W of them, or the n - W + 1 that cannot all have missed a write.
     may_refuse = words["promise"] == "CP" and state["replicas"] in (state["copies"], spared + 1)
-    ledger = Ledger(stale_reads=words["promise"] == "AP")
+    expected = Expectations(stale_reads=words["promise"] == "AP")
     broken: list[str] = []
 
     with _step(f"put {TOUR_KEYS} keys and get them back"):
-        errors = [error for i in range(TOUR_KEYS) if (error := ledger.put(client, b"tour-%02d" % i, b"first"))]
+        errors = [error for i in range(TOUR_KEYS) if (error := expected.put(client, b"tour-%02d" % i, b"first"))]
         broken += [f"with all workers up a write was {error.kind.outcome.value}: {error}" for error in errors]
-        broken += _judge_reads(ledger.read_back(client), "with all workers up", may_refuse=False)
-        example = ledger.keys[0]
+        broken += _judge_reads(expected.read_back(client), "with all workers up", may_refuse=False)
+        example = expected.keys[0]
         holders = [cluster.worker(worker_id) for worker_id in client.locate(example)]
         _say(f"{readable_key(example)} is held by {', '.join(node.name for node in holders)}, in this order")
 
@@ -178,7 +178,7 @@ def _tour(cluster: LocalCluster, client: Client) -> list[str]:
         wait_until(lambda: _state_of(client, victim) == "down", what="the master notices that the worker is gone")
 
     with _step("write every key again, and read every key"):
-        errors = [error for key in ledger.keys if (error := ledger.put(client, key, b"second"))]
+        errors = [error for key in expected.keys if (error := expected.put(client, key, b"second"))]
         refused = [error for error in errors if error.kind.outcome is Outcome.REFUSED]
         unknown = len(errors) - len(refused)
         _say(f"writes: {TOUR_KEYS - len(errors)} committed, {len(refused)} refused, {unknown} unknown")
@@ -192,7 +192,7 @@ def _tour(cluster: LocalCluster, client: Client) -> list[str]:
                 broken.append("no write was refused, though some need the dead worker")
             if len(refused) == TOUR_KEYS and len(cluster.workers) > state["replicas"]:
                 broken.append("every write was refused, though some do not need the dead worker")
-        broken += _judge_reads(ledger.read_back(client), "with one worker dead", may_refuse=may_refuse)
+        broken += _judge_reads(expected.read_back(client), "with one worker dead", may_refuse=may_refuse)
         _say(_reading(client, example))
 
     with _step(f"start {victim.name} again, and read every key once more"):
@@ -201,7 +201,9 @@ def _tour(cluster: LocalCluster, client: Client) -> list[str]:
         place = next(w["place"] for w in client.cluster()["workers"] if w["id"] == victim.id)
         kept = "with" if place != "lost" else "without"
         _say(f"it came back {kept} its data{'' if place != 'lost' else ', and is given its copies anew'}")
-        broken += _judge_reads(ledger.read_back(client), "after its return", may_refuse=place == "lost" and may_refuse)
+        broken += _judge_reads(
+            expected.read_back(client), "after its return", may_refuse=place == "lost" and may_refuse
+        )
 
         _say(_reading(client, example))
     return broken

@@ -4,7 +4,7 @@ Here the promise about outcomes is kept. A write is *refused* only if nothing th
 first send on, whatever goes wrong, it is *unknown*; it is *committed* when the mode's strategy says so. A read that
 cannot be answered truthfully is refused.
 
-One write, in order: check the bounds; find the partition's slot; wait, within the deadline, for members that are not
+One write, in order: check the bounds; find the partition's state; wait, within the deadline, for members that are not
 yet known to be down; take the key's lock, shared; take a version; run the strategy. The strategy sends through
 `replicas.py`, which notes the record as pending before the first byte leaves. The whole of it runs inside one
 deadline, and a write whose deadline passes leaves its record pending: nothing is undone, since somebody may have
@@ -22,26 +22,27 @@ once, since each keeps the event loop for milliseconds.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import trio
 
-from trikv.api import Promise, Strategy, Write
-from trikv.coordinator.partition import PENDING_BYTES_MAX, PENDING_MAX, Doubt, Slot
+from trikv.api import Write
+from trikv.coordinator.partition import PENDING_BYTES_MAX, PENDING_MAX, Doubt, PartitionState, Stage
 from trikv.coordinator.repair import fetch_history
-from trikv.coordinator.replicas import NotEnough, Request, Standing, Target
+from trikv.coordinator.replicas import NotEnough, Target
 from trikv.coordinator.scan import PAGE_MAX, ScanPage, scan_page
 from trikv.core.calls import Full
 from trikv.core.errors import Outcome, Refused, TrikvError, Unknown
 from trikv.core.precondition import Expect
+from trikv.core.quorums import Availability, judge_write
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
 from trikv.core.ring import partition_of
 from trikv.core.session import PeerError
+from trikv.core.tally import Verdict
 from trikv.net.link import QUEUE_BYTES_MAX
-
-T = TypeVar("T")
+from trikv.net.signal import Signal
 
 IN_FLIGHT_MAX: Final = 4096
 # A link refuses what comes beyond its queue's bound, and by then another replica may have the value: the outcome would
@@ -70,48 +71,34 @@ class Attempt:
         self.sent = False
 
 
-class Coordinator:
-    """Serves clients from the slots that the master installs. What clients call raises `Refused` or `Unknown`."""
+class Longest:
+    """The longest operation that ended while it was among `Coordinator.longest`, in seconds."""
 
-    def __init__(
-        self,
-        *,
-        timeout_s: float,
-        before_first_store: Callable[[], Awaitable[None]],
-        on_stale: Callable[[Slot, int], None],
-        on_missed: Callable[[Slot, Target, Write], None],
-    ) -> None:
+    def __init__(self) -> None:
+        self.duration_s = 0.0
+
+    def note(self, duration_s: float) -> None:
+        self.duration_s = max(self.duration_s, duration_s)
+
+
+class Coordinator:
+    """Serves clients from the states that the master installs. What clients call raises `Refused` or `Unknown`."""
+
+    def __init__(self, *, timeout_s: float, before_first_store: Callable[[], Awaitable[None]]) -> None:
         self.timeout_s = timeout_s
-        self.slots: list[Slot] = []
+        self.partitions: list[PartitionState] = []
         self.not_formed = "the cluster has no configuration yet"
         self.stored = False  # set by the master once that is durable
         self.in_flight = 0
         self._writing_bytes = 0
         self._scans = trio.CapacityLimiter(SCANS_MAX)
         self.outcomes = dict.fromkeys(Outcome, 0)
-        self.slowest_s = 0.0  # the longest operation since somebody last set this to zero
+        self.longest: set[Longest] = set()  # those who measure at this moment
         self._before_first_store = before_first_store
-        self._on_stale = on_stale
-        self._on_missed = on_missed
         self.doubt = Doubt()
         # Set when an own write ends without a commit; whoever finishes such writes makes a new one.
         self.in_doubt = trio.Event()
-        self._changed = trio.Event()
-        self.changes = 0
-
-    def note_change(self) -> None:
-        """Something that an operation may be waiting for has changed: a worker's state, or the slots."""
-        self.changes += 1
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def wait_change(self, patience_s: float = math.inf) -> None:
-        """Wait for the next change, or until patience runs out."""
-        if patience_s == math.inf:
-            await self._changed.wait()
-            return
-        with trio.move_on_after(patience_s):
-            await self._changed.wait()
+        self.changed = Signal()  # something that an operation may be waiting for: a member's availability, a partition
 
     @property
     def scans_under_way(self) -> int:
@@ -121,14 +108,15 @@ class Coordinator:
     @property
     def pending(self) -> int:
         """Keys of which a write is in doubt."""
-        return sum(len(slot.pending) for slot in self.slots)
+        return sum(len(state.pending) for state in self.partitions)
 
     # --- what clients ask ---------------------------------------------------------------------------------------------
 
     async def get(self, key: bytes, *, timeout_s: float | None = None) -> Record | None:
         """The record that a read returns; None where there is no value."""
         check_key(key)
-        record = await self._operate(timeout_s, lambda attempt: self._read_wherever(key, attempt.deadline_s))
+        with self._operation(timeout_s) as attempt:
+            record = await self._read_wherever(key, attempt.deadline_s)
         return None if record is None or record.is_tombstone else record
 
     async def put(
@@ -147,145 +135,138 @@ class Coordinator:
         self, prefix: bytes = b"", *, after: bytes | None = None, limit: int = 100, timeout_s: float | None = None
     ) -> ScanPage:
         """The first `limit` (at most `PAGE_MAX`) live keys with `prefix` after `after`, in byte order."""
-
-        async def scan(attempt: Attempt) -> ScanPage:
+        with self._operation(timeout_s) as attempt:
             if limit < 1:
                 raise Refused("bad_request", f"a page of {limit} keys; ask for 1 at least")
-            if not self.slots:
+            if not self.partitions:
                 raise Refused("forming", self.not_formed)
             async with self._scans:
                 return await self._scan_wherever(prefix, after, min(limit, PAGE_MAX), attempt.deadline_s)
 
-        return await self._operate(timeout_s, scan)
-
     # --- the operations -----------------------------------------------------------------------------------------------
 
     async def _write(self, key: bytes, value: bytes | None, expect: Expect | None, timeout_s: float | None) -> Version:
-        check_key(key)
-        size_bytes = len(value or b"")
-        large = size_bytes >= LARGE_VALUE_BYTES
-
-        async def write(attempt: Attempt) -> Version:
-            most_bytes = LARGE_BYTES_MAX if large else WRITING_BYTES_MAX
-            if self._writing_bytes + size_bytes > most_bytes:
-                raise Refused("overloaded", f"values of {self._writing_bytes:,} bytes are on their way already")
-            self._writing_bytes += size_bytes
-            try:
-                return await self._write_wherever(key, value, expect, attempt)
-            finally:
-                self._writing_bytes -= size_bytes
-
-        return await self._operate(timeout_s, write)
-
-    async def _write_wherever(
-        self, key: bytes, value: bytes | None, expect: Expect | None, attempt: Attempt
-    ) -> Version:
         """Write under the present configuration, or under the next if that one replaces it before anything is sent."""
-        if not self.stored and self.slots:
-            await self._before_first_store()
-        while True:
-            slot = await self._await_members(key)
-            try:
-                return await self._write_in(slot, key, value, expect, attempt)
-            except (WriteFailed, Refused) as error:
-                if attempt.sent or not self._goes_on_elsewhere(slot, error):
-                    raise
+        check_key(key)
+        with self._operation(timeout_s) as attempt, self._on_its_way(value):
+            if not self.stored and self.partitions:
+                await self._before_first_store()
+            while True:
+                state = await self._await_members(key)
+                try:
+                    return await self._write_in(state, key, value, expect, attempt)
+                except (WriteFailed, Refused) as error:
+                    if attempt.sent or not self._goes_on_elsewhere(state, error):
+                        raise
+
+    @contextmanager
+    def _on_its_way(self, value: bytes | None) -> Iterator[None]:
+        """Count the value while it is written.
+
+        Raises:
+          Refused: too many bytes are on their way already.
+        """
+        size_bytes = len(value or b"")
+        most_bytes = LARGE_BYTES_MAX if size_bytes >= LARGE_VALUE_BYTES else WRITING_BYTES_MAX
+        if self._writing_bytes + size_bytes > most_bytes:
+            raise Refused("overloaded", f"values of {self._writing_bytes:,} bytes are on their way already")
+        self._writing_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._writing_bytes -= size_bytes
 
     async def _write_in(
-        self, slot: Slot, key: bytes, value: bytes | None, expect: Expect | None, attempt: Attempt
+        self, state: PartitionState, key: bytes, value: bytes | None, expect: Expect | None, attempt: Attempt
     ) -> Version:
-        """The write under the configuration of this slot."""
-        if expect is not None and not slot.strategy.compare_and_set:
+        """The write under the configuration of this state."""
+        if expect is not None and not state.strategy.compare_and_set:
             raise Refused(
                 "no_compare_and_set",
-                f"mode {slot.strategy.name} is {slot.strategy.promise.value}: it cannot compare before it sets",
+                f"mode {state.strategy.name} is {state.strategy.promise.value}: it cannot compare before it sets",
             )
-        if key not in slot.pending and len(slot.pending) >= PENDING_MAX:
+        if key not in state.pending and len(state.pending) >= PENDING_MAX:
             raise Refused("overloaded", f"{PENDING_MAX:,} keys of this partition are in doubt already")
         if self.doubt.size_bytes > PENDING_BYTES_MAX:
             raise Refused("overloaded", f"writes of {PENDING_BYTES_MAX:,} bytes are under way or in doubt already")
-        self._check_room(slot, value)
-        creates_blindly = value is not None and any(target.full is Full.KEYS for target in slot.targets)
-        if expect is None and not creates_blindly:
-            async with slot.locks.shared(key):
-                return await self._write_fresh(slot, key, value, attempt)
-        async with slot.locks.exclusive(key):
-            current = await self._read_for_write(slot, key, attempt.deadline_s)
-            if expect is not None and not expect.holds(current):
-                raise Refused("precondition_failed", _describe_mismatch(current), stamp=_stamp_of(current))
-            if creates_blindly and (current is None or current.is_tombstone):
-                full = [t.member.worker for t in slot.targets if t.full is Full.KEYS]
-                raise Refused("full", f"worker {', '.join(full)} holds as many keys as it may; this key is new")
-            return await self._write_fresh(slot, key, value, attempt)
+        self._check_room(state, value)
+        creates_blindly = value is not None and any(target.full is Full.KEYS for target in state.targets)
+        decides = expect is not None or creates_blindly
+        async with state.locks.exclusive(key) if decides else state.locks.shared(key):
+            if decides:
+                current = await self._read_for_write(state, key, attempt.deadline_s)
+                if expect is not None and not expect.holds(current):
+                    raise Refused("precondition_failed", _describe_mismatch(current), stamp=_stamp_of(current))
+                if creates_blindly and (current is None or current.is_tombstone):
+                    full = [t.member.worker for t in state.targets if t.full is Full.KEYS]
+                    raise Refused("full", f"worker {', '.join(full)} holds as many keys as it may; this key is new")
+            if self.partitions[state.index] is not state:
+                raise WriteFailed("its configuration was replaced while it waited for the key")
+            version = state.next_version()
+            await self.own_write(state, key, Record(version, version, value), attempt.deadline_s, attempt)
+            return version
 
     @staticmethod
-    def _check_room(slot: Slot, value: bytes | None) -> None:
+    def _check_room(state: PartitionState, value: bytes | None) -> None:
         """Refuse a value that too few disks have room for. Deletes always go on: they are what makes room."""
-        full = [target.member.worker for target in slot.targets if target.full is Full.DISK]
-        if value is not None and len(slot.targets) - len(full) < slot.configuration.copies:
+        full = [target.member.worker for target in state.targets if target.full is Full.DISK]
+        if value is not None and len(state.targets) - len(full) < state.configuration.copies:
             raise Refused("full", f"the disk of worker {', '.join(full)} is nearly full: it takes deletes alone")
 
-    def _goes_on_elsewhere(self, slot: Slot, error: WriteFailed | Refused) -> bool:
+    def _goes_on_elsewhere(self, state: PartitionState, error: WriteFailed | Refused) -> bool:
         """Did it only fail because the partition has moved on to another configuration?"""
-        if self.slots[slot.index] is slot:
+        if self.partitions[state.index] is state:
             return False
         return isinstance(error, WriteFailed) or error.kind.code in _MAY_GO_ON
 
-    async def _write_fresh(self, slot: Slot, key: bytes, value: bytes | None, attempt: Attempt) -> Version:
-        if self.slots[slot.index] is not slot:
-            raise WriteFailed("its configuration was replaced while it waited for the key")
-        version = slot.next_version()
-        await self.own_write(slot, key, Record(version, version, value), attempt.deadline_s, attempt)
-        return version
-
-    async def _read_for_write(self, slot: Slot, key: bytes, deadline_s: float) -> Record | None:
+    async def _read_for_write(self, state: PartitionState, key: bytes, deadline_s: float) -> Record | None:
         """What a compare-and-set compares with; the caller has the key's lock alone."""
-        if (pending := slot.pending.get(key)) is not None:
+        if (pending := state.pending.get(key)) is not None:
             try:
-                await self.own_write(slot, key, pending, deadline_s)
+                await self.own_write(state, key, pending, deadline_s)
             except WriteFailed as error:
                 raise Refused("unanswered", f"an earlier write of this key is still in doubt ({error})") from error
-        if slot.reads_directly(key):
-            return await self.own_read(slot, key, deadline_s, exclusive=True)
-        return await self.repair(slot, key, deadline_s)
+        if state.reads_directly(key):
+            return await self.own_read(state, key, deadline_s, exclusive=True)
+        return await self.repair(state, key, deadline_s)
 
     async def _read_wherever(self, key: bytes, deadline_s: float) -> Record | None:
         """Read under the present configuration, and under the next if that one replaces it meanwhile."""
         while True:
-            slot = self._slot_of(key)
+            state = self._state_of(key)
             try:
-                return await self.read(slot, key, deadline_s)
+                return await self.read(state, key, deadline_s)
             except Refused as error:
-                if not self._goes_on_elsewhere(slot, error):
+                if not self._goes_on_elsewhere(state, error):
                     raise
 
     async def _scan_wherever(self, prefix: bytes, after: bytes | None, limit: int, deadline_s: float) -> ScanPage:
         """A page, begun anew when a partition has moved on to another configuration meanwhile."""
 
-        async def read(slot: Slot, key: bytes, listed: dict[str, Record | None] | None) -> Record | None:
-            return await self.read(slot, key, deadline_s, listed)
+        async def read(state: PartitionState, key: bytes, listed: dict[str, Record | None] | None) -> Record | None:
+            return await self.read(state, key, deadline_s, listed)
 
         while True:
-            slots = self.slots
+            states = self.partitions
             try:
-                return await scan_page(slots, read, self._on_stale, self.wait_change, prefix, after, limit, deadline_s)
+                return await scan_page(states, read, self.changed.wait, prefix, after, limit, deadline_s)
             except Refused as error:
-                if self.slots is slots or error.kind.code not in _MAY_GO_ON:
+                if self.partitions is states or error.kind.code not in _MAY_GO_ON:
                     raise
 
     async def read(
-        self, slot: Slot, key: bytes, deadline_s: float, listed: dict[str, Record | None] | None = None
+        self, state: PartitionState, key: bytes, deadline_s: float, listed: dict[str, Record | None] | None = None
     ) -> Record | None:
         """The record that a read returns, a tombstone as it is. `listed`: what replicas listed in this operation."""
-        if slot.reads_directly(key):
-            return await self.own_read(slot, key, deadline_s, listed=listed)
-        async with slot.locks.exclusive(key):
-            if slot.reads_directly(key):
-                return await self.own_read(slot, key, deadline_s, exclusive=True)
-            return await self.repair(slot, key, deadline_s)
+        if state.reads_directly(key):
+            return await self.own_read(state, key, deadline_s, listed=listed)
+        async with state.locks.exclusive(key):
+            if state.reads_directly(key):
+                return await self.own_read(state, key, deadline_s, exclusive=True)
+            return await self.repair(state, key, deadline_s)
 
     async def repair(
-        self, slot: Slot, key: bytes, deadline_s: float, *, besides: Target | None = None
+        self, state: PartitionState, key: bytes, deadline_s: float, *, besides: Target | None = None
     ) -> Record | None:
         """Bring the key's newest record to the active configuration and answer it; the caller has the key's lock alone.
 
@@ -293,18 +274,18 @@ class Coordinator:
         hidden one, and a replica that holds something newer acknowledges a store without holding *it*. `besides`: see
         `fetch_history`.
         """
-        record = slot.pending.get(key)
+        record = state.pending.get(key)
         if record is None:
             try:
-                found = await fetch_history(slot, key, deadline_s, self._on_stale, besides=besides)
+                found = await fetch_history(state, key, deadline_s, besides=besides)
             except (NotEnough, PeerError) as error:
                 raise Refused("unavailable", f"the key needs a repair, and too few replicas answer: {error}") from error
             if found is None:
                 return None
-            is_lenient = slot.history[-1].lenient  # a member that could not be asked may hold a newer one: let that win
-            record = found if is_lenient else Record(slot.next_version(), found.stamp, found.value)
+            # Under AP a member that could not be asked may hold a newer one: let that win.
+            record = found if state.is_ap else Record(state.next_version(), found.stamp, found.value)
         try:
-            await self.own_write(slot, key, record, deadline_s)
+            await self.own_write(state, key, record, deadline_s)
         except WriteFailed as error:
             raise Refused("unanswered", f"the key was under repair, and that was not finished: {error}") from error
         return record
@@ -312,7 +293,7 @@ class Coordinator:
     # --- the mode's own path ------------------------------------------------------------------------------------------
 
     async def own_write(
-        self, slot: Slot, key: bytes, record: Record, deadline_s: float, attempt: Attempt | None = None
+        self, state: PartitionState, key: bytes, record: Record, deadline_s: float, attempt: Attempt | None = None
     ) -> None:
         """Run the strategy's write.
 
@@ -321,26 +302,26 @@ class Coordinator:
         """
 
         def note_sent(write: Write) -> None:
-            slot.note_sent(key, record)
+            state.note_sent(key, record)
             if attempt is not None:
                 attempt.sent = True
 
-        request = self._request(slot, deadline_s, on_send=note_sent)
+        request = state.request(deadline_s, on_send=note_sent, tracked=True)
         try:
-            await slot.strategy.write(Write(key, record), request.replicas)
-            slot.note_committed(key, record)
+            await state.strategy.write(Write(key, record), request.replicas)
+            state.note_committed(key, record)
         except NotEnough as error:
             raise WriteFailed(str(error)) from error
         except Exception as error:  # a strategy is anybody's code, and a client must still be told the truth
-            _log.exception("strategy %s failed in write", slot.strategy.name)
-            raise WriteFailed(f"strategy {slot.strategy.name} failed: {error!r}") from error
+            _log.exception("strategy %s failed in write", state.strategy.name)
+            raise WriteFailed(f"strategy {state.strategy.name} failed: {error!r}") from error
         finally:
-            if key in slot.pending:
+            if key in state.pending:
                 self.in_doubt.set()
 
     async def own_read(
         self,
-        slot: Slot,
+        state: PartitionState,
         key: bytes,
         deadline_s: float,
         *,
@@ -352,58 +333,37 @@ class Coordinator:
 
         async def repair(wanted: bytes) -> Record | None:
             if exclusive:
-                return await self.repair(slot, wanted, deadline_s)
-            async with slot.locks.exclusive(wanted):
+                return await self.repair(state, wanted, deadline_s)
+            async with state.locks.exclusive(wanted):
                 # Somebody else may have repaired it meanwhile: look again.
-                return await self.own_read(slot, wanted, deadline_s, exclusive=True)
+                return await self.own_read(state, wanted, deadline_s, exclusive=True)
 
         while True:
-            request = self._request(slot, deadline_s, repair=repair, listed=listed)
+            # What `agree` stores was sent before, and noted then.
+            request = state.request(deadline_s, on_send=_note_nothing, tracked=True, repair=repair, listed=listed)
             try:
-                record = await slot.strategy.read(key, request.replicas)
+                record = await state.strategy.read(key, request.replicas)
             except NotEnough as error:
-                if not any(target.standing is Standing.DOUBTFUL for target in slot.targets):
+                if not any(target.availability is Availability.DOUBTFUL for target in state.targets):
                     raise Refused("unavailable", str(error)) from error
                 listed = None
-                await self._changed.wait()
-                if self.slots[slot.index] is not slot:
+                await self.changed.wait()
+                if self.partitions[state.index] is not state:
                     raise Refused("unavailable", str(error)) from error  # by now it is another's to answer
                 continue
             except TrikvError:
                 raise
             except Exception as error:  # as in own_write
-                _log.exception("strategy %s failed in read", slot.strategy.name)
-                raise Refused("unanswered", f"strategy {slot.strategy.name} failed: {error!r}") from error
+                _log.exception("strategy %s failed in read", state.strategy.name)
+                raise Refused("unanswered", f"strategy {state.strategy.name} failed: {error!r}") from error
             if record is not None and not isinstance(record, Record):
-                raise Refused("unanswered", f"strategy {slot.strategy.name} answered {record!r}, which is no record")
+                raise Refused("unanswered", f"strategy {state.strategy.name} answered {record!r}, which is no record")
             return record
-
-    def _request(
-        self,
-        slot: Slot,
-        deadline_s: float,
-        *,
-        on_send: Callable[[Write], None] = lambda write: None,
-        repair: Callable[[bytes], Awaitable[Record | None]] | None = None,
-        listed: dict[str, Record | None] | None = None,
-    ) -> Request:
-        return Request(
-            slot.index,
-            slot.epoch,
-            slot.configuration.copies,
-            slot.targets,
-            deadline_s,
-            on_send=on_send,
-            count_copies=slot.count_copies,
-            on_missed=lambda target, write: self._on_missed(slot, target, write),
-            on_stale=lambda promised: self._on_stale(slot, promised),
-            repair=repair,
-            listed=listed,
-        )
 
     # --- around an operation ------------------------------------------------------------------------------------------
 
-    async def _operate(self, timeout_s: float | None, operation: Callable[[Attempt], Awaitable[T]]) -> T:
+    @contextmanager
+    def _operation(self, timeout_s: float | None) -> Iterator[Attempt]:
         """Admit an operation, bound it, and say what came of it."""
         timeout_s = self.timeout_s if timeout_s is None else min(timeout_s, TIMEOUT_MOST_S)
         if self.in_flight >= IN_FLIGHT_MAX:
@@ -413,11 +373,11 @@ class Coordinator:
         attempt = Attempt(began_s + timeout_s)
         self.in_flight += 1
         try:
-            with trio.CancelScope(deadline=attempt.deadline_s):
-                answer = await operation(attempt)
-                self.outcomes[Outcome.COMMITTED] += 1
-                return answer
-            raise self._failure(attempt, "unanswered", f"no decision within {timeout_s:g} s")
+            with trio.CancelScope(deadline=attempt.deadline_s) as scope:
+                yield attempt
+            if scope.cancelled_caught:
+                raise self._failure(attempt, "unanswered", f"no decision within {timeout_s:g} s")
+            self.outcomes[Outcome.COMMITTED] += 1
         except WriteFailed as error:
             failure = self._failure(attempt, "unavailable", str(error))
             self.outcomes[failure.kind.outcome] += 1
@@ -427,36 +387,36 @@ class Coordinator:
             raise
         finally:
             self.in_flight -= 1
-            self.slowest_s = max(self.slowest_s, trio.current_time() - began_s)
+            for measure in self.longest:
+                measure.note(trio.current_time() - began_s)
 
     @staticmethod
     def _failure(attempt: Attempt, code: str, reason: str) -> TrikvError:
         return Unknown(reason) if attempt.sent else Refused(code, reason)
 
-    def _slot_of(self, key: bytes) -> Slot:
-        if not self.slots:
+    def _state_of(self, key: bytes) -> PartitionState:
+        if not self.partitions:
             raise Refused("forming", self.not_formed)
-        slot = self.slots[partition_of(key, len(self.slots))]
-        if slot.blocked:
-            raise Refused("recover", slot.blocked)
-        return slot
+        state = self.partitions[partition_of(key, len(self.partitions))]
+        if state.is_blocked:
+            raise Refused("recover", state.blocked_because)
+        return state
 
-    async def _await_members(self, key: bytes) -> Slot:
-        """The key's slot, as soon as a write can be committed by those that are up; refuse once it cannot."""
+    async def _await_members(self, key: bytes) -> PartitionState:
+        """The key's state, as soon as a write can be committed by those that are up; refuse once it cannot."""
         while True:
-            slot = self._slot_of(key)
-            need = slot.configuration.copies
-            standings = [target.standing for target in slot.targets]
-            if standings.count(Standing.UP) >= need and not slot.closed:
-                return slot
-            if len(standings) - standings.count(Standing.DOWN) < need:
-                down = [t.member.worker for t in slot.targets if t.standing is Standing.DOWN]
+            state = self._state_of(key)
+            verdict = judge_write(state.history[-1])
+            if verdict is Verdict.WON and state.stage is not Stage.CLOSED:
+                return state
+            if verdict is Verdict.LOST:
+                down = [t.member.worker for t in state.targets if t.availability is Availability.DOWN]
                 raise Refused(
                     "unavailable",
-                    f"mode {slot.strategy.name} needs {need} of {len(standings)} replicas for a write, "
-                    f"and {', '.join(down)} cannot be reached",
+                    f"mode {state.strategy.name} needs {state.configuration.copies} of {len(state.targets)} replicas "
+                    f"for a write, and {', '.join(down)} cannot be reached",
                 )
-            await self._changed.wait()
+            await self.changed.wait()
 
 
 def _stamp_of(current: Record | None) -> str | None:
@@ -473,13 +433,5 @@ def check_key(key: bytes) -> None:
         raise Refused("bad_key", f"the key has {len(key):,} bytes; keys have 1 to {KEY_BYTES_MAX:,}")
 
 
-def can_read(slot: Slot, strategy: Strategy) -> bool:
-    """Would a read of the partition be answered by those that are up? For displays: an operation just tries."""
-    up = [target for target in slot.targets if target.standing is Standing.UP]
-    if strategy.promise is Promise.AP:
-        return bool(up)
-    request = Request(slot.index, slot.epoch, slot.configuration.copies, slot.targets, 0.0)
-    alone = strategy.listing(request.replicas)
-    if alone is not None:
-        return set(getattr(alone, "members", ())) <= {target.member for target in up}
-    return len(up) >= max(slot.configuration.recovery, slot.configuration.copies)
+def _note_nothing(write: Write) -> None:
+    pass

@@ -1,23 +1,31 @@
 """What the coordinator keeps of one partition in one epoch, in memory.
 
-A new epoch gets a new slot. Operations in flight finish under the slot that they began with, so they commit under the
-old epoch or end unknown; nothing of the old state leaks into the new.
+A new epoch gets a new `PartitionState`. Operations in flight finish under the state that they began with, so they
+commit under the old epoch or end unknown; nothing of the old state leaks into the new.
 
-`pending` holds, for each key, the newest record that was sent and is not known to be committed. It is what a
-compare-and-set or a repair must finish before it looks: such a record may still be on its way to the very replica that
-is about to be read.
+*Its life* is the table `LIFE`. A state begins settled, settling or unused, as the document says; it is replaced when
+the partition gets another epoch. An unused configuration is one that this coordinator made itself and under which
+nothing was committed: the next one takes its place, and it is not kept in the history. It is closed before that, so
+that nothing is stored under it any more. A blocked partition is refused until an operator decides. Only the methods
+here move a state from one stage to the next; nobody outside assigns its fields.
+
+`pending` holds, for each key, the newest record that was sent and is not known to be committed. A compare-and-set or a
+repair must finish it before it looks: such a record may still be on its way to the replica that is about to be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from enum import Enum
 from typing import Final, NamedTuple
 
-from trikv.api import Promise, Strategy
+from trikv.api import Strategy, Write
 from trikv.coordinator.locks import KeyLocks
-from trikv.coordinator.replicas import Copies, NotEnough, Standing, Target
-from trikv.core.configuration import Configuration, Partition
-from trikv.core.record import Record, Version, make_epoch, make_seq
+from trikv.coordinator.replicas import Copies, NotEnough, Replicas, Request, Target
+from trikv.core import quorums
+from trikv.core.configuration import Configuration, Member, Partition
+from trikv.core.quorums import Electorate
+from trikv.core.record import Record, Version, generation_of, make_epoch, make_seq
 from trikv.core.ring import PARTITION_COUNT, partition_of
 
 PENDING_MAX: Final = 4_096  # keys in doubt in one partition; beyond it, writes of further keys are refused
@@ -27,18 +35,45 @@ PENDING_BYTES_MAX: Final = 256 * 1024 * 1024  # in all partitions together; beyo
 _OVERHEAD_BYTES: Final = 512  # of a key in a dictionary, a record, its two versions and their numbers
 
 
-class Past(NamedTuple):
-    """A configuration of the history with its members made callable. `lenient`: its mode promises convergence only."""
+class Stage(Enum):
+    """Where a partition is in its life."""
 
-    configuration: Configuration
-    targets: Sequence[Target]
-    lenient: bool
+    SETTLED = "settled"  # the active configuration holds everything that was ever committed
+    SETTLING = "settling"  # a former configuration may hold something that the active one does not
+    UNUSED = "unused"  # settling, and nothing was committed under the active configuration, which was made here
+    CLOSED = "closed"  # unused, and about to be replaced: nothing may be stored or committed any more
+    BLOCKED = "blocked"  # a worker has promised a generation that the document does not know
+    REPLACED = "replaced"  # the partition has another epoch; what is under way finishes here
 
-    def recovery_need(self) -> int:
-        """How many members must answer for all: R; in a lenient mode all that can be reached, at least one."""
-        if self.lenient:
-            return max(1, sum(target.standing is not Standing.DOWN for target in self.targets))
-        return self.configuration.recovery
+
+class Step(Enum):
+    """What moves a partition from one stage to the next."""
+
+    COMMIT = "commit"  # something was committed under the active configuration, or is about to be told
+    SETTLE = "settle"  # the document says that the active configuration holds everything
+    CLOSE = "close"  # an unused configuration is about to be replaced
+    REOPEN = "reopen"  # it was not replaced after all
+    BLOCK = "block"
+    REPLACE = "replace"
+
+
+# A step that is not in the table leaves the stage as it is. REOPEN leads back to UNUSED, since only an unused one is
+# closed. BLOCK passes a closed one by: if it is reopened, the worker says again what it has promised.
+LIFE: Final[Mapping[tuple[Stage, Step], Stage]] = {
+    (Stage.UNUSED, Step.COMMIT): Stage.SETTLING,
+    (Stage.UNUSED, Step.SETTLE): Stage.SETTLED,
+    (Stage.UNUSED, Step.CLOSE): Stage.CLOSED,
+    (Stage.CLOSED, Step.REOPEN): Stage.UNUSED,
+    (Stage.SETTLING, Step.SETTLE): Stage.SETTLED,
+    (Stage.CLOSED, Step.SETTLE): Stage.SETTLED,
+    (Stage.UNUSED, Step.BLOCK): Stage.BLOCKED,
+    (Stage.SETTLING, Step.BLOCK): Stage.BLOCKED,
+    (Stage.SETTLED, Step.BLOCK): Stage.BLOCKED,
+    (Stage.UNUSED, Step.REPLACE): Stage.REPLACED,
+    (Stage.SETTLING, Step.REPLACE): Stage.REPLACED,
+    (Stage.SETTLED, Step.REPLACE): Stage.REPLACED,
+    (Stage.BLOCKED, Step.REPLACE): Stage.REPLACED,
+}
 
 
 class Doubt:
@@ -50,72 +85,189 @@ class Doubt:
         self.size_bytes = 0
 
 
-class Slot:
+class Surroundings(NamedTuple):
+    """What all partitions of one coordinator share.
+
+    `on_stale` hears when a member has promised a newer epoch of a partition, `on_missed` of each copy of a client's
+    write that did not arrive. `mark` is the master's, in every version that is given here (`core/record.py`).
+    """
+
+    strategy_of: Callable[[str], Strategy]
+    targets_of: Callable[[Configuration], Sequence[Target]]
+    on_stale: Callable[[PartitionState, int], None]
+    on_missed: Callable[[PartitionState, Target, Write], None]
+    doubt: Doubt
+    mark: int
+    partitions: int = PARTITION_COUNT  # in how many the keys are divided
+
+
+class PartitionState:
+    """One partition in one epoch. `made_here`: its active configuration is of this coordinator's making."""
+
     __slots__ = (
-        "_copies", "_count", "_doubt", "_mark", "_partitions", "anchored", "blocked", "closed", "epoch", "history",
-        "index", "locks", "missed", "partition", "pending", "promised", "replaceable", "sent_keys", "strategy",
-        "targets", "untouched",
+        "_copies", "_count", "_doubt", "_sent_keys", "_surroundings", "anchored", "blocked_because", "epoch", "history",
+        "index", "locks", "missed", "partition", "pending", "promised", "stage", "strategy", "targets", "untouched",
     )  # fmt: skip
 
     def __init__(
-        self,
-        index: int,
-        term: int,
-        partition: Partition,
-        strategy_of: Callable[[str], Strategy],
-        targets_of: Callable[[Configuration], Sequence[Target]],
-        doubt: Doubt,
-        mark: int,
-        *,
-        replaceable: bool = False,
-        partitions: int = PARTITION_COUNT,
+        self, index: int, term: int, partition: Partition, surroundings: Surroundings, *, made_here: bool = False
     ) -> None:
-        self._partitions = partitions  # in how many the keys are divided
-        self._doubt = doubt
-        self._mark = mark  # the master's, in every version that is given here (`core/record.py`)
+        self._surroundings = surroundings
+        self._doubt = surroundings.doubt
         self._count = 0  # versions that were given here
         self.index = index
         self.epoch = make_epoch(term, partition.generation)
         self.partition = partition
         self.history = [
-            Past(configuration, targets_of(configuration), strategy_of(configuration.mode).promise is Promise.AP)
-            for configuration in partition.history
+            Electorate(c, surroundings.strategy_of(c.mode).promise, surroundings.targets_of(c))
+            for c in partition.history
         ]
-        self.targets = self.history[-1].targets  # of the active configuration, as is the strategy
-        self.strategy = strategy_of(partition.active.mode)
+        self.targets = self.history[-1].voters  # of the active configuration, as is the strategy
+        self.strategy = surroundings.strategy_of(partition.active.mode)
         self.locks = KeyLocks()
         self.anchored: set[bytes] = set()  # keys with a committed version of this epoch; kept only while unsettled
         self.pending: dict[bytes, Record] = {}
         self._copies = [Copies()]  # those that are sent now count in the last; the others are of earlier times
         self.missed = 0  # copies that did not arrive, and are not kept as hints, since all replicas were alike
-        self.blocked = ""  # why nothing can be served until an operator decides
+        self.blocked_because = ""  # why nothing can be served until an operator decides
         self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
-        # This coordinator made the active configuration, and nothing was committed under it: the next one may take its
-        # place, and what was sent under it ends unknown.
-        self.replaceable = replaceable and not partition.settled
+        self.stage = Stage.SETTLED if partition.settled else Stage.UNUSED if made_here else Stage.SETTLING
         self.untouched = True  # nothing was sent to its members to be stored, in this epoch
-        self.sent_keys: set[bytes] | None = None  # of which something was; kept only while tombstones are forgotten
-        self.closed = False  # it is being replaced: nothing may be stored under it any more
+        self._sent_keys: set[bytes] | None = None  # of which something was; kept only while tombstones are forgotten
 
     @property
     def configuration(self) -> Configuration:
         return self.partition.active
 
+    @property
+    def is_ap(self) -> bool:
+        """Does its active mode promise availability?"""
+        return self.history[-1].is_ap
+
+    @property
+    def is_blocked(self) -> bool:
+        return self.stage is Stage.BLOCKED
+
+    @property
+    def is_unused(self) -> bool:
+        """Was nothing committed under its active configuration, which was made here?"""
+        return self.stage is Stage.UNUSED
+
+    @property
+    def is_served(self) -> bool:
+        """May its keys be moved and mended? Not where it is blocked, about to be replaced, or replaced."""
+        return self.stage in (Stage.SETTLED, Stage.SETTLING, Stage.UNUSED)
+
     def is_of(self, key: bytes) -> bool:
         """Does the key lie in this partition?"""
-        return partition_of(key, self._partitions) == self.index
+        return partition_of(key, self._surroundings.partitions) == self.index
 
     def is_current(self, term: int, partition: Partition) -> bool:
-        """Is this still the slot of that document?"""
+        """Is this still the state of that document?"""
         return self.partition == partition and self.epoch == make_epoch(term, partition.generation)
 
     def next_version(self) -> Version:
         self._count += 1
-        return Version(self.epoch, make_seq(self._count, self._mark))
+        return Version(self.epoch, make_seq(self._count, self._surroundings.mark))
 
     def reads_directly(self, key: bytes) -> bool:
         """Does the active configuration hold everything that was ever committed of this key?"""
         return self.partition.settled or key in self.anchored
+
+    def named_to_list(self) -> Collection[Member] | None:
+        """The members whose listing equals a read, where the strategy names them."""
+        alone = self.strategy.listing(self.request(0.0).replicas)
+        return alone.members if isinstance(alone, Replicas) else None
+
+    def choose_to_list(self) -> list[Target] | None:
+        """See `quorums.choose_to_list`; None also where the partition is blocked."""
+        if self.is_blocked:
+            return None
+        return quorums.choose_to_list(self.history, self.named_to_list() if self.partition.settled else None)
+
+    # --- requests to its members -------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        deadline_s: float,
+        targets: Sequence[Target] | None = None,
+        *,
+        on_send: Callable[[Write], None] | None = None,
+        tracked: bool = False,
+        repair: Callable[[bytes], Awaitable[Record | None]] | None = None,
+        listed: dict[str, Record | None] | None = None,
+    ) -> Request:
+        """A request to members of this partition in this epoch; to all active ones, unless `targets` names others.
+
+        `tracked`: its copies are a client's, so those under way are counted, and those that are missed are reported.
+        `on_send` and the rest: see `Request`.
+        """
+        return Request(
+            self.index,
+            self.epoch,
+            self.configuration.copies,
+            self.targets if targets is None else targets,
+            deadline_s,
+            on_send=on_send or self._note_store_of,
+            count_copies=self.count_copies if tracked else None,
+            on_missed=self.report_missed if tracked else None,
+            on_stale=self.report_stale,
+            repair=repair,
+            listed=listed,
+        )
+
+    def _note_store_of(self, write: Write) -> None:
+        self.note_store(write.key)
+
+    # --- what is reported ---------------------------------------------------------------------------------------------
+
+    def report_stale(self, promised: int) -> None:
+        """A member has promised this newer epoch."""
+        self._surroundings.on_stale(self, promised)
+
+    def report_missed(self, target: Target, write: Write) -> None:
+        """This copy of a client's write did not arrive, or was not sent."""
+        self._surroundings.on_missed(self, target, write)
+
+    # --- its life -----------------------------------------------------------------------------------------------------
+
+    def _take(self, step: Step) -> None:
+        self.stage = LIFE.get((self.stage, step), self.stage)
+
+    def settle(self, partition: Partition) -> None:
+        """The active configuration holds everything that was ever committed, and the document says so."""
+        assert partition == self.partition.as_settled(), (partition, self.partition)
+        self.partition = partition
+        self.history = self.history[-1:]
+        self.anchored = set()
+        self._take(Step.SETTLE)
+
+    def close(self) -> None:
+        """It is unused and about to be replaced: from here on nothing is stored under it, so it stays unused."""
+        self._take(Step.CLOSE)
+
+    def reopen(self) -> None:
+        """It was not replaced after all."""
+        self._take(Step.REOPEN)
+
+    def block(self, promised: int, reason: str) -> None:
+        """A worker has promised an epoch that the document does not know."""
+        self._take(Step.BLOCK)
+        if self.is_blocked:
+            self.promised = max(self.promised, promised, key=generation_of)
+            self.blocked_because = self.blocked_because or reason
+
+    def replace(self) -> None:
+        """A new state has taken its place; what is still under way here weighs no more."""
+        self._take(Step.REPLACE)
+        self._doubt.size_bytes -= sum(_weight(key, record) for key, record in self.pending.items())
+        self._doubt = Doubt()
+
+    def _check_open(self) -> None:
+        if self.stage is Stage.CLOSED:
+            raise NotEnough("its configuration was replaced before anything was committed under it")
+
+    # --- writes -------------------------------------------------------------------------------------------------------
 
     def note_store(self, key: bytes) -> None:
         """A store of the key is about to be sent under the active configuration.
@@ -125,10 +277,10 @@ class Slot:
         """
         self._check_open()
         self.untouched = False
-        if self.sent_keys is not None:
-            self.sent_keys.add(key)
-            if len(self.sent_keys) > SENT_KEYS_MAX:
-                self.sent_keys = None
+        if self._sent_keys is not None:
+            self._sent_keys.add(key)
+            if len(self._sent_keys) > SENT_KEYS_MAX:
+                self._sent_keys = None
 
     def note_sent(self, key: bytes, record: Record) -> None:
         self.note_store(key)
@@ -155,26 +307,30 @@ class Slot:
           NotEnough: it was replaced, in the belief that nobody has been told of anything in it.
         """
         self._check_open()
-        self.replaceable = False
+        self._take(Step.COMMIT)
         if not self.partition.settled:
             self.anchored.add(key)
 
-    def _check_open(self) -> None:
-        if self.closed:
-            raise NotEnough("its configuration was replaced before anything was committed under it")
+    # --- tombstones ---------------------------------------------------------------------------------------------------
 
-    def settle(self, partition: Partition) -> None:
-        """The active configuration holds everything that was ever committed, and the document says so."""
-        assert partition == self.partition.as_settled(), (partition, self.partition)
-        self.partition = partition
-        self.history = self.history[-1:]
-        self.anchored = set()
-        self.replaceable = False  # it holds everything now
+    def remember_sent(self) -> bool:
+        """From now on remember the keys of which something is sent; False if something was sent before."""
+        if self.untouched:
+            self._sent_keys = set()
+        return self.untouched
 
-    def retire(self) -> None:
-        """A new slot has taken its place; what is still under way here weighs no more."""
-        self._doubt.size_bytes -= sum(_weight(key, record) for key, record in self.pending.items())
-        self._doubt = Doubt()
+    @property
+    def remembers_sent(self) -> bool:
+        return self._sent_keys is not None
+
+    def stop_remembering(self) -> None:
+        self._sent_keys = None
+
+    def was_sent(self, key: bytes) -> bool:
+        """Was something of the key sent in this epoch? True also where that is not remembered."""
+        return self._sent_keys is None or key in self._sent_keys
+
+    # --- copies -------------------------------------------------------------------------------------------------------
 
     def count_copies(self) -> Copies:
         """Where a copy that is sent now counts, until it is acknowledged or known to be missed."""
@@ -187,8 +343,14 @@ class Slot:
             self._copies = [*earlier, Copies()]
         return earlier
 
-    def note_missed(self) -> None:
-        self.missed += 1
+    def note_missed(self, count: int = 1) -> None:
+        """So many copies are lacking that only a comparison of its replicas can find."""
+        self.missed += count
+
+    def note_compared(self, missed: int) -> None:
+        """All its replicas were compared, and made alike, since `missed` was as many."""
+        if self.missed == missed:
+            self.missed = 0
 
 
 def _weight(key: bytes, record: Record) -> int:

@@ -14,20 +14,20 @@ from typing import Any
 import trio
 
 from trikv.api import Write
-from trikv.coordinator.partition import Slot
-from trikv.coordinator.replicas import NotEnough, Request, Standing, Target, describe_fault
+from trikv.coordinator.partition import PartitionState
+from trikv.coordinator.replicas import NotEnough, Target, describe_fault
 from trikv.core.calls import Op, fetched_from_wire, is_epoch
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault
+from trikv.core.quorums import Availability, count_to_find
 from trikv.core.record import Record, Version, newest
 from trikv.core.tally import Tally, Verdict
 
 
 async def fetch_history(
-    slot: Slot,
+    state: PartitionState,
     key: bytes,
     deadline_s: float,
-    on_stale: Callable[[Slot, int], None],
     *,
     besides: Target | None = None,
 ) -> Record | None:
@@ -41,9 +41,10 @@ async def fetch_history(
     """
     targets: dict[Member, Target] = {}
     tallies: list[tuple[frozenset[Member], Tally]] = []
-    for past in slot.history:
-        targets.update({target.member: target for target in past.targets})
-        tallies.append((frozenset(past.configuration.members), Tally(past.recovery_need(), len(past.targets))))
+    for electorate in state.history:
+        targets.update({target.member: target for target in electorate.voters})
+        need = count_to_find(electorate)
+        tallies.append((frozenset(electorate.configuration.members), Tally(need, len(electorate.voters))))
     if besides is not None:
         tallies.append((frozenset([besides.member]), Tally(1, 1)))
 
@@ -58,7 +59,7 @@ async def fetch_history(
             else:
                 faults.append(f"{target.member.worker}: {describe_fault(fault)}")
                 if fault == Fault.STALE and is_epoch(payload):
-                    on_stale(slot, payload[0])
+                    state.report_stale(payload[0])
             for members, tally in tallies:
                 if target.member in members:
                     tally.ack() if fault == Fault.OK else tally.fail()
@@ -67,9 +68,9 @@ async def fetch_history(
         return done
 
     for target in targets.values():
-        arguments = [slot.index, slot.epoch, target.member.incarnation, key]
+        arguments = [state.index, state.epoch, target.member.incarnation, key]
         done = expect(target)
-        if target.standing is Standing.DOWN:
+        if target.availability is Availability.DOWN:
             done(Fault.NOT_SENT, [])
         else:
             target.call(Op.FETCH, arguments, deadline_s, done, 128 + len(key))
@@ -78,19 +79,18 @@ async def fetch_history(
         if Verdict.LOST in verdicts:
             raise NotEnough("; ".join(faults))
         if verdicts == {Verdict.WON}:
-            return newest([fetched_from_wire(payload, slot.epoch) for payload in answers])
+            return newest([fetched_from_wire(payload, state.epoch) for payload in answers])
         await wake.wait()
         wake = trio.Event()
 
 
 async def copy_record(
-    slot: Slot,
+    state: PartitionState,
     key: bytes,
     version: Version,
     source: Target,
     lacking: Sequence[Target],
     deadline_s: float,
-    on_stale: Callable[[Slot, int], None],
 ) -> Record:
     """Bring the record of this version, as it is, from one member to others; the record.
 
@@ -100,34 +100,17 @@ async def copy_record(
       NotEnough: the source does not hold it any more, or one of the others has not stored it.
       PeerError: the source answered nonsense.
     """
-    request = _request(slot, key, [source], deadline_s, on_stale)
-    [answer] = await request.replicas.fetch(key)
+    [answer] = await state.request(deadline_s, [source]).replicas.fetch(key)
     if answer.record is None or answer.record.version != version:
         raise NotEnough(f"{source.member.worker} does not hold version {version} of the key any more")
-    await store_record(slot, Write(key, answer.record), lacking, deadline_s, on_stale)
+    await store_record(state, Write(key, answer.record), lacking, deadline_s)
     return answer.record
 
 
-async def store_record(
-    slot: Slot, write: Write, targets: Sequence[Target], deadline_s: float, on_stale: Callable[[Slot, int], None]
-) -> None:
+async def store_record(state: PartitionState, write: Write, targets: Sequence[Target], deadline_s: float) -> None:
     """Store it, as it is, on all of these.
 
     Raises:
       NotEnough: one of them has not stored it.
     """
-    await _request(slot, write.key, targets, deadline_s, on_stale).replicas.store(write)
-
-
-def _request(
-    slot: Slot, key: bytes, targets: Sequence[Target], deadline_s: float, on_stale: Callable[[Slot, int], None]
-) -> Request:
-    return Request(
-        slot.index,
-        slot.epoch,
-        slot.configuration.copies,
-        targets,
-        deadline_s,
-        on_send=lambda write: slot.note_store(key),
-        on_stale=lambda promised: on_stale(slot, promised),
-    )
+    await state.request(deadline_s, targets).replicas.store(write)

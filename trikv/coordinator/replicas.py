@@ -14,7 +14,6 @@ is the coordinator's.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from enum import Enum
 from typing import Any, Final, Protocol
 
 import trio
@@ -23,18 +22,13 @@ from trikv.api import Answer, ReplicaSet, Write, newest
 from trikv.core.calls import Full, Op, fetched_from_wire, is_epoch, record_to_wire
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault
+from trikv.core.quorums import Availability
 from trikv.core.record import Record
 from trikv.core.tally import Tally, Verdict
 
 LATE_S: Final = 0.1  # a replica that has not answered by then is late: another one is asked too
 BACKGROUND_S: Final = 10.0  # how long a store that nobody waits for may take
 _OVERHEAD_BYTES: Final = 128
-
-
-class Standing(Enum):
-    UP = "up"
-    DOUBTFUL = "doubtful"  # not heard yet, or not lately: it may answer
-    DOWN = "down"  # it is known that it will not
 
 
 class Target(Protocol):
@@ -46,14 +40,14 @@ class Target(Protocol):
     def address(self) -> str: ...
 
     @property
-    def standing(self) -> Standing: ...
+    def availability(self) -> Availability: ...
 
     @property
     def crowded(self) -> bool:
         """Does so much wait for it that it would not be sent anything more?"""
 
     @property
-    def given_up(self) -> bool:
+    def evictable(self) -> bool:
         """Is it down for so long, or in such a way, that nobody waits for it any more?"""
 
     @property
@@ -78,6 +72,10 @@ class Copies:
         self.under_way = 0
 
 
+def _ignore(target: Target, write: Write) -> None:
+    """Nobody keeps what this request's replicas miss."""
+
+
 class Request:
     """What the views of one request share."""
 
@@ -96,7 +94,7 @@ class Request:
         *,
         count_copies: Callable[[], Copies] | None = None,
         on_send: Callable[[Write], None] = lambda write: None,
-        on_missed: Callable[[Target, Write], None] = lambda target, write: None,
+        on_missed: Callable[[Target, Write], None] | None = None,
         on_stale: Callable[[int], None] = lambda promised: None,
         repair: Callable[[bytes], Awaitable[Record | None]] | None = None,
         listed: dict[str, Record | None] | None = None,
@@ -108,7 +106,7 @@ class Request:
         self.deadline_s = deadline_s
         self.count_copies = count_copies or Copies  # where a copy counts while it is under way, waited for or not
         self.on_send = on_send  # before a write first leaves for any replica
-        self.on_missed = on_missed  # this copy did not arrive, or could not be sent; perhaps nobody waits for it
+        self.on_missed = on_missed or _ignore  # this copy did not arrive, or could not be sent
         self.on_stale = on_stale  # a replica has promised this newer epoch
         self.repair = repair  # mends the key and answers its record; None where a strategy may not ask for it
         self.listed = listed  # what replicas listed a moment ago, within this request: a fetch of it costs nothing
@@ -254,8 +252,8 @@ class Replicas:
         request = self._request
         if not request.sent_to:
             request.on_send(write)  # also before a copy is missed: it may be kept, and arrive after all
-        if target.standing is Standing.DOWN or _has_no_room(target, write):
-            done(Fault.FULL if target.standing is not Standing.DOWN else Fault.NOT_SENT, [])
+        if target.availability is Availability.DOWN or _has_no_room(target, write):
+            done(Fault.FULL if target.availability is not Availability.DOWN else Fault.NOT_SENT, [])
             return
         request.sent_to.add(target.member)
         copies = request.count_copies()
@@ -360,9 +358,9 @@ def _require(targets: Sequence[Target], need: int, write: Write | None = None) -
     able: list[Target] = []
     doubtful: list[Target] = []
     for target in targets:
-        standing = target.standing
-        if standing is not Standing.DOWN and not target.crowded and not _has_no_room(target, write):
-            (able if standing is Standing.UP else doubtful).append(target)
+        availability = target.availability
+        if availability is not Availability.DOWN and not target.crowded and not _has_no_room(target, write):
+            (able if availability is Availability.UP else doubtful).append(target)
     able += doubtful
     if len(able) < need:
         unable = [target for target in targets if target not in able]
@@ -372,7 +370,7 @@ def _require(targets: Sequence[Target], need: int, write: Write | None = None) -
 
 
 def _why_unable(target: Target) -> str:
-    if target.standing is Standing.DOWN:
+    if target.availability is Availability.DOWN:
         return "cannot be reached"
     return "has too much waiting for it already" if target.crowded else "has no room on its disk"
 

@@ -6,31 +6,27 @@ another call. Where a strategy names one replica whose listing equals its reads,
 alone. A worker merges all its partitions, so a page costs one call to each worker, and at most one more read for each
 key that the listings leave in doubt.
 
-A row under a partition that is not its key's is left out: no read looks there, and it would be merged with what others
-hold of the key.
-
-Listings stop at a limit; the page ends where the first of them did, since beyond that a key might be missing. A
-partition that cannot answer refuses the page: a scan leaves nothing out silently.
+The page ends where the first listing stopped at its limit, since beyond that a key might be missing. A partition that
+cannot answer refuses the page: a scan leaves nothing out silently.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import trio
 
-from trikv.api import Promise
-from trikv.coordinator.ask import Question, ask_all
-from trikv.coordinator.partition import Slot
-from trikv.coordinator.replicas import Replicas, Request, Standing, Target, describe_fault
-from trikv.core.calls import LIST_BYTES_MAX, LIST_LIMIT_MAX, Op, check_listed, listed_from_wire
+from trikv.coordinator.listing import list_members
+from trikv.coordinator.partition import PartitionState
+from trikv.coordinator.replicas import Target
+from trikv.core.calls import LIST_BYTES_MAX
 from trikv.core.configuration import Member
-from trikv.core.errors import Fault, Refused
+from trikv.core.errors import Refused
+from trikv.core.quorums import Availability
 from trikv.core.record import Record
-from trikv.core.session import PeerError
 
 PAGE_MAX: Final = 1000
 SCAN_BYTES_MAX: Final = 2 * LIST_BYTES_MAX  # a page ends after the value that exceeds this
@@ -44,21 +40,12 @@ class ScanPage:
     after: bytes | None
 
 
-@dataclass(slots=True)
-class Listing:
-    """What members hold between two keys: for each key its partition and each listing member's record."""
-
-    rows: dict[bytes, tuple[int, dict[str, Record]]]
-    bound: bytes | None  # complete up to and with this key; None: to the end
-
-
-Read = Callable[[Slot, bytes, dict[str, Record | None] | None], Any]
+Read = Callable[[PartitionState, bytes, dict[str, Record | None] | None], Any]
 
 
 async def scan_page(
-    slots: list[Slot],
+    states: list[PartitionState],
     read: Read,
-    on_stale: Callable[[Slot, int], None],
     wait_change: Callable[[], Any],
     prefix: bytes,
     after: bytes | None,
@@ -74,10 +61,10 @@ async def scan_page(
     size_bytes = 0
     enough_s = (trio.current_time() + deadline_s) / 2
     while True:
-        plan = await _plan(slots, wait_change)
-        settled = {slot.index for slot in slots if slot.partition.settled}
+        plan = await _plan(states, wait_change)
+        settled = {state.index for state in states if state.partition.settled}
         listing = await list_members(
-            plan, on_stale, prefix=prefix, after=after, limit=limit + 1, with_values=True, deadline_s=deadline_s
+            plan, prefix=prefix, after=after, limit=limit + 1, with_values=True, deadline_s=deadline_s
         )
         sources = _sources(plan)
         for key in sorted(listing.rows):
@@ -88,7 +75,7 @@ async def scan_page(
             partition, held = listing.rows[key]
             # What replicas listed answers a read only if they held everything then, and not just by now.
             listed = {worker: held.get(worker) for worker in sources[partition]} if partition in settled else None
-            record = await read(slots[partition], key, listed)
+            record = await read(states[partition], key, listed)
             if record is not None and record.value is not None:
                 items.append((key, record))
                 size_bytes += len(key) + len(record.value)
@@ -100,133 +87,34 @@ async def scan_page(
             return ScanPage(items, after)
 
 
-async def _plan(slots: list[Slot], wait_change: Callable[[], Any]) -> dict[Target, list[Slot]]:
+async def _plan(states: list[PartitionState], wait_change: Callable[[], Any]) -> dict[Target, list[PartitionState]]:
     """Whom to ask for which partitions; waits for members that may yet be heard of."""
     while True:
-        plan: dict[Member, tuple[Target, list[Slot]]] = {}
-        short: Slot | None = None
-        for slot in slots:
-            chosen = choose_members(slot)
+        plan: dict[Member, tuple[Target, list[PartitionState]]] = {}
+        short: PartitionState | None = None
+        for state in states:
+            chosen = state.choose_to_list()
             if chosen is None:
-                short = slot
+                short = state
                 break
             for target in chosen:
-                plan.setdefault(target.member, (target, []))[1].append(slot)
+                plan.setdefault(target.member, (target, []))[1].append(state)
         if short is None:
             return dict(plan.values())
-        if short.blocked:
-            raise Refused("recover", short.blocked)
-        everyone = [target for past in short.history for target in past.targets]
-        if not any(target.standing is Standing.DOUBTFUL for target in everyone):
-            down = ", ".join(sorted({t.member.worker for t in everyone if t.standing is Standing.DOWN}))
+        if short.is_blocked:
+            raise Refused("recover", short.blocked_because)
+        everyone = [target for electorate in short.history for target in electorate.voters]
+        if not any(target.availability is Availability.DOUBTFUL for target in everyone):
+            down = ", ".join(sorted({t.member.worker for t in everyone if t.availability is Availability.DOWN}))
             raise Refused("unavailable", f"partition {short.index} cannot be listed: {down} cannot be reached")
         await wait_change()
 
 
-def choose_members(slot: Slot) -> list[Target] | None:
-    """Those whose listings leave out no committed key of the partition; None if they cannot be had just now."""
-    if slot.blocked:
-        return None
-    if slot.partition.settled:
-        request = Request(slot.index, slot.epoch, slot.configuration.copies, slot.targets, 0.0)
-        alone = slot.strategy.listing(request.replicas)
-        if isinstance(alone, Replicas):
-            wanted = [target for target in slot.targets if target.member in alone.members]
-            if all(target.standing is Standing.UP for target in wanted):
-                return wanted
-            if slot.strategy.promise is Promise.CP:
-                return None
-    chosen: dict[Member, Target] = {}
-    for past in slot.history:
-        up = [target for target in past.targets if target.standing is Standing.UP]
-        # A lenient mode answers from whoever is up, and promises no more.
-        need = max(1, len(up)) if past.lenient else past.recovery_need()
-        if past is slot.history[-1] and not past.lenient:
-            need = max(need, past.configuration.copies)
-        if len(up) < need:
-            return None
-        chosen.update({target.member: target for target in up[:need]})
-    return list(chosen.values())
-
-
-def _sources(plan: dict[Target, list[Slot]]) -> dict[int, list[str]]:
+def _sources(plan: dict[Target, list[PartitionState]]) -> dict[int, list[str]]:
     """By partition: the workers that were asked to list it, as far as they are in its active configuration."""
     sources: dict[int, list[str]] = defaultdict(list)
-    for target, slots in plan.items():
-        for slot in slots:
-            if target.member in slot.configuration.members:
-                sources[slot.index].append(target.member.worker)
+    for target, states in plan.items():
+        for state in states:
+            if target.member in state.configuration.members:
+                sources[state.index].append(target.member.worker)
     return sources
-
-
-async def list_members(
-    plan: dict[Target, list[Slot]],
-    on_stale: Callable[[Slot, int], None],
-    *,
-    prefix: bytes,
-    after: bytes | None,
-    limit: int,
-    with_values: bool,
-    deadline_s: float,
-) -> Listing:
-    """One LIST call to each member of the plan, merged.
-
-    Raises:
-      Refused: one of them did not answer in time, or has promised a newer epoch.
-    """
-    slots = {slot.index: slot for asked in plan.values() for slot in asked}
-    answers: list[tuple[Question, int, list[Any]]] = []
-
-    def heard(number: int, fault: int, payload: list[Any]) -> None:
-        answers.append((questions[number], fault, payload))
-
-    def ask(target: Target, asked: Sequence[Slot]) -> Question:
-        # Keys are spread evenly, so a member that lists a third of the partitions has about a third of the page.
-        share = min(limit * len(asked) * 6 // (len(slots) * 5) + 16, LIST_LIMIT_MAX)
-        pairs = [[slot.index, slot.epoch] for slot in asked]
-        arguments = [target.member.incarnation, pairs, prefix, after, share, with_values]
-        return Question(target, arguments, 64 + 16 * len(asked))
-
-    questions = [ask(target, asked) for target, asked in plan.items()]
-    await ask_all(Op.LIST, questions, deadline_s, heard)
-    return _merge(plan, slots, answers, on_stale)
-
-
-def _merge(
-    plan: dict[Target, list[Slot]],
-    slots: dict[int, Slot],
-    answers: list[tuple[Question, int, list[Any]]],
-    on_stale: Callable[[Slot, int], None],
-) -> Listing:
-    listing = Listing({}, None)
-    failures = [
-        f"{question.target.member.worker}: {describe_fault(fault)}"
-        for question, fault, _ in answers
-        if fault != Fault.OK
-    ]
-    if len(answers) < len(plan):
-        failures.append(f"{len(plan) - len(answers)} members: {describe_fault(Fault.LATE)}")
-    for question, fault, payload in answers:
-        worker = question.target.member.worker
-        if fault != Fault.OK:
-            continue
-        try:
-            stale, rows, more = listed_from_wire(payload)
-            _, pairs, prefix, after, limit, _ = question.arguments
-            check_listed(rows, {partition for partition, _ in pairs}, prefix, after, limit)
-        except PeerError as error:
-            failures.append(f"{worker}: {error}")
-            continue
-        for partition, promised in stale:
-            failures.append(f"{worker}: {describe_fault(Fault.STALE)} of partition {partition}")
-            if partition in slots:
-                on_stale(slots[partition], promised)
-        for partition, key, record in rows:
-            if slots[partition].is_of(key):
-                listing.rows.setdefault(key, (partition, {}))[1][worker] = record
-        if more and rows:
-            last = rows[-1][1]
-            listing.bound = last if listing.bound is None else min(listing.bound, last)
-    if failures:
-        raise Refused("unavailable", f"the listing is not complete: {'; '.join(sorted(failures)[:3])}")
-    return listing

@@ -14,6 +14,7 @@ the whole cluster document (`Cluster`) goes through the config store as one valu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
@@ -81,7 +82,7 @@ class Partition:
 
 
 @dataclass(frozen=True, slots=True)
-class Enlisted:
+class WorkerEntry:
     """A worker that the master knows. Its address may change; its id and its incarnation tell who it is."""
 
     worker: str
@@ -106,13 +107,21 @@ class Cluster:
     partition_count: int
     term: int = 0
     stored: bool = False  # set, durably, before the first store: from then on a newcomer is spare
-    workers: dict[str, Enlisted] = field(default_factory=dict)
+    workers: dict[str, WorkerEntry] = field(default_factory=dict)
     partitions: tuple[Partition, ...] = ()
     starts: dict[Member, Start] = field(default_factory=dict)  # the last one that is known of each member
 
     @property
     def formed(self) -> bool:
         return bool(self.partitions and self.partitions[0].history)
+
+    def partitions_of(self, member: Member) -> int:
+        """In how many partitions may the member still hold what counts?"""
+        return sum(any(member in c.members for c in partition.history) for partition in self.partitions)
+
+    def with_partitions(self, changed: Mapping[int, Partition]) -> Cluster:
+        """With these partitions in the place of those of the same index."""
+        return replace(self, partitions=tuple(changed.get(index, p) for index, p in enumerate(self.partitions)))
 
     def with_term(self, term: int) -> Cluster:
         assert term > self.term, (term, self.term)
@@ -180,7 +189,7 @@ class Cluster:
             partition_count=document["partition_count"],
             term=document["term"],
             stored=document["stored"],
-            workers={row[0]: Enlisted(*row) for row in document["workers"]},
+            workers={row[0]: WorkerEntry(*row) for row in document["workers"]},
             partitions=tuple(
                 Partition(generation, tuple(table[i] for i in history), *forgot)
                 for generation, history, *forgot in document["partitions"]

@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 from trikv.core.configuration import Cluster, Configuration, Member, Partition
 from trikv.core.placement import Bounds, Table, place
+from trikv.core.quorums import Promise, can_find
 
 
 class Health(NamedTuple):
@@ -130,12 +131,12 @@ def plan(
     health: Mapping[str, Health],
     copies: Callable[[int], int],
     min_copies: int,
-    is_lenient: Callable[[str], bool],
+    promise: Callable[[str], Promise],
     unused: Container[int] = (),
 ) -> list[Change]:
     """The partitions that should change, in their order.
 
-    `copies`: W of the cluster's mode; `is_lenient`: of a mode; `unused`: partitions under whose active configuration
+    `copies`: W of the cluster's mode; `promise`: of a mode; `unused`: partitions under whose active configuration
     nothing was ever committed, so that it need not be asked for anything.
     """
     up = {m.worker for m in _members(cluster) if is_present(cluster, m) and health.get(m.worker, NOBODY).up}
@@ -143,30 +144,30 @@ def plan(
     changes = []
     for index, (partition, row) in enumerate(zip(cluster.partitions, wanted.table, strict=True)):
         past = replace(partition, history=partition.history[:-1]) if index in unused else partition
-        if not can_settle(cluster, past, up, is_lenient):
+        if not can_settle(cluster, past, up, promise):
             continue
-        becomes_strict = not is_lenient(cluster.mode) and any(is_lenient(c.mode) for c in partition.history)
-        lenient = {m for c in partition.history if is_lenient(c.mode) for m in c.members if is_present(cluster, m)}
-        awaited = {m.worker for m in lenient if not health.get(m.worker, NOBODY).evictable}
-        if becomes_strict and not up.issuperset(awaited | set(row)):
+        ap = [c for c in partition.history if promise(c.mode) is Promise.AP]
+        becomes_cp = bool(ap) and promise(cluster.mode) is Promise.CP
+        awaited = {m.worker for c in ap for m in c.members if is_present(cluster, m)}
+        awaited = {worker for worker in awaited if not health.get(worker, NOBODY).evictable}
+        if becomes_cp and not up.issuperset(awaited | set(row)):
             continue  # until each worker is up, or may be evicted
         fewest = min(min_copies, cluster.replicas)
-        configuration = _choose(cluster, partition, row, up, copies, fewest, may_keep=not becomes_strict)
+        configuration = _choose(cluster, partition, row, up, copies, fewest, may_keep=not becomes_cp)
         if configuration is not None and configuration != partition.active:
-            reason = Reason.MODE if becomes_strict else _reason(cluster, partition, configuration, health)
+            reason = Reason.MODE if becomes_cp else _reason(cluster, partition, configuration, health)
             if reason is Reason.MOVE and not up.issuperset(awaited):
                 continue  # the same: moving away from a worker that restarts would leave behind what it alone holds
             changes.append(Change(index, configuration, reason))
     return changes
 
 
-def can_settle(cluster: Cluster, partition: Partition, up: Container[str], is_lenient: Callable[[str], bool]) -> bool:
+def can_settle(cluster: Cluster, partition: Partition, up: Container[str], promise: Callable[[str], Promise]) -> bool:
     """Are enough members of every configuration of the history up, so that all that was committed can be found?"""
-    for configuration in partition.history:
-        alive = sum(m.worker in up and is_present(cluster, m) for m in configuration.members)
-        if alive < (1 if is_lenient(configuration.mode) else configuration.recovery):
-            return False
-    return True
+    return all(
+        can_find(c, promise(c.mode), sum(m.worker in up and is_present(cluster, m) for m in c.members))
+        for c in partition.history
+    )
 
 
 def _members(cluster: Cluster) -> Iterable[Member]:

@@ -61,7 +61,7 @@ class Hello(NamedTuple):
     cluster: str | None
 
 
-class Reign(NamedTuple):
+class MasterId(NamedTuple):
     """A master's incarnation: its term, and a name that no other start draws. Two masters of one term (the cluster's
     document was restored from a backup) are told apart by the name."""
 
@@ -72,8 +72,8 @@ class Reign(NamedTuple):
         return f"{self.term}/{self.name}"
 
     @classmethod
-    def parse(cls, incarnation: str) -> Reign:
-        """The reign that `str()` gave; term 0 for anything else."""
+    def parse(cls, incarnation: str) -> MasterId:
+        """The master that `str()` gave; term 0 for anything else."""
         term, slash, name = incarnation.partition("/")
         return cls(int(term), name) if slash and term.isascii() and term.isdigit() and len(term) <= 10 else cls(0, "")
 

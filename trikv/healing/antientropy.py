@@ -34,12 +34,13 @@ import trio
 
 from trikv.api import Write, newest
 from trikv.coordinator.coordinator import Coordinator
-from trikv.coordinator.partition import Slot
-from trikv.coordinator.replicas import NotEnough, Replicas, Request, Standing, Target
-from trikv.coordinator.scan import list_members
+from trikv.coordinator.listing import Pages, group_by_target
+from trikv.coordinator.partition import PartitionState
+from trikv.coordinator.replicas import NotEnough, Target
 from trikv.core.configuration import Member
 from trikv.core.digest import Summary
 from trikv.core.errors import Refused
+from trikv.core.quorums import Availability
 from trikv.core.session import PeerError
 from trikv.healing.digests import ask_digests
 
@@ -78,7 +79,6 @@ class AntiEntropy:
     """Compares and mends the settled partitions of one coordinator.
 
     Args:
-      on_stale: hears when a member has promised a newer epoch of a slot's partition.
       expects: is a replica of that partition just being given what it is known to have missed? Then it can wait.
       period_s: after which partitions are compared in any case.
     """
@@ -86,15 +86,13 @@ class AntiEntropy:
     def __init__(
         self,
         coordinator: Coordinator,
-        on_stale: Callable[[Slot, int], None],
         *,
-        expects: Callable[[Slot], bool] = lambda slot: False,
+        expects: Callable[[PartitionState], bool] = lambda state: False,
         period_s: float = PERIOD_S,
     ) -> None:
         self.done = Report()  # since this master started
         self.round_ended_s: float | None = None  # when last there was nothing more to compare, by Trio's clock
         self._coordinator = coordinator
-        self._on_stale = on_stale
         self._expects = expects
         self._period_s = period_s
         self._compared: dict[int, _Compared] = {}
@@ -117,176 +115,160 @@ class AntiEntropy:
         being settled or a replica is not up).
         """
         report = Report()
-        slots = self._coordinator.slots
-        await self._compare(slots, report, dry_run=dry_run)
+        states = self._coordinator.partitions
+        await self._compare(states, report, dry_run=dry_run)
         return {
             "compared": report.keys_compared,
             "differing": report.keys_differing,
             "repaired": report.keys_repaired,
             "partitions": report.partitions,
-            "skipped": len(slots) - report.partitions,
+            "skipped": len(states) - report.partitions,
         }
 
     def progress(self) -> dict[str, Any]:
         """How many partitions were compared in their present epoch, and how long ago nothing more was due."""
-        slots = self._coordinator.slots
-        compared = [self._compared.get(slot.index) for slot in slots]
+        states = self._coordinator.partitions
+        compared = [self._compared.get(state.index) for state in states]
         alike = sum(
-            last is not None and last.ended and last.epoch == slot.epoch
-            for slot, last in zip(slots, compared, strict=True)
+            last is not None and last.ended and last.epoch == state.epoch
+            for state, last in zip(states, compared, strict=True)
         )
         ended_s = self.round_ended_s
         return {
             "compared": alike,
-            "total": len(slots),
+            "total": len(states),
             "keys_differing": self.done.keys_differing,
             "keys_repaired": self.done.keys_repaired,
             "round_ended_s_ago": None if ended_s is None else round(trio.current_time() - ended_s, 1),
         }
 
-    def has_compared(self, slot: Slot) -> bool:
+    def has_compared(self, state: PartitionState) -> bool:
         """Were all its replicas that are up compared in this epoch, and all that differed mended?"""
-        last = self._compared.get(slot.index)
-        up = frozenset(target.member for target in _up(slot))
-        return last is not None and last.ended and last.epoch == slot.epoch and last.members >= up
+        last = self._compared.get(state.index)
+        up = frozenset(target.member for target in _up(state))
+        return last is not None and last.ended and last.epoch == state.epoch and last.members >= up
 
     # --- what to compare ----------------------------------------------------------------------------------------------
 
     def _may_be_due(self) -> bool:
         """Has anything happened since nothing was due, or has it become time?"""
         return (
-            self._coordinator.changes != self._quiet_at
+            self._coordinator.changed.count != self._quiet_at
             or trio.current_time() > self._look_again_s
-            or any(slot.missed for slot in self._coordinator.slots)
+            or any(state.missed for state in self._coordinator.partitions)
         )
 
-    def _due(self) -> list[Slot]:
+    def _due(self) -> list[PartitionState]:
         due = [
-            slot
-            for slot in self._coordinator.slots
-            if _should_be_alike(slot)
-            and len(up := _up(slot)) > 1
-            and self._is_due(slot, up)
-            and not self._expects(slot)
+            state
+            for state in self._coordinator.partitions
+            if _should_be_alike(state)
+            and len(up := _up(state)) > 1
+            and self._is_due(state, up)
+            and not self._expects(state)
         ]
         if not due:
-            self._quiet_at = self._coordinator.changes
+            self._quiet_at = self._coordinator.changed.count
             oldest_s = min((last.when_s for last in self._compared.values()), default=0.0)
             patience_s = self._period_s if all(last.ended for last in self._compared.values()) else AGAIN_S
             self._look_again_s = oldest_s + patience_s
         return due
 
-    def _is_due(self, slot: Slot, up: Sequence[Target]) -> bool:
+    def _is_due(self, state: PartitionState, up: Sequence[Target]) -> bool:
         """Those that are up may differ: never compared in this epoch, or not with one of them, or not for a while."""
-        last = self._compared.get(slot.index)
-        if last is None or last.epoch != slot.epoch or not last.members.issuperset(t.member for t in up):
+        last = self._compared.get(state.index)
+        if last is None or last.epoch != state.epoch or not last.members.issuperset(t.member for t in up):
             return True
-        soon = not last.ended or (slot.missed and len(up) == len(slot.targets))
+        soon = not last.ended or (state.missed and len(up) == len(state.targets))
         return trio.current_time() - last.when_s > (min(AGAIN_S, self._period_s) if soon else self._period_s)
 
-    async def _compare(self, slots: Sequence[Slot], report: Report, *, dry_run: bool) -> None:
-        group = {slot: _up(slot) for slot in slots if _is_comparable(slot)}
-        missed = {slot: slot.missed for slot in group}
+    async def _compare(self, states: Sequence[PartitionState], report: Report, *, dry_run: bool) -> None:
+        group = {state: _up(state) for state in states if _is_comparable(state)}
+        missed = {state: state.missed for state in group}
         heard = await self._ask(group)
-        suspects = {slot: targets for slot, targets in group.items() if _differ(heard.get(slot.index, {}))}
+        suspects = {state: targets for state, targets in group.items() if _differ(heard.get(state.index, {}))}
         for pause_s in LOOK_AGAIN_S:
             if suspects:
                 await trio.sleep(pause_s)
                 again = await self._ask(suspects)
-                heard |= {slot.index: again.get(slot.index, {}) for slot in suspects}
-                suspects = {slot: targets for slot, targets in suspects.items() if _differ(heard[slot.index])}
-        failed: set[Slot] = set()
+                heard |= {state.index: again.get(state.index, {}) for state in suspects}
+                suspects = {state: targets for state, targets in suspects.items() if _differ(heard[state.index])}
+        failed: set[PartitionState] = set()
         queue = list(suspects.items())
         for first in range(0, len(queue), TOGETHER):
             failed |= await self._mend_all(dict(queue[first : first + TOGETHER]), report, dry_run=dry_run)
         now = trio.current_time()
-        for slot, targets in group.items():
-            answers = heard.get(slot.index, {})
-            if len(answers) == len(slot.targets) and slot not in failed:
+        for state, targets in group.items():
+            answers = heard.get(state.index, {})
+            if len(answers) == len(state.targets) and state not in failed:
                 report.partitions += 1
                 report.keys_compared += max(summary.rows for summary in answers.values())
             if dry_run:
                 continue
-            ended = len(answers) == len(targets) and slot not in failed
-            self._compared[slot.index] = _Compared(slot.epoch, now, frozenset(t.member for t in targets), ended)
-            if ended and len(targets) == len(slot.targets) and slot.missed == missed[slot]:
-                slot.missed = 0
+            ended = len(answers) == len(targets) and state not in failed
+            self._compared[state.index] = _Compared(state.epoch, now, frozenset(t.member for t in targets), ended)
+            if ended and len(targets) == len(state.targets):
+                state.note_compared(missed[state])
 
-    async def _ask(self, group: Mapping[Slot, Sequence[Target]]) -> dict[int, dict[Member, Summary]]:
-        return await ask_digests(_plan(group), self._on_stale, trio.current_time() + STEP_TIMEOUT_S)
+    async def _ask(self, group: Mapping[PartitionState, Sequence[Target]]) -> dict[int, dict[Member, Summary]]:
+        return await ask_digests(group_by_target(group), trio.current_time() + STEP_TIMEOUT_S)
 
     # --- what to mend -------------------------------------------------------------------------------------------------
 
-    async def _mend_all(self, group: Mapping[Slot, Sequence[Target]], report: Report, *, dry_run: bool) -> set[Slot]:
+    async def _mend_all(
+        self, group: Mapping[PartitionState, Sequence[Target]], report: Report, *, dry_run: bool
+    ) -> set[PartitionState]:
         """List these partitions and mend what differs; those in which that did not succeed."""
-        slots = {slot.index: slot for slot in group}
-        failed: set[Slot] = set()
-        after: bytes | None = None
+        states = {state.index: state for state in group}
+        failed: set[PartitionState] = set()
         limiter = trio.Semaphore(KEYS_TOGETHER)
-        while slots:
-            deadline_s = trio.current_time() + STEP_TIMEOUT_S
-            try:
-                listing = await list_members(
-                    _plan(group), self._on_stale, prefix=b"", after=after, limit=LIST_ROWS, with_values=False,
-                    deadline_s=deadline_s,
-                )  # fmt: skip
-            except Refused as error:
-                _log.info("%d partitions that differ could not be listed: %s", len(slots), error)
-                return set(group)
-            async with trio.open_nursery() as nursery:
-                for key, (partition, held) in listing.rows.items():
-                    slot = slots[partition]
-                    beyond = listing.bound is not None and key > listing.bound
-                    versions = {record.version for record in held.values()}
-                    if beyond or (len(versions) == 1 and len(held) == len(group[slot])):
-                        continue
-                    report.keys_differing += 1
-                    if not dry_run:
-                        await limiter.acquire()
-                        nursery.start_soon(self._mend, slot, group[slot], key, report, failed, limiter)
-            if listing.bound is None:
-                break
-            after = listing.bound
+        try:
+            async for rows in Pages(group_by_target(group), rows=LIST_ROWS, timeout_s=STEP_TIMEOUT_S):
+                async with trio.open_nursery() as nursery:
+                    for key, (partition, held) in rows.items():
+                        state = states[partition]
+                        versions = {record.version for record in held.values()}
+                        if len(versions) == 1 and len(held) == len(group[state]):
+                            continue
+                        report.keys_differing += 1
+                        if not dry_run:
+                            await limiter.acquire()
+                            nursery.start_soon(self._mend, state, group[state], key, report, failed, limiter)
+        except Refused as error:
+            _log.info("%d partitions that differ could not be listed: %s", len(states), error)
+            return set(group)
         return failed
 
     async def _mend(
         self,
-        slot: Slot,
+        state: PartitionState,
         targets: Sequence[Target],
         key: bytes,
         report: Report,
-        failed: set[Slot],
+        failed: set[PartitionState],
         limiter: trio.Semaphore,
     ) -> None:
         try:
             deadline_s = trio.current_time() + STEP_TIMEOUT_S
-            lock = slot.locks.shared if slot.history[-1].lenient else slot.locks.exclusive
+            lock = state.locks.shared if state.is_ap else state.locks.exclusive
             with trio.move_on_at(deadline_s) as scope:
                 async with lock(key):
-                    if slot not in failed and await self._mend_key(slot, targets, key, deadline_s):
+                    if state not in failed and await self._mend_key(state, targets, key, deadline_s):
                         report.keys_repaired += 1
             if scope.cancelled_caught:
-                failed.add(slot)
+                failed.add(state)
         except (Refused, NotEnough, PeerError) as error:
-            _log.info("a key of partition %d could not be mended yet: %s", slot.index, error)
-            failed.add(slot)
+            _log.info("a key of partition %d could not be mended yet: %s", state.index, error)
+            failed.add(state)
         finally:
             limiter.release()
 
-    async def _mend_key(self, slot: Slot, targets: Sequence[Target], key: bytes, deadline_s: float) -> bool:
+    async def _mend_key(self, state: PartitionState, targets: Sequence[Target], key: bytes, deadline_s: float) -> bool:
         """Look at the key once more, and bring what is newest to all; False if there was nothing to do."""
-        if self._coordinator.slots[slot.index] is not slot or not _is_comparable(slot) or key in slot.pending:
+        if self._coordinator.partitions[state.index] is not state or not _is_comparable(state) or key in state.pending:
             return False
-        copies = slot.configuration.copies
-        request = Request(
-            slot.index,
-            slot.epoch,
-            copies,
-            targets,
-            deadline_s,
-            on_send=lambda write: slot.note_store(key),
-            on_stale=lambda promised: self._on_stale(slot, promised),
-        )
+        copies = state.configuration.copies
+        request = state.request(deadline_s, targets)
         answers = await request.replicas.fetch(key)
         top = newest(answers)
         if top is None:
@@ -295,32 +277,24 @@ class AntiEntropy:
         lacking = [target for target in targets if target.member.worker not in holders]
         if not lacking:
             return False
-        if slot.history[-1].lenient or len(holders) >= copies:
-            await Replicas(request, lacking).store(Write(key, top))
+        if state.is_ap or len(holders) >= copies:
+            await state.request(deadline_s, lacking).replicas.store(Write(key, top))
         else:
             holder = next(target for target in targets if target.member.worker in holders)
-            await self._coordinator.repair(slot, key, deadline_s, besides=holder)
+            await self._coordinator.repair(state, key, deadline_s, besides=holder)
         return True
 
 
-def _is_comparable(slot: Slot) -> bool:
-    return _should_be_alike(slot) and len(_up(slot)) > 1
+def _is_comparable(state: PartitionState) -> bool:
+    return _should_be_alike(state) and len(_up(state)) > 1
 
 
-def _should_be_alike(slot: Slot) -> bool:
-    return slot.partition.settled and not slot.blocked and not slot.closed
+def _should_be_alike(state: PartitionState) -> bool:
+    return state.partition.settled and state.is_served
 
 
-def _up(slot: Slot) -> list[Target]:
-    return [target for target in slot.targets if target.standing is Standing.UP]
-
-
-def _plan(group: Mapping[Slot, Sequence[Target]]) -> dict[Target, list[Slot]]:
-    plan: dict[Target, list[Slot]] = {}
-    for slot, targets in group.items():
-        for target in targets:
-            plan.setdefault(target, []).append(slot)
-    return plan
+def _up(state: PartitionState) -> list[Target]:
+    return [target for target in state.targets if target.availability is Availability.UP]
 
 
 def _differ(answers: Mapping[Member, Summary]) -> bool:

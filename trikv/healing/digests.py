@@ -11,11 +11,11 @@ difference is a reason to look again; being equal is being equal, as far as the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trikv.coordinator.ask import Question, ask_all
-from trikv.coordinator.partition import Slot
+from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.replicas import Target
 from trikv.core.calls import Op, digests_from_wire
 from trikv.core.configuration import Member
@@ -25,11 +25,11 @@ from trikv.core.session import PeerError
 
 
 async def ask_digests(
-    plan: Mapping[Target, Sequence[Slot]], on_stale: Callable[[Slot, int], None], deadline_s: float
+    plan: Mapping[Target, Sequence[PartitionState]], deadline_s: float
 ) -> dict[int, dict[Member, Summary]]:
     """By partition and member: what each that answered holds of it. A partition that nobody answered is left out."""
     summaries: dict[int, dict[Member, Summary]] = defaultdict(dict)
-    asked = [(target, {slot.index: slot for slot in slots}) for target, slots in plan.items()]
+    asked = [(target, {state.index: state for state in states}) for target, states in plan.items()]
 
     def heard(number: int, fault: int, payload: list[Any]) -> None:
         if fault != Fault.OK:
@@ -38,17 +38,17 @@ async def ask_digests(
             stale, answered = digests_from_wire(payload)
         except PeerError:
             return
-        target, slots = asked[number]
+        target, states = asked[number]
         for partition, promised in stale:
-            if partition in slots:
-                on_stale(slots[partition], promised)
+            if partition in states:
+                states[partition].report_stale(promised)
         for partition, summary in answered.items():
-            if partition in slots:
+            if partition in states:
                 summaries[partition][target.member] = summary
 
     questions = []
-    for target, slots in asked:
-        pairs = [[slot.index, slot.epoch] for slot in slots.values()]
+    for target, states in asked:
+        pairs = [[state.index, state.epoch] for state in states.values()]
         questions.append(Question(target, [target.member.incarnation, pairs], 64 + 16 * len(pairs)))
     await ask_all(Op.DIGEST, questions, deadline_s, heard)
     return {partition: dict(held) for partition, held in summaries.items()}  # answers may still come

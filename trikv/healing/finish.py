@@ -14,8 +14,8 @@ from typing import Final
 import trio
 
 from trikv.coordinator.coordinator import Coordinator, WriteFailed
-from trikv.coordinator.partition import Slot
-from trikv.coordinator.replicas import Standing
+from trikv.coordinator.partition import PartitionState
+from trikv.core.quorums import Availability
 
 TICK_S: Final = 0.5
 FINISH_TIMEOUT_S: Final = 0.5  # its key is locked meanwhile, and clients have 2 s
@@ -29,25 +29,25 @@ async def finish_forever(coordinator: Coordinator) -> None:
         await coordinator.in_doubt.wait()
         coordinator.in_doubt = trio.Event()
         await trio.sleep(TICK_S)
-        for slot in coordinator.slots:
-            if slot.pending:
-                await _finish_pending(coordinator, slot)
+        for state in coordinator.partitions:
+            if state.pending:
+                await _finish_pending(coordinator, state)
         if coordinator.pending:
             coordinator.in_doubt.set()
 
 
-async def _finish_pending(coordinator: Coordinator, slot: Slot) -> None:
-    for key in list(slot.pending):
-        if sum(target.standing is Standing.UP for target in slot.targets) < slot.configuration.copies:
+async def _finish_pending(coordinator: Coordinator, state: PartitionState) -> None:
+    for key in list(state.pending):
+        if sum(target.availability is Availability.UP for target in state.targets) < state.configuration.copies:
             return
-        if slot.locks.held(key):
+        if state.locks.held(key):
             continue  # somebody is at it; writes that are just under way are pending too
         deadline_s = trio.current_time() + FINISH_TIMEOUT_S
         with trio.move_on_at(deadline_s) as scope:
-            async with slot.locks.exclusive(key):
-                if (record := slot.pending.get(key)) is not None:
+            async with state.locks.exclusive(key):
+                if (record := state.pending.get(key)) is not None:
                     try:
-                        await coordinator.own_write(slot, key, record, deadline_s)
+                        await coordinator.own_write(state, key, record, deadline_s)
                     except WriteFailed as error:
                         _log.info("a write in doubt could not be finished yet: %s", error)
                         return

@@ -18,7 +18,7 @@ Bounds: `BYTES_MAX` of keys and values, `COUNT_MAX` hints (each costs some 400 b
 that is down is replaced after seconds if there is a spare, which ends its hints. Where there is none, ten minutes are a
 reboot or a deployment; after more, listing costs no more than what was missed. All hints that a member has of one
 partition go together, since the partition has to be compared once one is lost: they count as missed copies from then on
-(`Slot.missed`), no further ones are taken, and anti-entropy mends.
+(`PartitionState.missed`), no further ones are taken, and anti-entropy mends.
 
 What it costs: nothing, while all copies arrive; else `TOGETHER` stores under way to each member that is up.
 Left out: hints on disk. They end with the master's term, and every partition is compared in a new one.
@@ -27,7 +27,6 @@ Left out: hints on disk. They end with the master's term, and every partition is
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -35,8 +34,9 @@ import trio
 
 from trikv.api import Write
 from trikv.coordinator.coordinator import Coordinator
-from trikv.coordinator.partition import Slot
-from trikv.coordinator.replicas import NotEnough, Request, Standing, Target
+from trikv.coordinator.partition import PartitionState
+from trikv.coordinator.replicas import NotEnough, Target
+from trikv.core.quorums import Availability
 from trikv.core.record import Record
 
 BYTES_MAX: Final = 64 * 1024 * 1024
@@ -57,45 +57,40 @@ class _Bundle(NamedTuple):
 
 
 class Hints:
-    """Keeps and delivers what the members of one coordinator's partitions missed.
+    """Keeps and delivers what the members of one coordinator's partitions missed."""
 
-    Args:
-      on_stale: hears when a member has promised a newer epoch of a slot's partition.
-    """
-
-    def __init__(self, coordinator: Coordinator, on_stale: Callable[[Slot, int], None]) -> None:
+    def __init__(self, coordinator: Coordinator) -> None:
         self.delivered = 0
         self.dropped = 0
         self._count = 0
         self._bytes = 0
         self._coordinator = coordinator
-        self._on_stale = on_stale
-        self._held: dict[Target, dict[Slot, _Bundle]] = {}  # a coordinator has one target for each member
+        self._held: dict[Target, dict[PartitionState, _Bundle]] = {}  # a coordinator has one target for each member
         self._noted = trio.Event()  # something is held
         self._busy: set[Target] = set()  # to which hints are being delivered
         self._failing: set[Target] = set()  # that did not take what was delivered last
 
-    def note(self, slot: Slot, target: Target, write: Write) -> None:
+    def note(self, state: PartitionState, target: Target, write: Write) -> None:
         """This copy did not arrive, or was not sent. Keep it, if a hint may be given; else have it count as missed."""
-        if slot.missed or slot.configuration.copies == len(slot.targets):
-            slot.note_missed()
+        if state.missed or state.configuration.copies == len(state.targets):
+            state.note_missed()
             return
-        bundle = self._held.setdefault(target, {}).setdefault(slot, _Bundle(trio.current_time(), {}))
+        bundle = self._held.setdefault(target, {}).setdefault(state, _Bundle(trio.current_time(), {}))
         former = bundle.records.get(write.key)
         if former is None or former.version < write.record.version:
             self._set(bundle, write.key, write.record)
             self._noted.set()
         if self._bytes > BYTES_MAX or self._count > COUNT_MAX:
-            self._drop(target, slot)
+            self._drop(target, state)
 
-    def has(self, slot: Slot) -> bool:
+    def has(self, state: PartitionState) -> bool:
         """Does any replica of that partition lack something that is kept here for it?"""
-        return any(slot in bundles for bundles in self._held.values())
+        return any(state in bundles for bundles in self._held.values())
 
-    def expects(self, slot: Slot) -> bool:
+    def expects(self, state: PartitionState) -> bool:
         """Is a replica about to get what it lacks, so that comparing it now would find that and no more?"""
         return any(
-            slot in bundles and target.standing is Standing.UP and target not in self._failing
+            state in bundles and target.availability is Availability.UP and target not in self._failing
             for target, bundles in self._held.items()
         )
 
@@ -108,13 +103,13 @@ class Hints:
             while True:
                 self._drop_what_is_over()
                 for target in self._held:
-                    if target not in self._busy and target.standing is Standing.UP:
+                    if target not in self._busy and target.availability is Availability.UP:
                         self._busy.add(target)
                         nursery.start_soon(self._deliver_all, target)
                 if not self._held:
                     self._noted = trio.Event()
                     await self._noted.wait()
-                await self._coordinator.wait_change(TICK_S)
+                await self._coordinator.changed.wait(TICK_S)
 
     def _set(self, bundle: _Bundle, key: bytes, record: Record | None) -> None:
         """The one place where hints come, are replaced, and go."""
@@ -127,11 +122,11 @@ class Hints:
             self._count += 1
             self._bytes += _weight(key, record)
 
-    def _drop(self, target: Target, slot: Slot) -> None:
+    def _drop(self, target: Target, state: PartitionState) -> None:
         """All that this member missed of the partition; from now on only anti-entropy can find out what that was."""
-        bundle = self._held[target].pop(slot)
+        bundle = self._held[target].pop(state)
         self.dropped += len(bundle.records)
-        slot.missed += len(bundle.records)
+        state.note_missed(len(bundle.records))
         for key in list(bundle.records):
             self._set(bundle, key, None)
         if not self._held[target]:
@@ -141,60 +136,52 @@ class Hints:
         """What is too old, and what belongs to a former generation."""
         oldest_s = trio.current_time() - AGE_MAX_S
         for target, bundles in list(self._held.items()):
-            for slot, bundle in list(bundles.items()):
-                if bundle.since_s < oldest_s or self._coordinator.slots[slot.index] is not slot:
-                    self._drop(target, slot)
+            for state, bundle in list(bundles.items()):
+                if bundle.since_s < oldest_s or self._coordinator.partitions[state.index] is not state:
+                    self._drop(target, state)
 
     async def _deliver_all(self, target: Target) -> None:
         """In order, some at a time, until nothing is left or one does not arrive."""
         try:
             while target in self._held:
                 every = (
-                    (slot, Write(key, record))
-                    for slot, bundle in self._held[target].items()
+                    (state, Write(key, record))
+                    for state, bundle in self._held[target].items()
                     for key, record in bundle.records.items()
                 )
                 some = list(islice(every, TOGETHER))
                 arrived: list[Write] = []
                 async with trio.open_nursery() as nursery:
-                    for slot, write in some:
-                        nursery.start_soon(self._deliver, slot, target, write, arrived)
+                    for state, write in some:
+                        nursery.start_soon(self._deliver, state, target, write, arrived)
                 if len(arrived) < len(some):
                     self._failing.add(target)
-                    self._coordinator.note_change()
+                    self._coordinator.changed.notify()
                     await trio.sleep(TICK_S)
                     return
                 self._failing.discard(target)
-            self._coordinator.note_change()  # its partitions may be compared by now
+            self._coordinator.changed.notify()  # its partitions may be compared by now
         finally:
             self._busy.discard(target)
 
-    async def _deliver(self, slot: Slot, target: Target, write: Write, arrived: list[Write]) -> None:
-        request = Request(
-            slot.index,
-            slot.epoch,
-            slot.configuration.copies,
-            [target],
-            trio.current_time() + STEP_TIMEOUT_S,
-            on_send=lambda write: slot.note_store(write.key),
-            on_stale=lambda promised: self._on_stale(slot, promised),
-        )
+    async def _deliver(self, state: PartitionState, target: Target, write: Write, arrived: list[Write]) -> None:
+        request = state.request(trio.current_time() + STEP_TIMEOUT_S, [target])
         with trio.move_on_after(STEP_TIMEOUT_S):
             try:
                 await request.replicas.store(write)
             except NotEnough as error:
-                _log.info("a hint of partition %d could not be delivered yet: %s", slot.index, error)
+                _log.info("a hint of partition %d could not be delivered yet: %s", state.index, error)
             else:
                 arrived.append(write)
-                self._note_delivered(slot, target, write)
+                self._note_delivered(state, target, write)
 
-    def _note_delivered(self, slot: Slot, target: Target, write: Write) -> None:
+    def _note_delivered(self, state: PartitionState, target: Target, write: Write) -> None:
         self.delivered += 1
-        bundle = self._held.get(target, {}).get(slot)
+        bundle = self._held.get(target, {}).get(state)
         if bundle is not None and bundle.records.get(write.key) == write.record:  # no newer one came meanwhile
             self._set(bundle, write.key, None)
             if not bundle.records:
-                self._drop(target, slot)
+                self._drop(target, state)
 
 
 def _weight(key: bytes, record: Record) -> int:

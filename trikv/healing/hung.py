@@ -17,19 +17,22 @@ from typing import Any, Final
 import trio
 
 from trikv.coordinator.ask import Question, ask_all
-from trikv.coordinator.replicas import Standing, Target
+from trikv.coordinator.replicas import Target
 from trikv.core.calls import Op
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault
+from trikv.core.quorums import Availability
+from trikv.net.signal import Signal
 
 AGAIN_S: Final = 0.5
 TIMEOUT_S: Final = 2.0
 
 
 class Hung:
-    """Those of one master. `on_change` hears when one more is known, or one fewer."""
+    """Those of one master. `changed`: one more is known, or one fewer; `on_change` hears of it at once."""
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        self.changed = Signal()
         self._on_change = on_change
         self._targets: dict[Member, Target] = {}
         self._noted = trio.Event()
@@ -42,10 +45,10 @@ class Hung:
 
     def note(self, target: Target) -> None:
         """It is up, and has not answered in time what it answers from its disk."""
-        if target.standing is Standing.UP and target.member not in self._targets:
+        if target.availability is Availability.UP and target.member not in self._targets:
             self._targets[target.member] = target
             self._noted.set()
-            self._on_change()
+            self._tell_change()
 
     async def run(self) -> None:
         """Ask them until they answer, until cancelled."""
@@ -58,7 +61,7 @@ class Hung:
 
     async def _ask(self) -> None:
         # Who is not up any more is known as that, or comes back and shows then what it can do.
-        over = {member for member, target in self._targets.items() if target.standing is not Standing.UP}
+        over = {member for member, target in self._targets.items() if target.availability is not Availability.UP}
         questions = [
             Question(target, [member.incarnation, []]) for member, target in self._targets.items() if member not in over
         ]
@@ -71,4 +74,8 @@ class Hung:
         for member in [member for member in self._targets if member in over]:
             del self._targets[member]
         if over:
-            self._on_change()
+            self._tell_change()
+
+    def _tell_change(self) -> None:
+        self.changed.notify()
+        self._on_change()

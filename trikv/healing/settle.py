@@ -25,26 +25,25 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
 import trio
 
 from trikv.api import Write
-from trikv.coordinator.partition import Slot
+from trikv.coordinator.coordinator import Coordinator
+from trikv.coordinator.listing import Pages, group_by_target
+from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.repair import copy_record, store_record
-from trikv.coordinator.replicas import NotEnough, Standing, Target
-from trikv.coordinator.scan import list_members
+from trikv.coordinator.replicas import NotEnough, Target
 from trikv.core.calls import Op
-from trikv.core.configuration import Member
 from trikv.core.errors import Refused, Unknown
+from trikv.core.quorums import Availability, are_enough_to_copy, choose_to_settle
 from trikv.core.record import Record, spell_epoch
 from trikv.core.session import PeerError
 from trikv.healing.digests import ask_digests
-
-if TYPE_CHECKING:
-    from trikv.master.master import Master
+from trikv.healing.hung import Hung
 
 TICK_S: Final = 0.5
 PARTITIONS_TOGETHER: Final = 64
@@ -68,14 +67,41 @@ class Progress:
     bytes_moved: int = 0
 
 
-class Settling:
-    """Settles one master's partitions. `rate_bytes`: the most that it moves in a second."""
+class Note(Protocol):
+    """Tells that something happened, as `EventLog.note` does."""
 
-    def __init__(self, master: Master, *, rate_bytes: float) -> None:
+    def __call__(self, kind: str, **fields: Any) -> None: ...
+
+
+class Settling:
+    """Settles one coordinator's partitions.
+
+    Args:
+      hung: members whose disk does not answer.
+      note_settled: notes durably that these partitions are settled, as far as they are still in force.
+      note: is told what was settled.
+      note_unheard: hears of a worker that holds what it should discard, and was not asked.
+      rate_bytes: the most that is moved in a second.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        hung: Hung,
+        *,
+        note_settled: Callable[[Sequence[PartitionState]], Awaitable[None]],
+        note: Note,
+        note_unheard: Callable[[str], None],
+        rate_bytes: float,
+    ) -> None:
         self.progress = Progress()
         self.rate_bytes = rate_bytes
-        self.could_not_ask: set[str] = set()  # members of lenient configurations that were down when it came to them
-        self._master = master
+        self.could_not_ask: dict[str, float] = {}  # members of AP configurations that were not up, and when it was so
+        self._coordinator = coordinator
+        self._hung = hung
+        self._note_settled = note_settled
+        self._note = note
+        self._note_unheard = note_unheard
         self._tried_s: dict[int, float] = {}
         self._owed_s = 0.0  # until when the rate is used up
         # When this stretch of work began, and what had been done by then.
@@ -83,22 +109,22 @@ class Settling:
 
     async def run(self) -> None:
         """Until cancelled."""
-        master = self._master
+        coordinator = self._coordinator
         while True:
             group = self._next_group()
             if not group:
-                is_done = all(slot.partition.settled for slot in master.coordinator.slots)
+                is_done = all(state.partition.settled for state in coordinator.partitions)
                 if is_done and self._began is not None:
                     self._tell_end(*self._began)
                     self._began = None
-                await master.coordinator.wait_change(math.inf if is_done else TICK_S)
+                await coordinator.changed.wait(math.inf if is_done else TICK_S)
                 continue
             now = trio.current_time()
             self._began = self._began or (now, replace(self.progress))
-            for slot in group:
-                self._tried_s[slot.index] = now
+            for state in group:
+                self._tried_s[state.index] = now
             try:
-                heard = {slot: chosen for slot in group if (chosen := choose_all(slot, master.hung)) is not None}
+                heard = {state: chosen for state in group if (chosen := self._choose(state)) is not None}
                 done = await self._settle(heard)
             except (Refused, NotEnough, PeerError) as error:
                 _log.info("%d partitions cannot be settled yet: %s", len(group), error)
@@ -108,22 +134,22 @@ class Settling:
             except Refused as error:
                 _log.warning("settled partitions could not be noted: %s", error)
 
-    def _next_group(self) -> list[Slot]:
+    def _next_group(self) -> list[PartitionState]:
         """Unsettled partitions that can be settled by those that are up, those first that have waited longest."""
         now = trio.current_time()
         able = [
-            slot
-            for slot in self._master.coordinator.slots
-            if not slot.partition.settled
-            and now - self._tried_s.get(slot.index, -AGAIN_S) >= AGAIN_S
-            and choose_all(slot, self._master.hung) is not None
+            state
+            for state in self._coordinator.partitions
+            if not state.partition.settled
+            and now - self._tried_s.get(state.index, -AGAIN_S) >= AGAIN_S
+            and self._choose(state) is not None
         ]
-        able.sort(key=lambda slot: self._tried_s.get(slot.index, 0.0))
+        able.sort(key=lambda state: self._tried_s.get(state.index, 0.0))
         return able[:PARTITIONS_TOGETHER]
 
     def _tell_end(self, began_s: float, before: Progress) -> None:
         done = self.progress
-        self._master.events.note(
+        self._note(
             "settled",
             partitions=done.partitions - before.partitions,
             keys_moved=done.keys_moved - before.keys_moved,
@@ -144,60 +170,52 @@ class Settling:
 
     # --- one group of partitions --------------------------------------------------------------------------------------
 
-    async def _settle(self, heard: Mapping[Slot, Sequence[Target]]) -> list[Slot]:
+    async def _settle(self, heard: Mapping[PartitionState, Sequence[Target]]) -> list[PartitionState]:
         """Go through all keys of these partitions, asking those beside each; those of which every key is in place."""
         agreed, differing = await self._compare(heard)
-        slots = {slot.index: slot for slot in differing}
-        plan = _plan(heard, slots.values())
+        states = {state.index: state for state in differing}
         failed: set[int] = set()
-        after: bytes | None = None
-        while slots:
-            listing = await list_members(
-                plan, self._master.note_stale, prefix=b"", after=after, limit=LIST_ROWS, with_values=False,
-                deadline_s=trio.current_time() + STEP_TIMEOUT_S,
-            )  # fmt: skip
+        plan = group_by_target({state: heard[state] for state in differing})
+        async for rows in Pages(plan, rows=LIST_ROWS, timeout_s=STEP_TIMEOUT_S):
             limiter = trio.CapacityLimiter(KEYS_TOGETHER)
             async with trio.open_nursery() as nursery:
-                for key, (partition, held) in listing.rows.items():
-                    if listing.bound is not None and key > listing.bound:
-                        continue
+                for key, (partition, held) in rows.items():
                     await limiter.acquire_on_behalf_of(key)
-                    slot = slots[partition]
-                    nursery.start_soon(self._mend, slot, key, held, heard[slot], failed, limiter)
-            if listing.bound is None:
-                break
-            after = listing.bound
-        done = [slot for slot in slots.values() if slot.index not in failed]
-        return [slot for slot in (*agreed, *done) if self._is_current(slot)]
+                    state = states[partition]
+                    nursery.start_soon(self._mend, state, key, held, heard[state], failed, limiter)
+        done = [state for state in states.values() if state.index not in failed]
+        return [state for state in (*agreed, *done) if self._is_current(state)]
 
-    async def _compare(self, heard: Mapping[Slot, Sequence[Target]]) -> tuple[list[Slot], list[Slot]]:
+    async def _compare(
+        self, heard: Mapping[PartitionState, Sequence[Target]]
+    ) -> tuple[list[PartitionState], list[PartitionState]]:
         """The partitions of which all that are asked hold the same already, and the others.
 
         One of which somebody did not answer is neither: without that one it is tried again, or waits for it. So a
         member that does not answer holds up nothing that it has no part in.
         """
         deadline_s = trio.current_time() + STEP_TIMEOUT_S
-        plan = _plan(heard, heard)
-        summaries = await ask_digests(plan, self._master.note_stale, deadline_s)
-        for target, slots in plan.items():
-            if not any(target.member in summaries.get(slot.index, ()) for slot in slots):
-                self._master.hung.note(target)
-        agreed: list[Slot] = []
-        differing: list[Slot] = []
-        for slot, asked in heard.items():
-            answers = summaries.get(slot.index, {})
+        plan = group_by_target(heard)
+        summaries = await ask_digests(plan, deadline_s)
+        for target, states in plan.items():
+            if not any(target.member in summaries.get(state.index, ()) for state in states):
+                self._hung.note(target)
+        agreed: list[PartitionState] = []
+        differing: list[PartitionState] = []
+        for state, asked in heard.items():
+            answers = summaries.get(state.index, {})
             if not all(target.member in answers for target in asked):
                 continue
-            if heard_enough(slot, answers) and len(set(answers.values())) == 1:
+            if are_enough_to_copy(state.history, answers) and len(set(answers.values())) == 1:
                 self.progress.keys_compared += next(iter(answers.values())).rows
-                agreed.append(slot)
+                agreed.append(state)
             else:
-                differing.append(slot)
+                differing.append(state)
         return agreed, differing
 
     async def _mend(
         self,
-        slot: Slot,
+        state: PartitionState,
         key: bytes,
         held: Mapping[str, Record],
         asked: Sequence[Target],
@@ -206,53 +224,51 @@ class Settling:
     ) -> None:
         """Bring one key into place; a partition in which that does not succeed is noted in `failed`."""
         try:
-            if slot.index in failed or not self._is_current(slot):
-                failed.add(slot.index)
+            if state.index in failed or not self._is_current(state):
+                failed.add(state.index)
                 return
             deadline_s = trio.current_time() + STEP_TIMEOUT_S
             size_bytes = 0
             with trio.move_on_at(deadline_s) as scope:
                 try:
-                    size_bytes = await self._mend_key(slot, key, held, asked, deadline_s)
+                    size_bytes = await self._mend_key(state, key, held, asked, deadline_s)
                 except (Refused, Unknown, NotEnough, PeerError) as error:
-                    _log.info("a key of partition %d cannot be settled yet: %s", slot.index, error)
-                    failed.add(slot.index)
+                    _log.info("a key of partition %d cannot be settled yet: %s", state.index, error)
+                    failed.add(state.index)
             if scope.cancelled_caught:
-                failed.add(slot.index)
+                failed.add(state.index)
             self.progress.bytes_moved += size_bytes
             await self._throttle(size_bytes)
         finally:
             limiter.release_on_behalf_of(key)
 
     async def _mend_key(
-        self, slot: Slot, key: bytes, held: Mapping[str, Record], asked: Sequence[Target], deadline_s: float
+        self, state: PartitionState, key: bytes, held: Mapping[str, Record], asked: Sequence[Target], deadline_s: float
     ) -> int:
         """Bring the key into place; how many bytes that moved."""
         self.progress.keys_compared += 1
-        coordinator = self._master.coordinator
+        coordinator = self._coordinator
         size_bytes = 0
-        async with slot.locks.exclusive(key):
-            if slot.partition.settled or (key in slot.anchored and not slot.history[-1].lenient):
+        async with state.locks.exclusive(key):
+            if state.partition.settled or (key in state.anchored and not state.is_ap):
                 return 0  # under AP a read anchors what is on one member; the others must have it too
-            lacking = None if key in slot.pending else find_lacking(slot, held, asked)
+            lacking = None if key in state.pending else find_lacking(state, held, asked)
             newest = max(held.values(), key=lambda record: record.version)
             source = next(target for target in asked if held.get(target.member.worker) == newest)
             if lacking is None:
-                record = await coordinator.repair(slot, key, deadline_s, besides=source)
+                record = await coordinator.repair(state, key, deadline_s, besides=source)
                 self.progress.keys_repaired += 1
-                copies = len(slot.targets)
-                if record is not None and slot.history[-1].lenient:
+                copies = len(state.targets)
+                if record is not None and state.is_ap:
                     # Committed is it on one of them, and those who had more copies of it are about to discard them.
-                    up = [target for target in slot.targets if target.standing is Standing.UP]
-                    await store_record(slot, Write(key, record), up, deadline_s, self._master.note_stale)
+                    up = [target for target in state.targets if target.availability is Availability.UP]
+                    await store_record(state, Write(key, record), up, deadline_s)
             else:
                 record, copies = None, len(lacking)
                 if lacking:
-                    record = await copy_record(
-                        slot, key, newest.version, source, lacking, deadline_s, self._master.note_stale
-                    )
+                    record = await copy_record(state, key, newest.version, source, lacking, deadline_s)
                     self.progress.keys_moved += 1
-                slot.anchor(key)
+                state.anchor(key)
             if record is not None:
                 size_bytes = copies * (len(key) + len(record.value or b"") + _OVERHEAD_BYTES)
         return size_bytes
@@ -263,90 +279,54 @@ class Settling:
         if self._owed_s - now > 0.1:  # shorter debts are not worth a sleep
             await trio.sleep(self._owed_s - now)
 
-    def _is_current(self, slot: Slot) -> bool:
-        return self._master.coordinator.slots[slot.index] is slot and not slot.closed and not slot.blocked
+    def _choose(self, state: PartitionState) -> list[Target] | None:
+        """See `quorums.choose_to_settle`; None also where the partition is not served."""
+        return choose_to_settle(state.history, self._hung) if state.is_served else None
+
+    def _is_current(self, state: PartitionState) -> bool:
+        return self._coordinator.partitions[state.index] is state and state.is_served
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    async def _conclude(self, done: Sequence[Slot], heard: Mapping[Slot, Sequence[Target]]) -> None:
+    async def _conclude(self, done: Sequence[PartitionState], heard: Mapping[PartitionState, Sequence[Target]]) -> None:
         """Shorten their histories, durably; then let those who are in no configuration any more discard them."""
-        master = self._master
-        for slot in done:
-            for past in slot.history:
-                if past.lenient:
-                    asked = {target.member for target in heard[slot]}
-                    self.could_not_ask |= {t.member.worker for t in past.targets if t.member not in asked}
-        former = {slot: {t.member: t for past in slot.history for t in past.targets} for slot in done}
-        settled = await master.note_settled(done)
+        for state in done:
+            asked = {target.member for target in heard[state]}
+            for electorate in state.history:
+                if electorate.is_ap:
+                    absent = [t.member.worker for t in electorate.voters if t.member not in asked]
+                    self.could_not_ask |= dict.fromkeys(absent, trio.current_time())
+        former = {state: {t.member: t for each in state.history for t in each.voters} for state in done}
+        await self._note_settled(done)
+        settled = [state for state in done if state.partition.settled and self._is_current(state)]
         self.progress.partitions += len(settled)
         if settled:
-            epochs = [slot.epoch for slot in settled]
+            epochs = [state.epoch for state in settled]
             told = {"first": spell_epoch(min(epochs)), "last": spell_epoch(max(epochs))}
-            master.events.note("partition_settled", partitions=len(settled), epochs=told)
-        for slot in settled:
-            self._tried_s.pop(slot.index, None)
-            for member, target in former[slot].items():
-                if member in slot.configuration.members:
+            self._note("partition_settled", partitions=len(settled), epochs=told)
+        for state in settled:
+            self._tried_s.pop(state.index, None)
+            for member, target in former[state].items():
+                if member in state.configuration.members:
                     continue
-                if target in heard[slot]:
-                    arguments = [slot.index, slot.epoch, member.incarnation]
+                if target in heard[state]:
+                    arguments = [state.index, state.epoch, member.incarnation]
                     deadline_s = trio.current_time() + STEP_TIMEOUT_S
                     target.call(Op.DISCARD, arguments, deadline_s, lambda fault, payload: None, 64)
                 else:
-                    master.reconciler.note_up(member.worker)  # it was not asked what it holds
+                    self._note_unheard(member.worker)
 
 
-def _plan(heard: Mapping[Slot, Sequence[Target]], slots: Collection[Slot]) -> dict[Target, list[Slot]]:
-    plan: dict[Target, list[Slot]] = {}
-    for slot in slots:
-        for target in heard[slot]:
-            plan.setdefault(target, []).append(slot)
-    return plan
-
-
-def choose_all(slot: Slot, hung: Container[Member]) -> list[Target] | None:
-    """All that are up of its configurations, without those whose disk hangs; None while they are too few to find
-    everything that was committed."""
-    if slot.blocked or slot.closed:
-        return None
-    active = slot.history[-1]
-    # What a silent member alone holds under an AP mode must not turn up once the partition is linearizable.
-    becomes_strict = not active.lenient and any(past.lenient for past in slot.history)
-    chosen: dict[Member, Target] = {}
-    for past in slot.history:
-        up = [t for t in past.targets if t.standing is Standing.UP and t.member not in hung]
-        need = past.recovery_need()
-        if past is active:
-            need = len(past.targets) if becomes_strict else max(need, past.configuration.copies)
-        elif becomes_strict and past.lenient:
-            need = max(need, sum(not target.given_up for target in past.targets))
-        if len(up) < need:
-            return None
-        chosen.update({target.member: target for target in up})
-    return list(chosen.values())
-
-
-def find_lacking(slot: Slot, held: Mapping[str, Record], asked: Sequence[Target]) -> list[Target] | None:
+def find_lacking(state: PartitionState, held: Mapping[str, Record], asked: Sequence[Target]) -> list[Target] | None:
     """The newcomers that lack a key which all others hold alike: it may go to them as it is. None: it must be repaired.
 
     `held`: what those that were asked hold of the key, by worker.
     """
     heard = {target.member: target for target in asked}
-    if not heard_enough(slot, heard):
+    if not are_enough_to_copy(state.history, heard):
         return None
-    before, active = slot.history[0].configuration, slot.configuration
+    before, active = state.history[0].configuration, state.configuration
     [_one, *others] = {record.version for record in held.values()}
     if others or any(member in heard and member.worker not in held for member in before.members):
         return None
     return [heard[member] for member in active.members if member.worker not in held]
-
-
-def heard_enough(slot: Slot, heard: Collection[Member]) -> bool:
-    """Were so many members heard that what they hold alike may be taken as it is? All of the active configuration, and
-    of the one before it all but those that can be spared; of longer histories never."""
-    if len(slot.history) != 2:
-        return False
-    before = slot.history[0].configuration
-    silent = sum(member not in heard for member in before.members)
-    spare = 1 if before.copies == len(before.members) else len(before.members) - before.copies
-    return silent <= spare and all(member in heard for member in slot.configuration.members)

@@ -34,11 +34,12 @@ from typing import Any, Final
 import trio
 
 from trikv.coordinator.coordinator import Coordinator
-from trikv.coordinator.partition import Slot
-from trikv.coordinator.replicas import NotEnough, Round, Standing, Target
-from trikv.coordinator.scan import list_members
+from trikv.coordinator.listing import Pages, group_by_target
+from trikv.coordinator.partition import PartitionState
+from trikv.coordinator.replicas import NotEnough, Round
 from trikv.core.calls import Op
 from trikv.core.errors import Refused
+from trikv.core.quorums import Availability
 from trikv.core.record import Record, Version
 from trikv.healing.digests import ask_digests
 
@@ -59,7 +60,6 @@ class Forgetting:
     Args:
       renew: gives settled partitions a new generation with the same members, with that noted as the one from which
         tombstones are forgotten; answers those with which it succeeded.
-      on_stale: hears when a member has promised a newer epoch of a slot's partition.
       min_age_s: how long a partition must have been known to have tombstones before it is swept.
     """
 
@@ -67,7 +67,6 @@ class Forgetting:
         self,
         coordinator: Coordinator,
         renew: Callable[[Sequence[int]], Awaitable[list[int]]],
-        on_stale: Callable[[Slot, int], None],
         *,
         min_age_s: float = MIN_AGE_S,
     ) -> None:
@@ -75,7 +74,6 @@ class Forgetting:
         self.forgotten = 0  # keys, since this master started
         self._coordinator = coordinator
         self._renew = renew
-        self._on_stale = on_stale
         self._min_age_s = min_age_s
         self._since_s: dict[int, float] = {}  # by partition: since when it is known to have tombstones
 
@@ -93,113 +91,99 @@ class Forgetting:
     def progress(self) -> dict[str, Any]:
         return {"tombstones": self.tombstones, "forgotten": self.forgotten}
 
-    async def _look(self) -> list[Slot]:
+    async def _look(self) -> list[PartitionState]:
         """The partitions that have had tombstones for long enough, and all members up."""
-        slots = [slot for slot in self._coordinator.slots if _is_whole(slot)]
-        summaries = await ask_digests(_plan(slots), self._on_stale, trio.current_time() + STEP_TIMEOUT_S)
+        states = [state for state in self._coordinator.partitions if _is_whole(state)]
+        plan = group_by_target({state: state.targets for state in states})
+        summaries = await ask_digests(plan, trio.current_time() + STEP_TIMEOUT_S)
         now = trio.current_time()
         due = []
         self.tombstones = 0
-        for slot in slots:
-            answers = summaries.get(slot.index, {})
+        for state in states:
+            answers = summaries.get(state.index, {})
             tombstones = max((summary.tombstones for summary in answers.values()), default=0)
             self.tombstones += tombstones
             if not tombstones:
-                self._since_s.pop(slot.index, None)
+                self._since_s.pop(state.index, None)
                 continue
-            age_s = now - self._since_s.setdefault(slot.index, now)
-            if age_s >= self._min_age_s and len(answers) == len(slot.targets):
-                due.append(slot)
+            age_s = now - self._since_s.setdefault(state.index, now)
+            if age_s >= self._min_age_s and len(answers) == len(state.targets):
+                due.append(state)
         return due
 
-    async def _sweep(self, due: Sequence[Slot]) -> None:
+    async def _sweep(self, due: Sequence[PartitionState]) -> None:
         """Renew these partitions, and forget what may be forgotten in them.
 
         Raises:
           Refused: they could not be renewed, or a member did not list them.
         """
-        indexes = [slot.index for slot in due if self._coordinator.slots[slot.index] is slot and _is_whole(slot)]
-        slots = {}
+        present = self._coordinator.partitions
+        indexes = [state.index for state in due if present[state.index] is state and _is_whole(state)]
+        states = {}
         for index in await self._renew(indexes):
-            slot = self._coordinator.slots[index]
-            if slot.untouched and _is_whole(slot):
-                slot.sent_keys = set()
-                slots[index] = slot
+            state = self._coordinator.partitions[index]
+            if _is_whole(state) and state.remember_sent():
+                states[index] = state
             self._since_s.pop(index, None)
         try:
-            if slots:
+            if states:
                 await trio.sleep(GRACE_S)
-                await self._forget_all(slots)
+                await self._forget_all(states)
         finally:
-            for slot in slots.values():
-                slot.sent_keys = None
+            for state in states.values():
+                state.stop_remembering()
 
-    async def _forget_all(self, slots: dict[int, Slot]) -> None:
-        after: bytes | None = None
+    async def _forget_all(self, states: dict[int, PartitionState]) -> None:
         limiter = trio.Semaphore(KEYS_TOGETHER)
-        while True:
-            listing = await list_members(
-                _plan(list(slots.values())), self._on_stale, prefix=b"", after=after, limit=LIST_ROWS,
-                with_values=False, deadline_s=trio.current_time() + STEP_TIMEOUT_S,
-            )  # fmt: skip
+        plan = group_by_target({state: state.targets for state in states.values()})
+        async for rows in Pages(plan, rows=LIST_ROWS, timeout_s=STEP_TIMEOUT_S):
             async with trio.open_nursery() as nursery:
-                for key, (partition, held) in listing.rows.items():
-                    version = find_forgettable(slots[partition], held)
-                    if version is not None and (listing.bound is None or key <= listing.bound):
+                for key, (partition, held) in rows.items():
+                    version = find_forgettable(states[partition], held)
+                    if version is not None:
                         await limiter.acquire()
-                        nursery.start_soon(self._forget, slots[partition], key, version, limiter)
-            if listing.bound is None:
-                return
-            after = listing.bound
+                        nursery.start_soon(self._forget, states[partition], key, version, limiter)
 
-    async def _forget(self, slot: Slot, key: bytes, version: Version, limiter: trio.Semaphore) -> None:
+    async def _forget(self, state: PartitionState, key: bytes, version: Version, limiter: trio.Semaphore) -> None:
         try:
             with trio.move_on_after(STEP_TIMEOUT_S):
-                async with slot.locks.exclusive(key):
-                    await self._forget_key(slot, key, version)
+                async with state.locks.exclusive(key):
+                    await self._forget_key(state, key, version)
         except NotEnough as error:
-            _log.info("a tombstone of partition %d is not forgotten everywhere: %s", slot.index, error)
+            _log.info("a tombstone of partition %d is not forgotten everywhere: %s", state.index, error)
         finally:
             limiter.release()
 
-    async def _forget_key(self, slot: Slot, key: bytes, version: Version) -> None:
+    async def _forget_key(self, state: PartitionState, key: bytes, version: Version) -> None:
         """Have all members remove it; the caller has the key's lock alone, so nothing of it is sent meanwhile."""
-        if self._coordinator.slots[slot.index] is not slot or not _is_whole(slot):
+        if self._coordinator.partitions[state.index] is not state or not _is_whole(state):
             return
-        if slot.sent_keys is None or key in slot.sent_keys or key in slot.pending:
+        if state.was_sent(key) or key in state.pending:
             return
-        targets = slot.targets
-        round_ = Round(len(targets), len(targets), lambda promised: self._on_stale(slot, promised))
+        targets = state.targets
+        round_ = Round(len(targets), len(targets), state.report_stale)
         deadline_s = trio.current_time() + STEP_TIMEOUT_S
         for target in targets:
-            arguments = [slot.index, slot.epoch, target.member.incarnation, key, *version]
+            arguments = [state.index, state.epoch, target.member.incarnation, key, *version]
             target.call(Op.FORGET, arguments, deadline_s, round_.expect(target), 64 + len(key))
         while not await round_.wait():
             pass
         self.forgotten += 1
 
 
-def find_forgettable(slot: Slot, held: dict[str, Record]) -> Version | None:
+def find_forgettable(state: PartitionState, held: dict[str, Record]) -> Version | None:
     """The version of the tombstone that all members hold, of an older epoch than this one; None if it is not so.
 
     `held`: what those that have listed the key in this epoch hold of it, by worker.
     """
     versions = {record.version if record.is_tombstone else None for record in held.values()}
-    if len(held) < len(slot.targets) or len(versions) > 1:
+    if len(held) < len(state.targets) or len(versions) > 1:
         return None
     [version] = versions
-    return version if version is not None and version.epoch < slot.epoch else None
+    return version if version is not None and version.epoch < state.epoch else None
 
 
-def _is_whole(slot: Slot) -> bool:
+def _is_whole(state: PartitionState) -> bool:
     """Settled, with all its members up?"""
-    up = all(target.standing is Standing.UP for target in slot.targets)
-    return up and slot.partition.settled and not slot.blocked and not slot.closed
-
-
-def _plan(slots: Sequence[Slot]) -> dict[Target, list[Slot]]:
-    plan: dict[Target, list[Slot]] = {}
-    for slot in slots:
-        for target in slot.targets:
-            plan.setdefault(target, []).append(slot)
-    return plan
+    up = all(target.availability is Availability.UP for target in state.targets)
+    return up and state.partition.settled and state.is_served

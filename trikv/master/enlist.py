@@ -13,20 +13,25 @@ member (its id with another incarnation), which holds no place.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import trio
 
-from trikv.core.configuration import Cluster, Configuration, Enlisted, Partition
+from trikv.core.configuration import Cluster, Configuration, Partition, WorkerEntry
 from trikv.core.errors import Fault, Refused
 from trikv.core.placement import place
+from trikv.core.quorums import Availability
+from trikv.core.session import Hello
+from trikv.master.document import Document
+from trikv.master.events import EventLog
 from trikv.master.greeting import ask_who_is_there
+from trikv.master.membership import Membership
+from trikv.master.tasks import Tasks
+from trikv.net.doors import Doors
 from trikv.net.link import Link
-
-if TYPE_CHECKING:
-    from trikv.master.master import Master
+from trikv.registry import Registry
 
 NAMED_AGAIN_S: Final = 0.5
 
@@ -36,25 +41,42 @@ _log = logging.getLogger(__name__)
 
 
 class Enlisting:
-    """One master's way of taking workers in. `named`: addresses from the command line."""
+    """One master's way of taking workers in, and of letting them go. `named`: addresses from the command line."""
 
-    def __init__(self, master: Master, named: Sequence[str]) -> None:
-        self._master = master
+    def __init__(
+        self,
+        document: Document,
+        membership: Membership,
+        registry: Registry,
+        doors: Doors,
+        events: EventLog,
+        tasks: Tasks,
+        *,
+        me: Callable[[], Hello],
+        named: Sequence[str],
+    ) -> None:
+        self._document = document
+        self._membership = membership
+        self._registry = registry
+        self._doors = doors
+        self._events = events
+        self._tasks = tasks
+        self._me = me
         self._named = list(named)
         self._missing = set(named)  # of those named, the ones that nobody has answered for yet
         self._again: set[str] = set()
         self._links: set[Link] = set()  # over which somebody asks at this moment
         self._asked_over: dict[str, Link] = {}  # by worker, its own connection to us, over which it was last taken in
 
-    def start(self, nursery: trio.Nursery) -> None:
+    def start(self) -> None:
         for address in self._named:
-            nursery.start_soon(self._enlist_named, address)
+            self._tasks.start_soon(self._enlist_named, address)
 
     # --- forming ------------------------------------------------------------------------------------------------------
 
     def forming(self) -> dict[str, Any] | None:
         """What the cluster still waits for; None once it has formed."""
-        cluster = self._master.cluster
+        cluster = self._document.cluster
         if cluster.formed:
             return None
         enlisted = len(cluster.workers)
@@ -67,7 +89,7 @@ class Enlisting:
         }
 
     def forming_detail(self) -> str:
-        cluster = self._master.cluster
+        cluster = self._document.cluster
         enlisted = len(cluster.workers)
         missing = max(0, cluster.replicas - enlisted)
         sentence = f"{enlisted} of {cluster.replicas} workers have enlisted"
@@ -81,7 +103,7 @@ class Enlisting:
         """Every partition with a configuration made from the workers there are, if they are enough."""
         if len(cluster.workers) < cluster.replicas or self._missing:
             return cluster
-        strategy = self._master.registry.strategy(cluster.mode)
+        strategy = self._registry.strategy(cluster.mode)
         table = place(list(cluster.workers), cluster.replicas, partitions=cluster.partition_count)
         old = cluster.partitions or (Partition(),) * cluster.partition_count
         copies = strategy.copies(cluster.replicas)
@@ -106,11 +128,10 @@ class Enlisting:
           Refused: nobody answers there, or it is no worker of this cluster, or it shares another's identity.
         """
         asked_for = address
-        master = self._master
-        hello, vitals = await ask_who_is_there(master.doors, master.hello(), address)
-        async with master.changing:
-            known = master.cluster.workers.get(hello.node)
-            watched = master.watched.get(hello.node)
+        hello, vitals = await ask_who_is_there(self._doors, self._me(), address)
+        async with self._document.changing:
+            known = self._document.cluster.workers.get(hello.node)
+            watched = self._membership.watched.get(hello.node)
             if known is not None and watched is not None and watched.peer.link is not None:
                 if watched.vitals is None or watched.vitals.process == vitals.process:
                     address = known.address  # one process under two names of its address
@@ -120,11 +141,11 @@ class Enlisting:
                         f"worker {hello.node} already serves at {known.address}; the one at {address} has a copy of "
                         "its data directory: give it one of its own",
                     )
-            if known is None and len(master.cluster.workers) >= WORKERS_MAX:
+            if known is None and len(self._document.cluster.workers) >= WORKERS_MAX:
                 raise Refused("conflict", f"the cluster has {WORKERS_MAX:,} workers; remove some that are not used")
             self._missing.discard(asked_for)
             draining = known is not None and known.draining
-            enlisted = Enlisted(hello.node, hello.incarnation, address, vitals.storage, vitals.max_keys, draining)
+            enlisted = WorkerEntry(hello.node, hello.incarnation, address, vitals.storage, vitals.max_keys, draining)
 
             def change(cluster: Cluster) -> Cluster:
                 changed = replace(cluster, workers={**cluster.workers, enlisted.worker: enlisted})
@@ -132,11 +153,11 @@ class Enlisting:
                     changed = changed.with_start(enlisted.member, vitals.starts[-1])
                 return changed if cluster.stored or _is_placed(changed) else self._placed(changed)
 
-            await master.change(change)
+            await self._document.change(change)
         if known != enlisted:
             _log.info("worker %s enlisted at %s", enlisted.worker, enlisted.address)
             returned_empty = known is not None and known.incarnation != enlisted.incarnation
-            master.events.note(
+            self._events.note(
                 "worker_enlisted",
                 worker=enlisted.worker,
                 address=enlisted.address,
@@ -156,15 +177,15 @@ class Enlisting:
                 if error.detail != said:
                     said = error.detail
                     _log.info("%s", said)
-            await trio.sleep(NAMED_AGAIN_S * (0.5 + self._master.doors.dice.random()))
+            await trio.sleep(NAMED_AGAIN_S * (0.5 + self._doors.dice.random()))
 
-    def answer(self, link: Link, call_id: int, address: str, nursery: trio.Nursery) -> None:
+    def answer(self, link: Link, call_id: int, address: str) -> None:
         """A worker asks to be taken in."""
         if link in self._links:
             link.answer(call_id, Fault.OK, ["it is being enlisted already"])
         else:
             self._links.add(link)
-            nursery.start_soon(self._answer, link, call_id, address)
+            self._tasks.start_soon(self._answer, link, call_id, address)
 
     async def _answer(self, link: Link, call_id: int, address: str) -> None:
         try:
@@ -177,20 +198,37 @@ class Enlisting:
         finally:
             self._links.discard(link)
 
-    def hang_up(self, worker: str) -> None:
-        """That worker was forgotten. If it is running after all, or resumes, it will ask again."""
-        if link := self._asked_over.pop(worker, None):
-            link.end()
+    async def forget(self, worker: str, *, may_return: bool = True) -> None:
+        """Take a worker out of the document, if it holds nothing. `may_return`: if it only seems to be gone, let it
+        notice, and ask to be taken in again."""
+        document = self._document
+        async with document.changing:
+            entry = document.cluster.workers.get(worker)
+            if entry is None:
+                raise Refused("unknown_worker", f"worker {worker} has been removed already")
+            if left := document.cluster.partitions_of(entry.member):
+                raise Refused("unsafe", f"worker {worker} holds copies of {left:,} partitions by now")
+            if self._membership.watched[worker].availability is not Availability.DOWN:
+                raise Refused("conflict", f"worker {worker} is back")
+            await document.change(
+                lambda cluster: replace(
+                    cluster, workers={name: each for name, each in cluster.workers.items() if name != worker}
+                )
+            )
+            self._membership.forget(worker)
+            if may_return and (link := self._asked_over.pop(worker, None)):
+                link.end()  # if it is running after all, or resumes, it will ask again
+            self._events.note("worker_removed", worker=worker)
 
-    def enlist_again(self, worker: str, nursery: trio.Nursery) -> None:
+    def enlist_again(self, worker: str) -> None:
         """It lost its store, and is another member now; the document should say so."""
         if worker not in self._again:
             self._again.add(worker)
-            nursery.start_soon(self._enlist_again, worker)
+            self._tasks.start_soon(self._enlist_again, worker)
 
     async def _enlist_again(self, worker: str) -> None:
         try:
-            while (watched := self._master.watched.get(worker)) is not None and watched.lives_another_life:
+            while (watched := self._membership.watched.get(worker)) is not None and watched.lives_another_life:
                 try:
                     await self.enlist(watched.enlisted.address)
                 except Refused as error:

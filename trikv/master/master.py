@@ -1,67 +1,58 @@
-"""The master: owns the cluster's document, watches the workers, and coordinates.
+"""The master: owns the cluster's document, watches the workers, and coordinates. Here its parts are put together.
 
-It starts by taking a new term, by compare-and-set on the config store, and serves from what the document says. All
-that changes the document goes through `change`: one change at a time, durable before it takes effect.
+It starts by taking a new term, by compare-and-set on the config store, and serves from what the document says
+(`document.py`). A document takes effect in three steps: the workers in it are watched (`membership.py`), each partition
+of a new epoch gets a new state (`coordinator/partition.py`), and whatever waits for a change is told.
 
-What is done with the document is elsewhere: `enlist.py` forms the cluster and takes workers in, `reconcile.py` changes
-configurations, `settle.py` makes the partitions whole under them, `operations.py` is what operators ask for.
-
-*A change in doubt.* A change of the document that fails may have been made all the same (`configstore.py`). It is
-written again until that is known, and nothing else is changed meanwhile; what was closed for it stays closed, and the
-rest is served as before, as while any change is being written. If it cannot be known, the master ends, and the next
-one reads what the store holds.
-
-*Being fenced.* A worker that knows of another master of this term, or of a higher one, makes this master take a term
-beyond it (the document was restored from a backup); until a worker has said that it knows of none, it is sent nothing.
-A generation that the document does not know blocks that partition, since configurations may have existed that nobody
-remembers.
+What is done with the document is elsewhere: `enlist.py` forms the cluster, takes workers in and lets them go,
+`reconcile.py` changes configurations, `operations.py` is what operators ask for, `fencing.py` what follows when a
+worker knows more than the document. `healing/` makes the partitions whole.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import trio
 
 from trikv.api import Strategy
 from trikv.coordinator.coordinator import Coordinator
-from trikv.coordinator.partition import Slot
-from trikv.coordinator.replicas import Standing, Target
+from trikv.coordinator.partition import PartitionState, Surroundings
 from trikv.core.calls import Enlist, Heartbeat, parse
-from trikv.core.configuration import Cluster, Configuration, Enlisted, Member, Partition
+from trikv.core.configuration import Cluster, Partition
 from trikv.core.errors import Refused, Unknown
-from trikv.core.record import MARK_BITS, PROMISED_MAX, generation_of, make_epoch, term_of
+from trikv.core.record import MARK_BITS, make_epoch
 from trikv.core.ring import PARTITION_COUNT
-from trikv.core.session import SMALL_FRAME_BYTES_MAX, Call, Hello, PeerError, Reign
-from trikv.core.suspicion import DOWN_AFTER_S, State
+from trikv.core.session import SMALL_FRAME_BYTES_MAX, Call, Hello, MasterId, PeerError
+from trikv.core.suspicion import DOWN_AFTER_S
 from trikv.healing.antientropy import AntiEntropy
 from trikv.healing.finish import finish_forever
 from trikv.healing.hints import Hints
 from trikv.healing.hung import Hung
 from trikv.healing.settle import Settling
 from trikv.healing.tombstones import MIN_AGE_S, Forgetting
-from trikv.master.configstore import CHANGE, ConfigConflict, ConfigStore, ConfigStoreError, NotChanged
+from trikv.master.configstore import ConfigStore
+from trikv.master.document import Document
 from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
+from trikv.master.fencing import Fencing
 from trikv.master.lives import Lives
-from trikv.master.membership import Replica, Watched, beat_forever
-from trikv.master.operations import Changes
-from trikv.master.reconcile import Reconciler, holds
+from trikv.master.membership import Membership
+from trikv.master.operations import Operations
+from trikv.master.reconcile import Reconciler
+from trikv.master.status import Status
+from trikv.master.tasks import Tasks
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
 from trikv.net.serve import serve_links
 from trikv.registry import Registry
 
-T = TypeVar("T")
-
 MIN_COPIES: Final = 2
 SETTLE_RATE_BYTES: Final = 16e6
-DOUBT_S: Final = 60.0  # for a disk that comes back; what the change has nothing to do with is served meanwhile
-DOUBT_AGAIN_S: Final = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -88,37 +79,87 @@ class Master:
         min_copies: int,
         forget_after_s: float,
     ) -> None:
-        self.cluster = cluster
+        name = doors.new_id(16)
+        self._name = name
         self.registry = registry
-        self.coordinator = Coordinator(
-            timeout_s=timeout_s,
-            before_first_store=self._note_first_store,
-            on_stale=self.note_stale,
-            on_missed=lambda slot, target, write: self.hints.note(slot, target, write),
-        )
-        self.hints = Hints(self.coordinator, self.note_stale)
         self.events = EventLog(cluster.term)
-        self.watched: dict[str, Watched] = {}
-        self.started_s = trio.current_time()
-        self.doors = doors
-        self.changing = trio.Lock()
-        self.down_after_s = down_after_s
-        self.enlisting = Enlisting(self, named)
-        self.reconciler = Reconciler(self, min_copies=min_copies)
-        self.settling = Settling(self, rate_bytes=settle_rate_bytes)
-        self.forgetting = Forgetting(self.coordinator, self.reconciler.renew, self.note_stale, min_age_s=forget_after_s)
-        self.antientropy = AntiEntropy(self.coordinator, self.note_stale, expects=self.hints.expects)
-        self.changes = Changes(self)
-        self.lives = Lives(self)
-        self.hung = Hung(self.coordinator.note_change)
-        self._revision = revision
-        self._store = store
-        self._name = doors.new_id(16)
-        self._mark = int(self._name, 16) & ((1 << MARK_BITS) - 1)
-        self.replicas: dict[Member, Replica] = {}
-        self._watch_scopes: dict[str, trio.CancelScope] = {}
-        self._nursery: trio.Nursery | None = None
-        self._ending = False  # of its own accord: there is no change after that
+        self.tasks = Tasks()
+        self.document = document = Document(cluster, revision, store, name, self._install)
+        self.coordinator = coordinator = Coordinator(timeout_s=timeout_s, before_first_store=self._note_first_store)
+        self.membership = membership = Membership(
+            self.hello,
+            doors,
+            self.events,
+            down_after_s=down_after_s,
+            on_rival=lambda term: self.fencing.note_rival(term),
+            on_change=coordinator.changed.notify,
+        )
+        self.fencing = Fencing(document, coordinator, membership, self.tasks)
+        self.lives = Lives(document, membership, self.tasks)
+        self.enlisting = Enlisting(
+            document, membership, registry, doors, self.events, self.tasks, me=self.hello, named=named
+        )
+        self.hung = Hung(coordinator.changed.notify)
+        self.reconciler = Reconciler(
+            document,
+            membership,
+            coordinator,
+            registry,
+            self.hung,
+            self.events,
+            forget=partial(self.enlisting.forget, may_return=False),
+            min_copies=min_copies,
+        )
+        self.settling = Settling(
+            coordinator,
+            self.hung,
+            note_settled=document.note_settled,
+            note=self.events.note,
+            note_unheard=self.reconciler.note_up,
+            rate_bytes=settle_rate_bytes,
+        )
+        self.hints = Hints(coordinator)
+        self.antientropy = AntiEntropy(coordinator, expects=self.hints.expects)
+        self.tombstones = Forgetting(coordinator, self.reconciler.renew, min_age_s=forget_after_s)
+        self.operations = Operations(
+            document,
+            membership,
+            coordinator,
+            registry,
+            self.events,
+            enlisting=self.enlisting,
+            reconciler=self.reconciler,
+            settling=self.settling,
+            hints=self.hints,
+            antientropy=self.antientropy,
+            tombstones=self.tombstones,
+        )
+        self.status = Status(
+            document,
+            membership,
+            coordinator,
+            registry,
+            self.events,
+            enlisting=self.enlisting,
+            operations=self.operations,
+            settle_rate_bytes=settle_rate_bytes,
+        )
+        membership.admit = self.lives.admit
+        membership.on_up = self.reconciler.note_up
+        membership.on_other_life = self.enlisting.enlist_again
+        self._surroundings = Surroundings(
+            registry.strategy,
+            membership.targets_of,
+            on_stale=self.fencing.note_stale,
+            on_missed=self.hints.note,
+            doubt=coordinator.doubt,
+            mark=int(name, 16) & ((1 << MARK_BITS) - 1),
+            partitions=cluster.partition_count,
+        )
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.document.cluster
 
     @classmethod
     async def open(
@@ -173,7 +214,8 @@ class Master:
         )
 
     def hello(self) -> Hello:
-        return Hello("master", self.cluster.cluster, str(Reign(self.cluster.term, self._name)), self.cluster.cluster)
+        cluster = self.cluster
+        return Hello("master", cluster.cluster, str(MasterId(cluster.term, self._name)), cluster.cluster)
 
     async def run(self, listening: Listening, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled.
@@ -183,238 +225,63 @@ class Master:
           ConfigStoreError: it cannot be known whether a change of the document was made.
         """
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._install(self.cluster)
+            nursery.start_soon(self.document.run)
+            await nursery.start(self.tasks.run)
+            await nursery.start(self.membership.run)
+            self.document.install(self.cluster)
             serve = partial(serve_links, frame_bytes_max=SMALL_FRAME_BYTES_MAX)  # workers only ask to be enlisted
-            await nursery.start(serve, listening.listener, self.hello, self.judge, self._handle)
-            self.enlisting.start(nursery)
-            nursery.start_soon(beat_forever, self.watched)
+            await nursery.start(serve, listening.listener, self.hello, self._judge, self._handle)
+            self.enlisting.start()
             nursery.start_soon(finish_forever, self.coordinator)
             nursery.start_soon(self.hints.run)
             nursery.start_soon(self.hung.run)
             nursery.start_soon(self.antientropy.run)
-            nursery.start_soon(self.forgetting.run)
+            nursery.start_soon(self.tombstones.run)
             nursery.start_soon(self.reconciler.run)
             nursery.start_soon(self.settling.run)
             task_status.started()
 
-    def start_soon(self, run: Callable[[str], Awaitable[None]], about: str) -> None:
-        """Have this done beside all else, for as long as this master serves."""
-        assert self._nursery is not None
-        self._nursery.start_soon(run, about)
-
-    async def run_detached(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Run `operation` to its end in this node's nursery, whatever becomes of the caller meanwhile.
-
-        A client that goes away cancels whoever waits for it; a write that has begun goes on.
-        """
-        results: list[T] = []
-        errors: list[Exception] = []
-        finished = trio.Event()
-
-        async def run() -> None:
-            try:
-                results.append(await operation())
-            except Exception as error:  # noqa: BLE001 it is raised where the caller waits
-                errors.append(error)
-            finally:
-                finished.set()
-
-        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
-            raise Refused("stopping", "the master is shutting down")
-        self._nursery.start_soon(run)
-        await finished.wait()
-        if errors:
-            raise errors[0]
-        if not results:
-            raise Unknown("the master was stopped while this was under way")
-        return results[0]
-
-    # --- the document -------------------------------------------------------------------------------------------------
-
-    async def change(self, change: Callable[[Cluster], Cluster], *, made_here: bool = False) -> None:
-        """Make one change of the document durable, then effective. The caller holds `changing`.
-
-        `made_here`: its new configurations are of this coordinator's making, so it knows what was stored under them.
-
-        Raises:
-          Refused: it was not made.
-          Unknown: nobody knows whether it was made; this master is about to end.
-        """
-        if self._ending:  # nothing may be built on what is in doubt, or on what another master has changed
-            raise Refused("stopping", "the master is about to end")
-        changed = change(self.cluster)
-        if changed == self.cluster:
-            return
-        try:
-            document = changed.to_document() | {CHANGE: f"{self._name}/{self._revision}"}
-        except ValueError as error:
-            raise Refused("conflict", f"no master could serve the cluster's document then: {error}") from error
-        try:
-            self._revision = await self._write(document)
-        except ConfigConflict as error:
-            self._end(error)
-            raise Refused("stopping", "another master has taken over") from error
-        except NotChanged as error:
-            raise Refused("unavailable", f"the master cannot write the cluster's document: {error}") from error
-        except ConfigStoreError as error:
-            self._end(error)
-            raise Unknown(str(error)) from error
-        self._install(changed, made_here=made_here)
-
-    async def _write(self, document: dict[str, Any]) -> int:
-        """Make this the document, and know it; the new revision.
-
-        Raises:
-          ConfigConflict, NotChanged: it was not made.
-          ConfigStoreError: that cannot be known.
-        """
-        doubt: ConfigStoreError | None = None
-        until_s = trio.current_time() + DOUBT_S
-        while True:
-            with trio.CancelScope(shield=True):  # durable and not effective would be a lie of this process's own
-                try:
-                    return await self._store.compare_and_set(document, self._revision)
-                except ConfigConflict as conflict:
-                    if doubt is None:
-                        raise
-                    try:
-                        found, revision = await self._store.read()
-                    except ConfigStoreError as error:
-                        _log.warning("%s", error)
-                    else:
-                        if found is None or found.get(CHANGE) != document[CHANGE]:
-                            raise doubt from conflict  # it may have been made, and another one after it
-                        return revision
-                except NotChanged:
-                    if doubt is None:
-                        raise
-                except ConfigStoreError as error:
-                    if doubt is None:
-                        _log.error("a change of the cluster's document is in doubt: %s", error)
-                    doubt = ConfigStoreError(f"{error}; whether the change was made is read at the next start")
-            assert doubt is not None
-            if trio.current_time() >= until_s:
-                raise doubt
-            try:
-                await trio.sleep(DOUBT_AGAIN_S)
-            except trio.Cancelled:
-                self._end(doubt)  # also where only the caller was cancelled: who comes next must not build on it
-                raise
-
-    def _end(self, error: Exception) -> None:
-        """Let `run` end with that error."""
-        assert self._nursery is not None
-        self._ending = True
-        self._nursery.start_soon(_raise, error)
-
-    def _install(self, cluster: Cluster, *, made_here: bool = False) -> None:
-        """Make the document effective: watch its workers, and give each partition of a new epoch a new slot."""
-        self.cluster = cluster
+    def _install(self, cluster: Cluster, made_here: bool) -> None:
+        """Make the document effective: watch its workers, and give each partition of a new epoch a new state."""
         self.events.term = cluster.term
-        for enlisted in cluster.workers.values():
-            watched = self.watched.get(enlisted.worker)
-            if watched is None or watched.enlisted.address != enlisted.address:
-                self._watch(enlisted)
-            elif watched.enlisted != enlisted:
-                watched.enlisted = enlisted
-                watched.ask_now()
+        self.membership.install(cluster)
         coordinator = self.coordinator
         coordinator.stored = cluster.stored
         coordinator.not_formed = self.enlisting.forming_detail()
         if cluster.formed:
-            former = coordinator.slots
-            coordinator.slots = [
-                self._slot_for(index, partition, former[index] if former else None, made_here)
+            former = coordinator.partitions
+            coordinator.partitions = [
+                self._state_of(index, partition, former[index] if former else None, made_here)
                 for index, partition in enumerate(cluster.partitions)
             ]
-            present = {m for p in cluster.partitions for c in p.history for m in c.members}
-            present |= {enlisted.member for enlisted in cluster.workers.values()}
-            self.replicas = {member: self.replicas[member] for member in self.replicas if member in present}
-        coordinator.note_change()
+        coordinator.changed.notify()
 
-    def _slot_for(self, index: int, partition: Partition, former: Slot | None, made_here: bool) -> Slot:
-        cluster = self.cluster
-        if former is not None and former.epoch == make_epoch(cluster.term, partition.generation):
+    def _state_of(
+        self, index: int, partition: Partition, former: PartitionState | None, made_here: bool
+    ) -> PartitionState:
+        term = self.cluster.term
+        if former is not None and former.epoch == make_epoch(term, partition.generation):
             if former.partition != partition:
                 former.settle(partition)  # all else gets a new generation
             return former
-        doubt = self.coordinator.doubt
-        slot = Slot(
-            index,
-            cluster.term,
-            partition,
-            self.registry.strategy,
-            self._targets,
-            doubt,
-            self._mark,
-            replaceable=made_here,
-            partitions=len(cluster.partitions),
-        )
+        state = PartitionState(index, term, partition, self._surroundings, made_here=made_here)
         if former is not None:
-            former.retire()
-            if former.partition == partition:
-                slot.blocked, slot.promised = former.blocked, former.promised  # a new term proves nothing
-        return slot
-
-    def _targets(self, configuration: Configuration) -> list[Target]:
-        return [self.target(member) for member in configuration.members]
-
-    def target(self, member: Member) -> Replica:
-        """That member, made callable."""
-        if member not in self.replicas:
-            self.replicas[member] = Replica(member, self.watched)
-        return self.replicas[member]
+            if former.is_blocked and former.partition == partition:
+                state.block(former.promised, former.blocked_because)  # a new term proves nothing
+            former.replace()
+        return state
 
     async def _note_first_store(self) -> None:
         async def note() -> None:
-            async with self.changing:
+            async with self.document.changing:
                 try:
-                    await self.change(lambda cluster: replace(cluster, stored=True))
+                    await self.document.change(lambda cluster: replace(cluster, stored=True))
                 except Unknown as error:  # the document's state is, and the caller's store was not sent
                     raise Refused("stopping", error.detail) from error
 
-        await self.run_detached(note)  # a slow config store must not hold a request beyond its deadline
+        await self.tasks.run_detached(note)  # a slow config store must not hold a request beyond its deadline
 
-    async def note_settled(self, slots: Sequence[Slot]) -> list[Slot]:
-        """Note durably that their active configurations hold everything; those of which it is still true."""
-
-        def change(cluster: Cluster) -> Cluster:
-            partitions = list(cluster.partitions)
-            for slot in slots:
-                if slot.is_current(cluster.term, partitions[slot.index]):
-                    partitions[slot.index] = partitions[slot.index].as_settled()
-            return replace(cluster, partitions=tuple(partitions))
-
-        async with self.changing:
-            current = [slot for slot in slots if self.coordinator.slots[slot.index] is slot]
-            await self.change(change)
-        return current
-
-    async def forget(self, worker: str, *, may_return: bool = True) -> None:
-        """Take a worker out of the document, if it holds nothing. `may_return`: if it only seems to be gone, let it
-        notice, and ask to be taken in again."""
-        async with self.changing:
-            enlisted = self.cluster.workers.get(worker)
-            if enlisted is None:
-                raise Refused("unknown_worker", f"worker {worker} has been removed already")
-            if left := holds(self.cluster, enlisted):
-                raise Refused("unsafe", f"worker {worker} holds copies of {left:,} partitions by now")
-            if self.watched[worker].standing is not Standing.DOWN:
-                raise Refused("conflict", f"worker {worker} is back")
-            await self.change(
-                lambda cluster: replace(
-                    cluster, workers={name: each for name, each in cluster.workers.items() if name != worker}
-                )
-            )
-            if scope := self._watch_scopes.pop(worker, None):
-                scope.cancel()
-            self.watched.pop(worker, None)
-            if may_return:
-                self.enlisting.hang_up(worker)
-            self.events.note("worker_removed", worker=worker)
-
-    def judge(self, hello: Hello) -> str | None:
+    def _judge(self, hello: Hello) -> str | None:
         """Why that node has no business here, or None."""
         if hello.role != "worker":
             return f"a master talks to workers, not to a {hello.role!r}"
@@ -426,101 +293,12 @@ class Master:
         return None
 
     def _handle(self, link: Link, incoming: list[Call]) -> None:
-        assert self._nursery is not None
         for call in incoming:
             request = parse(call.op, call.arguments)
             if not isinstance(request, Enlist | Heartbeat):
                 raise PeerError("asked a master for records")
             if isinstance(request, Enlist):
-                self.enlisting.answer(link, call.id, request.address, self._nursery)
-
-    # --- the workers --------------------------------------------------------------------------------------------------
-
-    def _watch(self, enlisted: Enlisted) -> None:
-        """Watch the worker where it is now; the watch over its former address ends."""
-        if scope := self._watch_scopes.pop(enlisted.worker, None):
-            scope.cancel()
-        watched = self.watched[enlisted.worker] = Watched(
-            enlisted,
-            self.hello,
-            self.doors,
-            lambda: self._note_worker_change(enlisted.worker),
-            on_rival=self._note_rival,
-            grace_s=self.down_after_s,
-            on_state=lambda old, new: self._note_state(enlisted.worker, new),
-            on_disk=lambda full: self._note_disk(enlisted.worker, full),
-            admit=self.lives.admit,
-            former=self.watched.get(enlisted.worker),
-        )
-        scope = self._watch_scopes[enlisted.worker] = trio.CancelScope()
-
-        async def watch() -> None:
-            with scope:
-                await watched.peer.run()
-
-        assert self._nursery is not None
-        self._nursery.start_soon(watch)
-
-    def _note_worker_change(self, worker: str) -> None:
-        if (watched := self.watched.get(worker)) is None:
-            return  # it is being watched for the first time, or was just forgotten
-        if watched.lives_another_life and self._nursery is not None:
-            self.enlisting.enlist_again(worker, self._nursery)
-        self.coordinator.note_change()
-
-    def _note_state(self, worker: str, state: State) -> None:
-        if state is State.UP:
-            self.reconciler.note_up(worker)
-        if state is not State.UNKNOWN:
-            self.events.note(f"worker_{state.value}", worker=worker)
-
-    def _note_disk(self, worker: str, full: bool) -> None:
-        self.events.note("worker_disk_full" if full else "worker_disk_has_room", worker=worker)
-        if full:
-            _log.warning("the disk of worker %s is nearly full: it takes deletes alone until there is room", worker)
-        self.coordinator.note_change()
-
-    # --- being fenced -------------------------------------------------------------------------------------------------
-
-    def note_stale(self, slot: Slot, promised: int) -> None:
-        """A worker refused this slot's epoch, since it has promised a newer one."""
-        current = self.coordinator.slots[slot.index]
-        if generation_of(promised) > current.partition.generation + PROMISED_MAX:
-            _log.error("a worker names generation %d of a partition: it is not believed", generation_of(promised))
-            return
-        if current.blocked:
-            current.promised = max(current.promised, promised, key=generation_of)
-            return
-        if generation_of(promised) > current.partition.generation:
-            current.promised = promised
-            current.blocked = (
-                f"a worker has promised generation {generation_of(promised)} of partition {slot.index}, and the "
-                f"cluster's document knows generation {current.partition.generation}: it is older than the cluster"
-            )
-            _log.error("%s", current.blocked)
-        elif term_of(promised) > self.cluster.term:
-            self._note_rival(term_of(promised))
-
-    def _note_rival(self, term: int) -> None:
-        """A worker knows a master of this term that is not this one: the document was restored from a backup."""
-        if term > self.cluster.term + PROMISED_MAX:
-            _log.error("a worker names term %d, far beyond %d: it is not believed", term, self.cluster.term)
-        elif term >= self.cluster.term and self._nursery is not None:
-            self._nursery.start_soon(self._outbid, term)
-
-    async def _outbid(self, term: int) -> None:
-        async with self.changing:
-            known = self.cluster.term
-            if term >= known:
-                _log.warning("workers know a master of term %d, the document knew %d: going beyond", term, known)
-                # Stored: under that other term there may be records, so a newcomer must stay spare.
-                try:
-                    await self.change(lambda cluster: replace(cluster.with_term(term + 1), stored=cluster.formed))
-                except Refused as error:
-                    _log.warning("that has to wait for the next heartbeat: %s", error.detail)
-                    return
-                for watched in self.watched.values():
-                    watched.peer.redial()
+                self.enlisting.answer(link, call.id, request.address)
 
 
 def _warn_of_other_founding(cluster: Cluster, mode: str | None, replicas: int | None) -> None:
@@ -550,7 +328,3 @@ def _check_modes(cluster: Cluster, registry: Registry) -> None:
                 f"mode {c.mode} stores {registry.strategies[c.mode].copies(len(c.members))} copies of {len(c.members)} "
                 f"now, and this cluster's records were written with {c.copies}; install the version that wrote them"
             )
-
-
-async def _raise(error: Exception) -> None:
-    raise error

@@ -11,46 +11,53 @@ that by itself, from the beat that did not come, before it judges anything: whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Final
 
 import trio
 
-from trikv.coordinator.replicas import Standing
+from trikv.coordinator.replicas import Target
 from trikv.core.calls import Full, Op, Vitals, vitals_from_wire
-from trikv.core.configuration import Enlisted, Member
+from trikv.core.configuration import Cluster, Configuration, Member, WorkerEntry
 from trikv.core.errors import Fault
-from trikv.core.session import Hello, Reign
+from trikv.core.planning import Health
+from trikv.core.quorums import Availability
+from trikv.core.session import Hello, MasterId
 from trikv.core.suspicion import State, Suspicion
+from trikv.master.events import EventLog
 from trikv.net.doors import Doors
 from trikv.net.link import Link
 from trikv.net.peers import Peer
+from trikv.net.signal import Signal
 
 BEAT_S: Final = 0.375
 QUIET_S: Final = 0.5
 VITALS_INTERVAL_S: Final = 1.0  # a busy link is a sign of life, and what the worker says of itself is asked for besides
+_log = logging.getLogger(__name__)
+
 _STOPPED_S: Final = 4 * BEAT_S  # without a beat: not a busy process, a stopped one
 
-_STANDINGS: Final = {
-    State.UNKNOWN: Standing.DOUBTFUL,
-    State.UP: Standing.UP,
-    State.SUSPECT: Standing.DOUBTFUL,
-    State.DOWN: Standing.DOWN,
+_AVAILABILITY_OF: Final = {
+    State.UNKNOWN: Availability.DOUBTFUL,
+    State.UP: Availability.UP,
+    State.SUSPECT: Availability.DOUBTFUL,
+    State.DOWN: Availability.DOWN,
 }
 
 
 class Watched:
     """One worker: linked while `peer.run` runs, watched by ticks.
 
-    `on_change` hears when its link, standing, `evictable` or `steady` may have changed; `on_state` of each change of
-    its state, from what to what; `on_disk` when its disk is nearly full, and when it no longer is. `admit` says of a
+    `on_change` hears when its link, `availability`, `evictable` or `steady` may have changed; `on_state` of each change
+    of its state, from what to what; `on_disk` when its disk is nearly full, and when it no longer is. `admit` says of a
     worker that knows this master whether it may be sent anything. `grace_s`: the silence after which it is down, and
     may be evicted. `former`: the watch over the same worker at the address where it was until now.
     """
 
     def __init__(
         self,
-        enlisted: Enlisted,
+        enlisted: WorkerEntry,
         me: Callable[[], Hello],
         doors: Doors,
         on_change: Callable[[], None],
@@ -79,8 +86,8 @@ class Watched:
         self._asked_s = -VITALS_INTERVAL_S
         self._ticked_s = trio.current_time()
         self._forgiven_s = -BEAT_S
-        # As of the last heartbeat or change of the link: operations read the standing often.
-        self.standing = Standing.DOUBTFUL
+        # As of the last heartbeat or change of the link: operations read the availability often.
+        self.availability = Availability.DOUBTFUL
         self.doubtful_since_s = trio.current_time()  # as long as it is
         self.evictable = False  # silent for so long that the configurations may move on without it
         self.steady = False  # up for so long that it may be given data
@@ -171,20 +178,20 @@ class Watched:
 
     def _refresh(self) -> bool:
         """Note what is to be thought of it now; whether anything of that is new."""
-        before = (self.standing, self.evictable, self.steady)
+        before = (self.availability, self.evictable, self.steady)
         now = self._now()
         state = self.suspicion.state(now)
-        self.standing = _STANDINGS[state]
+        self.availability = _AVAILABILITY_OF[state]
         if state is State.UP and (self.peer.link is None or not self.acknowledged):
-            self.standing = Standing.DOUBTFUL
+            self.availability = Availability.DOUBTFUL
         self.evictable = self.suspicion.evictable(now)
-        self.steady = self.standing is Standing.UP and self.suspicion.steady(now)
+        self.steady = self.availability is Availability.UP and self.suspicion.steady(now)
         told, self._told = self._told, state
         if told is not state:
             self._on_state(told, state)
-        if self.standing is Standing.DOUBTFUL and before[0] is not Standing.DOUBTFUL:
+        if self.availability is Availability.DOUBTFUL and before[0] is not Availability.DOUBTFUL:
             self.doubtful_since_s = now
-        return before != (self.standing, self.evictable, self.steady)
+        return before != (self.availability, self.evictable, self.steady)
 
     def _ask(self, link: Link, now: float) -> None:
         self._asked_s = now
@@ -200,12 +207,12 @@ class Watched:
         knows_me = self.vitals.master == self._me().incarnation
         knew, self.acknowledged = self.acknowledged, knows_me and self._admit(self, self.vitals)
         if not knows_me:
-            term = Reign.parse(self.vitals.master).term
-            if term < Reign.parse(self._me().incarnation).term:
+            term = MasterId.parse(self.vitals.master).term
+            if term < MasterId.parse(self._me().incarnation).term:
                 self.peer.redial()  # it was greeted before this master took its present term
             else:
                 self._on_rival(term)
-        if not (knew and self.acknowledged and self.standing is Standing.UP):  # else it is what it was
+        if not (knew and self.acknowledged and self.availability is Availability.UP):  # else it is what it was
             self._look()
 
 
@@ -231,14 +238,14 @@ class Replica:
         return "" if watched is None else watched.enlisted.address
 
     @property
-    def standing(self) -> Standing:
+    def availability(self) -> Availability:
         watched = self._workers.get(self.member.worker)
         if watched is None or watched.enlisted.incarnation != self.member.incarnation or watched.lives_another_life:
-            return Standing.DOWN
-        return watched.standing
+            return Availability.DOWN
+        return watched.availability
 
     @property
-    def given_up(self) -> bool:
+    def evictable(self) -> bool:
         watched = self._workers.get(self.member.worker)
         if watched is None or watched.enlisted.incarnation != self.member.incarnation:
             return True
@@ -262,3 +269,143 @@ class Replica:
             watched.peer.call(op, arguments, deadline_s, done, size_bytes)
         else:
             done(Fault.NOT_SENT, [])
+
+
+class Membership:
+    """The workers of one master's document: a watch over each, and each member made callable.
+
+    Args:
+      me: what this master greets with.
+      down_after_s: the silence after which a worker is down, and may be evicted.
+      on_rival: hears the term of another master of which a worker knows.
+      on_change: hears that the availability of some member may have changed.
+      events: is told of each change of a worker's state.
+    """
+
+    def __init__(
+        self,
+        me: Callable[[], Hello],
+        doors: Doors,
+        events: EventLog,
+        *,
+        down_after_s: float,
+        on_rival: Callable[[int], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.watched: dict[str, Watched] = {}
+        self.down_after_s = down_after_s
+        self.changed = Signal()
+        self.admit: Callable[[Watched, Vitals], bool] = lambda watched, vitals: True
+        self.on_up: Callable[[str], None] = lambda worker: None  # hears of a worker that was not up, and is now
+        self.on_other_life: Callable[[str], None] = lambda worker: None  # hears of one that lost its store
+        self._me = me
+        self._doors = doors
+        self._events = events
+        self._on_rival = on_rival
+        self._on_change = on_change
+        self._targets: dict[Member, Replica] = {}
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the links up, and beat for every worker, those that enlist later included, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await beat_forever(self.watched)
+
+    def install(self, cluster: Cluster) -> None:
+        """Watch the workers of this document, each where it is now."""
+        for entry in cluster.workers.values():
+            watched = self.watched.get(entry.worker)
+            if watched is None or watched.enlisted.address != entry.address:
+                self._watch(entry)
+            elif watched.enlisted != entry:
+                watched.enlisted = entry
+                watched.ask_now()
+        if cluster.formed:
+            present = {m for p in cluster.partitions for c in p.history for m in c.members}
+            present |= {entry.member for entry in cluster.workers.values()}
+            self._targets = {member: target for member, target in self._targets.items() if member in present}
+
+    def target(self, member: Member) -> Replica:
+        """That member, made callable."""
+        if member not in self._targets:
+            self._targets[member] = Replica(member, self.watched)
+        return self._targets[member]
+
+    def targets_of(self, configuration: Configuration) -> list[Target]:
+        return [self.target(member) for member in configuration.members]
+
+    def health(self, cluster: Cluster, hung: Container[Member] = ()) -> dict[str, Health]:
+        """By worker, for those that live the life in which they are enlisted."""
+        health: dict[str, Health] = {}
+        for worker, entry in cluster.workers.items():
+            watched = self.watched[worker]
+            up = self.target(entry.member).availability is Availability.UP
+            health[worker] = Health(up, watched.evictable, up and watched.steady and entry.member not in hung)
+        return health
+
+    def up(self, cluster: Cluster) -> set[str]:
+        """The workers that are up, in the life in which they are enlisted."""
+        return {worker for worker, health in self.health(cluster).items() if health.up}
+
+    def forget(self, worker: str) -> None:
+        """It is no longer in the document."""
+        if scope := self._scopes.pop(worker, None):
+            scope.cancel()
+        self.watched.pop(worker, None)
+
+    def redial(self) -> None:
+        """Greet every worker anew."""
+        for watched in self.watched.values():
+            watched.peer.redial()
+
+    def _watch(self, entry: WorkerEntry) -> None:
+        """Watch the worker where it is now; the watch over its former address ends."""
+        worker = entry.worker
+        if scope := self._scopes.pop(worker, None):
+            scope.cancel()
+        watched = self.watched[worker] = Watched(
+            entry,
+            self._me,
+            self._doors,
+            lambda: self._note_change(worker),
+            on_rival=self._on_rival,
+            grace_s=self.down_after_s,
+            on_state=lambda old, new: self._note_state(worker, new),
+            on_disk=lambda full: self._note_disk(worker, full),
+            admit=lambda watched, vitals: self.admit(watched, vitals),
+            former=self.watched.get(worker),
+        )
+        scope = self._scopes[worker] = trio.CancelScope()
+
+        async def watch() -> None:
+            with scope:
+                await watched.peer.run()
+
+        assert self._nursery is not None
+        self._nursery.start_soon(watch)
+
+    def _note_change(self, worker: str) -> None:
+        if (watched := self.watched.get(worker)) is None:
+            return  # it is being watched for the first time, or was just forgotten
+        if watched.lives_another_life:
+            self.on_other_life(worker)
+        self._tell_change()
+
+    def _note_state(self, worker: str, state: State) -> None:
+        if state is State.UP:
+            self.on_up(worker)
+        if state is not State.UNKNOWN:
+            self._events.note(f"worker_{state.value}", worker=worker)
+
+    def _note_disk(self, worker: str, full: bool) -> None:
+        self._events.note("worker_disk_full" if full else "worker_disk_has_room", worker=worker)
+        if full:
+            _log.warning("the disk of worker %s is nearly full: it takes deletes alone until there is room", worker)
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        self.changed.notify()
+        self._on_change()

@@ -9,12 +9,12 @@ One loop compares the document with who is alive (`core/planning.py`) and carrie
    served at once. Operations under way finish under the old epoch: committed, or unknown.
 
 A configuration that this coordinator made itself, and in which nothing was committed yet, is replaced and not kept in
-the history: its members may be gone before it was ever of use. Stores end for it before it goes (`Slot.closed`), and
-what was sent under it and is acknowledged too late ends unknown.
+the history: its members may be gone before it was ever of use. It is closed before that (`Stage.CLOSED`), and what was
+sent under it and is acknowledged too late ends unknown.
 
-The rest is `settle.py`'s. Nothing here is remembered outside the document, so a master that starts anew goes on where
-its predecessor was. Where a member is gone, all its partitions change at once; so they do for another mode; those that
-only move, `MOVES_TOGETHER` at a time, since an unsettled partition's reads cost more.
+The rest is `healing/settle.py`'s. Nothing here is remembered outside the document, so a master that starts anew goes on
+where its predecessor was. Where a member is gone, all its partitions change at once; so they do for another mode; those
+that only move, `MOVES_TOGETHER` at a time, since an unsettled partition's reads cost more.
 
 What operators ask for (`operations.py`) alters the document's wishes, and this loop does the rest.
 """
@@ -24,29 +24,34 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import trio
 
 from trikv.api import Promise
 from trikv.coordinator.ask import Question, ask_all
-from trikv.coordinator.partition import Slot
+from trikv.coordinator.coordinator import Coordinator
+from trikv.coordinator.listing import Pages, group_by_target
+from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.repair import copy_record
-from trikv.coordinator.replicas import NotEnough, Standing, Target
-from trikv.coordinator.scan import list_members
+from trikv.coordinator.replicas import NotEnough, Target
 from trikv.core.calls import Op, is_epoch
-from trikv.core.configuration import Cluster, Enlisted, Member, Partition
+from trikv.core.configuration import Cluster, Member, Partition
 from trikv.core.errors import Fault, Refused
 from trikv.core.planning import Change, Health, Reason, Wanted, can_settle, choose_workers, draw_table, is_present, plan
+from trikv.core.quorums import Availability
 from trikv.core.record import generation_of, spell_epoch
 from trikv.core.session import PeerError
 from trikv.healing.digests import ask_digests
-
-if TYPE_CHECKING:
-    from trikv.master.master import Master
+from trikv.healing.hung import Hung
+from trikv.master.document import Document
+from trikv.master.events import EventLog
+from trikv.master.membership import Membership
+from trikv.net.signal import Signal, wait_any
+from trikv.registry import Registry
 
 TICK_S: Final = 0.5
 DISCARD_TIMEOUT_S: Final = 2.0
@@ -57,12 +62,35 @@ _log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """All changes of one master's configurations."""
+    """All changes of one master's configurations.
 
-    def __init__(self, master: Master, *, min_copies: int) -> None:
-        self._master = master
+    Args:
+      forget: takes a worker out of the document that was drained and has gone.
+      min_copies: the fewest members that a configuration is reduced to when workers are lost.
+    """
+
+    def __init__(
+        self,
+        document: Document,
+        membership: Membership,
+        coordinator: Coordinator,
+        registry: Registry,
+        hung: Hung,
+        events: EventLog,
+        *,
+        forget: Callable[[str], Awaitable[None]],
+        min_copies: int,
+    ) -> None:
+        self._document = document
+        self._membership = membership
+        self._coordinator = coordinator
+        self._registry = registry
+        self._hung = hung
+        self._events = events
+        self._forget = forget
         self._min_copies = min_copies
         self.stepping = trio.Lock()  # steps 1 and 2 of one change at a time
+        self._noted_up = Signal()
         self._wanted: Wanted | None = None
         self._avoided: Set[str] = frozenset()  # when that was drawn
         self._returned: set[str] = set()  # came up, and what they hold was not looked at yet
@@ -75,7 +103,7 @@ class Reconciler:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            if self._master.cluster.formed:
+            if self._document.cluster.formed:
                 try:
                     async with self.stepping:
                         await self._step()
@@ -84,28 +112,30 @@ class Reconciler:
             # Without anything to do it waits for news: of workers, which every beat may bring, or of the document. What
             # had to wait is tried again.
             patience_s = math.inf if self._is_quiet(self.health()) and not self._returned else TICK_S
-            await self._master.coordinator.wait_change(patience_s)
+            await wait_any(
+                (self._document.changed, self._membership.changed, self._hung.changed, self._noted_up), patience_s
+            )
 
     def note_up(self, worker: str) -> None:
         """That worker was not up, and is now."""
         self._returned.add(worker)
         self._returned_s[worker] = trio.current_time()
-        self._master.coordinator.note_change()
+        self._noted_up.notify()
 
     @property
     def at_rest(self) -> bool:
         """Is nothing under way, nobody to be looked at, and nothing to be changed in things as they are now?"""
-        is_known = not self._returned and not self._master.hung
+        is_known = not self._returned and not self._hung
         return is_known and not self.stepping.locked() and self._is_quiet(self.health())
 
     async def _step(self) -> None:
         """Change what should change now, as far as it can be."""
         for worker in sorted(self._returned):
             self._returned.discard(worker)  # first, since it may come back once more meanwhile
-            enlisted = self._master.cluster.workers.get(worker)
+            enlisted = self._document.cluster.workers.get(worker)
             if enlisted is None:
                 continue
-            if enlisted.member in self._master.hung or not await self._welcome(worker):
+            if enlisted.member in self._hung or not await self._welcome(worker):
                 self._returned.add(worker)
         self._tell_shares()
         due = self._plan()
@@ -115,10 +145,10 @@ class Reconciler:
         most_pressing = min(change.reason for change in due)
         if most_pressing is Reason.MODE and self._is_anybody_awaited():
             # What they hold is offered under an AP mode only.
-            slots = self._master.coordinator.slots
-            due = [change for change in due if not slots[change.partition].history[-1].lenient]
+            states = self._coordinator.partitions
+            due = [change for change in due if not states[change.partition].is_ap]
         if most_pressing is Reason.MOVE:
-            unsettled = sum(not partition.settled for partition in self._master.cluster.partitions)
+            unsettled = sum(not partition.settled for partition in self._document.cluster.partitions)
             due = due[: max(0, MOVES_TOGETHER - unsettled)]
         else:
             due = [change for change in due if change.reason is most_pressing]
@@ -127,89 +157,83 @@ class Reconciler:
 
     async def _let_go(self) -> None:
         """Forget workers that were drained and have gone: they hold nothing, and are not expected back."""
-        cluster = self._master.cluster
+        cluster = self._document.cluster
         gone = [
             worker.worker
             for worker in cluster.workers.values()
-            if worker.draining and self._master.watched[worker.worker].evictable and not holds(cluster, worker)
+            if worker.draining
+            and self._membership.watched[worker.worker].evictable
+            and not cluster.partitions_of(worker.member)
         ]
         for worker in gone:
             with suppress(Refused):  # it holds something by now
-                await self._master.forget(worker, may_return=False)
+                await self._forget(worker)
 
     def _is_anybody_awaited(self) -> bool:
         """Who came up and was not looked at yet is waited for as long as somebody who is silent, and no longer."""
-        oldest_s = trio.current_time() - self._master.down_after_s
+        oldest_s = trio.current_time() - self._membership.down_after_s
         return any(self._returned_s[worker] > oldest_s for worker in self._returned)
 
     def _plan(self) -> list[Change]:
-        cluster, master = self._master.cluster, self._master
+        cluster = self._document.cluster
         health = self.health()
         if self._is_quiet(health):
             return []
         workers = choose_workers(cluster, health)
         if not workers:
             return []
-        avoided = {w.worker for w in cluster.workers.values() if w.member in master.hung}
+        avoided = {w.worker for w in cluster.workers.values() if w.member in self._hung}
         known = (self._wanted.workers, self._avoided) if self._wanted is not None else None
         if self._wanted is None or known != (workers, avoided) or self._disagrees(self._wanted):
             self._wanted, self._avoided = draw_table(cluster, workers, avoided), avoided
         stated = {n: self.copies(cluster.mode, n) for n in range(1, cluster.replicas + 1)}
-        slots = master.coordinator.slots
-        unused = {slot.index for slot in slots if slot.replaceable}
-        due = plan(cluster, self._wanted, health, stated.__getitem__, self._min_copies, self._is_lenient, unused)
-        changes = [change for change in due if not slots[change.partition].blocked]
+        states = self._coordinator.partitions
+        unused = {state.index for state in states if state.is_unused}
+        due = plan(cluster, self._wanted, health, stated.__getitem__, self._min_copies, self._promise, unused)
+        changes = [change for change in due if not states[change.partition].is_blocked]
         self._quiet = None if changes else (cluster, health)
         return changes
 
     def _is_quiet(self, health: Mapping[str, Health]) -> bool:
         """Has nothing happened since nothing was to be changed?"""
-        return self._quiet is not None and self._quiet[0] is self._master.cluster and self._quiet[1] == health
+        return self._quiet is not None and self._quiet[0] is self._document.cluster and self._quiet[1] == health
 
     def copies(self, mode: str, n: int) -> int:
         """W of so many replicas; more than there are where the strategy does not know so few."""
         try:
-            stated = self._master.registry.strategy(mode).copies(n)
+            stated = self._registry.strategy(mode).copies(n)
         except Exception as error:  # noqa: BLE001 a strategy is anybody's code
             _log.debug("mode %s cannot have %d replicas: %r", mode, n, error)
             return n + 1
         return stated if 1 <= stated <= n else n + 1
 
     def _disagrees(self, wanted: Wanted) -> bool:
-        return len(wanted.table) != len(self._master.cluster.partitions)
+        return len(wanted.table) != len(self._document.cluster.partitions)
 
-    def _is_lenient(self, mode: str) -> bool:
-        return self._master.registry.strategy(mode).promise is Promise.AP
+    def _promise(self, mode: str) -> Promise:
+        return self._registry.strategy(mode).promise
 
-    def can_settle(self, slot: Slot, up: Container[str]) -> bool:
+    def can_settle(self, state: PartitionState, up: Container[str]) -> bool:
         """Are enough members among those that are up to find everything that was committed in the partition?"""
-        partition = slot.partition
-        if slot.replaceable:
+        partition = state.partition
+        if state.is_unused:
             partition = replace(partition, history=partition.history[:-1])
-        return not slot.blocked and can_settle(self._master.cluster, partition, up, self._is_lenient)
+        return not state.is_blocked and can_settle(self._document.cluster, partition, up, self._promise)
 
     def health(self) -> Mapping[str, Health]:
         """By worker, for those that live the life in which they are enlisted."""
-        health: dict[str, Health] = {}
-        for worker, enlisted in self._master.cluster.workers.items():
-            watched = self._master.watched[worker]
-            up = self._master.target(enlisted.member).standing is Standing.UP
-            steady = up and watched.steady and enlisted.member not in self._master.hung
-            health[worker] = Health(up, watched.evictable, steady)
-        return health
+        return self._membership.health(self._document.cluster, self._hung)
 
     # --- steps 1 and 2 ------------------------------------------------------------------------------------------------
 
     async def carry_out(self, due: Sequence[Change]) -> None:
         """Steps 1 and 2 for these partitions, those that cannot be prepared left out. The caller holds `stepping`."""
-        master = self._master
-        slots = master.coordinator.slots
-        before = {change.partition: slots[change.partition].partition for change in due}
+        states = self._coordinator.partitions
+        before = {change.partition: states[change.partition].partition for change in due}
         ready = await self._empty_joiners(await self._with_life(due))
-        replaced = {c.partition for c in ready if slots[c.partition].replaceable}
-        closed = {partition for partition in replaced if not slots[partition].closed}
-        for partition in closed:
-            slots[partition].closed = True  # from here on nothing is stored under it, so it stays unused
+        replaced = {c.partition for c in ready if states[c.partition].is_unused}
+        for partition in replaced:
+            states[partition].close()  # from here on nothing is stored under it, so it stays unused
         now_due = {change.partition: change.configuration for change in ready}
 
         def change(cluster: Cluster) -> Cluster:
@@ -218,24 +242,25 @@ class Reconciler:
                 # Not where it was settled meanwhile, another term has begun, or a newcomer is another by now: what was
                 # prepared is out of date.
                 newcomers = set(configuration.members) - set(before[index].active.members)
-                is_current = master.coordinator.slots[index] is slots[index] and partitions[index] == before[index]
+                is_current = self._coordinator.partitions[index] is states[index] and partitions[index] == before[index]
                 if is_current and all(is_present(cluster, member) for member in newcomers):
                     partitions[index] = partitions[index].changed_to(configuration, replaces=index in replaced)
             return replace(cluster, partitions=tuple(partitions))
 
         def reopen() -> None:
-            for partition in closed:
-                slots[partition].closed = slots[partition] is not master.coordinator.slots[partition]
-            master.coordinator.note_change()  # writers may be waiting for those that are open again
+            for partition in replaced:
+                if states[partition] is self._coordinator.partitions[partition]:
+                    states[partition].reopen()
+            self._coordinator.changed.notify()  # writers may be waiting for those that are open again
 
         try:
-            async with master.changing:
-                await master.change(change, made_here=True)
+            async with self._document.changing:
+                await self._document.change(change, made_here=True)
         except Refused:
             reopen()
             raise
         reopen()  # all else leaves in doubt what the document says of them
-        changed = [c for c in ready if master.coordinator.slots[c.partition] is not slots[c.partition]]
+        changed = [c for c in ready if self._coordinator.partitions[c.partition] is not states[c.partition]]
         for reason in Reason:
             of_reason = [c for c in changed if c.reason is reason]
             if of_reason:
@@ -248,19 +273,18 @@ class Reconciler:
         def change(cluster: Cluster) -> Cluster:
             changed = list(cluster.partitions)
             for index in partitions:
-                if changed[index].settled and not self._master.coordinator.slots[index].blocked:
+                if changed[index].settled and not self._coordinator.partitions[index].is_blocked:
                     changed[index] = changed[index].renewed()
                     renewed.append(index)
             return replace(cluster, partitions=tuple(changed))
 
-        async with self.stepping, self._master.changing:
-            await self._master.change(change)
+        async with self.stepping, self._document.changing:
+            await self._document.change(change)
         return renewed
 
     def _tell_shares(self) -> None:
         """Say who holds data now and did not before, and the other way round."""
-        master = self._master
-        cluster = master.cluster
+        cluster = self._document.cluster
         if self._shares is not None and self._shares[0] is cluster:
             return
         counts = Counter(m.worker for p in cluster.partitions for m in {m for c in p.history for m in c.members})
@@ -268,14 +292,13 @@ class Reconciler:
         self._shares = (cluster, counts)
         for worker, enlisted in cluster.workers.items():
             if counts[worker] and worker not in before:
-                master.events.note("worker_joined", worker=worker, partitions=counts[worker])
+                self._events.note("worker_joined", worker=worker, partitions=counts[worker])
             elif worker in before and not counts[worker]:
                 kind = "worker_drained" if enlisted.draining else "worker_left"
-                master.events.note(kind, worker=worker)
+                self._events.note(kind, worker=worker)
 
     def _tell(self, reason: Reason, changes: Sequence[Change], before: Mapping[int, Partition]) -> None:
-        master = self._master
-        epochs = [master.coordinator.slots[c.partition].epoch for c in changes]
+        epochs = [self._coordinator.partitions[c.partition].epoch for c in changes]
         joined: Counter[str] = Counter()
         left: Counter[str] = Counter()
         for change in changes:
@@ -286,10 +309,12 @@ class Reconciler:
         if reason is Reason.EVICT:
             for worker in sorted(left):
                 if worker not in (self._wanted.workers if self._wanted else ()):
-                    if watched := master.watched.get(worker):  # else it was removed, in a later life that held nothing
+                    if watched := self._membership.watched.get(
+                        worker
+                    ):  # else it was removed, in a later life that held nothing
                         watched.note_evicted()
-                    master.events.note("worker_evicted", worker=worker, partitions=left[worker])
-        master.events.note(
+                    self._events.note("worker_evicted", worker=worker, partitions=left[worker])
+        self._events.note(
             "configuration_changed",
             reason=reason.name.lower(),
             partitions=len(changes),
@@ -306,9 +331,9 @@ class Reconciler:
         """
         asked: dict[Member, Target] = {}
         for change in due:
-            known = {m for c in self._master.coordinator.slots[change.partition].partition.history for m in c.members}
-            asked.update({m: self._master.target(m) for m in change.configuration.members if m in known})
-        asked = {member: target for member, target in asked.items() if target.standing is not Standing.DOWN}
+            known = {m for c in self._coordinator.partitions[change.partition].partition.history for m in c.members}
+            asked.update({m: self._membership.target(m) for m in change.configuration.members if m in known})
+        asked = {member: target for member, target in asked.items() if target.availability is not Availability.DOWN}
         alive: set[Member] = set()
         questions = [Question(target, []) for target in asked.values()]
 
@@ -322,18 +347,18 @@ class Reconciler:
 
     async def _empty_joiners(self, due: Sequence[Change]) -> list[Change]:
         """Step 1: the changes whose joiners have emptied their partition, and said so."""
-        slots = self._master.coordinator.slots
-        joiners: dict[Target, list[Slot]] = defaultdict(list)
+        states = self._coordinator.partitions
+        joiners: dict[Target, list[PartitionState]] = defaultdict(list)
         for change in due:
-            slot = slots[change.partition]
-            known = {m for c in slot.partition.history for m in c.members}
+            state = states[change.partition]
+            known = {m for c in state.partition.history for m in c.members}
             for member in change.configuration.members:
                 if member not in known:
-                    joiners[self._master.target(member)].append(slot)
+                    joiners[self._membership.target(member)].append(state)
         unready: set[int] = set()
         for target, asked in joiners.items():
             emptied = await self._empty(target, asked)
-            unready |= {slot.index for slot in asked if slot.index not in emptied}
+            unready |= {state.index for state in asked if state.index not in emptied}
         return [change for change in due if change.partition not in unready]
 
     async def _welcome(self, worker: str) -> bool:
@@ -341,30 +366,30 @@ class Reconciler:
 
         Answers whether all of it could be seen to.
         """
-        member = self._master.cluster.workers[worker].member
-        target = self._master.target(member)
-        if target.standing is not Standing.UP:
-            return target.standing is Standing.DOWN  # then it will be back, or not
+        member = self._document.cluster.workers[worker].member
+        target = self._membership.target(member)
+        if target.availability is not Availability.UP:
+            return target.availability is Availability.DOWN  # then it will be back, or not
         up = {each for each, health in self.health().items() if health.up}
         foreign = [
-            slot
-            for slot in self._master.coordinator.slots
-            if not slot.blocked and all(member not in c.members for c in slot.partition.history)
+            state
+            for state in self._coordinator.partitions
+            if not state.is_blocked and all(member not in c.members for c in state.partition.history)
         ]
-        slots = [slot for slot in foreign if self.can_settle(slot, up)]
+        states = [state for state in foreign if self.can_settle(state, up)]
         deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
-        held = await ask_digests({target: slots}, self._master.note_stale, deadline_s)
-        if slots and not held:
-            self._master.hung.note(target)
-        leftover = [slot for slot in slots if slot.index in held and held[slot.index][member].rows]
+        held = await ask_digests({target: states}, deadline_s)
+        if states and not held:
+            self._hung.note(target)
+        leftover = [state for state in states if state.index in held and held[state.index][member].rows]
         return len(await self._empty(target, leftover)) == len(leftover) and len(held) == len(foreign)
 
-    async def _empty(self, target: Target, slots: Sequence[Slot]) -> set[int]:
+    async def _empty(self, target: Target, states: Sequence[PartitionState]) -> set[int]:
         """Have a worker discard partitions of which it is no member; those of which it has said that it did."""
-        ready = list(slots)
-        if lenient := [slot for slot in slots if slot.strategy.promise is Promise.AP]:
-            unready = await self._salvage(target, lenient)
-            ready = [slot for slot in slots if slot.index not in unready]
+        ready = list(states)
+        if ap := [state for state in states if state.strategy.promise is Promise.AP]:
+            unready = await self._salvage(target, ap)
+            ready = [state for state in states if state.index not in unready]
         emptied: set[int] = set()
         answered = not ready
 
@@ -374,75 +399,55 @@ class Reconciler:
             if fault == Fault.OK:
                 emptied.add(ready[number].index)
             elif fault == Fault.STALE and is_epoch(payload):
-                self._master.note_stale(ready[number], payload[0])
+                ready[number].report_stale(payload[0])
 
-        questions = [Question(target, [slot.index, slot.epoch, target.member.incarnation]) for slot in ready]
+        questions = [Question(target, [state.index, state.epoch, target.member.incarnation]) for state in ready]
         await ask_all(Op.DISCARD, questions, trio.current_time() + DISCARD_TIMEOUT_S, heard)
         if not answered:
-            self._master.hung.note(target)
+            self._hung.note(target)
         return emptied
 
-    async def _salvage(self, joiner: Target, slots: Sequence[Slot]) -> set[int]:
+    async def _salvage(self, joiner: Target, states: Sequence[PartitionState]) -> set[int]:
         """Offer what a returning worker holds of AP partitions to their members, before it discards it.
 
         Answers the partitions in which that did not succeed. What is older than the partition's last forgotten
         tombstone is not offered, since it may have been deleted meanwhile: it is counted, and said.
         """
-        on_stale = self._master.note_stale
         deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
-        holds = await ask_digests({joiner: slots}, on_stale, deadline_s)
+        holds = await ask_digests({joiner: states}, deadline_s)
         if not holds:
-            self._master.hung.note(joiner)
-        unready = {slot.index for slot in slots if slot.index not in holds}
-        slots = [slot for slot in slots if slot.index in holds and holds[slot.index][joiner.member].rows]
-        if not slots:
+            self._hung.note(joiner)
+        unready = {state.index for state in states if state.index not in holds}
+        states = [state for state in states if state.index in holds and holds[state.index][joiner.member].rows]
+        if not states:
             return unready
-        by_index = {slot.index: slot for slot in slots}
-        asked: dict[Target, list[Slot]] = {joiner: list(slots)}
-        for slot in slots:
-            for target in slot.targets:
-                if target.standing is Standing.UP:
-                    asked.setdefault(target, []).append(slot)
+        by_index = {state.index: state for state in states}
+        members = {state: [t for t in state.targets if t.availability is Availability.UP] for state in states}
+        plan = group_by_target({state: [joiner, *members[state]] for state in states})
         saved = lost = 0
-        after: bytes | None = None
-        while True:
-            deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
-            try:
-                listing = await list_members(
-                    asked, on_stale, prefix=b"", after=after, limit=_SALVAGE_ROWS, with_values=False,
-                    deadline_s=deadline_s,
-                )  # fmt: skip
-            except Refused:
-                return unready | set(by_index)
-            for key, (partition, held) in listing.rows.items():
-                mine = held.pop(joiner.member.worker, None)
-                if mine is None or any(record.version >= mine.version for record in held.values()):
-                    continue
-                if listing.bound is not None and key > listing.bound:
-                    continue
-                slot = by_index[partition]
-                if generation_of(mine.version.epoch) < slot.partition.forgot:
-                    lost += 1
-                    continue
-                members = [target for target in slot.targets if target in asked]
-                if not members:
-                    unready.add(partition)
-                    continue
-                try:
-                    await copy_record(slot, key, mine.version, joiner, members, deadline_s, on_stale)
-                    saved += 1
-                except (NotEnough, PeerError):
-                    unready.add(partition)
-            if listing.bound is None:
-                break
-            after = listing.bound
+        try:
+            async for rows in Pages(plan, rows=_SALVAGE_ROWS, timeout_s=DISCARD_TIMEOUT_S):
+                for key, (partition, held) in rows.items():
+                    mine = held.pop(joiner.member.worker, None)
+                    if mine is None or any(record.version >= mine.version for record in held.values()):
+                        continue
+                    state = by_index[partition]
+                    if generation_of(mine.version.epoch) < state.partition.forgot:
+                        lost += 1
+                        continue
+                    if not members[state]:
+                        unready.add(partition)
+                        continue
+                    deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
+                    try:
+                        await copy_record(state, key, mine.version, joiner, members[state], deadline_s)
+                        saved += 1
+                    except (NotEnough, PeerError):
+                        unready.add(partition)
+        except Refused:
+            return unready | set(by_index)
         if saved:
-            self._master.events.note("records_salvaged", worker=joiner.member.worker, records=saved)
+            self._events.note("records_salvaged", worker=joiner.member.worker, records=saved)
         if lost:
-            self._master.events.note("records_lost", worker=joiner.member.worker, records=lost)
+            self._events.note("records_lost", worker=joiner.member.worker, records=lost)
         return unready
-
-
-def holds(cluster: Cluster, worker: Enlisted) -> int:
-    """In how many partitions may the worker still hold what counts?"""
-    return sum(any(worker.member in c.members for c in partition.history) for partition in cluster.partitions)

@@ -6,77 +6,187 @@ Computed when somebody asks; nothing is kept up to date for it on the path of a 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import trio
 
 from trikv import __version__
 from trikv.api import Strategy
-from trikv.coordinator.coordinator import can_read, check_key
-from trikv.coordinator.partition import Slot
-from trikv.coordinator.replicas import Standing
+from trikv.coordinator.coordinator import Coordinator, check_key
 from trikv.core.calls import Full
-from trikv.core.configuration import Enlisted, Member
+from trikv.core.configuration import Member, WorkerEntry
 from trikv.core.errors import Refused
+from trikv.core.quorums import can_read, judge_write
 from trikv.core.ring import partition_of
-from trikv.master.master import Master
+from trikv.core.tally import Verdict
+from trikv.master.document import Document
+from trikv.master.enlist import Enlisting
+from trikv.master.events import EventLog
+from trikv.master.membership import Membership
+from trikv.master.operations import Operations
+from trikv.registry import Registry
 
 
-def describe_cluster(master: Master) -> dict[str, Any]:
-    """See README.md for the shape; keys stay, new ones may come."""
-    cluster = master.cluster
-    coordinator = master.coordinator
-    strategy = master.registry.strategy(cluster.mode)
-    slots = coordinator.slots
-    copies: Counter[Member] = Counter()
-    primaries: Counter[Member] = Counter()
-    for slot in slots:
-        copies.update(slot.configuration.members)
-        primaries[slot.configuration.members[0]] += 1
-    held: Counter[Member] = Counter()  # in how many partitions each member may hold what counts
-    for slot in slots:
-        held.update({member for c in slot.partition.history for member in c.members})
-    present = {worker.member for worker in cluster.workers.values()}
-    former = {member.worker for member in held if member not in present}
-    return {
-        "cluster": cluster.cluster,
-        "version": __version__,
-        "term": cluster.term,
-        "mode": cluster.mode,
-        "promise": strategy.promise.value,
-        "replicas": cluster.replicas,
-        "copies": strategy.copies(cluster.replicas),
-        "timeout_s": coordinator.timeout_s,
-        "down_after_s": master.down_after_s,
-        "settle_rate_bytes": master.settling.rate_bytes,
-        "uptime_s": round(trio.current_time() - master.started_s, 3),
-        "modes": [describe_strategy(each) for each in master.registry.strategies.values()],
-        "forming": master.enlisting.forming(),
-        "partitions": {
-            "total": cluster.partition_count,
-            "settled": sum(slot.partition.settled for slot in slots),
-            "readable": sum(not slot.blocked and can_read(slot, slot.strategy) for slot in slots),
-            "writable": sum(not slot.blocked and _can_write(slot) for slot in slots),
-            "short": sum(len(slot.targets) < cluster.replicas for slot in slots),
-        },
-        "workers": [
-            _describe_worker(
-                master,
-                enlisted,
-                primaries[enlisted.member],
-                copies[enlisted.member],
-                held[enlisted.member],
-                enlisted.worker in former,
+class Status:
+    """What can be said of one master's cluster."""
+
+    def __init__(
+        self,
+        document: Document,
+        membership: Membership,
+        coordinator: Coordinator,
+        registry: Registry,
+        events: EventLog,
+        *,
+        enlisting: Enlisting,
+        operations: Operations,
+        settle_rate_bytes: float,
+    ) -> None:
+        self.events = events
+        self._document = document
+        self._membership = membership
+        self._coordinator = coordinator
+        self._registry = registry
+        self._enlisting = enlisting
+        self._operations = operations
+        self._settle_rate_bytes = settle_rate_bytes
+        self._started_s = trio.current_time()
+
+    @property
+    def mode(self) -> Strategy:
+        """The mode in force."""
+        return self._registry.strategy(self._document.cluster.mode)
+
+    @property
+    def workers(self) -> Mapping[str, WorkerEntry]:
+        return self._document.cluster.workers
+
+    def describe(self) -> dict[str, Any]:
+        """See README.md for the shape; keys stay, new ones may come."""
+        cluster, coordinator, strategy = self._document.cluster, self._coordinator, self.mode
+        states = coordinator.partitions
+        copies: Counter[Member] = Counter()
+        primaries: Counter[Member] = Counter()
+        for state in states:
+            copies.update(state.configuration.members)
+            primaries[state.configuration.members[0]] += 1
+        held: Counter[Member] = Counter()  # in how many partitions each member may hold what counts
+        for state in states:
+            held.update({member for c in state.partition.history for member in c.members})
+        present = {worker.member for worker in cluster.workers.values()}
+        former = {member.worker for member in held if member not in present}
+        return {
+            "cluster": cluster.cluster,
+            "version": __version__,
+            "term": cluster.term,
+            "mode": cluster.mode,
+            "promise": strategy.promise.value,
+            "replicas": cluster.replicas,
+            "copies": strategy.copies(cluster.replicas),
+            "timeout_s": coordinator.timeout_s,
+            "down_after_s": self._membership.down_after_s,
+            "settle_rate_bytes": self._settle_rate_bytes,
+            "uptime_s": round(trio.current_time() - self._started_s, 3),
+            "modes": [describe_strategy(each) for each in self._registry.strategies.values()],
+            "forming": self._enlisting.forming(),
+            "partitions": {
+                "total": cluster.partition_count,
+                "settled": sum(state.partition.settled for state in states),
+                "readable": sum(
+                    not state.is_blocked and can_read(state.history[-1], state.named_to_list()) for state in states
+                ),
+                "writable": sum(
+                    not state.is_blocked and judge_write(state.history[-1]) is Verdict.WON for state in states
+                ),
+                "short": sum(len(state.targets) < cluster.replicas for state in states),
+            },
+            "workers": [
+                self._describe_worker(
+                    enlisted,
+                    primaries[enlisted.member],
+                    copies[enlisted.member],
+                    held[enlisted.member],
+                    enlisted.worker in former,
+                )
+                for enlisted in sorted(cluster.workers.values(), key=lambda w: (w.address, w.worker))
+            ],
+            "unsettled": sum(not state.partition.settled for state in states),
+            "progress": self._operations.progress(),
+            "last_event": self.events.last_id,
+            "operations": {outcome.value: count for outcome, count in coordinator.outcomes.items()},
+            "in_flight": coordinator.in_flight,
+            "pending": coordinator.pending,
+        }
+
+    def locate(self, key: bytes) -> dict[str, Any]:
+        """Where a key lives, be there a value or not: its partition and the preference list.
+
+        Raises:
+          Refused: it can be no key, or the cluster has not formed.
+        """
+        check_key(key)
+        states = self._coordinator.partitions
+        if not states:
+            raise Refused("forming", self._coordinator.not_formed)
+        partition = partition_of(key, len(states))
+        state = states[partition]
+        return {
+            "key": key.decode(errors="replace"),
+            "partition": partition,
+            "replicas": [
+                {"id": target.member.worker, "address": target.address, "state": target.availability.value}
+                for target in state.targets
+            ],
+        }
+
+    def _describe_worker(
+        self, enlisted: WorkerEntry, primaries: int, copies: int, held: int, came_back_empty: bool
+    ) -> dict[str, Any]:
+        watched = self._membership.watched[enlisted.worker]
+        vitals = watched.vitals
+        heard_s = watched.last_heard_s
+        place, note = self._find_place(enlisted, copies, held, came_back_empty)
+        if place == "lost" and vitals is not None and vitals.past:
+            note += f" ({vitals.past})"
+        return {
+            "id": enlisted.worker,
+            "address": enlisted.address,
+            "incarnation": enlisted.incarnation,
+            "storage": enlisted.storage,
+            "state": watched.state.value,
+            "place": place,
+            "note": "; ".join(filter(None, (note, watched.why))),
+            "primaries": primaries,
+            "copies": copies,
+            "held": held,  # partitions of which it may hold what counts, those that it is leaving included
+            "keys": None if vitals is None else vitals.keys,
+            "full": vitals is not None and vitals.full is Full.KEYS,
+            "disk_full": vitals is not None and vitals.full is Full.DISK,
+            "max_keys": enlisted.max_keys,
+            "last_heard_s": None if heard_s is None else round(heard_s, 3),
+        }
+
+    def _find_place(self, enlisted: WorkerEntry, copies: int, held: int, came_back_empty: bool) -> tuple[str, str]:
+        """A worker's place in the cluster, in a word, and what there is to say of it."""
+        if enlisted.draining and held:
+            return "draining", f"it is being emptied: {held:,} partitions are left"
+        if enlisted.draining and self._document.cluster.formed:
+            return "drained", "it holds nothing any more, and may be stopped"
+        if copies:
+            return "member", ""
+        if came_back_empty:
+            return "lost", (
+                "it came back without its data, as a new incarnation, and holds no place until it has been up for a "
+                "while"
             )
-            for enlisted in sorted(cluster.workers.values(), key=lambda w: (w.address, w.worker))
-        ],
-        "unsettled": sum(not slot.partition.settled for slot in slots),
-        "progress": master.changes.progress(),
-        "last_event": master.events.last_id,
-        "operations": {outcome.value: count for outcome, count in coordinator.outcomes.items()},
-        "in_flight": coordinator.in_flight,
-        "pending": coordinator.pending,
-    }
+        if held:
+            return "leaving", f"the others are taking over from it: {held:,} partitions are left"
+        if self._document.cluster.formed and self._membership.watched[enlisted.worker].evictable:
+            return "spare", "others hold what it held; once it is back for a while, it is given a share again"
+        if self._document.cluster.formed:
+            return "spare", "it holds no place yet, and is given its share when it has been up for a while"
+        return "spare", "it waits for the cluster to form"
 
 
 def describe_strategy(strategy: Strategy) -> dict[str, Any]:
@@ -90,79 +200,3 @@ def describe_strategy(strategy: Strategy) -> dict[str, Any]:
         "protocol": strategy.protocol,
         "paper": strategy.paper,
     }
-
-
-def locate(master: Master, key: bytes) -> dict[str, Any]:
-    """Where a key lives, be there a value or not: its partition and the preference list.
-
-    Raises:
-      Refused: it can be no key, or the cluster has not formed.
-    """
-    check_key(key)
-    slots = master.coordinator.slots
-    if not slots:
-        raise Refused("forming", master.coordinator.not_formed)
-    partition = partition_of(key, len(slots))
-    slot = slots[partition]
-    return {
-        "key": key.decode(errors="replace"),
-        "partition": partition,
-        "replicas": [
-            {"id": target.member.worker, "address": target.address, "state": target.standing.value}
-            for target in slot.targets
-        ],
-    }
-
-
-def _can_write(slot: Slot) -> bool:
-    up = sum(target.standing is Standing.UP for target in slot.targets)
-    return up >= slot.configuration.copies
-
-
-def _describe_worker(
-    master: Master, enlisted: Enlisted, primaries: int, copies: int, held: int, came_back_empty: bool
-) -> dict[str, Any]:
-    watched = master.watched[enlisted.worker]
-    vitals = watched.vitals
-    heard_s = watched.last_heard_s
-    place, note = _find_place(master, enlisted, copies, held, came_back_empty)
-    if place == "lost" and vitals is not None and vitals.past:
-        note += f" ({vitals.past})"
-    return {
-        "id": enlisted.worker,
-        "address": enlisted.address,
-        "incarnation": enlisted.incarnation,
-        "storage": enlisted.storage,
-        "state": watched.state.value,
-        "place": place,
-        "note": "; ".join(filter(None, (note, watched.why))),
-        "primaries": primaries,
-        "copies": copies,
-        "held": held,  # partitions of which it may hold what counts, those that it is leaving included
-        "keys": None if vitals is None else vitals.keys,
-        "full": vitals is not None and vitals.full is Full.KEYS,
-        "disk_full": vitals is not None and vitals.full is Full.DISK,
-        "max_keys": enlisted.max_keys,
-        "last_heard_s": None if heard_s is None else round(heard_s, 3),
-    }
-
-
-def _find_place(master: Master, enlisted: Enlisted, copies: int, held: int, came_back_empty: bool) -> tuple[str, str]:
-    """A worker's place in the cluster, in a word, and what there is to say of it."""
-    if enlisted.draining and held:
-        return "draining", f"it is being emptied: {held:,} partitions are left"
-    if enlisted.draining and master.cluster.formed:
-        return "drained", "it holds nothing any more, and may be stopped"
-    if copies:
-        return "member", ""
-    if came_back_empty:
-        return "lost", (
-            "it came back without its data, as a new incarnation, and holds no place until it has been up for a while"
-        )
-    if held:
-        return "leaving", f"the others are taking over from it: {held:,} partitions are left"
-    if master.cluster.formed and master.watched[enlisted.worker].evictable:
-        return "spare", "others hold what it held; once it is back for a while, it is given a share again"
-    if master.cluster.formed:
-        return "spare", "it holds no place yet, and is given its share when it has been up for a while"
-    return "spare", "it waits for the cluster to form"

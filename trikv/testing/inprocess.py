@@ -30,7 +30,7 @@ import trio.testing
 
 from trikv.api import Storage, Strategy
 from trikv.coordinator.coordinator import Coordinator
-from trikv.coordinator.replicas import Standing
+from trikv.core.quorums import Availability
 from trikv.core.ring import partition_of
 from trikv.master.configstore import ConfigStore, MemoryConfigStore
 from trikv.master.master import Master
@@ -245,10 +245,12 @@ class InProcessCluster:
         with trio.fail_after(PATIENCE_S):
             while not condition():
                 with trio.move_on_after(0.1):
-                    await self.coordinator.wait_change()
+                    await self.coordinator.changed.wait()
 
     async def until_all_up(self) -> None:
-        await self.until(lambda: all(w.standing is Standing.UP for w in self.master.watched.values()))
+        await self.until(
+            lambda: all(w.availability is Availability.UP for w in self.master.membership.watched.values())
+        )
 
     async def until_settled(self) -> None:
         """Every partition settled, in the mode that is wanted."""
@@ -257,7 +259,9 @@ class InProcessCluster:
 
     async def until_down(self, *nodes: Node) -> None:
         down = {node.worker.id for node in nodes}
-        await self.until(lambda: all(self.master.watched[worker].standing is Standing.DOWN for worker in down))
+        await self.until(
+            lambda: all(self.master.membership.watched[worker].availability is Availability.DOWN for worker in down)
+        )
 
     # --- the master ---------------------------------------------------------------------------------------------------
 
@@ -327,7 +331,9 @@ class InProcessCluster:
 
     def replicas_of(self, key: bytes) -> list[Node]:
         """The key's preference list."""
-        return [self.node_of(target.member.worker) for target in self.coordinator.slots[self.partition_of(key)].targets]
+        return [
+            self.node_of(target.member.worker) for target in self.coordinator.partitions[self.partition_of(key)].targets
+        ]
 
     async def _run(self, node: Node, listening: Listening, *, enlist: bool) -> None:
         async def run(*, task_status: trio.TaskStatus[None]) -> None:

@@ -42,7 +42,6 @@ from werkzeug.routing import BaseConverter, MapAdapter
 from trikv.core.errors import Refused, TrikvError, Unknown
 from trikv.core.record import VALUE_BYTES_MAX
 from trikv.master.master import Master
-from trikv.master.status import describe_cluster
 from trikv.web import batch, cluster, keys, operate
 from trikv.web.events import STREAM_HEADERS, Stream, Streams
 from trikv.web.guard import refuse_foreign
@@ -236,7 +235,7 @@ async def serve_http(
 async def _serve(master: Master, route: Route, **_path: str) -> quart.Response:
     request = await _read_request(route.body_bytes_max)
     if route.detached:
-        answer = await master.run_detached(partial(route.handle, master, request))
+        answer = await master.tasks.run_detached(partial(route.handle, master, request))
     else:
         answer = await route.handle(master, request)
     return _to_quart(answer)
@@ -247,7 +246,7 @@ async def _serve_page(master: Master) -> quart.Response:
     refresh = choice_of(parameters, "refresh", "on", "off") == "on"
     page = await quart.render_template(
         "cluster.html",
-        view=view_of(describe_cluster(master), master.events.latest(EVENTS_SHOWN, but=TOO_MANY_TO_SHOW)),
+        view=view_of(master.status.describe(), master.events.latest(EVENTS_SHOWN, but=TOO_MANY_TO_SHOW)),
         host=quart.request.host,
         refresh_s=REFRESH_S if refresh else None,
     )

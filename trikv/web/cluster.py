@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from trikv.master import status as view
 from trikv.master.master import Master
 from trikv.web.message import (
     RETRY_AFTER_S,
@@ -30,14 +29,14 @@ from trikv.web.operate import find_worker
 
 async def describe(master: Master, request: Request) -> Response:
     parse_query(request.query)
-    return json_response(view.describe_cluster(master))
+    return json_response(master.status.describe())
 
 
 async def locate(master: Master, request: Request) -> Response:
     parameters = parse_query(request.query, "key", "encoding")
     raw = require(parameters, "key")[0]
     key = read_bytes(raw, choice_of(parameters, "encoding", "text", "base64"), "the key")
-    return json_response(view.locate(master, key))
+    return json_response(master.status.locate(key))
 
 
 async def livez(master: Master, request: Request) -> Response:
@@ -49,9 +48,9 @@ async def readyz(master: Master, request: Request) -> Response:
     parameters = parse_query(request.query, "safe_to_stop")
     if "safe_to_stop" in parameters:
         name = parameters["safe_to_stop"].decode(errors="replace")
-        safe, detail = await master.changes.safe_to_stop_soon(find_worker(master.cluster.workers, name))
+        safe, detail = await master.operations.safe_to_stop_soon(find_worker(master.cluster.workers, name))
         return _answer_probe({"safe": safe, "detail": detail}, safe)
-    state = view.describe_cluster(master)
+    state = master.status.describe()
     forming, partitions = state["forming"], state["partitions"]
     ready = forming is None and partitions["readable"] == partitions["total"]
     if ready:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from trikv.core.configuration import Enlisted
+from trikv.core.configuration import WorkerEntry
 from trikv.core.errors import Refused
 from trikv.master.master import Master
 from trikv.net.doors import split_address
@@ -47,7 +47,7 @@ async def show_mode(master: Master, request: Request) -> Response:
     parse_query(request.query)
     strategy = master.registry.strategy(master.cluster.mode)
     return json_response(
-        {"mode": strategy.name, "promise": strategy.promise.value, "progress": master.changes.progress()}
+        {"mode": strategy.name, "promise": strategy.promise.value, "progress": master.operations.progress()}
     )
 
 
@@ -57,8 +57,8 @@ async def set_mode(master: Master, request: Request) -> Response:
     if not isinstance(name, str):
         raise Refused("bad_request", "mode must be a string")
     if _is_on(parameters, "plan"):
-        return json_response(master.changes.plan_mode(name))
-    return json_response({"outcome": "committed", **await master.changes.switch_mode(name)})
+        return json_response(master.operations.plan_mode(name))
+    return json_response({"outcome": "committed", **await master.operations.switch_mode(name)})
 
 
 async def enlist(master: Master, request: Request) -> Response:
@@ -75,30 +75,30 @@ async def enlist(master: Master, request: Request) -> Response:
 
 async def plan_workers(master: Master, request: Request) -> Response:
     parse_query(request.query)
-    return json_response(await master.changes.plan_join())
+    return json_response(await master.operations.plan_join())
 
 
 async def drain(master: Master, request: Request) -> Response:
     dry_run = _is_on(parse_query(request.query, "dry_run"), "dry_run")
     worker = _worker_in_path(master, request)
     if dry_run:
-        return json_response(await master.changes.plan_drain(worker))
-    return json_response({"outcome": "committed", **await master.changes.drain(worker)})
+        return json_response(await master.operations.plan_drain(worker))
+    return json_response({"outcome": "committed", **await master.operations.drain(worker)})
 
 
 async def undrain(master: Master, request: Request) -> Response:
     parse_query(request.query)
-    return json_response({"outcome": "committed", **await master.changes.undrain(_worker_in_path(master, request))})
+    return json_response({"outcome": "committed", **await master.operations.undrain(_worker_in_path(master, request))})
 
 
 async def remove(master: Master, request: Request) -> Response:
     parse_query(request.query)
-    return json_response({"outcome": "committed", **await master.changes.remove(_worker_in_path(master, request))})
+    return json_response({"outcome": "committed", **await master.operations.remove(_worker_in_path(master, request))})
 
 
 async def repair(master: Master, request: Request) -> Response:
     dry_run = _is_on(parse_query(request.query, "dry_run"), "dry_run")
-    report = await master.changes.repair(dry_run=dry_run)
+    report = await master.operations.repair(dry_run=dry_run)
     return json_response(report if dry_run else {"outcome": "committed", **report})
 
 
@@ -107,11 +107,11 @@ async def recover(master: Master, request: Request) -> Response:
     accept_loss = members_of(parse_json(request), "the body", required=["accept_loss"])["accept_loss"]
     if not isinstance(accept_loss, bool):
         raise Refused("bad_request", "accept_loss must be true or false")
-    report = await master.changes.recover(accept_loss=accept_loss)
+    report = await master.operations.recover(accept_loss=accept_loss)
     return json_response({"outcome": "committed", **report} if accept_loss else report)
 
 
-def find_worker(workers: Mapping[str, Enlisted], name: str) -> str:
+def find_worker(workers: Mapping[str, WorkerEntry], name: str) -> str:
     """The id of the worker that is meant by an id or by an address.
 
     Raises:

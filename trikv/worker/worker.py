@@ -52,7 +52,7 @@ from trikv.core.errors import Fault
 from trikv.core.fence import Judgement
 from trikv.core.lineage import Starts
 from trikv.core.record import JUMP_MAX, TERM_MAX, Record
-from trikv.core.session import Call, Hello, PeerError, Reign
+from trikv.core.session import Call, Hello, MasterId, PeerError
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
 from trikv.net.peers import NOT_DIALLED, Peer
@@ -176,7 +176,7 @@ class Worker:
         self = cls(worker_id, incarnation, storage, registers, storage_name, doors, max_keys, starts, past, progress)
         self.cluster = meta["cluster"].decode() if "cluster" in meta else None
         self._master = meta.get("master", b"").decode()
-        registers.fence.note_term(Reign.parse(self._master).term)
+        registers.fence.note_term(MasterId.parse(self._master).term)
         return self
 
     def hello(self) -> Hello:
@@ -223,15 +223,15 @@ class Worker:
         if hello.role not in ("master", "worker"):
             return f"a worker talks to masters and workers, not to a {hello.role!r}"
         fence = self._registers.fence
-        reign = Reign.parse(hello.incarnation if hello.role == "master" else "")
-        term, is_known = reign.term, bool(reign.name) and reign.name == Reign.parse(self._master).name
+        greeted = MasterId.parse(hello.incarnation if hello.role == "master" else "")
+        term, is_known = greeted.term, bool(greeted.name) and greeted.name == MasterId.parse(self._master).name
         if not (fence.believes(term) or (is_known and term <= TERM_MAX - JUMP_MAX)):
             return f"worker {self.id} knows term {fence.term}, and does not believe a master of term {term}"
         if hello.role == "master" and self.cluster is None and hello.cluster is not None:
             # Durable with the first batch, so before this worker has acknowledged anything to that cluster.
             self.cluster = hello.cluster
             self._registers.note("cluster", hello.cluster.encode())
-        if hello.role == "master" and hello.cluster == self.cluster and term > Reign.parse(self._master).term:
+        if hello.role == "master" and hello.cluster == self.cluster and term > MasterId.parse(self._master).term:
             fence.note_term(term)
             self._master = hello.incarnation
             self._registers.note("master", hello.incarnation.encode())
@@ -246,7 +246,7 @@ class Worker:
 
     def _is_master(self, hello: Hello) -> bool:
         """Is that a master of the highest term that this worker knows?"""
-        return hello.role == "master" and Reign.parse(hello.incarnation).term >= Reign.parse(self._master).term
+        return hello.role == "master" and MasterId.parse(hello.incarnation).term >= MasterId.parse(self._master).term
 
     async def _enlist_forever(self, master: str, address: str) -> None:
         assert self._nursery is not None

@@ -13,10 +13,10 @@ all a grade is made, of what the strategy *delivers*:
 
 A strategy that promises consistency and breaks it is played once more as if it had promised convergence only, since
 its author will want to know whether it is good for that. And since a strategy that always raises breaks no promise,
-certification also asks how it behaves (`conduct.py`), whether anything was ever committed, and whether a seed gives the
-same run a second time, in another process with another hash seed.
+certification also asks how it behaves (`misconduct.py`), whether anything was ever committed, and whether a seed gives
+the same run a second time, in another process with another hash seed.
 
-Of the runs that failed, the one with the lowest seed is shrunk (`shrink.py`) and told as a timeline (`story.py`).
+Of the runs that failed, the one with the lowest seed is shrunk (`shrink.py`) and told as a timeline (`failure.py`).
 
 Cost: about half a second of CPU for each seed, and at most `shrink.RUNS_MAX` shorter runs for a failure.
 """
@@ -32,11 +32,11 @@ from typing import Any, Final
 
 from trikv.api import Promise
 from trikv.core.errors import Outcome
-from trikv.testing.certify.conduct import Misconduct
-from trikv.testing.certify.crew import HANG_S, Crew, Played, Task
+from trikv.testing.certify.failure import draw_failure, with_last_read
 from trikv.testing.certify.load import load_strategy
+from trikv.testing.certify.misconduct import Misconduct
+from trikv.testing.certify.pool import HANG_S, Played, ProcessPool, Task
 from trikv.testing.certify.shrink import RUNS_MAX, shrink
-from trikv.testing.certify.story import draw_failure, with_last_read
 from trikv.testing.judge.history import Finding, Judgement
 from trikv.testing.sim import CERTIFYING, FaultKind, Plan, Run, Schedule
 from trikv.timeline import Timeline
@@ -210,19 +210,21 @@ def certify(
     strategy = loaded.strategy
     plan = plan or CERTIFYING
     certificate = Certificate(target, strategy.name, loaded.origin, strategy.promise, seeds=(min(seeds), max(seeds)))
-    with Crew(target, jobs, hang_s=hang_s) as crew:
-        _play_all(crew, certificate, plan, seeds, progress)
+    with ProcessPool(target, jobs, hang_s=hang_s) as pool:
+        _play_all(pool, certificate, plan, seeds, progress)
         if certificate.broken and strategy.promise is Promise.CP:
-            certificate.weakened = _play_weakened(crew, plan, seeds[:WEAKENED_MAX], progress)
+            certificate.weakened = _play_weakened(pool, plan, seeds[:WEAKENED_MAX], progress)
         if certificate.broken:
-            certificate.counterexample = _find_smallest(crew, plan, certificate.broken[0], runs_max, progress)
+            certificate.counterexample = _find_smallest(pool, plan, certificate.broken[0], runs_max, progress)
     if certificate.stuck < STUCK_MAX:
-        with Crew(target, 1, hash_seed=1, hang_s=hang_s) as other:
+        with ProcessPool(target, 1, hash_seed=1, hang_s=hang_s) as other:
             _play_again(other, certificate, plan, seeds[:REPEATED])
     return certificate
 
 
-def _play_all(crew: Crew, certificate: Certificate, plan: Plan, seeds: Sequence[int], progress: Progress) -> None:
+def _play_all(
+    pool: ProcessPool, certificate: Certificate, plan: Plan, seeds: Sequence[int], progress: Progress
+) -> None:
     """Play every seed and enter what came of it."""
     began_s = time.monotonic()
 
@@ -232,7 +234,7 @@ def _play_all(crew: Crew, certificate: Certificate, plan: Plan, seeds: Sequence[
                 return
             yield Task(seed, plan)
 
-    for count, played in enumerate(crew.play(tasks()), start=1):
+    for count, played in enumerate(pool.play(tasks()), start=1):
         _enter(certificate, played)
         progress(Stage.PLAYING, count, len(seeds))
     certificate.elapsed_s = time.monotonic() - began_s
@@ -269,18 +271,18 @@ def _weightiest(run: Run) -> Finding:
     return min(run.findings, key=weight)
 
 
-def _play_weakened(crew: Crew, plan: Plan, seeds: Sequence[int], progress: Progress) -> tuple[int, int]:
+def _play_weakened(pool: ProcessPool, plan: Plan, seeds: Sequence[int], progress: Progress) -> tuple[int, int]:
     """Play them under the weaker promise: how many, and how many of them kept it."""
     kept = 0
-    for count, played in enumerate(crew.play(Task(seed, plan, promise=Promise.AP) for seed in seeds), start=1):
+    for count, played in enumerate(pool.play(Task(seed, plan, promise=Promise.AP) for seed in seeds), start=1):
         kept += played.run is not None and all(one.rule in _AVAILABILITY for one in played.run.findings)
         progress(Stage.WEAKENED, count, len(seeds))
     return len(seeds), kept
 
 
-def _play_again(crew: Crew, certificate: Certificate, plan: Plan, seeds: Sequence[int]) -> None:
+def _play_again(pool: ProcessPool, certificate: Certificate, plan: Plan, seeds: Sequence[int]) -> None:
     """Does a seed give the same run in another process?"""
-    for played in crew.play(Task(seed, plan) for seed in seeds if seed in certificate.digests):
+    for played in pool.play(Task(seed, plan) for seed in seeds if seed in certificate.digests):
         seed = played.task.seed
         if played.run is not None and played.run.digest != certificate.digests[seed]:
             certificate.noticed.setdefault(
@@ -289,7 +291,9 @@ def _play_again(crew: Crew, certificate: Certificate, plan: Plan, seeds: Sequenc
             certificate.seen_in[Misconduct.UNREPEATABLE] += 1
 
 
-def _find_smallest(crew: Crew, plan: Plan, broken: Broken, runs_max: int, progress: Progress) -> Counterexample | None:
+def _find_smallest(
+    pool: ProcessPool, plan: Plan, broken: Broken, runs_max: int, progress: Progress
+) -> Counterexample | None:
     """Play the seed again, with everything written down, and shrink it. None: it does not fail a second time."""
     is_unsafe = broken.finding.rule not in _AVAILABILITY
     runs = 0
@@ -301,23 +305,23 @@ def _find_smallest(crew: Crew, plan: Plan, broken: Broken, runs_max: int, progre
 
     def first_failing(candidates: Sequence[Schedule]) -> int | None:
         nonlocal runs
-        for start in range(0, len(candidates), crew.size):
-            window = candidates[start : start + crew.size]
+        for start in range(0, len(candidates), pool.size):
+            window = candidates[start : start + pool.size]
             tasks = [Task(broken.seed, plan, number, schedule) for number, schedule in enumerate(window, start=start)]
-            failing = sorted(played.task.number for played in crew.play(tasks) if fails(played))
+            failing = sorted(played.task.number for played in pool.play(tasks) if fails(played))
             runs += len(tasks)
             progress(Stage.SHRINKING, min(runs, runs_max), runs_max)
             if failing:
                 return failing[0]
         return None
 
-    whole = _play_full(crew, Task(broken.seed, plan, full=True))
+    whole = _play_full(pool, Task(broken.seed, plan, full=True))
     if whole is None or not whole.findings:
         return None
     evidence = with_last_read(_weightiest(whole), whole.history).operations
     failed_s = max((one.returned_s or 0.0 for one in evidence), default=whole.virtual_s)
     shrunk = shrink(whole.schedule, first_failing, failed_s=failed_s, runs_max=runs_max)
-    smallest = _play_full(crew, Task(broken.seed, plan, schedule=shrunk.schedule, full=True))
+    smallest = _play_full(pool, Task(broken.seed, plan, schedule=shrunk.schedule, full=True))
     if smallest is None or not smallest.findings:
         return None
     finding = with_last_read(_weightiest(smallest), smallest.history)
@@ -332,6 +336,6 @@ def _find_smallest(crew: Crew, plan: Plan, broken: Broken, runs_max: int, progre
     )
 
 
-def _play_full(crew: Crew, task: Task) -> Run | None:
-    (played,) = crew.play([task])
+def _play_full(pool: ProcessPool, task: Task) -> Run | None:
+    (played,) = pool.play([task])
     return played.run

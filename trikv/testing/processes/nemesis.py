@@ -6,7 +6,7 @@
     nemesis.switch("chain", meanwhile=nemesis.kill_master)
 
 What it does is drawn from the dice where the caller does not say. It notes what was done when (`faults`, `switches`,
-`kills`), with the clock of the clients, for `spans.py` and for whoever measures. It never does more than a mode's
+`kills`), with the clock of the clients, for `switched.py` and for whoever measures. It never does more than a mode's
 promise covers: one worker is away at a time, a disk is lost only while all is settled, and before the next blow the
 cluster is whole again. (Where two are killed at once, or everybody, they come back with their disks.)
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from trikv.core.errors import TrikvError
-from trikv.testing.judge.spans import Switch
+from trikv.testing.judge.switched import Switch
 from trikv.testing.processes.clients import Load
 from trikv.testing.processes.cluster import LocalCluster, Node, wait_until
 from trikv.testing.processes.proxy import Direction

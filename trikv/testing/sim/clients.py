@@ -80,7 +80,7 @@ class Clients:
             return operation
         life = world.network.hosts["master"].life
         try:
-            answer = await master.run_detached(_call(master.coordinator, operation, seen))
+            answer = await master.tasks.run_detached(_call(master.coordinator, operation, seen))
         except TrikvError as error:
             crashed = life is None or life.dead
             self._end(operation, Outcome.UNKNOWN if crashed else error.kind.outcome, code=error.kind.code)

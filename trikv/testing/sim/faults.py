@@ -81,8 +81,8 @@ class Faults:
             world.join(first)
             return _stay
         if kind is FaultKind.DRAIN:
-            world.operators.ask(lambda master: master.changes.drain(first))
-            return partial(world.operators.ask, lambda master: master.changes.undrain(first))
+            world.operators.ask(lambda master: master.operations.drain(first))
+            return partial(world.operators.ask, lambda master: master.operations.undrain(first))
         if kind is FaultKind.MODE_SWITCH:
             world.operators.switch(fault.mode)
             return _stay

@@ -3,8 +3,9 @@
 A refusal is an answer, and a master that dies takes the answer with it; the wish may be durable all the same. What is
 held against the master: an operation that fails in any other way, and a certificate that is not true.
 
-Here is also noted in which times the history must be linearizable (`reigns.py`). A switch away from such a mode ends
-that time when it is asked for; it begins again when a glance at the master shows that no other mode may hold anything.
+Here is also noted in which times the history must be linearizable (`strong_periods.py`). A switch away from such a mode
+ends that time when it is asked for; it begins again when a glance at the master shows that no other mode may hold
+anything.
 """
 
 from __future__ import annotations
@@ -12,22 +13,34 @@ from __future__ import annotations
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
-from trikv.api import Promise
+from trikv.api import Promise, Strategy
 from trikv.core.errors import TrikvError
 from trikv.master.configstore import ConfigStoreError
 from trikv.master.master import Master
 from trikv.testing.judge.history import Finding
-from trikv.testing.judge.reigns import Reign
+from trikv.testing.judge.strong_periods import StrongPeriod
+from trikv.testing.sim.clock import SimClock
+from trikv.testing.sim.network import Network
 from trikv.testing.sim.plan import MASTER
-
-if TYPE_CHECKING:
-    from trikv.testing.sim.world import World
+from trikv.testing.sim.trace import Trace
 
 _GLANCE_S: Final = 0.1
+
+
+class World(Protocol):
+    """What operators see of the simulated world (`world.py`)."""
+
+    master: Master | None
+    strategy: Strategy
+    modes: dict[str, Strategy]
+    network: Network
+    trace: Trace
+    clock: SimClock
+    findings: list[Finding]
 
 
 class Operators:
@@ -36,9 +49,9 @@ class Operators:
     def __init__(self, world: World, nursery: trio.Nursery) -> None:
         self._world = world
         self._nursery = nursery
-        self.reigns = [Reign(None)] if self._is_strict(world.strategy.name) else []
+        self.strong_periods = [StrongPeriod(None)] if self._is_strict(world.strategy.name) else []
         self.waiting = 0  # how many of them wait for an answer
-        self._asked_for_ap = 0  # switches under way to a mode that ends the present reign
+        self._asked_for_ap = 0  # switches under way to a mode that ends the present period
 
     def ask(self, call: Callable[[Master], Awaitable[Any]]) -> None:
         """Ask, in the background."""
@@ -53,15 +66,15 @@ class Operators:
             self._nursery.start_soon(self._switch, self._world.master, mode)
 
     async def watch(self) -> None:
-        """Note when a reign begins, until cancelled."""
+        """Note when a period begins, until cancelled."""
         while True:
             await trio.sleep(_GLANCE_S)
             master = self._world.master
-            if master is None or self._asked_for_ap or (self.reigns and self.reigns[-1].to_s is None):
+            if master is None or self._asked_for_ap or (self.strong_periods and self.strong_periods[-1].to_s is None):
                 continue
             modes = {c.mode for partition in master.cluster.partitions for c in partition.history}
             if all(self._is_strict(mode) for mode in modes | {master.cluster.mode}):
-                self.reigns.append(Reign(trio.current_time()))
+                self.strong_periods.append(StrongPeriod(trio.current_time()))
 
     def _is_strict(self, mode: str) -> bool:
         return self._world.modes[mode].promise is Promise.CP
@@ -71,7 +84,7 @@ class Operators:
         world = self._world
         life = world.network.hosts[MASTER].life
         try:
-            answer = await master.run_detached(partial(call, master))
+            answer = await master.tasks.run_detached(partial(call, master))
         except (TrikvError, ConfigStoreError) as error:
             world.trace.note(world.clock.now_s, "told", "operator", str(error))
             return None
@@ -86,12 +99,12 @@ class Operators:
         return None if life is None or life.dead else answer
 
     async def _switch(self, master: Master, mode: str) -> None:
-        ends_reign = not self._is_strict(mode)
-        if ends_reign and self.reigns and self.reigns[-1].to_s is None:
-            self.reigns[-1].to_s = trio.current_time()
-        self._asked_for_ap += ends_reign
-        certificate = await self._ask(master, lambda master: master.changes.switch_mode(mode))
-        self._asked_for_ap -= ends_reign
+        ends_period = not self._is_strict(mode)
+        if ends_period and self.strong_periods and self.strong_periods[-1].to_s is None:
+            self.strong_periods[-1].to_s = trio.current_time()
+        self._asked_for_ap += ends_period
+        certificate = await self._ask(master, lambda master: master.operations.switch_mode(mode))
+        self._asked_for_ap -= ends_period
         if certificate is not None and master.cluster.mode == mode:
             self._check_certificate(certificate, master, mode)
 

@@ -31,7 +31,7 @@ from trikv.testing.judge.audit import (
     measure_staleness,
 )
 from trikv.testing.judge.history import Finding, Kind, Operation
-from trikv.testing.judge.reigns import check_reigns
+from trikv.testing.judge.strong_periods import check_strong_periods
 from trikv.testing.sim.clients import Clients
 from trikv.testing.sim.clock import SimClock, run_repeatably
 from trikv.testing.sim.faults import Faults
@@ -173,9 +173,9 @@ def _describe_wounds(world: World) -> str:
     master = world.master
     if master is None:
         return "there is no master"
-    away = [f"{name} is {watched.state.value}" for name, watched in sorted(master.watched.items())]
-    slots = [slot for slot in master.coordinator.slots if slot.index in world.wounded()]
-    wounds = [f"partition {s.index}: {len(s.pending)} in doubt, {s.blocked} {s.partition}" for s in slots]
+    away = [f"{name} is {watched.state.value}" for name, watched in sorted(master.membership.watched.items())]
+    states = [state for state in master.coordinator.partitions if state.index in world.wounded()]
+    wounds = [f"partition {s.index}: {len(s.pending)} in doubt, {s.blocked_because} {s.partition}" for s in states]
     return f"{', '.join(away)}; {'; '.join(wounds)}; partitions {world.differing()} differ"
 
 
@@ -191,7 +191,7 @@ def _judge(world: World, history: list[Operation]) -> Run:
         findings=[*world.findings, *check_origins(history)],
         trace=world.trace.events,
     )
-    findings, run.undecided = check_reigns(history, world.operators.reigns)
+    findings, run.undecided = check_strong_periods(history, world.operators.strong_periods)
     run.findings += findings
     if world.strategy.promise is Promise.AP and not world.schedule.modes:
         run.staleness = measure_staleness(history)

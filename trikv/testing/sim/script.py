@@ -45,7 +45,7 @@ generation, and the new configuration at the end of the history. It is how sched
 A client has one request at a time. Names and values are one word each. Whatever is not one of these lines is an error
 that names the line; nothing has run then.
 
-This file reads scripts and plays them; what each line does is a method of the stage (`stage.py`).
+This file reads scripts and plays them; what each line does is a method of the stage (`script_world.py`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from trikv.testing.judge.history import Finding, Kind
 from trikv.testing.sim.clock import SimClock, run_repeatably
 from trikv.testing.sim.plan import MASTER, Schedule
 from trikv.testing.sim.run import DidNotEndError
-from trikv.testing.sim.stage import NOTHING, Asked, ScriptError, Stage, numbered
+from trikv.testing.sim.script_world import NOTHING, Asked, ScriptError, ScriptWorld, numbered
 from trikv.testing.sim.trace import Trace
 from trikv.testing.sim.world import World
 
@@ -75,7 +75,7 @@ _FSYNC_S: Final = 0.001
 _REPLICAS: Final = 3
 _HORIZON_S: Final = 600.0  # as in run.py: a script that gets there hangs
 
-Deed = Callable[[Stage], Awaitable[str | None]]
+Deed = Callable[[ScriptWorld], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,47 +176,47 @@ def _understand(words: list[str], nodes: set[str]) -> tuple[Deed, bool]:
 
     match words:
         case ["client", name, "is", "told"]:
-            return partial(Stage.is_told, client=name), True
+            return partial(ScriptWorld.is_told, client=name), True
         case ["client", name, "begins", *asked]:
-            return partial(Stage.begin, client=name, asked=_understand_asked(asked)), False
+            return partial(ScriptWorld.begin, client=name, asked=_understand_asked(asked)), False
         case ["client", name, *asked]:
-            return partial(Stage.ask, client=name, asked=_understand_asked(asked)), True
+            return partial(ScriptWorld.ask, client=name, asked=_understand_asked(asked)), True
         case ["hold", wire]:
-            return partial(Stage.hold, wire=ends(wire)), False
+            return partial(ScriptWorld.hold, wire=ends(wire)), False
         case ["release", wire]:
-            return partial(Stage.release, wire=ends(wire)), False
+            return partial(ScriptWorld.release, wire=ends(wire)), False
         case ["cut", *names]:
-            return partial(Stage.cut, names=known(names)), False
+            return partial(ScriptWorld.cut, names=known(names)), False
         case ["heal"]:
-            return Stage.heal, False
+            return ScriptWorld.heal, False
         case ["crash", *names]:
-            return partial(Stage.crash, names=known(names), silent=False), False
+            return partial(ScriptWorld.crash, names=known(names), silent=False), False
         case ["power", "off", *names]:
-            return partial(Stage.crash, names=known(names), silent=True), False
+            return partial(ScriptWorld.crash, names=known(names), silent=True), False
         case ["lose", "disk", *names]:
-            return partial(Stage.crash, names=workers(names), silent=True, loses_disk=True), False
+            return partial(ScriptWorld.crash, names=workers(names), silent=True, loses_disk=True), False
         case ["freeze", *names]:
-            return partial(Stage.freeze, names=workers(names)), False
+            return partial(ScriptWorld.freeze, names=workers(names)), False
         case ["start", *names]:
-            return partial(Stage.start, names=known(names)), False
+            return partial(ScriptWorld.start, names=known(names)), False
         case ["set", "aside", wire]:
-            return partial(Stage.set_aside, wire=ends(wire)), False
+            return partial(ScriptWorld.set_aside, wire=ends(wire)), False
         case ["deliver", wire]:
-            return partial(Stage.deliver, wire=ends(wire)), False
+            return partial(ScriptWorld.deliver, wire=ends(wire)), False
         case ["reconfigure", *names]:
-            return partial(Stage.reconfigure, names=workers(names)), False
+            return partial(ScriptWorld.reconfigure, names=workers(names)), False
         case ["operator", "asks", "mode", mode] if mode in load_registry().strategies:
-            return partial(Stage.switch, mode=mode), False
+            return partial(ScriptWorld.switch, mode=mode), False
         case ["operator", "asks", "drain", name]:
-            return partial(Stage.drain, name=workers([name])[0]), False
+            return partial(ScriptWorld.drain, name=workers([name])[0]), False
         case ["configuration"]:
-            return Stage.configuration, True
+            return ScriptWorld.configuration, True
         case ["wait", seconds]:
-            return partial(Stage.wait, seconds=_understand_seconds(seconds)), False
+            return partial(ScriptWorld.wait, seconds=_understand_seconds(seconds)), False
         case ["disks", key]:
-            return partial(Stage.disks, key=key), True
+            return partial(ScriptWorld.disks, key=key), True
         case ["judge"]:
-            return Stage.judge, True
+            return ScriptWorld.judge, True
     raise ScriptError(f"`{' '.join(words)}` is none of the lines that there are")
 
 
@@ -271,7 +271,7 @@ def play(script: Script, strategy: Strategy) -> Played:
     async def main() -> None:
         with trio.move_on_after(_HORIZON_S) as scope:
             async with trio.open_nursery() as nursery:
-                stage = Stage(World(strategy, schedule, clock, Trace(wanted=False), nursery), nursery)
+                stage = ScriptWorld(World(strategy, schedule, clock, Trace(wanted=False), nursery), nursery)
                 await stage.set_up()
                 for line in script.lines:
                     outcome = None

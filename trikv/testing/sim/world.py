@@ -22,8 +22,8 @@ import cbor2
 import trio
 
 from trikv.api import Promise, Record, Strategy
-from trikv.coordinator.replicas import Standing
 from trikv.core.configuration import Cluster, Configuration, Member
+from trikv.core.quorums import Availability
 from trikv.core.record import Version
 from trikv.master.master import Master
 from trikv.net.doors import Doors
@@ -244,9 +244,12 @@ class World:
         master = self.master
         assert master is not None
         return [
-            slot.index
-            for slot in master.coordinator.slots
-            if slot.pending or slot.blocked or not slot.partition.settled or not self._is_complete(slot.configuration)
+            state.index
+            for state in master.coordinator.partitions
+            if state.pending
+            or state.is_blocked
+            or not state.partition.settled
+            or not self._is_complete(state.configuration)
         ]
 
     def _is_complete(self, configuration: Configuration) -> bool:
@@ -255,7 +258,7 @@ class World:
         return (
             len(members) == cluster.replicas
             and configuration.mode == cluster.mode
-            and all(self.master.target(member).standing is Standing.UP for member in members)
+            and all(self.master.membership.target(member).availability is Availability.UP for member in members)
         )
 
     @property
@@ -269,7 +272,7 @@ class World:
             watched.peer.link is not None
             and watched.peer.link.peer.incarnation == watched.enlisted.incarnation
             and watched.state.value == "up"
-            for watched in master.watched.values()
+            for watched in master.membership.watched.values()
         )
 
     def replicas(self) -> dict[int, dict[str, dict[bytes, Record]]]:
@@ -280,8 +283,8 @@ class World:
             for (partition, key), record in self.disks[name].records.items():
                 held[name, partition][key] = record
         return {
-            slot.index: {member.worker: held[member.worker, slot.index] for member in slot.configuration.members}
-            for slot in self.master.coordinator.slots
+            state.index: {member.worker: held[member.worker, state.index] for member in state.configuration.members}
+            for state in self.master.coordinator.partitions
         }
 
     def differing(self) -> list[int]:

@@ -8,7 +8,7 @@ from math import inf
 import pytest
 
 from tests.judge.conftest import Told
-from trikv.testing.judge.spans import Span, Switch, Verdict, find_spans, judge
+from trikv.testing.judge.switched import Period, Switch, Verdict, find_periods, judge
 
 SWITCHES = [Switch(strong=False, began_s=10, ended_s=11), Switch(strong=True, began_s=18, ended_s=20)]
 
@@ -18,10 +18,10 @@ def judged(told: Told, *lines: str) -> Verdict:
 
 
 def test_spans_end_where_async_begins_and_begin_with_a_certificate() -> None:
-    spans, between = find_spans(True, [*SWITCHES, Switch(True, 30, 31), Switch(False, 40, 41)])
-    assert spans == [Span(-inf, 10), Span(20, 40)]
-    assert between == [Span(10, 20), Span(40, inf)]
-    assert find_spans(False, []) == ([], [Span(-inf, inf)])
+    periods, between = find_periods(True, [*SWITCHES, Switch(True, 30, 31), Switch(False, 40, 41)])
+    assert periods == [Period(-inf, 10), Period(20, 40)]
+    assert between == [Period(10, 20), Period(40, inf)]
+    assert find_periods(False, []) == ([], [Period(-inf, inf)])
 
 
 def test_what_async_left_is_carried_over(told: Told) -> None:

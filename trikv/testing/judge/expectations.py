@@ -37,7 +37,7 @@ class Reads:
     lies: list[str] = field(default_factory=list)
 
 
-class Ledger:
+class Expectations:
     """
     Args:
       stale_reads: the mode may answer with a value that was committed once and is not the newest.

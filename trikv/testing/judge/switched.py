@@ -1,22 +1,22 @@
 """Judging a history in which the mode was switched: strong where it was to be strong, and what async lost.
 
-Between modes that are linearizable a switch changes nothing for a client, so nothing is split there. A *span* begins
+Between modes that are linearizable a switch changes nothing for a client, so nothing is split there. A *period* begins
 with the certificate of a switch from async (or with the history) and ends when a switch to async begins (or the history
-does). Each span is judged by itself:
+does). Each period is judged by itself:
 
 - Operations within it count as they are.
-- What a key holds when a span begins, no operation of the span tells. It is carried over: the first value seen that had
-  been acknowledged before, as a write before all others. Where no such value is seen the key held nothing, or one that
-  was overwritten unseen; either will do.
-- A write that was under way when the span began, or is in doubt from before it, may take effect later, or never. So may
-  one that was under way at its end. Reads that straddle an end promise nothing.
+- What a key holds when a period begins, no operation of the period tells. It is carried over: the first value seen that
+  had been acknowledged before, as a write before all others. Where no such value is seen the key held nothing, or one
+  that was overwritten unseen; either will do.
+- A write that was under way when the period began, or is in doubt from before it, may take effect later, or never. So
+  may one that was under way at its end. Reads that straddle an end promise nothing.
 
-What async lost is counted where the next span begins: the last acknowledged write of a key was certainly newer than
-what was then read. That is a lower bound, as everything in `audit.py`. An acknowledged write of a span before it can
+What async lost is counted where the next period begins: the last acknowledged write of a key was certainly newer than
+what was then read. That is a lower bound, as everything in `audit.py`. An acknowledged write of a period before it can
 not have been lost for a good reason, and is a violation.
 
 Times decide what lies where, so history and switches must have one clock. Costs what the checkers cost, and a copy of
-what is in the spans.
+what is in the periods.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Switch(NamedTuple):
     ended_s: float
 
 
-class Span(NamedTuple):
+class Period(NamedTuple):
     """A time in which the cluster was to be linearizable (or in which it was not)."""
 
     from_s: float
@@ -59,61 +59,61 @@ class Verdict:
     undecided: list[str] = field(default_factory=list)
     lost: list[Finding] = field(default_factory=list)  # acknowledged under async, and gone
     staleness: Staleness = field(default_factory=Staleness)
-    spans: list[Span] = field(default_factory=list)
-    operations: int = 0  # judged within spans
+    periods: list[Period] = field(default_factory=list)
+    operations: int = 0  # judged within periods
 
 
-def find_spans(strong: bool, switches: Iterable[Switch]) -> tuple[list[Span], list[Span]]:
-    """The spans, and the times between them. `strong`: did the history begin in a linearizable mode?"""
-    spans: list[Span] = []
-    between: list[Span] = []
+def find_periods(strong: bool, switches: Iterable[Switch]) -> tuple[list[Period], list[Period]]:
+    """The periods, and the times between them. `strong`: did the history begin in a linearizable mode?"""
+    periods: list[Period] = []
+    between: list[Period] = []
     since_s = -inf
     for switch in switches:
         if strong and not switch.strong:
-            spans.append(Span(since_s, switch.began_s))
+            periods.append(Period(since_s, switch.began_s))
             since_s = switch.began_s
         elif switch.strong and not strong:
-            between.append(Span(since_s, switch.ended_s))
+            between.append(Period(since_s, switch.ended_s))
             since_s = switch.ended_s
         strong = switch.strong
-    (spans if strong else between).append(Span(since_s, inf))
-    return spans, between
+    (periods if strong else between).append(Period(since_s, inf))
+    return periods, between
 
 
 def judge(history: Sequence[Operation], strong: bool, switches: Iterable[Switch]) -> Verdict:
     """Judge a whole history."""
-    spans, between = find_spans(strong, switches)
-    verdict = Verdict(findings=check_origins(history), spans=spans)
+    periods, between = find_periods(strong, switches)
+    verdict = Verdict(findings=check_origins(history), periods=periods)
     keys = by_key(history)
-    for span in spans:
+    for period in periods:
         for key, operations in sorted(keys.items()):
-            judged = judge_key(key, operations, span)
+            judged = judge_key(key, operations, period)
             verdict.operations += judged.operations
             if judged.finding is not None:
                 verdict.findings.append(judged.finding)
             if judged.judgement is Judgement.UNDECIDED:
                 verdict.undecided.append(key)
-        verdict.findings += check_stamps(op for op in history if _is_within(op, span))
+        verdict.findings += check_stamps(op for op in history if _is_within(op, period))
     for gap in between:
         verdict.lost += find_losses(keys, gap)
         staleness = measure_staleness(op for op in history if _is_within(op, gap))
         for name in ("reads", "stale", "own_write_missed", "went_back"):
             setattr(verdict.staleness, name, getattr(verdict.staleness, name) + getattr(staleness, name))
     for loss in list(verdict.lost):
-        if any(_is_within(loss.operations[0], span) for span in spans):
+        if any(_is_within(loss.operations[0], period) for period in periods):
             verdict.lost.remove(loss)
             verdict.findings.append(loss)
     return verdict
 
 
-def judge_key(key: str, operations: Sequence[Operation], span: Span) -> KeyVerdict:
-    """Judge the operations of one key, in order of their beginning, in one span."""
-    inside = [_moved(op) for op in operations if _is_within(op, span)]
-    doubtful = [_open(_moved(op)) for op in operations if _may_reach(op, span)]
-    past = {op.value: op for op in operations if op.writes and _is_before(op, span)}
+def judge_key(key: str, operations: Sequence[Operation], period: Period) -> KeyVerdict:
+    """Judge the operations of one key, in order of their beginning, in one period."""
+    inside = [_moved(op) for op in operations if _is_within(op, period)]
+    doubtful = [_open(_moved(op)) for op in operations if _may_reach(op, period)]
+    past = {op.value: op for op in operations if op.writes and _is_before(op, period)}
     found: list[KeyVerdict] = []
     for value in _beginnings(inside, past):
-        first = [] if value is None else [_carried_over(key, value, span)]
+        first = [] if value is None else [_carried_over(key, value, period)]
         there = sorted((*first, *doubtful, *inside), key=lambda op: op.began)
         [judged] = linear.check(there).keys or (KeyVerdict(key, Judgement.LINEARIZABLE, 0),)
         if judged.judgement is Judgement.LINEARIZABLE:
@@ -122,7 +122,7 @@ def judge_key(key: str, operations: Sequence[Operation], span: Span) -> KeyVerdi
     return next((each for each in found if each.judgement is Judgement.UNDECIDED), found[0])
 
 
-def find_losses(keys: Mapping[str, Sequence[Operation]], gap: Span) -> list[Finding]:
+def find_losses(keys: Mapping[str, Sequence[Operation]], gap: Period) -> list[Finding]:
     """What was acknowledged before the end of an async time, and certainly is not what was found there afterwards."""
     losses: list[Finding] = []
     for key, operations in sorted(keys.items()):
@@ -136,7 +136,7 @@ def find_losses(keys: Mapping[str, Sequence[Operation]], gap: Span) -> list[Find
 
 
 def _beginnings(inside: Iterable[Operation], past: Mapping[str | None, Operation]) -> list[str | None]:
-    """What the key may have held when the span began, the likeliest first."""
+    """What the key may have held when the period began, the likeliest first."""
     for op in inside:
         if op.outcome is not Outcome.COMMITTED:
             continue
@@ -146,8 +146,8 @@ def _beginnings(inside: Iterable[Operation], past: Mapping[str | None, Operation
     return [None, _UNSEEN] if past.keys() - {None} else [None]
 
 
-def _carried_over(key: str, value: str, span: Span) -> Operation:
-    return Operation("earlier", Kind.PUT, key, 0, span.from_s, value, None, 1, span.from_s, Outcome.COMMITTED)
+def _carried_over(key: str, value: str, period: Period) -> Operation:
+    return Operation("earlier", Kind.PUT, key, 0, period.from_s, value, None, 1, period.from_s, Outcome.COMMITTED)
 
 
 def _moved(operation: Operation) -> Operation:
@@ -156,7 +156,7 @@ def _moved(operation: Operation) -> Operation:
 
 
 def _open(operation: Operation) -> Operation:
-    """The same, if nobody knew how it ended; nor what a compare-and-set met, since that may lie before the span."""
+    """The same, if nobody knew how it ended; nor what a compare-and-set met, since that may lie before the period."""
     if operation.outcome is Outcome.REFUSED:
         return operation
     kind = Kind.DELETE if operation.writes and operation.value is None else operation.kind
@@ -165,26 +165,26 @@ def _open(operation: Operation) -> Operation:
     return replace(operation, kind=kind, ended=None, outcome=Outcome.UNKNOWN, result=None, expect=None, stamp=None)
 
 
-def _is_before(operation: Operation, span: Span) -> bool:
-    """Had it ended, and taken effect, when the span began?"""
-    return operation.outcome is Outcome.COMMITTED and _ended_by(operation, span.from_s)
+def _is_before(operation: Operation, period: Period) -> bool:
+    """Had it ended, and taken effect, when the period began?"""
+    return operation.outcome is Outcome.COMMITTED and _ended_by(operation, period.from_s)
 
 
-def _is_within(operation: Operation, span: Span) -> bool:
-    if not span.from_s <= operation.invoked_s < span.to_s:
+def _is_within(operation: Operation, period: Period) -> bool:
+    if not period.from_s <= operation.invoked_s < period.to_s:
         return False
-    return operation.ended is None or _ended_by(operation, span.to_s)
+    return operation.ended is None or _ended_by(operation, period.to_s)
 
 
 def _ended_by(operation: Operation, time_s: float) -> bool:
     return operation.ended is not None and operation.returned_s is not None and operation.returned_s <= time_s
 
 
-def _may_reach(operation: Operation, span: Span) -> bool:
-    """Is it a write that is not within the span, and may take effect in it?"""
-    if not operation.writes or operation.outcome is Outcome.REFUSED or _is_within(operation, span):
+def _may_reach(operation: Operation, period: Period) -> bool:
+    """Is it a write that is not within the period, and may take effect in it?"""
+    if not operation.writes or operation.outcome is Outcome.REFUSED or _is_within(operation, period):
         return False
-    return operation.invoked_s < span.to_s and not _is_before(operation, span)
+    return operation.invoked_s < period.to_s and not _is_before(operation, period)
 
 
 def _end(operation: Operation) -> int:

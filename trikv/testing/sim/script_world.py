@@ -58,7 +58,7 @@ class _Request:
     operation: Operation | None = None
 
 
-class Stage:
+class ScriptWorld:
     """The cluster of one script. Each method is a line."""
 
     def __init__(self, world: World, nursery: trio.Nursery) -> None:
@@ -79,7 +79,7 @@ class Stage:
         formed = await world.wait_until(world.is_formed, _FORMING_TIMEOUT_S)
         assert formed, "nothing is broken yet"
         assert world.master is not None
-        members = [member.worker for member in world.master.coordinator.slots[0].configuration.members]
+        members = [member.worker for member in world.master.coordinator.partitions[0].configuration.members]
         spares = [worker for worker in world.workers if worker not in members]
         self._host_of |= dict(zip(numbered("m", len(members)), members, strict=True))
         self._incarnations = {name: self._incarnation(name) for name in numbered("m", len(members))}
@@ -205,7 +205,7 @@ class Stage:
 
     async def drain(self, *, name: str) -> None:
         worker = self._host_of[name]
-        self._world.operators.ask(lambda master: master.changes.drain(worker))
+        self._world.operators.ask(lambda master: master.operations.drain(worker))
 
     async def wait(self, *, seconds: float) -> None:
         await trio.sleep(seconds)

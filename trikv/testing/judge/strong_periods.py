@@ -1,4 +1,4 @@
-"""When a history must be linearizable: while a mode reigns that promises it.
+"""When a history must be linearizable: while a mode periods that promises it.
 
 A run that switches between such modes must be linearizable as a whole. One that also visits a mode that promises
 convergence must be so in parts: up to the moment when an operator asks for that mode, and from the moment when a switch
@@ -26,30 +26,32 @@ from trikv.testing.judge.audit import check_stamps
 from trikv.testing.judge.history import Finding, Judgement, Kind, Operation, by_key
 
 _UNSEEN: Final = "?"  # stands for any value that nobody saw
-_LATER: Final = 1 << 40  # all places in the reign are so much later than those before it
+_LATER: Final = 1 << 40  # all places in the period are so much later than those before it
 
 
 @dataclass(slots=True)
-class Reign:
+class StrongPeriod:
     """A time of linearizability, in seconds. None: without an end, or from the very beginning."""
 
     from_s: float | None
     to_s: float | None = None
 
 
-def check_reigns(history: Sequence[Operation], reigns: Iterable[Reign]) -> tuple[list[Finding], list[str]]:
+def check_strong_periods(
+    history: Sequence[Operation], periods: Iterable[StrongPeriod]
+) -> tuple[list[Finding], list[str]]:
     """What is held against the history in the times in which it must be linearizable, and the undecided keys."""
     findings: list[Finding] = []
     undecided: list[str] = []
-    for reign in reigns:
-        if reign == Reign(None):
+    for period in periods:
+        if period == StrongPeriod(None):
             verdict = linear.check(history)
             findings += [*verdict.findings, *check_stamps(history)]
             undecided += verdict.undecided
             continue
-        findings += check_stamps([op for op in history if _is_inside(op, reign)])
+        findings += check_stamps([op for op in history if _is_inside(op, period)])
         for key, operations in sorted(by_key(history).items()):
-            finding, decided = _check_key(operations, reign)
+            finding, decided = _check_key(operations, period)
             if finding is not None:
                 findings.append(finding)
             elif not decided:
@@ -57,16 +59,16 @@ def check_reigns(history: Sequence[Operation], reigns: Iterable[Reign]) -> tuple
     return findings, undecided
 
 
-def _check_key(operations: Sequence[Operation], reign: Reign) -> tuple[Finding | None, bool]:
-    inside = [_cut_short(op, reign) for op in operations if _is_inside(op, reign)]
+def _check_key(operations: Sequence[Operation], period: StrongPeriod) -> tuple[Finding | None, bool]:
+    inside = [_cut_short(op, period) for op in operations if _is_inside(op, period)]
     inside = [op for op in inside if op.outcome is Outcome.COMMITTED or op.writes]
     if not inside:
         return None, True
-    before = [op for op in operations if op.writes and not _is_inside(op, reign) and not _is_later(op, reign)]
+    before = [op for op in operations if op.writes and not _is_inside(op, period) and not _is_later(op, period)]
     open_ones = [
         replace(op, began=op.began + 2, ended=None, outcome=Outcome.UNKNOWN)
         for op in before
-        if op.outcome is not Outcome.REFUSED and (op.ended is None or _returned_later(op, reign.from_s))
+        if op.outcome is not Outcome.REFUSED and (op.ended is None or _returned_later(op, period.from_s))
     ]
     written = {op.value for op in before if op.outcome is not Outcome.REFUSED}
     seen = [op.result if op.kind is Kind.GET else op.expect for op in inside]
@@ -88,21 +90,21 @@ def _as_written(key: str, value: str) -> Operation:
     return Operation("before", Kind.PUT, key, 0, 0.0, value, None, 1, 0.0, Outcome.COMMITTED)
 
 
-def _is_inside(op: Operation, reign: Reign) -> bool:
-    return (reign.from_s is None or op.invoked_s > reign.from_s) and not _is_later(op, reign)
+def _is_inside(op: Operation, period: StrongPeriod) -> bool:
+    return (period.from_s is None or op.invoked_s > period.from_s) and not _is_later(op, period)
 
 
-def _is_later(op: Operation, reign: Reign) -> bool:
-    return reign.to_s is not None and op.invoked_s >= reign.to_s
+def _is_later(op: Operation, period: StrongPeriod) -> bool:
+    return period.to_s is not None and op.invoked_s >= period.to_s
 
 
 def _returned_later(op: Operation, when_s: float | None) -> bool:
     return when_s is not None and (op.returned_s is None or op.returned_s >= when_s)
 
 
-def _cut_short(op: Operation, reign: Reign) -> Operation:
-    """What of it happened in time, in a place that is later than any before the reign."""
+def _cut_short(op: Operation, period: StrongPeriod) -> Operation:
+    """What of it happened in time, in a place that is later than any before the period."""
     op = replace(op, began=op.began + _LATER, ended=None if op.ended is None else op.ended + _LATER)
-    if reign.to_s is not None and _returned_later(op, reign.to_s):
+    if period.to_s is not None and _returned_later(op, period.to_s):
         return replace(op, ended=None, returned_s=None, outcome=Outcome.UNKNOWN, result=None, rows=())
     return op

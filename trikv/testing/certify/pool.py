@@ -1,8 +1,8 @@
 """Processes that play runs: both cores are used, and whatever a strategy does to its process, it does not do here.
 
-A member of the crew is a process of its own, begun afresh (not forked), which first puts watchful clocks and dice in
+A member of the pool is a process of its own, begun afresh (not forked), which first puts watchful clocks and dice in
 place, then imports the strategy, then plays what it is sent. Three things can go wrong with it, and each becomes an
-answer like any other: the strategy's module fails at import (that ends the crew), a run hangs without ever letting go
+answer like any other: the strategy's module fails at import (that ends the pool), a run hangs without ever letting go
 (an alarm in the member says where, and the member ends), or the process is gone (`os._exit`, a crash). A member that is
 gone is replaced by a new one.
 
@@ -33,8 +33,8 @@ from types import FrameType, TracebackType
 from typing import Final, Self
 
 from trikv.api import Promise, Strategy
-from trikv.testing.certify.conduct import Misconduct, Watch, Watched, install
 from trikv.testing.certify.load import load_strategy
+from trikv.testing.certify.misconduct import Misconduct, Watch, Watched, install
 from trikv.testing.judge import linear
 from trikv.testing.judge.history import Judgement
 from trikv.testing.sim import Run, Schedule, run_schedule
@@ -93,7 +93,7 @@ class _Member:
         self.process.join()
 
 
-class Crew:
+class ProcessPool:
     """So many processes, for as long as the `with` block lasts."""
 
     def __init__(self, target: str, size: int, *, hash_seed: int = 0, hang_s: float = HANG_S) -> None:

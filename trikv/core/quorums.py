@@ -1,0 +1,194 @@
+"""Who must answer: which members of a partition are enough to write, to read, to list, to find and to settle.
+
+A configuration has n members. A committed write is on W of them (`copies`), so any R = n - W + 1 of them hold every
+committed write between them (`recovery`). A history has several configurations, the active one last; a committed write
+of any of them may be the newest of its key.
+
+| question | under CP | under AP |
+|---|---|---|
+| write  | W that are up | W that are up |
+| read   | the larger of R and W that are up, or the replicas that the strategy names | one that is up |
+| find   | R of every configuration | all that are not known to be down, one at least |
+| list   | as find, and W of the active configuration | all that are up, one at least |
+| settle | as list; all of the active one, if a former configuration was AP | all that are up, W of the active one |
+
+Why the rows differ:
+
+- *find* is for one key, which is repaired afterwards: the copy that repairs it is written to the active configuration,
+  so none of that has to have answered.
+- *list* serves reads from what was listed, without another call. A CP read must see its record on W members, else it
+  would have to repair it.
+- *settle* ends with the promise that the active configuration holds everything. So its members are heard like those of
+  the others, and a leftover on the one replica that a mode reads is found.
+- Under AP nothing less than all is known to hold a write, and no number of them may be waited for: the mode promises an
+  answer. A member that is doubtful is asked where an answer costs one more call (find), and not where it would hold up
+  many keys (list, settle).
+- From AP to CP, a record that a silent member alone holds must not turn up later. Every member of an AP configuration
+  that is not given up is heard, and every member of the active one.
+
+Everything here is arithmetic on what the caller knows of the members at that moment; nothing is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Sequence
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Generic, Protocol, TypeVar
+
+from trikv.core.configuration import Configuration, Member
+from trikv.core.tally import Verdict
+
+
+class Promise(StrEnum):
+    """What a mode gives when the network does not work: consistency, or availability."""
+
+    CP = "CP"  # linearizable; refuses what it cannot do truthfully
+    AP = "AP"  # always tries to answer; replicas converge later
+
+
+class Availability(Enum):
+    UP = "up"
+    DOUBTFUL = "doubtful"  # not heard yet, or not lately: it may answer
+    DOWN = "down"  # it is known that it will not
+
+
+class Voter(Protocol):
+    """A member, with what is known of it now."""
+
+    @property
+    def member(self) -> Member: ...
+
+    @property
+    def availability(self) -> Availability: ...
+
+    @property
+    def evictable(self) -> bool:
+        """Is it down for so long, or in such a way, that nothing waits for it any more?"""
+
+
+V = TypeVar("V", bound=Voter)
+
+
+@dataclass(frozen=True, slots=True)
+class Electorate(Generic[V]):
+    """One configuration of a history: its numbers, its mode's promise, and its members in their order."""
+
+    configuration: Configuration
+    promise: Promise
+    voters: Sequence[V]
+
+    @property
+    def is_ap(self) -> bool:
+        return self.promise is Promise.AP
+
+    def up(self) -> list[V]:
+        return [voter for voter in self.voters if voter.availability is Availability.UP]
+
+
+History = Sequence[Electorate[V]]
+
+
+def judge_write(active: Electorate[V]) -> Verdict:
+    """WON: as many are up as a write needs; PENDING: they may be, once it is clear who answers; LOST: they are not."""
+    need = active.configuration.copies
+    states = [voter.availability for voter in active.voters]
+    if states.count(Availability.UP) >= need:
+        return Verdict.WON
+    return Verdict.LOST if len(states) - states.count(Availability.DOWN) < need else Verdict.PENDING
+
+
+def can_read(active: Electorate[V], named: Collection[Member] | None) -> bool:
+    """Would those that are up answer a read? `named`: the members that the strategy reads, where it names them."""
+    up = active.up()
+    if active.is_ap:
+        return bool(up)
+    if named is not None:
+        return set(named) <= {voter.member for voter in up}
+    return len(up) >= max(active.configuration.recovery, active.configuration.copies)
+
+
+def count_to_find(electorate: Electorate[V]) -> int:
+    """How many of its members must answer, so that the newest committed record of a key is among their answers."""
+    if electorate.is_ap:
+        return max(1, sum(voter.availability is not Availability.DOWN for voter in electorate.voters))
+    return electorate.configuration.recovery
+
+
+def can_find(configuration: Configuration, promise: Promise, up: int) -> bool:
+    """Are `up` members of it enough to find every committed write? Asked before a partition is changed: under AP one
+    is enough, since what the others alone hold is waited for by other rules, or given up."""
+    return up >= (1 if promise is Promise.AP else configuration.recovery)
+
+
+def choose_to_list(history: History[V], named: Collection[Member] | None) -> list[V] | None:
+    """Members whose listings leave out no committed key; None if too few are up just now.
+
+    `named`: the members whose listing equals a read, where the strategy names them and the partition is settled.
+    """
+    active = history[-1]
+    if named is not None and len(history) == 1:
+        wanted = [voter for voter in active.voters if voter.member in named]
+        if all(voter.availability is Availability.UP for voter in wanted):
+            return wanted
+        if not active.is_ap:
+            return None
+    chosen: dict[Member, V] = {}
+    for electorate in history:
+        up = electorate.up()
+        need = max(1, len(up)) if electorate.is_ap else electorate.configuration.recovery
+        if electorate is active and not active.is_ap:
+            need = max(need, active.configuration.copies)
+        if len(up) < need:
+            return None
+        chosen.update({voter.member: voter for voter in up[:need]})
+    return list(chosen.values())
+
+
+def choose_to_settle(history: History[V], hung: Container[Member] = ()) -> list[V] | None:
+    """All members that are up; None while they are too few to find everything that was committed.
+
+    `hung`: members whose disk does not answer. They count as down.
+    """
+    active = history[-1]
+    becomes_cp = not active.is_ap and any(electorate.is_ap for electorate in history)
+    chosen: dict[Member, V] = {}
+    for electorate in history:
+        up = [voter for voter in electorate.up() if voter.member not in hung]
+        need = count_to_find(electorate)
+        if electorate is active:
+            need = len(active.voters) if becomes_cp else max(need, active.configuration.copies)
+        elif becomes_cp and electorate.is_ap:
+            need = max(need, sum(not voter.evictable for voter in electorate.voters))
+        if len(up) < need:
+            return None
+        chosen.update({voter.member: voter for voter in up})
+    return list(chosen.values())
+
+
+def are_enough_to_copy(history: History[V], heard: Collection[Member]) -> bool:
+    """May a record on which all members agree that were heard go to newcomers as it is, under its own version?
+
+    The history has two configurations; all members of the active one were heard, and of the one before it no more were
+    silent than can be spared. (Where W = n, one can: any other member holds the write as well.)
+    """
+    if len(history) != 2:
+        return False
+    former, active = history
+    configuration = former.configuration
+    silent = sum(member not in heard for member in configuration.members)
+    spare = (
+        1 if configuration.copies == len(configuration.members) else len(configuration.members) - configuration.copies
+    )
+    return silent <= spare and all(member in heard for member in active.configuration.members)
+
+
+def count_to_stop(active: Electorate[V]) -> int:
+    """How many other members must be up before one of a settled partition may be stopped on purpose.
+
+    Under CP as many as find every committed write, and two where there are so many: with one alone, the next failure
+    would stop the partition.
+    """
+    if active.is_ap:
+        return 1
+    return max(active.configuration.recovery, min(2, len(active.voters) - 1))

@@ -1,0 +1,157 @@
+"""The cluster's document as this master knows it: what is in force, its revision, and the one way to change it.
+
+One change at a time (`changing`), durable before it takes effect: the config store's compare-and-set first, then
+`install`, which makes the change effective in this process, then `changed`.
+
+*A change in doubt.* A change that fails may have been made all the same (`configstore.py`). It is written again until
+that is known, and nothing else is changed meanwhile; what was closed for it stays closed, and the rest is served as
+before, as while any change is being written. If it cannot be known, the master ends (`run` raises), and the next one
+reads what the store holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import trio
+
+from trikv.coordinator.partition import PartitionState
+from trikv.core.configuration import Cluster
+from trikv.core.errors import Refused, Unknown
+from trikv.master.configstore import CHANGE, ConfigConflict, ConfigStore, ConfigStoreError, NotChanged
+from trikv.net.signal import Signal
+
+DOUBT_S: Final = 60.0  # for a disk that comes back; what the change has nothing to do with is served meanwhile
+DOUBT_AGAIN_S: Final = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class Document:
+    """
+    Args:
+      name: this master's, unlike any other's: it marks its changes.
+      install: makes a document effective; told whether its new configurations are of this coordinator's making.
+    """
+
+    def __init__(
+        self, cluster: Cluster, revision: int, store: ConfigStore, name: str, install: Callable[[Cluster, bool], None]
+    ) -> None:
+        self.cluster = cluster
+        self.changing = trio.Lock()
+        self.changed = Signal()
+        self._revision = revision
+        self._store = store
+        self._name = name
+        self._install = install
+        self._error: Exception | None = None  # why there is no change any more
+        self._ended = trio.Event()
+
+    async def run(self) -> None:
+        """Wait for what ends this master.
+
+        Raises:
+          ConfigConflict: another master has taken over.
+          ConfigStoreError: it cannot be known whether a change was made.
+        """
+        await self._ended.wait()
+        assert self._error is not None
+        raise self._error
+
+    async def change(self, change: Callable[[Cluster], Cluster], *, made_here: bool = False) -> None:
+        """Make one change durable, then effective. The caller holds `changing`.
+
+        `made_here`: its new configurations are of this coordinator's making, so it knows what was stored under them.
+
+        Raises:
+          Refused: it was not made.
+          Unknown: nobody knows whether it was made; this master is about to end.
+        """
+        if self._error is not None:  # nothing may be built on what is in doubt, or on what another master has changed
+            raise Refused("stopping", "the master is about to end")
+        changed = change(self.cluster)
+        if changed == self.cluster:
+            return
+        try:
+            document = changed.to_document() | {CHANGE: f"{self._name}/{self._revision}"}
+        except ValueError as error:
+            raise Refused("conflict", f"no master could serve the cluster's document then: {error}") from error
+        try:
+            self._revision = await self._write(document)
+        except ConfigConflict as error:
+            self._end(error)
+            raise Refused("stopping", "another master has taken over") from error
+        except NotChanged as error:
+            raise Refused("unavailable", f"the master cannot write the cluster's document: {error}") from error
+        except ConfigStoreError as error:
+            self._end(error)
+            raise Unknown(str(error)) from error
+        self.install(changed, made_here=made_here)
+
+    def install(self, cluster: Cluster, *, made_here: bool = False) -> None:
+        """Make this document, which is durable, effective."""
+        self.cluster = cluster
+        self._install(cluster, made_here)
+        self.changed.notify()
+
+    async def note_settled(self, states: Sequence[PartitionState]) -> None:
+        """Note durably that their active configurations hold everything, as far as they are still in force."""
+
+        def change(cluster: Cluster) -> Cluster:
+            return cluster.with_partitions(
+                {
+                    state.index: cluster.partitions[state.index].as_settled()
+                    for state in states
+                    if state.is_current(cluster.term, cluster.partitions[state.index])
+                }
+            )
+
+        async with self.changing:
+            await self.change(change)
+
+    async def _write(self, document: dict[str, Any]) -> int:
+        """Make this the document, and know it; the new revision.
+
+        Raises:
+          ConfigConflict, NotChanged: it was not made.
+          ConfigStoreError: that cannot be known.
+        """
+        doubt: ConfigStoreError | None = None
+        until_s = trio.current_time() + DOUBT_S
+        while True:
+            with trio.CancelScope(shield=True):  # never stop between writing the document and installing it
+                try:
+                    return await self._store.compare_and_set(document, self._revision)
+                except ConfigConflict as conflict:
+                    if doubt is None:
+                        raise
+                    try:
+                        found, revision = await self._store.read()
+                    except ConfigStoreError as error:
+                        _log.warning("%s", error)
+                    else:
+                        if found is None or found.get(CHANGE) != document[CHANGE]:
+                            raise doubt from conflict  # it may have been made, and another one after it
+                        return revision
+                except NotChanged:
+                    if doubt is None:
+                        raise
+                except ConfigStoreError as error:
+                    if doubt is None:
+                        _log.error("a change of the cluster's document is in doubt: %s", error)
+                    doubt = ConfigStoreError(f"{error}; whether the change was made is read at the next start")
+            assert doubt is not None
+            if trio.current_time() >= until_s:
+                raise doubt
+            try:
+                await trio.sleep(DOUBT_AGAIN_S)
+            except trio.Cancelled:
+                self._end(doubt)  # also where only the caller was cancelled: the next change must not build on it
+                raise
+
+    def _end(self, error: Exception) -> None:
+        """Let `run` end with that error."""
+        self._error = self._error or error
+        self._ended.set()

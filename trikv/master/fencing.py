@@ -1,0 +1,75 @@
+"""Being fenced: what this master does about workers that know more than its document.
+
+A worker that knows of another master of this term, or of a higher one, makes this master take a term beyond it: the
+document was restored from a backup. Until a worker has said that it knows of none, it is sent nothing. A generation
+that the document does not know blocks that partition, since configurations may have existed that nobody remembers.
+
+What a worker names is believed up to `PROMISED_MAX` beyond what is known, so that one broken packet becomes no term or
+generation that nobody can go beyond.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from trikv.coordinator.coordinator import Coordinator
+from trikv.coordinator.partition import PartitionState
+from trikv.core.errors import Refused
+from trikv.core.record import PROMISED_MAX, generation_of, term_of
+from trikv.master.document import Document
+from trikv.master.membership import Membership
+from trikv.master.tasks import Tasks
+
+_log = logging.getLogger(__name__)
+
+
+class Fencing:
+    """Of one master."""
+
+    def __init__(self, document: Document, coordinator: Coordinator, membership: Membership, tasks: Tasks) -> None:
+        self._document = document
+        self._coordinator = coordinator
+        self._membership = membership
+        self._tasks = tasks
+
+    def note_stale(self, state: PartitionState, promised: int) -> None:
+        """A worker refused this state's epoch, since it has promised a newer one."""
+        current = self._coordinator.partitions[state.index]
+        known = current.partition.generation
+        if generation_of(promised) > known + PROMISED_MAX:
+            _log.error("a worker names generation %d of a partition: it is not believed", generation_of(promised))
+        elif current.is_blocked or generation_of(promised) > known:
+            was_blocked = current.is_blocked
+            current.block(
+                promised,
+                f"a worker has promised generation {generation_of(promised)} of partition {state.index}, and the "
+                f"cluster's document knows generation {known}: it is older than the cluster",
+            )
+            if current.is_blocked and not was_blocked:
+                _log.error("%s", current.blocked_because)
+        elif term_of(promised) > self._document.cluster.term:
+            self.note_rival(term_of(promised))
+
+    def note_rival(self, term: int) -> None:
+        """A worker knows a master of this term that is not this one: the document was restored from a backup."""
+        known = self._document.cluster.term
+        if term > known + PROMISED_MAX:
+            _log.error("a worker names term %d, far beyond %d: it is not believed", term, known)
+        elif term >= known:
+            self._tasks.start_soon(self._outbid, term)
+
+    async def _outbid(self, term: int) -> None:
+        async with self._document.changing:
+            known = self._document.cluster.term
+            if term >= known:
+                _log.warning("workers know a master of term %d, the document knew %d: going beyond", term, known)
+                # Stored: under that other term there may be records, so a newcomer must stay spare.
+                try:
+                    await self._document.change(
+                        lambda cluster: replace(cluster.with_term(term + 1), stored=cluster.formed)
+                    )
+                except Refused as error:
+                    _log.warning("that has to wait for the next heartbeat: %s", error.detail)
+                    return
+                self._membership.redial()

@@ -1,0 +1,58 @@
+"""The tasks of one master that outlive whoever began them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import trio
+
+from trikv.core.errors import Refused, Unknown
+
+T = TypeVar("T")
+
+
+class Tasks:
+    """They end with the nursery that `run` opens."""
+
+    def __init__(self) -> None:
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    def start_soon(self, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Have this done beside all else, for as long as this master serves; not at all before it does."""
+        if self._nursery is not None:
+            self._nursery.start_soon(run, *arguments)
+
+    async def run_detached(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run `operation` to its end, whatever becomes of the caller meanwhile.
+
+        A client that goes away cancels the task that waits for its answer; a write that has begun goes on.
+        """
+        results: list[T] = []
+        errors: list[Exception] = []
+        finished = trio.Event()
+
+        async def run() -> None:
+            try:
+                results.append(await operation())
+            except Exception as error:  # noqa: BLE001 it is raised where the caller waits
+                errors.append(error)
+            finally:
+                finished.set()
+
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+            raise Refused("stopping", "the master is shutting down")
+        self._nursery.start_soon(run)
+        await finished.wait()
+        if errors:
+            raise errors[0]
+        if not results:
+            raise Unknown("the master was stopped while this was under way")
+        return results[0]
