@@ -1,7 +1,7 @@
 """Asking several members at once, for what is not on the path of a request: listings, digests, discards, signs of life.
 
-One call each, and one task that sleeps until all have answered or the deadline has passed. Who decides with fewer than
-all answers has `replicas.py`, whose rounds know when they are won.
+One call each, and one task that sleeps until all have answered or the deadline has passed. If k of n answers suffice,
+use `Round` in `replicas.py`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ cannot be answered truthfully is refused.
 One write, in order: check the bounds; find the partition's state; wait, within the deadline, for members that are not
 yet known to be down; take the key's lock, shared; take a version; run the strategy. The strategy sends through
 `replicas.py`, which notes the record as pending before the first byte leaves. The whole of it runs inside one
-deadline, and a write whose deadline passes leaves its record pending: nothing is undone, since somebody may have
-seen it.
+deadline. A write whose deadline passes leaves its record pending: nothing is undone, since a client may have read it.
 
 Compare-and-set holds the lock alone: it first finishes what is pending, then reads, compares, and writes. A write
 while one of its workers is full does the same, to refuse a key that is not there yet before anything is sent.
@@ -58,7 +57,7 @@ _log = logging.getLogger(__name__)
 
 
 class WriteFailed(Exception):
-    """The own path did not commit the write; whether anything was sent is noted elsewhere."""
+    """The strategy did not commit the write. Whether bytes left is in `Attempt.sent`."""
 
 
 class Attempt:
@@ -93,10 +92,10 @@ class Coordinator:
         self._writing_bytes = 0
         self._scans = trio.CapacityLimiter(SCANS_MAX)
         self.outcomes = dict.fromkeys(Outcome, 0)
-        self.longest: set[Longest] = set()  # those who measure at this moment
+        self.longest: set[Longest] = set()  # those that are measuring now
         self._before_first_store = before_first_store
         self.doubt = Doubt()
-        # Set when an own write ends without a commit; whoever finishes such writes makes a new one.
+        # Set when a write ends without a commit; `healing/finish.py` then makes a new one.
         self.in_doubt = trio.Event()
         self.changed = Signal()  # something that an operation may be waiting for: a member's availability, a partition
 
@@ -290,7 +289,7 @@ class Coordinator:
             raise Refused("unanswered", f"the key was under repair, and that was not finished: {error}") from error
         return record
 
-    # --- the mode's own path ------------------------------------------------------------------------------------------
+    # --- the strategy's path ------------------------------------------------------------------------------------------
 
     async def own_write(
         self, state: PartitionState, key: bytes, record: Record, deadline_s: float, attempt: Attempt | None = None
@@ -312,7 +311,7 @@ class Coordinator:
             state.note_committed(key, record)
         except NotEnough as error:
             raise WriteFailed(str(error)) from error
-        except Exception as error:  # a strategy is anybody's code, and a client must still be told the truth
+        except Exception as error:  # a strategy is a stranger's code, and a client must still be told the truth
             _log.exception("strategy %s failed in write", state.strategy.name)
             raise WriteFailed(f"strategy {state.strategy.name} failed: {error!r}") from error
         finally:
@@ -335,7 +334,7 @@ class Coordinator:
             if exclusive:
                 return await self.repair(state, wanted, deadline_s)
             async with state.locks.exclusive(wanted):
-                # Somebody else may have repaired it meanwhile: look again.
+                # Another read may have repaired it meanwhile: look again.
                 return await self.own_read(state, wanted, deadline_s, exclusive=True)
 
         while True:

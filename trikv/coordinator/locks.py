@@ -1,8 +1,8 @@
 """A shared/exclusive lock for each key in use.
 
 Writes of a key share, since their versions order them; compare-and-set and repair exclude, since they decide on what
-they read. First come, first served: a stream of writes does not starve a repair. A key that nobody holds or waits for
-costs nothing; the lock of an uncontended key is one dictionary entry.
+they read. First come, first served: a stream of writes does not starve a repair. A key that is neither held nor waited
+for costs nothing; the lock of an uncontended key is one dictionary entry.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class KeyLocks:
         return _Holding(self, key, exclusive=False)
 
     def exclusive(self, key: bytes) -> _Holding:
-        """To be held by `async with`, and by nobody else meanwhile."""
+        """To be held by `async with`, alone."""
         return _Holding(self, key, exclusive=True)
 
     async def _acquire(self, key: bytes, *, exclusive: bool) -> None:
@@ -74,7 +74,7 @@ class KeyLocks:
 
         def abort(raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
             lock.queue.remove(entry)
-            # Whoever queued behind it may be able to go now.
+            # The next in the queue may be able to go now.
             self._admit(key, lock)
             return trio.lowlevel.Abort.SUCCEEDED
 

@@ -7,7 +7,7 @@ commit under the old epoch or end unknown; nothing of the old state leaks into t
 the partition gets another epoch. An unused configuration is one that this coordinator made itself and under which
 nothing was committed: the next one takes its place, and it is not kept in the history. It is closed before that, so
 that nothing is stored under it any more. A blocked partition is refused until an operator decides. Only the methods
-here move a state from one stage to the next; nobody outside assigns its fields.
+here move a state from one stage to the next, and no other module assigns its fields.
 
 `pending` holds, for each key, the newest record that was sent and is not known to be committed. A compare-and-set or a
 repair must finish it before it looks: such a record may still be on its way to the replica that is about to be read.
@@ -133,7 +133,9 @@ class PartitionState:
         self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
         self.stage = Stage.SETTLED if partition.settled else Stage.UNUSED if made_here else Stage.SETTLING
         self.untouched = True  # nothing was sent to its members to be stored, in this epoch
-        self._sent_keys: set[bytes] | None = None  # of which something was; kept only while tombstones are forgotten
+        self._sent_keys: set[bytes] | None = (
+            None  # keys of which something was sent; kept only while tombstones are forgotten
+        )
 
     @property
     def configuration(self) -> Configuration:
@@ -292,7 +294,7 @@ class PartitionState:
     def note_committed(self, key: bytes, record: Record) -> None:
         """
         Raises:
-          NotEnough: it is too late for that, and nobody may be told of it.
+          NotEnough: it is too late for that, and no client may be told of it.
         """
         self.anchor(key)
         pending = self.pending.get(key)
@@ -304,7 +306,7 @@ class PartitionState:
         """The active configuration holds what was ever committed of the key: from now on reads ask it alone.
 
         Raises:
-          NotEnough: it was replaced, in the belief that nobody has been told of anything in it.
+          NotEnough: it was replaced, since no client had been told of a commit in it.
         """
         self._check_open()
         self._take(Step.COMMIT)

@@ -94,7 +94,7 @@ async def copy_record(
 ) -> Record:
     """Bring the record of this version, as it is, from one member to others; the record.
 
-    Who calls it knows that nothing newer can have been committed, or promises convergence only.
+    The caller knows that nothing newer can have been committed, or the mode is AP.
 
     Raises:
       NotEnough: the source does not hold it any more, or one of the others has not stored it.

@@ -27,7 +27,7 @@ from trikv.core.record import Record
 from trikv.core.tally import Tally, Verdict
 
 LATE_S: Final = 0.1  # a replica that has not answered by then is late: another one is asked too
-BACKGROUND_S: Final = 10.0  # how long a store that nobody waits for may take
+BACKGROUND_S: Final = 10.0  # how long a store may take that no request waits for
 _OVERHEAD_BYTES: Final = 128
 
 
@@ -48,7 +48,7 @@ class Target(Protocol):
 
     @property
     def evictable(self) -> bool:
-        """Is it down for so long, or in such a way, that nobody waits for it any more?"""
+        """Is it down for so long, or in such a way, that nothing waits for it any more?"""
 
     @property
     def full(self) -> Full:
@@ -60,7 +60,7 @@ class Target(Protocol):
 
 
 class NotEnough(Exception):
-    """Too few replicas can still do what was asked of them; the message says who failed, and how."""
+    """Too few replicas can still do what was asked of them; the message says which failed, and how."""
 
 
 class Copies:
@@ -73,7 +73,7 @@ class Copies:
 
 
 def _ignore(target: Target, write: Write) -> None:
-    """Nobody keeps what this request's replicas miss."""
+    """What this request's replicas miss is not kept."""
 
 
 class Request:
@@ -284,7 +284,7 @@ class Round:
     def expect(
         self, target: Target, on_failure: Callable[[Target], None] = lambda target: None
     ) -> Callable[[int, list[Any]], None]:
-        """The `done` for one more call. It wakes the waiter when it decides, or when nobody is left to wait for."""
+        """The `done` for one more call. It wakes the waiter when it decides, or when no call is left to wait for."""
         self._asked += 1
 
         def done(fault: int, payload: list[Any]) -> None:

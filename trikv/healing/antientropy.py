@@ -1,8 +1,8 @@
-"""Anti-entropy: replicas that should hold the same are compared, and made to, without anybody reading the keys.
+"""Anti-entropy: replicas that should hold the same are compared by digest, and made the same.
 
-A replica that was away comes back with what it had; a copy that nobody waited for gets lost; the background copies of
-an async write die with the master that had them in hand. Reads mend what they find, and most keys are not read. So the
-replicas of every settled partition are compared: when one more of them is up, after a copy went missing that is not
+A replica that was away comes back with what it had; a copy that no request waited for gets lost; the background copies
+of an async write die with the master that had them in hand. Reads mend what they find, and most keys are not read. So
+the replicas of every settled partition are compared: when one more of them is up, after a copy went missing that is not
 kept for its replica (`hints.py`), in a new epoch, and every `PERIOD_S` in any case.
 
 They are compared by their digests, which costs one call to each worker for all of its partitions, with an answer of
@@ -17,7 +17,7 @@ which the listings disagree is looked at once more under its lock, and mended:
 - Anywhere else under CP it may be the remains of a write that a newer, hidden one has overtaken. Such a key is
   repaired as a read would repair it.
 
-Keys of which a write is in doubt are left to whoever finishes that write. `KEYS_TOGETHER` keys are mended at a time:
+A key with a write in doubt is left to `finish.py`. `KEYS_TOGETHER` keys are mended at a time:
 all of this is never more than a few further clients.
 
 Left out: what a disk corrupts behind the worker's back. Digests are kept as records come and go, not read from disk.
@@ -57,7 +57,8 @@ _log = logging.getLogger(__name__)
 
 
 class _Compared(NamedTuple):
-    """When a partition was last compared, in which epoch, and between whom; `ended`: and all that differed mended."""
+    """When a partition was last compared, in which epoch, between which members. `ended`: all that differed was
+    mended."""
 
     epoch: int
     when_s: float

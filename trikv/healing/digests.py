@@ -1,8 +1,8 @@
-"""Asking members for their partitions in brief: who holds the same, found out without listing a key.
+"""Asking members for digests of their partitions, to find out which hold the same without listing a key.
 
 One call to each member for all its partitions, answered between two of its batches, so that it tells of exactly what
 is durable there. Like any other request it fences. A member that does not answer in time, answers nonsense, or has
-promised a newer epoch is left out: whoever compares decides how many answers are enough.
+promised a newer epoch is left out: the caller decides how many answers are enough.
 
 What two members answer belongs to two moments. While writes are under way they differ for that reason alone, so a
 difference is a reason to look again; being equal is being equal, as far as the records go that both hold.
@@ -27,7 +27,7 @@ from trikv.core.session import PeerError
 async def ask_digests(
     plan: Mapping[Target, Sequence[PartitionState]], deadline_s: float
 ) -> dict[int, dict[Member, Summary]]:
-    """By partition and member: what each that answered holds of it. A partition that nobody answered is left out."""
+    """By partition and member: what each that answered holds of it. A partition without an answer is left out."""
     summaries: dict[int, dict[Member, Summary]] = defaultdict(dict)
     asked = [(target, {state.index: state for state in states}) for target, states in plan.items()]
 

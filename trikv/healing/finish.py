@@ -1,9 +1,9 @@
-"""Finishing writes in doubt, without anyone asking for their keys.
+"""Finishing writes in doubt, whether or not their keys are read.
 
-A write whose deadline passed is pending: it may be on some replicas, on its way to others, or nowhere. Nobody is told
-more of it, and it costs memory until it is known to be committed. Once so many of its replicas are up as a write
-needs, it is written again, same version, under its key's lock; what is kept for it ends with that. What is found to be
-held or waited for is left to whoever is at it.
+A write whose deadline passed is pending: it may be on some replicas, on its way to others, or nowhere. Its client hears
+no more of it, and it costs memory until it is known to be committed. Once so many of its replicas are up as a write
+needs, it is written again, same version, under its key's lock; what is kept for it ends with that. A key whose lock
+is held or waited for is left alone: an operation is at it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def _finish_pending(coordinator: Coordinator, state: PartitionState) -> No
         if sum(target.availability is Availability.UP for target in state.targets) < state.configuration.copies:
             return
         if state.locks.held(key):
-            continue  # somebody is at it; writes that are just under way are pending too
+            continue  # an operation is at it; writes that are just under way are pending too
         deadline_s = trio.current_time() + FINISH_TIMEOUT_S
         with trio.move_on_at(deadline_s) as scope:
             async with state.locks.exclusive(key):

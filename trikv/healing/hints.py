@@ -10,7 +10,7 @@ Is that safe where reads are linearizable? A hint is a message that is late, and
 noted as if it were, in this epoch, to this member in this life of it. The protocol bears such messages at any time,
 repeated or not. A replica takes only what is newer than what it has, so a hint never undoes a write or a repair that
 came after it, though it may bring what a client was told is unknown. At the partition's next generation its hints are
-dropped, and one that is just on its way is refused by whoever has promised the new epoch. Modes that store on all
+dropped, and one that is just on its way is refused by a member that has promised the new epoch. Modes that store on all
 members (W = n: sync, chain) get none: they rest on the order in which members store, which a late store breaks. And
 since each delivery is noted as a store, no tombstone of the key is forgotten meanwhile (`tombstones.py`).
 

@@ -1,10 +1,11 @@
 """Members whose process answers while their disk does not.
 
 A heartbeat tells that a process lives, and no more: behind a disk that hangs, whatever has to be durable first waits
-for ever. Nobody is declared down for it, since the disk may only be slow. But others should not wait for it either: who
-has not answered from its disk in time is asked for nothing that others can do as well (it joins no partition, and is
-not heard where enough others are), until it has answered such a question again. That is asked again and again, beside
-everything else; it queues behind what the disk has not done yet, so an answer means that this is done.
+for ever. Such a worker is not declared down, since the disk may only be slow. But others should not wait for it either:
+a member that has not answered from its disk in time is asked for nothing that others can do as well (it joins no
+partition, and is not heard where enough others are), until it has answered such a question again. That is asked again
+and again, beside everything else; it queues behind what the disk has not done yet, so an answer means that this is
+done.
 
 What must be asked of that very member is not asked of another instead: such a partition waits for it.
 """
@@ -60,7 +61,7 @@ class Hung:
             await trio.sleep(AGAIN_S)
 
     async def _ask(self) -> None:
-        # Who is not up any more is known as that, or comes back and shows then what it can do.
+        # A member that is not up any more is known as that, or comes back and shows then what it can do.
         over = {member for member, target in self._targets.items() if target.availability is not Availability.UP}
         questions = [
             Question(target, [member.incarnation, []]) for member, target in self._targets.items() if member not in over

@@ -2,7 +2,7 @@
 
 A partition whose configuration has changed has a history: the configurations under which something may have been
 committed that the active one does not hold yet. Reads repair key by key, as they come. This file does the same for the
-keys that nobody reads, and when all are done, shortens the history to one, durably: the partition is settled.
+keys that are not read, and when all are done, shortens the history to one, durably: the partition is settled.
 
 For each partition: list what R members of every configuration hold, and of the active one so many as a write is on
 (all, where that is all: a leftover on the one that reads ask must be found); the listing also fences them, so nothing
@@ -16,7 +16,7 @@ The first is by far the common case, and it is exact: it asks that the history h
 of the active one was heard, and that no more of the other were silent than can be spared. Where digests agree as well,
 the partition needs no listing at all.
 
-Nobody is held up by this: reads and writes go on, and a change of the configuration meanwhile ends the work on that
+Reads and writes go on meanwhile, and a change of the configuration ends the work on that
 partition, since its successor starts anew. What was done is not lost, it need not be done again. What is moved is
 throttled to a rate in bytes. `PARTITIONS_TOGETHER` partitions are listed in one go, `KEYS_TOGETHER` keys mended.
 """
@@ -159,7 +159,7 @@ class Settling:
         )
 
     def seconds_left(self, partitions: int) -> float | None:
-        """How long so many partitions will take, at the pace of the present stretch of work; None: nobody knows yet."""
+        """How long so many partitions will take, at the pace of the present stretch of work; None: not known yet."""
         if not partitions:
             return 0.0
         if self._began is None or self.progress.partitions == self._began[1].partitions:
@@ -191,7 +191,7 @@ class Settling:
     ) -> tuple[list[PartitionState], list[PartitionState]]:
         """The partitions of which all that are asked hold the same already, and the others.
 
-        One of which somebody did not answer is neither: without that one it is tried again, or waits for it. So a
+        A partition with a member that did not answer is neither: it is tried again without it, or waits for it. So a
         member that does not answer holds up nothing that it has no part in.
         """
         deadline_s = trio.current_time() + STEP_TIMEOUT_S
@@ -260,7 +260,7 @@ class Settling:
                 self.progress.keys_repaired += 1
                 copies = len(state.targets)
                 if record is not None and state.is_ap:
-                    # Committed is it on one of them, and those who had more copies of it are about to discard them.
+                    # Under AP it is committed on one of them, and members with more copies are about to discard them.
                     up = [target for target in state.targets if target.availability is Availability.UP]
                     await store_record(state, Write(key, record), up, deadline_s)
             else:
@@ -289,7 +289,7 @@ class Settling:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     async def _conclude(self, done: Sequence[PartitionState], heard: Mapping[PartitionState, Sequence[Target]]) -> None:
-        """Shorten their histories, durably; then let those who are in no configuration any more discard them."""
+        """Shorten their histories, durably; then have members that are in no configuration any more discard them."""
         for state in done:
             asked = {target.member for target in heard[state]}
             for electorate in state.history:

@@ -1,4 +1,4 @@
-"""Forgetting tombstones: once every replica knows that a key was deleted, nobody has to remember it.
+"""Forgetting tombstones: once every replica knows that a key was deleted, none has to remember it.
 
 A tombstone must outlive every older record of its key, wherever that may be: on a replica that is away, in a message
 that is late. It may go when nothing older is left that could come back:

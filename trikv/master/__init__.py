@@ -1,1 +1,1 @@
-"""The master's role: the cluster's document, who is in the cluster, which configuration each partition has."""
+"""The master's role: the cluster's document, its workers, and the configuration of each partition."""

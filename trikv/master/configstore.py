@@ -1,12 +1,13 @@
 """The config store: one durable document, changed by compare-and-set. All that a cluster must agree on is in there.
 
-The door is narrow (read, compare-and-set) so that several masters can later share etcd through it: whoever wins the
-conditional write was right, and nothing here elects anyone.
+The door is narrow (read, compare-and-set) so that several masters can later share etcd through it: the master that wins
+the conditional write was right, and nothing here elects anyone.
 
 *What a failure means.* A change ends in one of three ways: made, certainly not made (`ConfigConflict`, `NotChanged`),
 or in doubt (any other `ConfigStoreError`): an fsync that failed, an answer that was lost. What is in doubt may be found
-in the store later, so nobody may go on as if it had not happened. It becomes known by the same change, written again
-until the store says that it is made; each carries a name of its own (`CHANGE`), by which it is told from another's.
+in the store later, so the master must not go on as if it had not happened. It becomes known by the same change, written
+again until the store says that it is made; each carries a name of its own (`CHANGE`), by which it is told from
+another's.
 
 `SqliteConfigStore` keeps the document in one SQLite file. SQLite's write-ahead log with `synchronous=FULL` has each
 change on disk before the call returns; its exclusive locking keeps a second master out for as long as the first
@@ -64,7 +65,7 @@ class ConfigStore(ABC):
     async def compare_and_set(self, document: dict[str, Any], revision: int) -> int:
         """Make `document` the document if its revision is still `revision`; the new revision. On return it is durable.
 
-        A call that is cancelled has happened or not; nobody knows which before reading again.
+        A call that is cancelled has happened or not; only reading again tells which.
 
         Raises:
           ConfigConflict: it is not, and this call changed nothing. An earlier one, in doubt, may have.

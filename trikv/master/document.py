@@ -67,7 +67,7 @@ class Document:
 
         Raises:
           Refused: it was not made.
-          Unknown: nobody knows whether it was made; this master is about to end.
+          Unknown: it cannot be known whether it was made; this master is about to end.
         """
         if self._error is not None:  # nothing may be built on what is in doubt, or on what another master has changed
             raise Refused("stopping", "the master is about to end")

@@ -63,9 +63,9 @@ class Enlisting:
         self._tasks = tasks
         self._me = me
         self._named = list(named)
-        self._missing = set(named)  # of those named, the ones that nobody has answered for yet
+        self._missing = set(named)  # of those named, those from which no worker has answered yet
         self._again: set[str] = set()
-        self._links: set[Link] = set()  # over which somebody asks at this moment
+        self._links: set[Link] = set()  # over which a worker asks at this moment
         self._asked_over: dict[str, Link] = {}  # by worker, its own connection to us, over which it was last taken in
 
     def start(self) -> None:
@@ -125,7 +125,7 @@ class Enlisting:
         """Take the worker at `address` into the cluster, or note where it is now. Answers what the cluster knows of it.
 
         Raises:
-          Refused: nobody answers there, or it is no worker of this cluster, or it shares another's identity.
+          Refused: no answer comes from there, or it is no worker of this cluster, or it shares another's identity.
         """
         asked_for = address
         hello, vitals = await ask_who_is_there(self._doors, self._me(), address)

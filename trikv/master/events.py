@@ -1,7 +1,7 @@
-"""What happened in the cluster, for those who watch it: a bounded log that can be read from any point, and followed.
+"""What happened in the cluster: a bounded log that can be read from any point, and followed.
 
-    events.note("worker_down", worker="w-1")                 whoever makes it happen says so; costs one JSON encoding
-    async for event in events.subscribe(after="7-41"): ...   whoever watches reads what came after, then waits
+    events.note("worker_down", worker="w-1")                 the code that makes it happen says so; one JSON encoding
+    async for event in events.subscribe(after="7-41"): ...   a watcher reads what came after, then waits
 
 An event's id is `<term>-<number>`, the term of the master that noted it and a number that rises by one. A watcher that
 lost its connection comes back with the last id that it saw, and misses nothing, as long as this log still knows that
@@ -124,7 +124,7 @@ class EventLog:
         return None
 
     def _gap(self, reason: str, fields: dict[str, Any]) -> Event:
-        """Its id is the place after which the log goes on, so that whoever resumes there has no second gap."""
+        """Its id is the place after which the log goes on, so that a watcher that resumes there has no second gap."""
         return self._encode(self._before, GAP, {"reason": reason, **fields})
 
 

@@ -2,10 +2,11 @@
 
 A worker that knows of another master of this term, or of a higher one, makes this master take a term beyond it: the
 document was restored from a backup. Until a worker has said that it knows of none, it is sent nothing. A generation
-that the document does not know blocks that partition, since configurations may have existed that nobody remembers.
+that the document does not know blocks that partition, since there may have been configurations that the document does
+not know.
 
-What a worker names is believed up to `PROMISED_MAX` beyond what is known, so that one broken packet becomes no term or
-generation that nobody can go beyond.
+A worker is believed up to `PROMISED_MAX` beyond what is known, so that one broken packet cannot become a term or
+generation that no later one can exceed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Asking who listens at an address: a link that lives for one question.
+"""Asking which node listens at an address, over a link that lives for one question.
 
-The master enlists nobody on the strength of what was said about them: it dials the address and has the worker there
+The master enlists no worker on another node's word: it dials the address and has the worker there
 tell its id, its incarnation and its vitals.
 """
 
@@ -24,7 +24,7 @@ async def ask_who_is_there(doors: Doors, me: Hello, address: str) -> tuple[Hello
     """The worker at `address`, in its own words.
 
     Raises:
-      Refused: nobody answers there in time, or it is no worker, or it does not want to talk to us.
+      Refused: no answer comes from there in time, or it is no worker, or it does not want to talk to us.
     """
     vitals: Vitals | None = None
     answered = trio.Event()

@@ -186,7 +186,7 @@ class Master:
 
         Raises:
           StartError: the mode cannot work with so many replicas, or the cluster's mode is not installed.
-          ConfigConflict: somebody else is starting on this document.
+          ConfigConflict: another master is starting on this document.
         """
         document, revision = await store.read()
         if document is None:

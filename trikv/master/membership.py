@@ -5,7 +5,7 @@ vitals, which makes one question in two beats where nothing else is said. One ta
 arithmetic (suspect, down, evictable, steady) is `core/suspicion.py`; this file only supplies the time. It looks with
 every beat, so what it tells is as old as a beat at most.
 
-When this process was itself stopped for a while, nobody is blamed for not having been heard. Each `Watched` notices
+When this process was itself stopped for a while, no worker is blamed for its silence. Each `Watched` notices
 that by itself, from the beat that did not come, before it judges anything: whichever of its callbacks runs first.
 """
 
@@ -150,7 +150,7 @@ class Watched:
         return now
 
     def _forgive(self, now: float) -> None:
-        """Was this process stopped? Then nobody is blamed."""
+        """Was this process stopped? Then no worker is blamed for its silence."""
         if now - self._ticked_s > _STOPPED_S:
             self.suspicion.forgive(now - self._ticked_s)  # up to a beat too much, rather than too little
             self._ticked_s = self._forgiven_s = now

@@ -1,6 +1,6 @@
 """What operators ask of a running cluster: another mode, fewer workers, certainty.
 
-A wish is written into the document, durably, and the loop of `reconcile.py` fulfils it, whoever is master by then. One
+A wish is written into the document, durably, and the loop of `reconcile.py` fulfils it, also under the next master. One
 wish that moves data at a time: while it is being fulfilled, another is refused. What a wish would do can be had
 beforehand, as a plan.
 
@@ -246,7 +246,7 @@ class Operations:
         return {"worker": worker}
 
     async def plan_join(self) -> dict[str, Any]:
-        """What would move if everybody who is up had a share."""
+        """What would move if every worker that is up had a share."""
         health = {w: h._replace(steady=h.up) for w, h in self._reconciler.health().items()}
         plan = await self._describe_moves(self._document.cluster, health)
         return {"workers": sorted(plan["to"]), **plan}
@@ -333,7 +333,7 @@ class Operations:
         }
 
     async def _weigh(self, copies: int) -> int | None:
-        """What so many copies of partitions weigh, in bytes, as far as can be asked now; None: nobody answers."""
+        """What so many copies of partitions weigh, in bytes, as far as can be asked now; None: no worker answers."""
         up = {state: state.history[-1].up()[:1] for state in self._coordinator.partitions}
         plan = group_by_target(up)
         answers = await ask_digests(plan, trio.current_time() + WEIGHING_S)
@@ -390,7 +390,7 @@ class Operations:
         return told
 
     async def _answering(self, workers: Iterable[str]) -> set[str]:
-        """Those whose disks answer; a heartbeat only tells that the process does."""
+        """The workers whose disks answer; a heartbeat only tells that the process does."""
         answering: set[str] = set()
         members = [self._document.cluster.workers[worker].member for worker in workers]
         questions = [Question(self._membership.target(member), [member.incarnation, []]) for member in members]
@@ -403,7 +403,7 @@ class Operations:
         return answering
 
     def _rescued(self, state: PartitionState, up: Iterable[str], asked: Iterable[str]) -> Partition:
-        """The partition under what is left: whoever is up of each configuration must be asked, all of them; where the
+        """The partition under what is left: all members of each configuration that are up must be asked; where the
         document does not know all configurations, all workers that answer (`asked`)."""
         cluster = self._document.cluster
         history: list[Configuration] = []

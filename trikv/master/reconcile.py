@@ -1,10 +1,11 @@
 """Changing configurations: from what the planner wants to what is in force, without losing anything on the way.
 
-One loop compares the document with who is alive (`core/planning.py`) and carries out what follows, a step at a time:
+One loop compares the document with the workers that are up (`core/planning.py`) and carries out what follows, a step at
+a time:
 
-1. Those who join a partition discard what they hold of it, under the present epoch, and say so *before* anything else:
-   from then on they count only for what they are given. Under AP modes what they hold and nobody else is first offered
-   to the others. That they answer is their sign of life; who does not is avoided, and another joins instead.
+1. The members that join a partition discard what they hold of it, under the present epoch, and say so *before* anything
+   else: from then on they count only for what they are given. Under AP modes what only they hold is first offered to
+   the others. Their answer is their sign of life; a worker that does not answer is avoided, and another joins instead.
 2. The next generation and the longer history become durable, in one conditional write for many partitions, and are
    served at once. Operations under way finish under the old epoch: committed, or unknown.
 
@@ -124,7 +125,7 @@ class Reconciler:
 
     @property
     def at_rest(self) -> bool:
-        """Is nothing under way, nobody to be looked at, and nothing to be changed in things as they are now?"""
+        """Is nothing under way, no worker to be looked at, and nothing to be changed in things as they are now?"""
         is_known = not self._returned and not self._hung
         return is_known and not self.stepping.locked() and self._is_quiet(self.health())
 
@@ -143,7 +144,7 @@ class Reconciler:
             await self._let_go()
             return
         most_pressing = min(change.reason for change in due)
-        if most_pressing is Reason.MODE and self._is_anybody_awaited():
+        if most_pressing is Reason.MODE and self._is_any_awaited():
             # What they hold is offered under an AP mode only.
             states = self._coordinator.partitions
             due = [change for change in due if not states[change.partition].is_ap]
@@ -169,8 +170,8 @@ class Reconciler:
             with suppress(Refused):  # it holds something by now
                 await self._forget(worker)
 
-    def _is_anybody_awaited(self) -> bool:
-        """Who came up and was not looked at yet is waited for as long as somebody who is silent, and no longer."""
+    def _is_any_awaited(self) -> bool:
+        """Is a worker up that was not looked at yet? It is waited for as long as a silent one, and no longer."""
         oldest_s = trio.current_time() - self._membership.down_after_s
         return any(self._returned_s[worker] > oldest_s for worker in self._returned)
 
@@ -202,7 +203,7 @@ class Reconciler:
         """W of so many replicas; more than there are where the strategy does not know so few."""
         try:
             stated = self._registry.strategy(mode).copies(n)
-        except Exception as error:  # noqa: BLE001 a strategy is anybody's code
+        except Exception as error:  # noqa: BLE001 a strategy is a stranger's code
             _log.debug("mode %s cannot have %d replicas: %r", mode, n, error)
             return n + 1
         return stated if 1 <= stated <= n else n + 1
@@ -283,7 +284,7 @@ class Reconciler:
         return renewed
 
     def _tell_shares(self) -> None:
-        """Say who holds data now and did not before, and the other way round."""
+        """Tell which workers hold data now and did not before, and the other way round."""
         cluster = self._document.cluster
         if self._shares is not None and self._shares[0] is cluster:
             return
@@ -324,10 +325,10 @@ class Reconciler:
         )
 
     async def _with_life(self, due: Sequence[Change]) -> list[Change]:
-        """Step 1: the changes whose members all give a sign of life. Of those who join, their discard is one.
+        """Step 1: the changes whose members all give a sign of life. A joining member's discard is one.
 
-        One that has just lost its disk may still be thought to be up, and would be a member that nobody can ask. Who
-        is known to be down stays what it is.
+        A worker that has just lost its disk may still be thought to be up, and would be a member that cannot be asked.
+        A member that is known to be down stays what it is.
         """
         asked: dict[Member, Target] = {}
         for change in due:
@@ -385,7 +386,7 @@ class Reconciler:
         return len(await self._empty(target, leftover)) == len(leftover) and len(held) == len(foreign)
 
     async def _empty(self, target: Target, states: Sequence[PartitionState]) -> set[int]:
-        """Have a worker discard partitions of which it is no member; those of which it has said that it did."""
+        """Have a worker discard partitions of which it is no member; answers those that it said it has discarded."""
         ready = list(states)
         if ap := [state for state in states if state.strategy.promise is Promise.AP]:
             unready = await self._salvage(target, ap)

@@ -1,6 +1,6 @@
 """The cluster's state as JSON-ready values: what `GET /v1/cluster`, the page and `trikv status` show.
 
-Computed when somebody asks; nothing is kept up to date for it on the path of a request.
+Computed when it is asked for; nothing is kept up to date for it on the path of a request.
 """
 
 from __future__ import annotations

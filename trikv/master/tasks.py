@@ -1,4 +1,4 @@
-"""The tasks of one master that outlive whoever began them."""
+"""The tasks of one master that outlive the caller that began them."""
 
 from __future__ import annotations
 
