@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from inspect import currentframe
 from typing import Any
 
 import pytest
@@ -594,3 +595,41 @@ async def test_scans_wait_for_each_other_and_leave_room_for_puts(
         for node in cluster.workers:
             cluster.network.release(node.address)
     assert answered == ["committed"] * 20
+
+
+class NotesItsCallers(Strategy):
+    """Quorum, which writes down by which functions of trikv it was called."""
+
+    name = "notes-its-callers"
+    promise = Promise.CP
+
+    def __init__(self) -> None:
+        self.callers: list[str] = []
+
+    def copies(self, n: int) -> int:
+        return n // 2 + 1
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        frame = currentframe()
+        while frame is not None and frame.f_globals["__name__"] in (__name__, "trikv.coordinator.coordinator"):
+            self.callers.append(frame.f_code.co_name)
+            frame = frame.f_back
+        await replicas.store(write, need=replicas.majority)
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return await replicas.agree(key, await replicas.fetch(key, need=replicas.majority))
+
+
+async def test_a_put_crosses_four_frames_between_its_caller_and_the_strategy(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """The path of a put is read in one sitting, and each frame is paid for by every put."""
+    strategy = NotesItsCallers()
+    cluster = await InProcessCluster.start(nursery, mode=strategy.name, strategies=[strategy])
+
+    async def handler() -> None:
+        await cluster.coordinator.put(KEY, b"v")
+
+    await handler()
+    between = strategy.callers[1 : strategy.callers.index("handler")]
+    assert len(between) <= 4, between
