@@ -20,7 +20,7 @@ KEYS = [b"key-%02d" % number for number in range(30)]
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
     """Three workers, three replicas; nobody is given up while a test lasts."""
-    running = LocalCluster(workers=3, storage="rocksdb", directory=tmp_path / "mine", down_after_s=600.0, timeout_s=0.5)
+    running = LocalCluster(workers=3, storage="rocksdb", directory=tmp_path / "mine", down_after_s=600.0, timeout_s=3.0)
     with running, running.client() as client:
         for key in KEYS:
             client.put(key, b"value of " + key)
