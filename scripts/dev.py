@@ -79,7 +79,7 @@ def test(arguments: list[str]) -> int:
     find_fake_clock()
     os.chdir(ROOT)  # pytest finds its settings and the tests from there
     # On all cores; `-n 0` runs one test at a time, as a debugger needs it.
-    become([BIN / "python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", *arguments])
+    become([BIN / "python", "-m", "pytest", "-n", "auto", "--dist", "worksteal", *arguments])
 
 
 def lint(arguments: list[str]) -> int:

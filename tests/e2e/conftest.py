@@ -62,7 +62,7 @@ def quiet_cluster() -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources of this machine's standard library: some 600 files, its own tests left out, a few of more than 256 KiB."""
+    """The sources of this machine's standard library without its tests: some 600 files, a few beyond 256 KiB."""
     copy = tmp_path_factory.mktemp("library") / "sources"
 
     def unwanted(directory: str, names: list[str]) -> list[str]:

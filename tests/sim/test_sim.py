@@ -17,7 +17,7 @@ import pytest
 from trikv.testing.crew import HANG_S, Crew, Played, Task
 from trikv.testing.sim import CHANGING, SWITCHING, USUAL, Plan, Verdict
 
-SEEDS = int(os.environ.get("TRIKV_SIM_SEEDS", "60"))
+SEEDS = int(os.environ.get("TRIKV_SIM_SEEDS", "40"))
 
 
 MODES = ("sync", "async", "chain", "quorum")
