@@ -4,7 +4,7 @@ import itertools
 import re
 import xml.etree.ElementTree as ET
 
-from trikv.timeline import STYLE, Band, Call, Lane, Message, Role, Timeline, to_svg, to_text
+from trikv.timeline import STYLE, Band, ClientCall, Lane, Message, Role, Timeline, to_svg, to_text
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -22,9 +22,9 @@ INVERSION = Timeline(
         Message("w1", "master", 12.005, 12.009, "stored v2", is_answer=True),
     ),
     calls=(
-        Call("c1", 11.999, None, "put x = v2", "unknown"),
-        Call("c2", 12.1, 12.11, "get x", "v2", number=1),
-        Call("c2", 12.2, 12.21, "get x", "v1", number=2),
+        ClientCall("c1", 11.999, None, "put x = v2", "unknown"),
+        ClientCall("c2", 12.1, 12.11, "get x", "v2", number=1),
+        ClientCall("c2", 12.2, 12.21, "get x", "v1", number=2),
     ),
     bands=(Band(("master", "w2"), 11.5, 12.05, "one-way partition"), Band(("w3",), 12.15, None, "crash", is_down=True)),
     broken_s=12.21,
@@ -122,7 +122,7 @@ def test_what_strangers_write_stays_text() -> None:
     timeline = Timeline(
         lanes,
         (Message("master", "w1", 1.0, None, hostile),),
-        (Call(hostile, 0.5, 2.0, hostile, hostile, 1),),
+        (ClientCall(hostile, 0.5, 2.0, hostile, hostile, 1),),
         (Band(("w1",), 0.5, 1.0, hostile),),
     )
     svg = drawn(timeline)

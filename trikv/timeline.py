@@ -57,7 +57,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ClientCall:
     """What a client asked, and what it was told. `number` is that of the evidence which it is part of; 0: none."""
 
     lane: str
@@ -85,7 +85,7 @@ class Timeline:
 
     lanes: tuple[Lane, ...]
     messages: tuple[Message, ...] = ()
-    calls: tuple[Call, ...] = ()
+    calls: tuple[ClientCall, ...] = ()
     bands: tuple[Band, ...] = ()
     broken_s: float | None = None
 
@@ -93,7 +93,7 @@ class Timeline:
         """Every instant at which something begins or ends, in order."""
         found = {message.sent_s for message in self.messages}
         found |= {message.arrived_s for message in self.messages if message.arrived_s is not None}
-        spans: tuple[Call | Band, ...] = (*self.calls, *self.bands)
+        spans: tuple[ClientCall | Band, ...] = (*self.calls, *self.bands)
         for span in spans:
             found |= {time_s for time_s in (span.began_s, span.ended_s) if time_s is not None}
         if self.broken_s is not None:
@@ -316,7 +316,7 @@ def _message_labels(messages: Iterable[Message], xs: dict[str, float]) -> Iterat
         yield _Label(time_s, f"{near} {side}", offset, text, "end" if to_the_left else "start", x, style)
 
 
-def _draw_calls(calls: Sequence[Call], lanes: Sequence[Lane], paper: _Paper) -> Iterator[str]:
+def _draw_calls(calls: Sequence[ClientCall], lanes: Sequence[Lane], paper: _Paper) -> Iterator[str]:
     coordinator = next((lane.name for lane in lanes if lane.role is Role.COORDINATOR), None)
     for call in calls:
         x, top, bottom = paper.xs[call.lane], paper.y(call.began_s), paper.y(call.ended_s)
@@ -337,7 +337,7 @@ def _draw_calls(calls: Sequence[Call], lanes: Sequence[Lane], paper: _Paper) -> 
             yield _text(x - 20, top + 13, str(call.number), "badge", "middle")
 
 
-def _call_labels(calls: Iterable[Call], xs: dict[str, float]) -> Iterator[_Label]:
+def _call_labels(calls: Iterable[ClientCall], xs: dict[str, float]) -> Iterator[_Label]:
     for call in calls:
         x = xs[call.lane] + _CALL_HALF + 6
         style = "label call evidence" if call.number else "label call"

@@ -7,7 +7,7 @@ import pytest
 
 from trikv.testing.certify.shrink import shrink
 from trikv.testing.judge.history import Kind
-from trikv.testing.sim.plan import Fault, FaultKind, Plan, Request, Schedule
+from trikv.testing.sim.plan import FaultKind, Plan, Schedule, ScheduledFault, ScheduledRequest
 from trikv_quorum import Quorum
 
 Fails = Callable[[Schedule], bool]
@@ -32,14 +32,14 @@ def whole() -> Schedule:
     return Plan().draw(Quorum(), 3)
 
 
-def holds(schedule: Schedule, *pieces: Fault | Request) -> bool:
+def holds(schedule: Schedule, *pieces: ScheduledFault | ScheduledRequest) -> bool:
     """Are these still in it? Times may have moved."""
-    kept: list[Fault | Request] = [replace(fault, at_s=0.0) for fault in schedule.faults]
+    kept: list[ScheduledFault | ScheduledRequest] = [replace(fault, at_s=0.0) for fault in schedule.faults]
     kept += [replace(request, at_s=0.0) for request in schedule.requests]
     return all(replace(piece, at_s=0.0) in kept for piece in pieces)
 
 
-def some_fault(schedule: Schedule) -> Fault:
+def some_fault(schedule: Schedule) -> ScheduledFault:
     return next(fault for fault in schedule.faults if fault.kind is not FaultKind.PARTITION)
 
 
@@ -98,8 +98,8 @@ def test_what_never_fails_again_stays_as_it_is() -> None:
 def test_pauses_shrink_and_order_stays() -> None:
     schedule = replace(
         whole(),
-        faults=(Fault(50.0, FaultKind.CRASH, ("w1",), 1.0),),
-        requests=(Request(20.0, 0, Kind.PUT, "hot0"), Request(20.1, 1, Kind.GET, "hot0")),
+        faults=(ScheduledFault(50.0, FaultKind.CRASH, ("w1",), 1.0),),
+        requests=(ScheduledRequest(20.0, 0, Kind.PUT, "hot0"), ScheduledRequest(20.1, 1, Kind.GET, "hot0")),
     )
 
     def fails(candidate: Schedule) -> bool:
@@ -112,7 +112,7 @@ def test_pauses_shrink_and_order_stays() -> None:
 
 
 def test_workers_that_hold_nothing_go_with_what_befell_them() -> None:
-    fault = Fault(1.0, FaultKind.CRASH, ("w5",), 1.0)
+    fault = ScheduledFault(1.0, FaultKind.CRASH, ("w5",), 1.0)
     schedule = replace(whole(), faults=(fault,))
     shrunk = shrink(schedule, Player(lambda candidate: True).first_failing, failed_s=100.0).schedule
     assert (shrunk.workers, shrunk.faults) == (shrunk.replicas, ())

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from tests.helpers import partition_of
 from trikv.api import Answer, Write
 from trikv.coordinator.partition import PartitionState
-from trikv.coordinator.replicas import LATE_S, NotEnough, Request, Target
+from trikv.coordinator.replicas import LATE_S, NotEnough, ServedRequest, Target
 from trikv.core.calls import Full
 from trikv.core.errors import Fault
 from trikv.core.quorums import Availability
@@ -37,8 +37,8 @@ class Scene:
     def state(self) -> PartitionState:
         return self.cluster.coordinator.partitions[partition_of(KEY)]
 
-    def request(self, **more: Any) -> Request:
-        return Request(
+    def request(self, **more: Any) -> ServedRequest:
+        return ServedRequest(
             self.state.index,
             more.pop("epoch", self.state.epoch),
             more.pop("copies", 2),

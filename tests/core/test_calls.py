@@ -22,7 +22,7 @@ from trikv.core.calls import (
     Hop,
     List,
     Op,
-    Request,
+    RpcRequest,
     Store,
     Vitals,
     check_listed,
@@ -52,7 +52,7 @@ def wired(item: list[Any]) -> list[Any]:
     return arrived
 
 
-CALLS: list[tuple[Op, list[Any], Request]] = [
+CALLS: list[tuple[Op, list[Any], RpcRequest]] = [
     (Op.STORE, [5, EPOCH, "i", b"k", record_to_wire(RECORD), []], Store(5, EPOCH, "i", b"k", RECORD, [])),
     (
         Op.STORE,
@@ -75,7 +75,7 @@ CALLS: list[tuple[Op, list[Any], Request]] = [
 
 
 @pytest.mark.parametrize(("op", "arguments", "request_"), CALLS)
-def test_a_call_arrives_as_it_was_meant(op: Op, arguments: list[Any], request_: Request) -> None:
+def test_a_call_arrives_as_it_was_meant(op: Op, arguments: list[Any], request_: RpcRequest) -> None:
     assert parse(op, wired(arguments)) == request_
 
 
@@ -154,7 +154,7 @@ def test_no_arguments_raise_anything_but_a_peer_error(op: int, arguments: list[A
 
 @given(st.sampled_from(CALLS), st.data())
 def test_nor_does_a_call_with_one_thing_in_it_replaced(
-    call: tuple[Op, list[Any], Request], data: st.DataObject
+    call: tuple[Op, list[Any], RpcRequest], data: st.DataObject
 ) -> None:
     op, arguments, _ = call
     place = arguments = wired(arguments)

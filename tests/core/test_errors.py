@@ -2,13 +2,13 @@
 
 import pytest
 
-from trikv.core.errors import KINDS, Fault, Kind, Outcome, Refused, TrikvError, Unknown
+from trikv.core.errors import KINDS, ErrorKind, Fault, Outcome, Refused, TrikvError, Unknown
 
 ROWS = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
 @ROWS
-def test_status_and_exit_code_say_what_the_outcome_says(kind: Kind) -> None:
+def test_status_and_exit_code_say_what_the_outcome_says(kind: ErrorKind) -> None:
     match kind.outcome:
         case Outcome.COMMITTED:
             assert kind.code == "not_found"
@@ -22,14 +22,14 @@ def test_status_and_exit_code_say_what_the_outcome_says(kind: Kind) -> None:
 
 
 @ROWS
-def test_every_row_has_a_title_and_a_remedy_for_a_person(kind: Kind) -> None:
+def test_every_row_has_a_title_and_a_remedy_for_a_person(kind: ErrorKind) -> None:
     assert KINDS[kind.code] is kind
     assert not kind.title.endswith(".")
     assert kind.remedy.endswith(".")
 
 
 @ROWS
-def test_an_error_is_raised_as_what_its_row_promises(kind: Kind) -> None:
+def test_an_error_is_raised_as_what_its_row_promises(kind: ErrorKind) -> None:
     def refused() -> TrikvError:
         return Refused(kind.code, "because")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trikv.core.configuration import Cluster, Configuration, Member, Partition, WorkerEntry
 from trikv.core.placement import place
-from trikv.core.planning import Change, Health, Reason, can_settle, choose_workers, draw_table, plan
+from trikv.core.planning import ConfigurationChange, Health, Reason, can_settle, choose_workers, draw_table, plan
 from trikv.core.quorums import Promise
 
 UP = Health(up=True, evictable=False, steady=True)
@@ -45,7 +45,7 @@ def promise_of(mode: str) -> Promise:
     return Promise.AP if mode == "async" else Promise.CP
 
 
-def decide(cluster: Cluster, health: dict[str, Health], *, min_copies: int = 2) -> list[Change]:
+def decide(cluster: Cluster, health: dict[str, Health], *, min_copies: int = 2) -> list[ConfigurationChange]:
     wanted = draw_table(cluster, choose_workers(cluster, health))
     return plan(cluster, wanted, health, COPIES[cluster.mode], min_copies, promise_of)
 
@@ -54,7 +54,7 @@ def everyone(cluster: Cluster, **others: Health) -> dict[str, Health]:
     return dict.fromkeys(cluster.workers, UP) | others
 
 
-def carried_out(cluster: Cluster, changes: list[Change], *, settled: bool = True) -> Cluster:
+def carried_out(cluster: Cluster, changes: list[ConfigurationChange], *, settled: bool = True) -> Cluster:
     partitions = list(cluster.partitions)
     for change in changes:
         partitions[change.partition] = partitions[change.partition].changed_to(change.configuration)
@@ -139,7 +139,7 @@ def test_without_anybody_else_the_list_is_shorter() -> None:
 def test_while_somebody_is_avoided_the_cluster_comes_to_rest() -> None:
     cluster = a_cluster(7, partitions=64)
     health = everyone(cluster, w2=GONE)
-    rounds: list[list[Change]] = []
+    rounds: list[list[ConfigurationChange]] = []
     while not rounds or (rounds[-1] and len(rounds) < 4):
         wanted = draw_table(cluster, choose_workers(cluster, health), {"w1"})
         rounds.append(plan(cluster, wanted, health, COPIES["quorum"], 2, lambda mode: Promise.CP))

@@ -14,16 +14,16 @@ from trikv.core import frames
 from trikv.core.session import (
     GREETING_BYTES_MAX,
     PROTOCOL,
-    Answer,
     Answers,
     Call,
+    CallAnswer,
     Calls,
-    Event,
     Greeted,
     Hello,
     PeerError,
     Session,
-    State,
+    SessionEvent,
+    SessionState,
     TurnedAway,
 )
 
@@ -37,102 +37,102 @@ ANSWERS = frames.encode([2, [[7, 0, [1]], [8, 3, []]]])
 NONSENSE = frames.encode(["GET", "/"])
 
 
-def dialer(state: State) -> Session:
+def dialer(state: SessionState) -> Session:
     session = Session(DIALER, dialer=True)
-    if state is not State.START:
+    if state is not SessionState.START:
         session.greet()
-    if state is State.OPEN:
+    if state is SessionState.OPEN:
         hear(session, GREETING)
-    elif state is State.OVER:
+    elif state is SessionState.OVER:
         hear(session, REFUSAL)
     assert session.state is state
     return session
 
 
-def acceptor(state: State) -> Session:
+def acceptor(state: SessionState) -> Session:
     session = Session(ACCEPTOR, dialer=False)
-    if state is State.GREETING:
+    if state is SessionState.GREETING:
         hear(session, GREETING[:1])
-    elif state is not State.START:
+    elif state is not SessionState.START:
         hear(session, GREETING)
-    if state is State.OPEN:
+    if state is SessionState.OPEN:
         session.accept()
-    elif state is State.OVER:
+    elif state is SessionState.OVER:
         session.turn_away("no")
     assert session.state is state
     return session
 
 
-def hear(session: Session, data: bytes) -> list[Event]:
+def hear(session: Session, data: bytes) -> list[SessionEvent]:
     return list(session.receive(data))
 
 
-HEARD: list[tuple[Callable[[State], Session], State, bytes, State]] = [
-    (dialer, State.GREETING, GREETING, State.OPEN),
-    (dialer, State.GREETING, REFUSAL, State.OVER),
-    (dialer, State.OPEN, CALLS, State.OPEN),
-    (dialer, State.OPEN, ANSWERS, State.OPEN),
-    (acceptor, State.START, b"\0", State.GREETING),
-    (acceptor, State.START, GREETING, State.JUDGING),
-    (acceptor, State.GREETING, GREETING[1:], State.JUDGING),
-    (acceptor, State.OPEN, CALLS, State.OPEN),
-    (acceptor, State.OPEN, ANSWERS, State.OPEN),
+HEARD: list[tuple[Callable[[SessionState], Session], SessionState, bytes, SessionState]] = [
+    (dialer, SessionState.GREETING, GREETING, SessionState.OPEN),
+    (dialer, SessionState.GREETING, REFUSAL, SessionState.OVER),
+    (dialer, SessionState.OPEN, CALLS, SessionState.OPEN),
+    (dialer, SessionState.OPEN, ANSWERS, SessionState.OPEN),
+    (acceptor, SessionState.START, b"\0", SessionState.GREETING),
+    (acceptor, SessionState.START, GREETING, SessionState.JUDGING),
+    (acceptor, SessionState.GREETING, GREETING[1:], SessionState.JUDGING),
+    (acceptor, SessionState.OPEN, CALLS, SessionState.OPEN),
+    (acceptor, SessionState.OPEN, ANSWERS, SessionState.OPEN),
 ]
 
 
 @pytest.mark.parametrize(("side", "before", "data", "after"), HEARD)
 def test_what_is_heard_moves_the_session_on(
-    side: Callable[[State], Session], before: State, data: bytes, after: State
+    side: Callable[[SessionState], Session], before: SessionState, data: bytes, after: SessionState
 ) -> None:
     session = side(before)
     hear(session, data)
     assert session.state is after
 
 
-BROKEN: list[tuple[Callable[[State], Session], State, bytes]] = [
-    (dialer, State.START, GREETING),
-    (dialer, State.GREETING, CALLS),
-    (dialer, State.GREETING, NONSENSE),
-    (dialer, State.OPEN, GREETING),
-    (dialer, State.OPEN, REFUSAL),
-    (dialer, State.OVER, GREETING),
-    (acceptor, State.START, REFUSAL),
-    (acceptor, State.START, CALLS),
-    (acceptor, State.START, NONSENSE),
-    (acceptor, State.JUDGING, CALLS),
-    (acceptor, State.JUDGING, GREETING),
-    (acceptor, State.OPEN, GREETING),
-    (acceptor, State.OVER, CALLS),
+BROKEN: list[tuple[Callable[[SessionState], Session], SessionState, bytes]] = [
+    (dialer, SessionState.START, GREETING),
+    (dialer, SessionState.GREETING, CALLS),
+    (dialer, SessionState.GREETING, NONSENSE),
+    (dialer, SessionState.OPEN, GREETING),
+    (dialer, SessionState.OPEN, REFUSAL),
+    (dialer, SessionState.OVER, GREETING),
+    (acceptor, SessionState.START, REFUSAL),
+    (acceptor, SessionState.START, CALLS),
+    (acceptor, SessionState.START, NONSENSE),
+    (acceptor, SessionState.JUDGING, CALLS),
+    (acceptor, SessionState.JUDGING, GREETING),
+    (acceptor, SessionState.OPEN, GREETING),
+    (acceptor, SessionState.OVER, CALLS),
 ]
 
 
 @pytest.mark.parametrize(("side", "before", "data"), BROKEN)
 def test_a_peer_that_speaks_out_of_turn_ends_the_session(
-    side: Callable[[State], Session], before: State, data: bytes
+    side: Callable[[SessionState], Session], before: SessionState, data: bytes
 ) -> None:
     session = side(before)
     with pytest.raises(PeerError):
         hear(session, data)
-    assert session.state is State.OVER
+    assert session.state is SessionState.OVER
     with pytest.raises(PeerError):
         hear(session, CALLS)
 
 
-MISUSES: list[tuple[Callable[[State], Session], State, Callable[[Session], Any]]] = [
-    (dialer, State.GREETING, Session.greet),
-    (dialer, State.GREETING, Session.accept),
-    (dialer, State.GREETING, lambda session: session.calls([])),
-    (dialer, State.OVER, lambda session: session.answers([])),
-    (acceptor, State.START, Session.greet),
-    (acceptor, State.START, Session.accept),
-    (acceptor, State.JUDGING, lambda session: session.calls([])),
-    (acceptor, State.OPEN, lambda session: session.turn_away("too late")),
+MISUSES: list[tuple[Callable[[SessionState], Session], SessionState, Callable[[Session], Any]]] = [
+    (dialer, SessionState.GREETING, Session.greet),
+    (dialer, SessionState.GREETING, Session.accept),
+    (dialer, SessionState.GREETING, lambda session: session.calls([])),
+    (dialer, SessionState.OVER, lambda session: session.answers([])),
+    (acceptor, SessionState.START, Session.greet),
+    (acceptor, SessionState.START, Session.accept),
+    (acceptor, SessionState.JUDGING, lambda session: session.calls([])),
+    (acceptor, SessionState.OPEN, lambda session: session.turn_away("too late")),
 ]
 
 
 @pytest.mark.parametrize(("side", "state", "misuse"), MISUSES)
 def test_our_own_misuse_is_another_error(
-    side: Callable[[State], Session], state: State, misuse: Callable[[Session], Any]
+    side: Callable[[SessionState], Session], state: SessionState, misuse: Callable[[Session], Any]
 ) -> None:
     with pytest.raises(AssertionError):
         misuse(side(state))
@@ -145,11 +145,11 @@ def test_both_sides_learn_who_the_other_is() -> None:
     [frame] = ours.calls([[1, 50, 2, ["a"]], [2, 60, 5, []]])
     assert hear(theirs, frame) == [Calls([Call(1, 50, 2, ["a"]), Call(2, 60, 5, [])])]
     [frame] = theirs.answers([[2, 0, [7]], [1, 3, []]])
-    assert hear(ours, frame) == [Answers([Answer(2, 0, [7]), Answer(1, 3, [])])]
+    assert hear(ours, frame) == [Answers([CallAnswer(2, 0, [7]), CallAnswer(1, 3, [])])]
 
 
 def test_a_refusal_arrives_as_its_sentence() -> None:
-    ours, theirs = Session(DIALER, dialer=True), acceptor(State.JUDGING)
+    ours, theirs = Session(DIALER, dialer=True), acceptor(SessionState.JUDGING)
     ours.greet()
     assert hear(ours, theirs.turn_away("you belong to another cluster")) == [
         TurnedAway("you belong to another cluster")
@@ -157,13 +157,15 @@ def test_a_refusal_arrives_as_its_sentence() -> None:
 
 
 def test_the_longest_refusal_still_fits_a_greeting() -> None:
-    ours, theirs = Session(DIALER, dialer=True), acceptor(State.JUDGING)
+    ours, theirs = Session(DIALER, dialer=True), acceptor(SessionState.JUDGING)
     ours.greet()
     [turned_away] = hear(ours, theirs.turn_away("\U0001f6ab" * 5000))
     assert isinstance(turned_away, TurnedAway)
 
 
-@pytest.mark.parametrize("side", [dialer(State.GREETING), acceptor(State.START)], ids=["dialer", "acceptor"])
+@pytest.mark.parametrize(
+    "side", [dialer(SessionState.GREETING), acceptor(SessionState.START)], ids=["dialer", "acceptor"]
+)
 def test_another_version_is_named_with_a_remedy(side: Session) -> None:
     """Only the first two places of a greeting are fixed for ever; what follows may differ between versions."""
     with pytest.raises(PeerError, match=rf"version 7 .* version {PROTOCOL}; run the same trikv on every node"):
@@ -175,21 +177,26 @@ def test_another_version_is_named_with_a_remedy(side: Session) -> None:
 )
 def test_a_stranger_is_told_apart_from_a_bad_node(data: bytes) -> None:
     with pytest.raises(PeerError, match="first words are not trikv's"):
-        hear(acceptor(State.START), data)
+        hear(acceptor(SessionState.START), data)
 
 
 def test_before_the_greeting_little_is_kept_and_afterwards_much_is_taken() -> None:
     announced = (GREETING_BYTES_MAX + 1).to_bytes(4, "big")
     with pytest.raises(PeerError, match="at most 4096"):
-        hear(acceptor(State.START), announced)
-    assert hear(acceptor(State.OPEN), announced) == []
-    assert hear(dialer(State.OPEN), announced) == []
+        hear(acceptor(SessionState.START), announced)
+    assert hear(acceptor(SessionState.OPEN), announced) == []
+    assert hear(dialer(SessionState.OPEN), announced) == []
     with pytest.raises(PeerError, match=str(frames.FRAME_BYTES_MAX)):
-        hear(acceptor(State.OPEN), (frames.FRAME_BYTES_MAX + 1).to_bytes(4, "big"))
+        hear(acceptor(SessionState.OPEN), (frames.FRAME_BYTES_MAX + 1).to_bytes(4, "big"))
 
 
 SIDES = st.sampled_from(
-    [(dialer, State.GREETING), (dialer, State.OPEN), (acceptor, State.START), (acceptor, State.OPEN)]
+    [
+        (dialer, SessionState.GREETING),
+        (dialer, SessionState.OPEN),
+        (acceptor, SessionState.START),
+        (acceptor, SessionState.OPEN),
+    ]
 )
 LEAVES = st.none() | st.booleans() | st.integers(-(2**64), 2**64 - 1) | st.floats() | st.text() | st.binary()
 LISTS = st.recursive(st.lists(LEAVES, max_size=4), lambda inner: st.lists(LEAVES | inner, max_size=5), max_leaves=20)
@@ -198,7 +205,7 @@ NEARLY = st.tuples(st.sampled_from([1, 2, 3, True, "trikv", "trikv-refuses"]), L
 
 @given(SIDES, st.lists(st.binary(max_size=64), max_size=4))
 def test_no_bytes_raise_anything_but_a_peer_error(
-    side: tuple[Callable[[State], Session], State], pieces: list[bytes]
+    side: tuple[Callable[[SessionState], Session], SessionState], pieces: list[bytes]
 ) -> None:
     session = side[0](side[1])
     try:
@@ -206,19 +213,19 @@ def test_no_bytes_raise_anything_but_a_peer_error(
             hear(session, piece)
     except PeerError as error:
         assert str(error)  # noqa: PT017 raising is allowed, not demanded
-        assert session.state is State.OVER
+        assert session.state is SessionState.OVER
 
 
 @given(SIDES, st.lists(LISTS | NEARLY, max_size=3))
 def test_no_frame_raises_anything_but_a_peer_error(
-    side: tuple[Callable[[State], Session], State], items: list[list[Any]]
+    side: tuple[Callable[[SessionState], Session], SessionState], items: list[list[Any]]
 ) -> None:
     session = side[0](side[1])
     try:
         for item in items:
             hear(session, frames.encode(item))
     except PeerError:
-        assert session.state is State.OVER
+        assert session.state is SessionState.OVER
 
 
 @given(
@@ -226,9 +233,9 @@ def test_no_frame_raises_anything_but_a_peer_error(
     st.lists(st.integers(0, 2000)),
 )
 def test_where_the_bytes_are_cut_does_not_matter(rows: list[list[Any]], cuts: list[int]) -> None:
-    ours, theirs = dialer(State.OPEN), acceptor(State.OPEN)
+    ours, theirs = dialer(SessionState.OPEN), acceptor(SessionState.OPEN)
     data = b"".join(frame for calls in rows for frame in ours.calls(calls))
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     events = [event for start, end in pairwise(places) for event in hear(theirs, data[start:end])]
-    assert repr(events) == repr(hear(acceptor(State.OPEN), data))  # repr, since NaN is not itself
+    assert repr(events) == repr(hear(acceptor(SessionState.OPEN), data))  # repr, since NaN is not itself
     assert [len(event.calls) for event in events if isinstance(event, Calls)] == [len(calls) for calls in rows if calls]

@@ -9,8 +9,8 @@ from trikv.core.suspicion import (
     STEADY_AFTER_MOST_S,
     STEADY_AFTER_S,
     SUSPECT_FLOOR_S,
-    State,
     Suspicion,
+    WorkerState,
 )
 
 STORIES = {
@@ -88,8 +88,8 @@ def test_whatever_was_heard_it_is_not_suspect_too_soon_and_down_in_time(heard_s:
         suspicion.heartbeat(time_s)
     silent_s = now_s - max(heard_s)
     if silent_s < SUSPECT_FLOOR_S:
-        assert suspicion.state(now_s) is State.UP
-    assert (suspicion.state(now_s) is State.DOWN) == (silent_s >= DOWN_AFTER_S) == suspicion.evictable(now_s)
+        assert suspicion.state(now_s) is WorkerState.UP
+    assert (suspicion.state(now_s) is WorkerState.DOWN) == (silent_s >= DOWN_AFTER_S) == suspicion.evictable(now_s)
 
 
 def beating(every_s: float, beats: int, suspicion: Suspicion | None = None, *, from_s: float = 0.0) -> Suspicion:
@@ -103,8 +103,8 @@ def beating(every_s: float, beats: int, suspicion: Suspicion | None = None, *, f
 def test_one_that_beats_normally_is_suspect_soon_after_it_stops(every_s: float) -> None:
     suspicion = beating(every_s, 50)
     stopped_s = 49 * every_s
-    assert suspicion.state(stopped_s + 0.99) is State.UP
-    assert suspicion.state(stopped_s + 1.5) is State.SUSPECT
+    assert suspicion.state(stopped_s + 0.99) is WorkerState.UP
+    assert suspicion.state(stopped_s + 1.5) is WorkerState.SUSPECT
 
 
 def test_one_that_is_always_slow_is_not_suspected_at_each_beat() -> None:
@@ -112,10 +112,10 @@ def test_one_that_is_always_slow_is_not_suspected_at_each_beat() -> None:
     suspected = []
     for beat in range(1, 50):
         at_s = 24.5 + beat * 1.2
-        suspected.append(suspicion.state(at_s - 0.001) is not State.UP)
+        suspected.append(suspicion.state(at_s - 0.001) is not WorkerState.UP)
         suspicion.heartbeat(at_s)
     assert not any(suspected[4:])
-    assert suspicion.state(24.5 + 49 * 1.2 + 3) is State.SUSPECT  # but it is when it says nothing at all
+    assert suspicion.state(24.5 + 49 * 1.2 + 3) is WorkerState.SUSPECT  # but it is when it says nothing at all
 
 
 def test_what_was_slow_once_is_forgotten_and_one_long_pause_teaches_little() -> None:
@@ -129,7 +129,7 @@ def test_a_burst_of_answers_does_not_hide_how_slow_it_is() -> None:
     suspicion = Suspicion(0.0)
     for beat in range(50):
         beating(0.001, 100, suspicion, from_s=beat * 1.3)
-    assert suspicion.state(49 * 1.3 + 1.299) is State.UP
+    assert suspicion.state(49 * 1.3 + 1.299) is WorkerState.UP
 
 
 def test_thresholds_follow_how_soon_it_is_down() -> None:
@@ -142,7 +142,7 @@ def test_thresholds_follow_how_soon_it_is_down() -> None:
 def test_a_refused_dial_makes_it_down_at_once_and_evictable_only_after_the_silence() -> None:
     suspicion = beating(0.5, 10)
     suspicion.broken(4.6)
-    assert suspicion.state(4.7) is State.DOWN
+    assert suspicion.state(4.7) is WorkerState.DOWN
     assert not suspicion.evictable(4.5 + DOWN_AFTER_S - 0.1)
     assert suspicion.evictable(4.5 + DOWN_AFTER_S)
     assert suspicion.silent_s(6.5) == 2.0

@@ -4,18 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trikv.core.tally import Tally, Verdict
+from trikv.core.tally import Tally, TallyVerdict
 
 
-def naive(need: int, total: int, answers: list[bool]) -> Verdict:
+def naive(need: int, total: int, answers: list[bool]) -> TallyVerdict:
     """By trying every way in which the answers still outstanding can turn out; the first decision stands."""
     for so_far in (answers[:n] for n in range(len(answers) + 1)):
         outcomes = {so_far.count(True) + more >= need for more in range(total - len(so_far) + 1)}
         if outcomes == {True}:
-            return Verdict.WON
+            return TallyVerdict.WON
         if outcomes == {False}:
-            return Verdict.LOST
-    return Verdict.PENDING
+            return TallyVerdict.LOST
+    return TallyVerdict.PENDING
 
 
 @given(st.integers(0, 8), st.lists(st.booleans(), max_size=8), st.integers(0, 8))
@@ -31,21 +31,21 @@ def test_agrees_with_a_naive_count(need: int, answers: list[bool], silent: int) 
 
 def test_hopelessness_is_noticed_with_the_failure_that_makes_it() -> None:
     tally = Tally(need=2, total=3)
-    assert tally.fail() is Verdict.PENDING
-    assert tally.fail() is Verdict.LOST
+    assert tally.fail() is TallyVerdict.PENDING
+    assert tally.fail() is TallyVerdict.LOST
 
 
 def test_a_verdict_stays_while_laggards_are_counted() -> None:
     won = Tally(need=1, total=3)
-    assert [won.ack(), won.fail(), won.fail()] == [Verdict.WON] * 3
+    assert [won.ack(), won.fail(), won.fail()] == [TallyVerdict.WON] * 3
     lost = Tally(need=3, total=3)
-    assert [lost.fail(), lost.ack(), lost.ack()] == [Verdict.LOST] * 3
+    assert [lost.fail(), lost.ack(), lost.ack()] == [TallyVerdict.LOST] * 3
     assert (lost.acks, lost.failures) == (2, 1)
 
 
 def test_nothing_needed_is_won_and_too_much_needed_is_lost_before_any_answer() -> None:
-    assert Tally(need=0, total=0).verdict is Verdict.WON
-    assert Tally(need=3, total=2).verdict is Verdict.LOST
+    assert Tally(need=0, total=0).verdict is TallyVerdict.WON
+    assert Tally(need=3, total=2).verdict is TallyVerdict.LOST
 
 
 def test_an_answer_more_than_was_asked_for_is_our_own_mistake() -> None:

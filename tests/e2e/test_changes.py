@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.conftest import CLI_DEADLINE_S, Trikv
 from trikv.client import Client, TrikvError
 from trikv.core.errors import Outcome
-from trikv.testing.processes.cluster import LocalCluster, Node, wait_until
+from trikv.testing.processes.cluster import LocalCluster, NodeProcess, wait_until
 
 KEYS = [b"key-%02d" % number for number in range(30)]
 
@@ -69,7 +69,7 @@ def test_there_is_one_switch_at_a_time(cluster: LocalCluster, trikv: Trikv) -> N
         assert_nothing_lost(client)
 
 
-def states_of(client: Client, node: Node) -> list[str]:
+def states_of(client: Client, node: NodeProcess) -> list[str]:
     return [worker["state"] for worker in client.cluster()["workers"] if worker["id"] == node.id]
 
 
@@ -124,7 +124,7 @@ def test_a_worker_with_a_copied_data_directory_is_refused(cluster: LocalCluster,
         twin.stop()
 
 
-def worker_of(cluster: LocalCluster, data_dir: Path, log: Path) -> Node:
+def worker_of(cluster: LocalCluster, data_dir: Path, log: Path) -> NodeProcess:
     """One that is started by hand, to enlist with this cluster's master."""
     arguments = ["worker", "0", "--master", cluster.master.address, "--data-dir", str(data_dir)]
-    return Node("by hand", lambda node: arguments, log=log)
+    return NodeProcess("by hand", lambda node: arguments, log=log)

@@ -12,7 +12,7 @@ from tests.e2e.conftest import Trikv
 from trikv.client import TrikvError
 from trikv.core.errors import Outcome
 from trikv.testing.judge.expectations import Expectations
-from trikv.testing.processes.cluster import LocalCluster, Node, wait_until
+from trikv.testing.processes.cluster import LocalCluster, NodeProcess, wait_until
 
 REPLY_DEADLINE_S = 15.0  # for a peer that must hang up by itself
 
@@ -139,11 +139,11 @@ def test_slow_bytes_on_an_rpc_port_are_hung_up_on_and_hold_nobody_up(quiet_clust
             read_to_the_end(stranger)
 
 
-def nodes_of(cluster: LocalCluster) -> list[Node]:
+def nodes_of(cluster: LocalCluster) -> list[NodeProcess]:
     return [cluster.master, cluster.workers[0]]
 
 
-def dial(node: Node) -> socket.socket:
+def dial(node: NodeProcess) -> socket.socket:
     return socket.create_connection(("127.0.0.1", node.port), timeout=REPLY_DEADLINE_S)
 
 

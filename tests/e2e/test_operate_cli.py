@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.conftest import Trikv
 from trikv.client import Client
 from trikv.testing.processes.cluster import LocalCluster, wait_until
-from trikv.testing.processes.process import Node
+from trikv.testing.processes.process import NodeProcess
 
 KEYS = 20
 
@@ -185,7 +185,7 @@ def test_who_reaches_nobody_is_told_at_once(trikv: Trikv, free_port: int) -> Non
 
 def test_how_fast_it_heals_is_said_at_the_start(tmp_path: Path) -> None:
     flags = ["--down-after", "1.5", "--settle-rate", "2.5", "--min-copies", "1", "--http", "127.0.0.1:0"]
-    master = Node(
+    master = NodeProcess(
         "master", lambda node: ["master", "0", *flags, "--data-dir", str(tmp_path / "data")], log=tmp_path / "log"
     )
     try:

@@ -8,7 +8,7 @@ import pytest
 from tests.e2e.conftest import Trikv
 from trikv.client import TrikvError
 from trikv.core.errors import Outcome
-from trikv.testing.processes.cluster import LocalCluster, Node, wait_until
+from trikv.testing.processes.cluster import LocalCluster, NodeProcess, wait_until
 
 
 def test_workers_may_start_before_their_master(tmp_path: Path, free_port: int) -> None:
@@ -50,16 +50,16 @@ def test_a_master_that_starts_beside_its_workers_answers_late_rather_than_wrongl
 
 
 def test_a_master_enlists_the_workers_that_its_command_line_names(tmp_path: Path) -> None:
-    def worker_command(node: Node) -> list[str]:
+    def worker_command(node: NodeProcess) -> list[str]:
         return ["worker", str(node.port), "--master", "none", "--storage", "memory"]
 
-    def master_command(node: Node) -> list[str]:
+    def master_command(node: NodeProcess) -> list[str]:
         data = ["--data-dir", str(tmp_path / "master"), "--http", f"127.0.0.1:{node.http_port}"]
         return ["master", *data, str(node.port), *(worker.address for worker in cluster.workers)]
 
     cluster = LocalCluster(workers=0, directory=tmp_path)
-    cluster.master = Node("master", master_command, log=tmp_path / "master.log")
-    cluster.workers = [Node(f"worker-{i}", worker_command, log=tmp_path / f"worker-{i}.log") for i in range(3)]
+    cluster.master = NodeProcess("master", master_command, log=tmp_path / "master.log")
+    cluster.workers = [NodeProcess(f"worker-{i}", worker_command, log=tmp_path / f"worker-{i}.log") for i in range(3)]
     try:
         for node in cluster.workers:
             node.start()

@@ -8,13 +8,13 @@ import pytest
 
 from trikv.core.calls import Op
 from trikv.testing.fuzz import rpc_cases, web_cases
-from trikv.testing.fuzz.case import Case, Ending, Write
+from trikv.testing.fuzz.case import Case, Ending, FuzzWrite
 from trikv.testing.fuzz.drive import Heard
 from trikv.testing.fuzz.judge import LOG_BYTES_MAX, judge_found, judge_log, judge_web
-from trikv.testing.fuzz.rpc_cases import Peer
+from trikv.testing.fuzz.rpc_cases import FuzzedNode
 
-PEER = Peer("worker", "cluster", "w-1", "life", 7, 1 << 32)
-WRITE = Write("k", "value")
+PEER = FuzzedNode("worker", "cluster", "w-1", "life", 7, 1 << 32)
+WRITE = FuzzWrite("k", "value")
 PUT = Case("a put", (b"PUT /v1/kv/k HTTP/1.1\r\n\r\n",), plain=True, writes=(WRITE,))
 NO_CONTENT = b"HTTP/1.1 204 \r\n\r\n"
 PROBLEM = b'{"outcome": "unknown"}'

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trikv.core.errors import Outcome
 from trikv.core.record import Version
-from trikv.testing.judge.history import Finding, Kind, Operation, Recorder, Row, by_key, dump, load, merge
+from trikv.testing.judge.history import Finding, Kind, Operation, Recorder, ScannedRow, by_key, dump, load, merge
 
 Told = Callable[..., list[Operation]]
 
@@ -60,7 +60,7 @@ def test_a_scan_counts_as_a_get_of_every_key_in_its_page() -> None:
     for key in ("a1", "b1", "b2", "b3", "b4"):
         recorder.end(recorder.begin("c1", Kind.PUT, key, 0.0, value=key), 0.0, Outcome.COMMITTED)
     scan = recorder.begin("c2", Kind.SCAN, "b", 1.0, value="b1")  # after b1, the page ends with b3
-    recorder.end(scan, 2.0, Outcome.COMMITTED, rows=(Row("b2", "b2"), Row("b25", "?")), result="b3")
+    recorder.end(scan, 2.0, Outcome.COMMITTED, rows=(ScannedRow("b2", "b2"), ScannedRow("b25", "?")), result="b3")
     seen = {key: [op.result for op in ops if op.kind is Kind.GET] for key, ops in by_key(recorder.operations).items()}
     assert seen == {"a1": [], "b1": [], "b2": ["b2"], "b25": ["?"], "b3": [None], "b4": []}
 
@@ -90,7 +90,7 @@ _OPERATIONS = st.builds(
     code=st.none() | _TEXT,
     result=st.none() | _TEXT,
     stamp=_STAMPS,
-    rows=st.lists(st.builds(Row, _TEXT, _TEXT, _STAMPS), max_size=2).map(tuple),
+    rows=st.lists(st.builds(ScannedRow, _TEXT, _TEXT, _STAMPS), max_size=2).map(tuple),
 )
 
 

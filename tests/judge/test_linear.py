@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from trikv.core.errors import Outcome
 from trikv.testing.judge import search, zones
-from trikv.testing.judge.history import PRECONDITION_FAILED, Judgement, Kind, Operation, Recorder, Row
+from trikv.testing.judge.history import PRECONDITION_FAILED, Judgement, Kind, Operation, Recorder, ScannedRow
 from trikv.testing.judge.linear import check
 
 Told = Callable[..., list[Operation]]
@@ -364,7 +364,7 @@ def test_a_scan_that_misses_a_key_is_a_violation() -> None:
     for key in ("a", "b"):
         recorder.end(recorder.begin("c1", Kind.PUT, key, 0.0, value=key), 1.0, Outcome.COMMITTED)
     scan = recorder.begin("c2", Kind.SCAN, "", 2.0)
-    recorder.end(scan, 3.0, Outcome.COMMITTED, rows=(Row("a", "a"),))
+    recorder.end(scan, 3.0, Outcome.COMMITTED, rows=(ScannedRow("a", "a"),))
     assert [finding.key for finding in check(recorder.operations).findings] == ["b"]
 
 

@@ -8,12 +8,12 @@ from math import inf
 import pytest
 
 from tests.judge.conftest import Told
-from trikv.testing.judge.switched import Period, Switch, Verdict, find_periods, judge
+from trikv.testing.judge.switched import Period, Switch, SwitchedVerdict, find_periods, judge
 
 SWITCHES = [Switch(strong=False, began_s=10, ended_s=11), Switch(strong=True, began_s=18, ended_s=20)]
 
 
-def judged(told: Told, *lines: str) -> Verdict:
+def judged(told: Told, *lines: str) -> SwitchedVerdict:
     return judge(told(*lines), True, SWITCHES)
 
 

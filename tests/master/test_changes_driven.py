@@ -26,7 +26,7 @@ from tests.sim.mutants import BY_NAME
 from trikv.coordinator.partition import PartitionState, Stage
 from trikv.core.configuration import Configuration
 from trikv.core.errors import Outcome, TrikvError
-from trikv.core.planning import Change, Reason
+from trikv.core.planning import ConfigurationChange, Reason
 from trikv.core.quorums import Availability
 from trikv.core.record import Version, make_seq
 from trikv.healing import settle
@@ -62,7 +62,7 @@ class Driven:
         copies = self.cluster.registry.strategy(mode).copies(len(members))
         enlisted = [self.cluster.master.cluster.workers[node.worker.id].member for node in members]
         configuration = Configuration(tuple(enlisted), mode, copies)
-        await self.cluster.master.reconciler.carry_out([Change(INDEX, configuration, Reason.MOVE)])
+        await self.cluster.master.reconciler.carry_out([ConfigurationChange(INDEX, configuration, Reason.MOVE)])
 
     async def read(self) -> bytes | None:
         record = await self.cluster.coordinator.get(KEY)

@@ -8,8 +8,8 @@ import trio
 from trio.testing import MockClock
 
 from trikv.core.quorums import Availability
-from trikv.core.suspicion import STEADY_AFTER_S, SUSPECT_FLOOR_S, State
-from trikv.master.membership import Watched, beat_forever
+from trikv.core.suspicion import STEADY_AFTER_S, SUSPECT_FLOOR_S, WorkerState
+from trikv.master.membership import WatchedWorker, beat_forever
 from trikv.testing.inprocess import InProcessCluster, Node
 
 GRACE_S = 4.0
@@ -21,8 +21,8 @@ class Watch:
 
     cluster: InProcessCluster
     node: Node
-    watched: Watched = field(init=False)
-    states: list[tuple[State, State]] = field(default_factory=list)
+    watched: WatchedWorker = field(init=False)
+    states: list[tuple[WorkerState, WorkerState]] = field(default_factory=list)
     looks: list[tuple[Availability, bool, bool]] = field(default_factory=list)  # at each on_change
 
     @classmethod
@@ -31,7 +31,7 @@ class Watch:
         await cluster.until_all_up()
         watch = cls(cluster, cluster.workers[0])
         master = cluster.master
-        watched = watch.watched = Watched(
+        watched = watch.watched = WatchedWorker(
             master.cluster.workers[watch.node.worker.id],
             master.hello,
             cluster.doors,
@@ -60,7 +60,7 @@ async def test_an_idle_worker_is_heard_well_before_it_would_be_suspect(
             cluster.network.release(node.address)
         await trio.sleep(0.01)
         for watched in cluster.master.membership.watched.values():
-            assert watched.state is State.UP
+            assert watched.state is WorkerState.UP
             assert watched.last_heard_s is not None
             oldest_s = max(oldest_s, watched.last_heard_s)
     assert oldest_s < 0.7 * SUSPECT_FLOOR_S
@@ -74,16 +74,16 @@ async def test_a_silent_worker_is_suspect_then_down_and_up_again_when_it_is_hear
     node = cluster.workers[0]
     watched = cluster.master.membership.watched[node.worker.id]
 
-    def state() -> State:
+    def state() -> WorkerState:
         return watched.state
 
     cluster.network.hold(node.address)
     await trio.sleep(2.5)
-    assert state() is State.SUSPECT
+    assert state() is WorkerState.SUSPECT
     await trio.sleep(4)
-    assert state() is State.DOWN
+    assert state() is WorkerState.DOWN
     cluster.network.release(node.address)
-    await cluster.until(lambda: state() is State.UP)
+    await cluster.until(lambda: state() is WorkerState.UP)
     assert watched.peer.link is not None
 
 
@@ -102,10 +102,10 @@ async def test_each_change_of_state_is_told_and_whatever_the_planner_waits_for(
     await cluster.until(lambda: watched.steady)
     assert watch.looks[-1] == (Availability.UP, False, True)
     assert watch.states == [
-        (State.UNKNOWN, State.UP),
-        (State.UP, State.SUSPECT),
-        (State.SUSPECT, State.DOWN),
-        (State.DOWN, State.UP),
+        (WorkerState.UNKNOWN, WorkerState.UP),
+        (WorkerState.UP, WorkerState.SUSPECT),
+        (WorkerState.SUSPECT, WorkerState.DOWN),
+        (WorkerState.DOWN, WorkerState.UP),
     ]
 
 
@@ -166,7 +166,7 @@ async def test_when_the_master_itself_was_stopped_nobody_is_to_blame(
         await trio.sleep(5 + offset_s)
         autojump_clock.jump(600)
         assert not watched.evictable
-        assert watched.state is State.UP
+        assert watched.state is WorkerState.UP
     await trio.sleep(5)
     assert watch.states == []
     assert all(look == (Availability.UP, False, True) for look in watch.looks)

@@ -5,7 +5,7 @@ from functools import partial
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trikv.testing.processes.proxy import Direction, Link, serve_link
+from trikv.testing.processes.proxy import Direction, ProxyLink, serve_link
 
 
 async def echo(stream: trio.SocketStream) -> None:
@@ -16,14 +16,14 @@ async def echo(stream: trio.SocketStream) -> None:
         pass  # as some tests mean it to be
 
 
-async def start(nursery: trio.Nursery) -> Link:
+async def start(nursery: trio.Nursery) -> ProxyLink:
     [listener] = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
     port = listener.socket.getsockname()[1]
-    link: Link = await nursery.start(serve_link, lambda: f"127.0.0.1:{port}")
+    link: ProxyLink = await nursery.start(serve_link, lambda: f"127.0.0.1:{port}")
     return link
 
 
-async def dial(link: Link) -> trio.SocketStream:
+async def dial(link: ProxyLink) -> trio.SocketStream:
     host, _, port = link.address.partition(":")
     return await trio.open_tcp_stream(host, int(port))
 
@@ -102,6 +102,6 @@ async def test_a_dead_target_is_a_broken_connection(nursery: trio.Nursery) -> No
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     host, port = listener.socket.getsockname()
     await listener.aclose()
-    link: Link = await nursery.start(serve_link, lambda: f"{host}:{port}")
+    link: ProxyLink = await nursery.start(serve_link, lambda: f"{host}:{port}")
     async with await dial(link) as near:
         assert await is_broken(near)

@@ -31,7 +31,7 @@ from trikv.coordinator.replicas import NotEnough, Replicas, Target
 from trikv.core.calls import Hop, Store
 from trikv.core.configuration import Cluster, Configuration
 from trikv.core.errors import Fault, Refused, TrikvError
-from trikv.core.fence import Fence, Judgement
+from trikv.core.fence import EpochJudgement, Fence
 from trikv.core.lineage import Claim, Start, judge
 from trikv.core.record import MARK_BITS, term_of
 from trikv.core.session import Hello, PeerError
@@ -170,8 +170,8 @@ def ignore_incarnations() -> Iterator[None]:
 def forget_epochs() -> AbstractContextManager[None]:
     """No epoch is ever too old."""
 
-    def judge(self: Fence, partition: int, epoch: int) -> Judgement:
-        return Judgement.KNOWN
+    def judge(self: Fence, partition: int, epoch: int) -> EpochJudgement:
+        return EpochJudgement.KNOWN
 
     return replaced(Fence, "judge", judge)
 

@@ -22,7 +22,7 @@ from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.replicas import Target
 from trikv.core.calls import Op
 from trikv.core.configuration import Cluster, Member, Partition
-from trikv.core.planning import Change
+from trikv.core.planning import ConfigurationChange
 from trikv.core.quorums import Electorate, count_to_find
 from trikv.healing import settle
 from trikv.healing.settle import Settling
@@ -143,7 +143,7 @@ def discard_late() -> Iterator[None]:
     real = Reconciler.carry_out
     late_s = 0.1
 
-    async def carry_out(self: Reconciler, due: Sequence[Change]) -> None:
+    async def carry_out(self: Reconciler, due: Sequence[ConfigurationChange]) -> None:
         states = self._coordinator.partitions
         known = {
             c.partition: {m for past in states[c.partition].history for m in past.configuration.members} for c in due

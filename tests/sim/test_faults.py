@@ -11,10 +11,10 @@ from trikv.core.errors import Outcome
 from trikv.testing.judge.history import Kind
 from trikv.testing.sim import FaultKind, Schedule, Verdict, run_schedule
 from trikv.testing.sim.disk import ConfigDisk, Disk
-from trikv.testing.sim.plan import MASTER, Fault, Request
+from trikv.testing.sim.plan import MASTER, ScheduledFault, ScheduledRequest
 
 
-def one_put(*faults: Fault, at_s: float = 1.0) -> Schedule:
+def one_put(*faults: ScheduledFault, at_s: float = 1.0) -> Schedule:
     """Three workers, one key, one request, and these faults."""
     return Schedule(
         seed=1,
@@ -25,7 +25,7 @@ def one_put(*faults: Fault, at_s: float = 1.0) -> Schedule:
         latency_s=0.03,
         fsync_s=0.01,
         keys=("k",),
-        requests=(Request(at_s, 0, Kind.PUT, "k"),),
+        requests=(ScheduledRequest(at_s, 0, Kind.PUT, "k"),),
         faults=faults,
     )
 
@@ -35,7 +35,7 @@ def test_a_master_that_is_stopped_under_the_last_request_is_started_again(
     at_s: float, strategies: dict[str, Strategy]
 ) -> None:
     """The stop ends the request, the request's end is the end of all faults, and the master is still on its way out."""
-    run = run_schedule(strategies["quorum"], one_put(Fault(at_s, FaultKind.MASTER_STOP, (MASTER,), 60.0)))
+    run = run_schedule(strategies["quorum"], one_put(ScheduledFault(at_s, FaultKind.MASTER_STOP, (MASTER,), 60.0)))
     assert run.faults == {FaultKind.MASTER_STOP: 1}
     assert run.verdict is Verdict.HELD, run.findings
 
@@ -44,7 +44,7 @@ def test_a_master_that_is_stopped_under_the_last_request_is_started_again(
 def test_a_write_that_needs_a_hung_disk_is_unknown_and_the_process_lives(
     mode: str, strategies: dict[str, Strategy]
 ) -> None:
-    run = run_schedule(strategies[mode], one_put(Fault(0.9, FaultKind.HUNG_DISK, ("w2",), 20.0)), trace=True)
+    run = run_schedule(strategies[mode], one_put(ScheduledFault(0.9, FaultKind.HUNG_DISK, ("w2",), 20.0)), trace=True)
     assert run.faults == {FaultKind.HUNG_DISK: 1}
     assert run.history[0].outcome is Outcome.UNKNOWN
     assert not [event for event in run.trace if event.what == "down"]
@@ -52,7 +52,7 @@ def test_a_write_that_needs_a_hung_disk_is_unknown_and_the_process_lives(
 
 
 def test_two_of_three_commit_while_the_disk_of_the_third_hangs(strategies: dict[str, Strategy]) -> None:
-    run = run_schedule(strategies["quorum"], one_put(Fault(0.9, FaultKind.HUNG_DISK, ("w2",), 20.0)))
+    run = run_schedule(strategies["quorum"], one_put(ScheduledFault(0.9, FaultKind.HUNG_DISK, ("w2",), 20.0)))
     assert run.history[0].outcome is Outcome.COMMITTED
     assert run.verdict is Verdict.HELD, run.findings
 
@@ -62,8 +62,8 @@ def test_a_document_that_is_put_back_gives_a_term_twice(
     mode: str, strategies: dict[str, Strategy], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="trikv.master.fencing")
-    crash = Fault(0.5, FaultKind.MASTER_CRASH, (MASTER,), 0.1)
-    put_back = Fault(1.5, FaultKind.OLD_DOCUMENT, (MASTER,), 0.2)
+    crash = ScheduledFault(0.5, FaultKind.MASTER_CRASH, (MASTER,), 0.1)
+    put_back = ScheduledFault(1.5, FaultKind.OLD_DOCUMENT, (MASTER,), 0.2)
     run = run_schedule(strategies[mode], one_put(crash, put_back, at_s=3.0))
     assert run.verdict is Verdict.HELD, run.findings
     assert run.history[0].outcome is Outcome.COMMITTED

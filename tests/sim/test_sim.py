@@ -14,7 +14,7 @@ from itertools import permutations
 
 import pytest
 
-from trikv.testing.certify.pool import HANG_S, Played, ProcessPool, Task
+from trikv.testing.certify.pool import HANG_S, PlayedTask, ProcessPool, Task
 from trikv.testing.sim import CHANGING, SWITCHING, USUAL, Plan, Verdict
 
 SEEDS = int(os.environ.get("TRIKV_SIM_SEEDS", "40"))
@@ -44,10 +44,10 @@ def play(mode: str, plan: Plan, seeds: int) -> None:
     assert not broken, f"{len(broken)} of {seeds} seeds:\n" + "\n".join(broken)
 
 
-def held(played: Played) -> bool:
+def held(played: PlayedTask) -> bool:
     return played.run is not None and played.run.verdict is Verdict.HELD and not played.misconduct
 
 
-def told(played: Played) -> str:
+def told(played: PlayedTask) -> str:
     findings = [] if played.run is None else [*played.run.findings, *played.run.undecided]
     return "\n  ".join([f"seed {played.task.seed}: {played.misconduct or ''}", *map(str, findings)])

@@ -37,11 +37,11 @@ BATCH_FILES: Final = 64
 BATCH_BYTES: Final = 1024 * 1024
 LOAD_REQUESTS: Final = 4
 
-Progress = Callable[[int, int], None]  # (files dealt with, files in all; 0 where it is not known)
+BulkProgress = Callable[[int, int], None]  # (files dealt with, files in all; 0 where it is not known)
 
 
 @dataclass
-class Report:
+class BulkReport:
     """What became of each file; the lists have (name, reason)."""
 
     done: int = 0
@@ -67,7 +67,7 @@ class Report:
         (self.unknown if error.kind.outcome is Outcome.UNKNOWN else self.refused).append((name, error.detail))
 
 
-def load(client: Client, directory: Path, prefix: bytes, progress: Progress) -> Report:
+def load(client: Client, directory: Path, prefix: bytes, progress: BulkProgress) -> BulkReport:
     """Store every regular file under `directory`.
 
     Raises:
@@ -75,7 +75,7 @@ def load(client: Client, directory: Path, prefix: bytes, progress: Progress) -> 
     """
     if not directory.is_dir():
         raise NotADirectoryError(f"{directory} is not a directory")
-    report = Report()
+    report = BulkReport()
     batches = list(_batches(directory, prefix, report))
     total = sum(len(batch) for batch in batches)
     dealt_with = 0
@@ -104,7 +104,7 @@ def load(client: Client, directory: Path, prefix: bytes, progress: Progress) -> 
     return report
 
 
-def _batches(directory: Path, prefix: bytes, report: Report) -> Iterator[list[tuple[Path, bytes]]]:
+def _batches(directory: Path, prefix: bytes, report: BulkReport) -> Iterator[list[tuple[Path, bytes]]]:
     """The files to store with their keys, in groups for one request each; the others are reported."""
     batch: list[tuple[Path, bytes]] = []
     batch_bytes = 0
@@ -126,7 +126,7 @@ def _batches(directory: Path, prefix: bytes, report: Report) -> Iterator[list[tu
         yield batch
 
 
-def _regular_files(directory: Path, report: Report) -> Iterator[tuple[Path, int]]:
+def _regular_files(directory: Path, report: BulkReport) -> Iterator[tuple[Path, int]]:
     """Every regular file with its size, in the order of its path. What else there is, but for directories, is reported.
 
     A directory that may be listed and not entered has names, and nothing to be known of them.
@@ -193,7 +193,7 @@ def _send(client: Client, batch: list[tuple[Path, bytes]]) -> list[tuple[Path, i
     return results + list(zip(paths, sizes, answers, strict=True))
 
 
-def dump(client: Client, directory: Path, prefix: bytes, progress: Progress) -> Report:
+def dump(client: Client, directory: Path, prefix: bytes, progress: BulkProgress) -> BulkReport:
     """Write every key that starts with `prefix` to a file called by the rest of the key.
 
     Raises:
@@ -201,7 +201,7 @@ def dump(client: Client, directory: Path, prefix: bytes, progress: Progress) -> 
       TrikvError: a page of keys could not be had; the files of the pages before it are written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    report = Report()
+    report = BulkReport()
     root = os.open(directory, _DIRECTORY)  # it may be a link itself: its user named it
     try:
         for entry in client.scan(prefix):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from trikv.testing.certify.certificate import Certificate, Progress
+    from trikv.testing.certify.certificate import Certificate, CertifyProgress
 
 
 @click.command()
@@ -51,7 +51,7 @@ def certify(
         raise click.UsageError(f"--html: there is no directory {html.parent}")
     chosen = range(first, first + (SEEDS if seeds is None else seeds)) if replay is None else range(replay, replay + 1)
 
-    def work(progress: Progress) -> Certificate:
+    def work(progress: CertifyProgress) -> Certificate:
         return put_to_the_test(strategy, seeds=chosen, jobs=min(jobs, len(chosen)), progress=progress)
 
     try:
@@ -67,7 +67,7 @@ def certify(
     click.get_current_context().exit(0 if certificate.is_kept else 1)
 
 
-def _with_progress(work: Callable[[Progress], Certificate]) -> Certificate:
+def _with_progress(work: Callable[[CertifyProgress], Certificate]) -> Certificate:
     """Do the work behind a progress bar, where a person sees stderr."""
     if not sys.stderr.isatty():
         return work(lambda stage, done, total: None)
@@ -75,9 +75,9 @@ def _with_progress(work: Callable[[Progress], Certificate]) -> Certificate:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    from trikv.testing.certify.certificate import Stage
+    from trikv.testing.certify.certificate import CertifyStage
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks = {stage: bar.add_task(stage.value, total=None, visible=False) for stage in Stage}
+        tasks = {stage: bar.add_task(stage.value, total=None, visible=False) for stage in CertifyStage}
         return work(lambda stage, done, total: bar.update(tasks[stage], completed=done, total=total, visible=True))

@@ -31,7 +31,7 @@ from trikv.cli.show import WORKER_COLUMNS, mode_of, readable_key, summary_rows, 
 from trikv.client import Client
 from trikv.core.errors import Outcome, TrikvError
 from trikv.testing.judge.expectations import Expectations, Reads
-from trikv.testing.processes.cluster import LocalCluster, Node, NodeFailed, wait_until
+from trikv.testing.processes.cluster import LocalCluster, NodeFailed, NodeProcess, wait_until
 
 MASTER_PORT: Final = 8000
 FIRST_WORKER_PORT: Final = 8001
@@ -227,11 +227,11 @@ def _reading(client: Client, key: bytes) -> str:
     return f"{readable_key(key)} reads {found.value.decode()!r}" if found else f"{readable_key(key)} is absent"
 
 
-def _state_of(client: Client, node: Node) -> str:
+def _state_of(client: Client, node: NodeProcess) -> str:
     return str(next(w["state"] for w in client.cluster()["workers"] if w["id"] == node.id))
 
 
-def _describe(node: Node, state: dict[str, Any]) -> str:
+def _describe(node: NodeProcess, state: dict[str, Any]) -> str:
     worker = next(w for w in state["workers"] if w["id"] == node.id)
     total = state["partitions"]["total"]
     return f"{node.name} ({node.id}, pid {node.pid}), which holds {worker['copies']} of {total} partitions"

@@ -42,7 +42,7 @@ from trikv.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from trikv.cli.bulk import Progress, Report
+    from trikv.cli.bulk import BulkProgress, BulkReport
 
 _SHELLS: Final = ("bash", "zsh", "fish")
 
@@ -346,7 +346,7 @@ def dump(directory: Path, prefix: str, url: str, timeout_s: float | None, as_jso
     _print_report(report, "written", as_json)
 
 
-def _with_progress(work: Callable[[Progress], Report]) -> Report:
+def _with_progress(work: Callable[[BulkProgress], BulkReport]) -> BulkReport:
     """Do the work behind a progress bar, where a person sees stderr."""
     if not sys.stderr.isatty():
         return work(lambda done, total: None)
@@ -358,7 +358,7 @@ def _with_progress(work: Callable[[Progress], Report]) -> Report:
         return work(lambda done, total: bar.update(task, completed=done, total=total or None))
 
 
-def _print_report(report: Report, done: str, as_json: bool) -> None:
+def _print_report(report: BulkReport, done: str, as_json: bool) -> None:
     """Every file that did not go through is named; then the counts, and the exit code of the worst of it."""
     from trikv.cli.show import readable_key
 

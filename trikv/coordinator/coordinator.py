@@ -39,7 +39,7 @@ from trikv.core.quorums import Availability, judge_write
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
 from trikv.core.ring import partition_of
 from trikv.core.session import PeerError
-from trikv.core.tally import Verdict
+from trikv.core.tally import TallyVerdict
 from trikv.net.link import QUEUE_BYTES_MAX
 from trikv.net.signal import Signal
 
@@ -406,9 +406,9 @@ class Coordinator:
         while True:
             state = self._state_of(key)
             verdict = judge_write(state.history[-1])
-            if verdict is Verdict.WON and state.stage is not Stage.CLOSED:
+            if verdict is TallyVerdict.WON and state.stage is not Stage.CLOSED:
                 return state
-            if verdict is Verdict.LOST:
+            if verdict is TallyVerdict.LOST:
                 down = [t.member.worker for t in state.targets if t.availability is Availability.DOWN]
                 raise Refused(
                     "unavailable",

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 from trikv.api import Strategy, Write
 from trikv.coordinator.locks import KeyLocks
-from trikv.coordinator.replicas import Copies, NotEnough, Replicas, Request, Target
+from trikv.coordinator.replicas import Copies, NotEnough, Replicas, ServedRequest, Target
 from trikv.core import quorums
 from trikv.core.configuration import Configuration, Member, Partition
 from trikv.core.quorums import Electorate
@@ -198,13 +198,13 @@ class PartitionState:
         tracked: bool = False,
         repair: Callable[[bytes], Awaitable[Record | None]] | None = None,
         listed: dict[str, Record | None] | None = None,
-    ) -> Request:
+    ) -> ServedRequest:
         """A request to members of this partition in this epoch; to all active ones, unless `targets` names others.
 
         `tracked`: its copies are a client's, so those under way are counted, and those that are missed are reported.
-        `on_send` and the rest: see `Request`.
+        `on_send` and the rest: see `ServedRequest`.
         """
-        return Request(
+        return ServedRequest(
             self.index,
             self.epoch,
             self.configuration.copies,

@@ -21,7 +21,7 @@ from trikv.core.configuration import Member
 from trikv.core.errors import Fault
 from trikv.core.quorums import Availability, count_to_find
 from trikv.core.record import Record, Version, newest
-from trikv.core.tally import Tally, Verdict
+from trikv.core.tally import Tally, TallyVerdict
 
 
 async def fetch_history(
@@ -76,9 +76,9 @@ async def fetch_history(
             target.call(Op.FETCH, arguments, deadline_s, done, 128 + len(key))
     while True:
         verdicts = {tally.verdict for _, tally in tallies}
-        if Verdict.LOST in verdicts:
+        if TallyVerdict.LOST in verdicts:
             raise NotEnough("; ".join(faults))
-        if verdicts == {Verdict.WON}:
+        if verdicts == {TallyVerdict.WON}:
             return newest([fetched_from_wire(payload, state.epoch) for payload in answers])
         await wake.wait()
         wake = trio.Event()

@@ -24,7 +24,7 @@ from trikv.core.configuration import Member
 from trikv.core.errors import Fault
 from trikv.core.quorums import Availability
 from trikv.core.record import Record
-from trikv.core.tally import Tally, Verdict
+from trikv.core.tally import Tally, TallyVerdict
 
 LATE_S: Final = 0.1  # a replica that has not answered by then is late: another one is asked too
 BACKGROUND_S: Final = 10.0  # how long a store may take that no request waits for
@@ -76,7 +76,7 @@ def _ignore(target: Target, write: Write) -> None:
     """What this request's replicas miss is not kept."""
 
 
-class Request:
+class ServedRequest:
     """What the views of one request share."""
 
     __slots__ = (
@@ -122,7 +122,7 @@ class Replicas:
 
     __slots__ = ("_request", "_targets")
 
-    def __init__(self, request: Request, targets: Sequence[Target]) -> None:
+    def __init__(self, request: ServedRequest, targets: Sequence[Target]) -> None:
         self._request = request
         self._targets = targets
 
@@ -298,7 +298,7 @@ class Round:
                 self._faults.append(f"{target.member.worker}: {describe_fault(fault)}")
                 on_failure(target)
                 verdict = tally.fail()
-            if verdict is not Verdict.PENDING or fault != Fault.OK:
+            if verdict is not TallyVerdict.PENDING or fault != Fault.OK:
                 self._wake.set()
 
         return done
@@ -314,15 +314,15 @@ class Round:
         Raises:
           NotEnough: it cannot be won any more.
         """
-        if self.tally.verdict is Verdict.PENDING:
+        if self.tally.verdict is TallyVerdict.PENDING:
             if patience_s is None:
                 await self._wake.wait()
             else:
                 with trio.move_on_after(patience_s):
                     await self._wake.wait()
-        if self.tally.verdict is Verdict.LOST:
+        if self.tally.verdict is TallyVerdict.LOST:
             raise NotEnough("; ".join(self._faults))
-        if self.tally.verdict is Verdict.WON:
+        if self.tally.verdict is TallyVerdict.WON:
             return True
         self._wake = trio.Event()
         return False

@@ -156,7 +156,7 @@ class Vitals(NamedTuple):
         return [*self[:6], [str(start) for start in self.starts], self.batches, self.past]
 
 
-Request = Store | Fetch | List | Discard | Digest | Forget | Confirm | Renew | Heartbeat | Enlist
+RpcRequest = Store | Fetch | List | Discard | Digest | Forget | Confirm | Renew | Heartbeat | Enlist
 
 
 def record_to_wire(record: Record) -> list[Any]:
@@ -250,7 +250,7 @@ def vitals_from_wire(payload: list[Any]) -> Vitals:
     raise PeerError("a heartbeat that is not one")
 
 
-def parse(op: int, arguments: list[Any]) -> Request:
+def parse(op: int, arguments: list[Any]) -> RpcRequest:
     """The call as a value.
 
     Raises:

@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ErrorKind:
     """One way in which an operation ends other than as hoped.
 
     `http` is the status code, `exit` the CLI's exit code (0 done, 1 error, 2 usage, 3 not found,
@@ -46,39 +46,35 @@ class Kind:
 
 _C, _R, _U = Outcome.COMMITTED, Outcome.REFUSED, Outcome.UNKNOWN
 
-KINDS: Final[dict[str, Kind]] = {
-    kind.code: kind
-    for kind in (
+KINDS: Final[dict[str, ErrorKind]] = {
+    row[0]: ErrorKind(*row)
+    for row in (
         # The answer is true, though not what was hoped for.
-        Kind("not_found", _C, 404, 3, "No such key", "Put it first, or scan for its neighbours."),
+        ("not_found", _C, 404, 3, "No such key", "Put it first, or scan for its neighbours."),
         # What the caller sent cannot be taken.
-        Kind("bad_request", _R, 400, 2, "The request cannot be understood", "See the detail."),
-        Kind("bad_key", _R, 400, 2, "This can be no key", "Use a key of 1 to 4,096 bytes."),
-        Kind("unknown_mode", _R, 400, 2, "No such mode", "Choose one of the installed modes."),
-        Kind("unknown_worker", _R, 404, 2, "No such worker", "Name one by its id or its address."),
-        Kind("forbidden", _R, 403, 4, "Refused for its origin", "Call from the same origin, or not from a browser."),
-        Kind(
-            "no_route", _R, 404, 1, "No such resource", "Try /v1/kv, /v1/cluster, /v1/mode, /v1/workers or /v1/events."
-        ),
-        Kind("bad_method", _R, 405, 1, "Method not allowed here", "Use a method from the Allow header."),
-        Kind("too_slow", _R, 408, 4, "The request did not arrive in time", "Send it faster, or in smaller pieces."),
-        Kind("value_too_large", _R, 413, 2, "The value is too large", "Values go up to 1 MiB; split it."),
-        Kind("bad_media", _R, 415, 2, "This kind of body is not taken", "Send the type that the detail names."),
-        Kind("no_compare_and_set", _R, 409, 4, "No compare-and-set in this mode", "Switch to a CP mode."),
-        Kind("conflict", _R, 409, 4, "The cluster's state does not allow this now", "See the detail."),
-        Kind("operation_under_way", _R, 409, 4, "Another change is under way", "Wait until it has ended, or undo it."),
-        Kind("unsafe", _R, 409, 4, "This could lose data", "See the detail."),
-        Kind("precondition_failed", _R, 412, 5, "The precondition fails", "Read the key again and decide anew."),
+        ("bad_request", _R, 400, 2, "The request cannot be understood", "See the detail."),
+        ("bad_key", _R, 400, 2, "This can be no key", "Use a key of 1 to 4,096 bytes."),
+        ("unknown_mode", _R, 400, 2, "No such mode", "Choose one of the installed modes."),
+        ("unknown_worker", _R, 404, 2, "No such worker", "Name one by its id or its address."),
+        ("forbidden", _R, 403, 4, "Refused for its origin", "Call from the same origin, or not from a browser."),
+        ("no_route", _R, 404, 1, "No such resource", "Try /v1/kv, /v1/cluster, /v1/mode, /v1/workers or /v1/events."),
+        ("bad_method", _R, 405, 1, "Method not allowed here", "Use a method from the Allow header."),
+        ("too_slow", _R, 408, 4, "The request did not arrive in time", "Send it faster, or in smaller pieces."),
+        ("value_too_large", _R, 413, 2, "The value is too large", "Values go up to 1 MiB; split it."),
+        ("bad_media", _R, 415, 2, "This kind of body is not taken", "Send the type that the detail names."),
+        ("no_compare_and_set", _R, 409, 4, "No compare-and-set in this mode", "Switch to a CP mode."),
+        ("conflict", _R, 409, 4, "The cluster's state does not allow this now", "See the detail."),
+        ("operation_under_way", _R, 409, 4, "Another change is under way", "Wait until it has ended, or undo it."),
+        ("unsafe", _R, 409, 4, "This could lose data", "See the detail."),
+        ("precondition_failed", _R, 412, 5, "The precondition fails", "Read the key again and decide anew."),
         # The cluster cannot do it now, and has sent nothing.
-        Kind("forming", _R, 503, 4, "The cluster is still forming", "Start the workers that are missing."),
-        Kind("unavailable", _R, 503, 4, "Too few replicas can be reached", "Bring workers back, or try again."),
-        Kind("unanswered", _R, 503, 4, "No truthful answer within the deadline", "Try again, or allow more time."),
-        Kind("overloaded", _R, 503, 4, "Too much is waiting already", "Try again after a moment."),
-        Kind("stopping", _R, 503, 4, "This node is shutting down", "Try again when it is back."),
-        Kind(
-            "recover", _R, 503, 4, "This partition's past is in doubt", "Start the master on its newest data directory."
-        ),
-        Kind(
+        ("forming", _R, 503, 4, "The cluster is still forming", "Start the workers that are missing."),
+        ("unavailable", _R, 503, 4, "Too few replicas can be reached", "Bring workers back, or try again."),
+        ("unanswered", _R, 503, 4, "No truthful answer within the deadline", "Try again, or allow more time."),
+        ("overloaded", _R, 503, 4, "Too much is waiting already", "Try again after a moment."),
+        ("stopping", _R, 503, 4, "This node is shutting down", "Try again when it is back."),
+        ("recover", _R, 503, 4, "This partition's past is in doubt", "Start the master on its newest data directory."),
+        (
             "full",
             _R,
             507,
@@ -87,10 +83,10 @@ KINDS: Final[dict[str, Kind]] = {
             "Delete keys, make room on its disk, or raise --max-keys.",
         ),
         # What a client finds out by itself.
-        Kind("unreachable", _R, 503, 4, "Nobody answers there", "Start the master, or name its address with --url."),
+        ("unreachable", _R, 503, 4, "Nobody answers there", "Start the master, or name its address with --url."),
         # Something was sent, and nobody knows how it ended.
-        Kind("unknown", _U, 504, 6, "The outcome is unknown", "Read the key before you decide; writing again is safe."),
-        Kind("internal", _U, 500, 6, "An error of trikv's own", "Please report it with the log of this node."),
+        ("unknown", _U, 504, 6, "The outcome is unknown", "Read the key before you decide; writing again is safe."),
+        ("internal", _U, 500, 6, "An error of trikv's own", "Please report it with the log of this node."),
     )
 }
 

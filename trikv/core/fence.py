@@ -17,7 +17,7 @@ from enum import Enum
 from trikv.core.record import JUMP_MAX, TERM_MAX, generation_of, make_epoch, term_of
 
 
-class Judgement(Enum):
+class EpochJudgement(Enum):
     KNOWN = "known"  # the epoch that is promised: serve
     NEWER = "newer"  # promise it on disk, then serve
     STALE = "stale"  # refuse
@@ -45,17 +45,17 @@ class Fence:
         generation is a master's whose document is older than the cluster, and it must hear of that generation."""
         return make_epoch(self.term, generation_of(self._promised.get(partition, 0)))
 
-    def judge(self, partition: int, epoch: int) -> Judgement:
+    def judge(self, partition: int, epoch: int) -> EpochJudgement:
         if self._promised.get(partition) == epoch and term_of(epoch) == self.term:
-            return Judgement.KNOWN
+            return EpochJudgement.KNOWN
         term, generation = term_of(epoch), generation_of(epoch)
         known = generation_of(self._promised.get(partition, 0))
         if term < self.term or generation < known:
-            return Judgement.STALE
-        return Judgement.NEWER if self.believes(term) and generation <= known + JUMP_MAX else Judgement.ABSURD
+            return EpochJudgement.STALE
+        return EpochJudgement.NEWER if self.believes(term) and generation <= known + JUMP_MAX else EpochJudgement.ABSURD
 
     def promise(self, partition: int, epoch: int) -> None:
-        assert self.judge(partition, epoch) in (Judgement.KNOWN, Judgement.NEWER), (partition, epoch)
+        assert self.judge(partition, epoch) in (EpochJudgement.KNOWN, EpochJudgement.NEWER), (partition, epoch)
         self._promised[partition] = epoch
         self.term = max(self.term, term_of(epoch))
         self._term_known = max(self._term_known, self.term)

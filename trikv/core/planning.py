@@ -52,7 +52,7 @@ class Reason(IntEnum):
     MOVE = 3  # somebody joins, or is drained
 
 
-class Change(NamedTuple):
+class ConfigurationChange(NamedTuple):
     partition: int
     configuration: Configuration
     reason: Reason
@@ -133,7 +133,7 @@ def plan(
     min_copies: int,
     promise: Callable[[str], Promise],
     unused: Container[int] = (),
-) -> list[Change]:
+) -> list[ConfigurationChange]:
     """The partitions that should change, in their order.
 
     `copies`: W of the cluster's mode; `promise`: of a mode; `unused`: partitions under whose active configuration
@@ -158,7 +158,7 @@ def plan(
             reason = Reason.MODE if becomes_cp else _reason(cluster, partition, configuration, health)
             if reason is Reason.MOVE and not up.issuperset(awaited):
                 continue  # the same: moving away from a worker that restarts would leave behind what it alone holds
-            changes.append(Change(index, configuration, reason))
+            changes.append(ConfigurationChange(index, configuration, reason))
     return changes
 
 

@@ -37,7 +37,7 @@ from enum import Enum, StrEnum
 from typing import Generic, Protocol, TypeVar
 
 from trikv.core.configuration import Configuration, Member
-from trikv.core.tally import Verdict
+from trikv.core.tally import TallyVerdict
 
 
 class Promise(StrEnum):
@@ -89,13 +89,13 @@ class Electorate(Generic[V]):
 History = Sequence[Electorate[V]]
 
 
-def judge_write(active: Electorate[V]) -> Verdict:
+def judge_write(active: Electorate[V]) -> TallyVerdict:
     """WON: as many are up as a write needs; PENDING: they may be, once it is clear who answers; LOST: they are not."""
     need = active.configuration.copies
     states = [voter.availability for voter in active.voters]
     if states.count(Availability.UP) >= need:
-        return Verdict.WON
-    return Verdict.LOST if len(states) - states.count(Availability.DOWN) < need else Verdict.PENDING
+        return TallyVerdict.WON
+    return TallyVerdict.LOST if len(states) - states.count(Availability.DOWN) < need else TallyVerdict.PENDING
 
 
 def can_read(active: Electorate[V], named: Collection[Member] | None) -> bool:

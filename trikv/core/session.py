@@ -85,7 +85,7 @@ class Call(NamedTuple):
     arguments: list[Any]
 
 
-class Answer(NamedTuple):
+class CallAnswer(NamedTuple):
     id: int
     fault: int
     payload: list[Any]
@@ -104,13 +104,13 @@ class Calls(NamedTuple):
 
 
 class Answers(NamedTuple):
-    answers: list[Answer]
+    answers: list[CallAnswer]
 
 
-Event = Greeted | TurnedAway | Calls | Answers
+SessionEvent = Greeted | TurnedAway | Calls | Answers
 
 
-class State(Enum):
+class SessionState(Enum):
     START = "start"
     GREETING = "greeting"
     JUDGING = "judging"
@@ -122,56 +122,56 @@ class Session:
     """One side of one link. `receive` is fed what arrives; the other methods return the bytes to send."""
 
     def __init__(self, me: Hello, *, dialer: bool, frame_bytes_max: int = frames.FRAME_BYTES_MAX) -> None:
-        self.state = State.START
+        self.state = SessionState.START
         self._frame_bytes_max = frame_bytes_max
         self._me = me
         self._dialer = dialer
         self._buffer = frames.FrameBuffer(bytes_max=GREETING_BYTES_MAX)
 
     def greet(self) -> bytes:
-        assert (self._dialer, self.state) == (True, State.START), self.state
-        self.state = State.GREETING
+        assert (self._dialer, self.state) == (True, SessionState.START), self.state
+        self.state = SessionState.GREETING
         return self._greeting()
 
     def accept(self) -> bytes:
         """Greet back."""
-        assert (self._dialer, self.state) == (False, State.JUDGING), self.state
+        assert (self._dialer, self.state) == (False, SessionState.JUDGING), self.state
         self._open()
         return self._greeting()
 
     def turn_away(self, sentence: str) -> bytes:
         """Say why not, in a sentence for a person."""
-        assert self.state is not State.OPEN, self.state
-        self.state = State.OVER
+        assert self.state is not SessionState.OPEN, self.state
+        self.state = SessionState.OVER
         return frames.encode([_REFUSAL, sentence[:1000]])
 
-    def receive(self, data: bytes | bytearray) -> Iterator[Event]:
+    def receive(self, data: bytes | bytearray) -> Iterator[SessionEvent]:
         """The events that `data` completes.
 
         Raises:
           PeerError: what arrived is not of this protocol.
         """
-        if self.state is State.START and not self._dialer:
-            self.state = State.GREETING
+        if self.state is SessionState.START and not self._dialer:
+            self.state = SessionState.GREETING
         try:
             self._buffer.feed(data)
             while (frame := self._buffer.next_frame()) is not frames.NO_FRAME:
                 yield self._event(frame)
         except frames.FrameError as error:
-            stranger = self.state is State.GREETING
-            self.state = State.OVER
+            stranger = self.state is SessionState.GREETING
+            self.state = SessionState.OVER
             raise PeerError(f"{_NOT_TRIKV} ({error})" if stranger else str(error)) from error
         except PeerError:
-            self.state = State.OVER
+            self.state = SessionState.OVER
             raise
 
     def calls(self, calls: list[Any]) -> Iterable[bytes]:
         """Frames that carry these calls (rows as above), each frame below the cap."""
-        assert self.state is State.OPEN, self.state
+        assert self.state is SessionState.OPEN, self.state
         return frames.pack_frames(_CALLS, calls)
 
     def answers(self, answers: list[Any]) -> Iterable[bytes]:
-        assert self.state is State.OPEN, self.state
+        assert self.state is SessionState.OPEN, self.state
         return frames.pack_frames(_ANSWERS, answers)
 
     def _greeting(self) -> bytes:
@@ -179,11 +179,11 @@ class Session:
         return frames.encode([_MAGIC, PROTOCOL, me.role, me.node, me.incarnation, me.cluster])
 
     def _open(self) -> None:
-        self.state = State.OPEN
+        self.state = SessionState.OPEN
         self._buffer.bytes_max = self._frame_bytes_max
 
-    def _event(self, frame: list[Any]) -> Event:
-        if self.state is State.OPEN:
+    def _event(self, frame: list[Any]) -> SessionEvent:
+        if self.state is SessionState.OPEN:
             # Every frame comes through here: a pattern reads better, and takes four times as long.
             if len(frame) == 2:
                 kind, items = frame
@@ -193,11 +193,11 @@ class Session:
                     if kind == _ANSWERS:
                         return Answers([_answer(item) for item in items])
             raise PeerError("a frame that is neither calls nor answers")
-        if self.state is not State.GREETING:
+        if self.state is not SessionState.GREETING:
             raise PeerError("spoke before it was greeted")
         match frame:
             case [str(magic), str(sentence)] if magic == _REFUSAL and self._dialer:
-                self.state = State.OVER
+                self.state = SessionState.OVER
                 return TurnedAway(sentence)
             case [str(magic), int(protocol), *rest] if magic == _MAGIC:
                 if protocol != PROTOCOL:
@@ -212,7 +212,7 @@ class Session:
                         if self._dialer:
                             self._open()
                         else:
-                            self.state = State.JUDGING
+                            self.state = SessionState.JUDGING
                         return Greeted(Hello(role, node, incarnation, cluster))
         raise PeerError(_NOT_TRIKV)
 
@@ -230,9 +230,9 @@ def _call(item: Any) -> Call:
     raise PeerError("a call that is not [id, budget, op, arguments]")
 
 
-def _answer(item: Any) -> Answer:
+def _answer(item: Any) -> CallAnswer:
     if isinstance(item, list) and len(item) == 3:
         call_id, fault, payload = item
         if isinstance(call_id, int) and isinstance(fault, int) and isinstance(payload, list):
-            return Answer(call_id, fault, payload)
+            return CallAnswer(call_id, fault, payload)
     raise PeerError("an answer that is not [id, fault, payload]")

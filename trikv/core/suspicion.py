@@ -51,7 +51,7 @@ _MEANS: Final = 1.25  # so many mean intervals, and so many deviations, are susp
 _DEVIATIONS: Final = 4.0
 
 
-class State(StrEnum):
+class WorkerState(StrEnum):
     UNKNOWN = "unknown"
     UP = "up"
     SUSPECT = "suspect"
@@ -84,10 +84,12 @@ class Suspicion:
         self._count_interval(heard_s)
         was_heard = self._heard_s is not None
         self._heard_s = heard_s
-        if before is State.UP or self.state(heard_s) is not State.UP:  # news from before its link broke mends nothing
+        if (
+            before is WorkerState.UP or self.state(heard_s) is not WorkerState.UP
+        ):  # news from before its link broke mends nothing
             return
         self._up_since_s = heard_s
-        if before is State.DOWN and was_heard and not self._evicted:
+        if before is WorkerState.DOWN and was_heard and not self._evicted:
             self._setbacks_s.append(heard_s)
         self._evicted = False
 
@@ -114,13 +116,13 @@ class Suspicion:
 
     # --- what is thought of it ----------------------------------------------------------------------------------------
 
-    def state(self, now_s: float) -> State:
+    def state(self, now_s: float) -> WorkerState:
         silent_s = self.silent_s(now_s)
         if self._heard_s is None:
-            return State.UNKNOWN if silent_s < self.down_after_s else State.DOWN
+            return WorkerState.UNKNOWN if silent_s < self.down_after_s else WorkerState.DOWN
         if silent_s >= self.down_after_s or (self._broken_s is not None and self._broken_s >= self._heard_s):
-            return State.DOWN
-        return State.SUSPECT if silent_s >= self.suspect_after_s() else State.UP
+            return WorkerState.DOWN
+        return WorkerState.SUSPECT if silent_s >= self.suspect_after_s() else WorkerState.UP
 
     def silent_s(self, now_s: float) -> float:
         """How long ago it was heard; if never, for how long one has listened."""
@@ -136,7 +138,7 @@ class Suspicion:
 
     def steady(self, now_s: float) -> bool:
         """Has it been up for so long that it may be given data?"""
-        if self._up_since_s is None or self.state(now_s) is not State.UP:
+        if self._up_since_s is None or self.state(now_s) is not WorkerState.UP:
             return False
         return now_s - self._up_since_s >= self.steady_after_s(now_s)
 

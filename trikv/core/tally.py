@@ -16,7 +16,7 @@ from __future__ import annotations
 from enum import Enum
 
 
-class Verdict(Enum):
+class TallyVerdict(Enum):
     PENDING = "pending"
     WON = "won"
     LOST = "lost"
@@ -33,22 +33,22 @@ class Tally:
         self.total = total
         self.acks = 0
         self.failures = 0
-        self.verdict = Verdict.WON if need == 0 else Verdict.LOST if need > total else Verdict.PENDING
+        self.verdict = TallyVerdict.WON if need == 0 else TallyVerdict.LOST if need > total else TallyVerdict.PENDING
 
-    def ack(self) -> Verdict:
+    def ack(self) -> TallyVerdict:
         """One more has it. Returns the verdict."""
         assert self.acks + self.failures < self.total, self
         self.acks += 1
         if self.acks == self.need:
-            self.verdict = Verdict.WON
+            self.verdict = TallyVerdict.WON
         return self.verdict
 
-    def fail(self) -> Verdict:
+    def fail(self) -> TallyVerdict:
         """One more will never answer, or not in time. Returns the verdict."""
         assert self.acks + self.failures < self.total, self
         self.failures += 1
         if self.total - self.failures < self.need:
-            self.verdict = Verdict.LOST
+            self.verdict = TallyVerdict.LOST
         return self.verdict
 
     def __repr__(self) -> str:

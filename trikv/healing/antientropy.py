@@ -67,7 +67,7 @@ class _Compared(NamedTuple):
 
 
 @dataclass(slots=True)
-class Report:
+class ComparisonReport:
     """What comparing came to."""
 
     partitions: int = 0
@@ -91,7 +91,7 @@ class AntiEntropy:
         expects: Callable[[PartitionState], bool] = lambda state: False,
         period_s: float = PERIOD_S,
     ) -> None:
-        self.done = Report()  # since this master started
+        self.done = ComparisonReport()  # since this master started
         self.round_ended_s: float | None = None  # when last there was nothing more to compare, by Trio's clock
         self._coordinator = coordinator
         self._expects = expects
@@ -115,7 +115,7 @@ class AntiEntropy:
         Answers numbers of keys (compared, differing, repaired) and of partitions (compared; skipped, because they are
         being settled or a replica is not up).
         """
-        report = Report()
+        report = ComparisonReport()
         states = self._coordinator.partitions
         await self._compare(states, report, dry_run=dry_run)
         return {
@@ -183,7 +183,7 @@ class AntiEntropy:
         soon = not last.ended or (state.missed and len(up) == len(state.targets))
         return trio.current_time() - last.when_s > (min(AGAIN_S, self._period_s) if soon else self._period_s)
 
-    async def _compare(self, states: Sequence[PartitionState], report: Report, *, dry_run: bool) -> None:
+    async def _compare(self, states: Sequence[PartitionState], report: ComparisonReport, *, dry_run: bool) -> None:
         group = {state: _up(state) for state in states if _is_comparable(state)}
         missed = {state: state.missed for state in group}
         heard = await self._ask(group)
@@ -217,7 +217,7 @@ class AntiEntropy:
     # --- what to mend -------------------------------------------------------------------------------------------------
 
     async def _mend_all(
-        self, group: Mapping[PartitionState, Sequence[Target]], report: Report, *, dry_run: bool
+        self, group: Mapping[PartitionState, Sequence[Target]], report: ComparisonReport, *, dry_run: bool
     ) -> set[PartitionState]:
         """List these partitions and mend what differs; those in which that did not succeed."""
         states = {state.index: state for state in group}
@@ -245,7 +245,7 @@ class AntiEntropy:
         state: PartitionState,
         targets: Sequence[Target],
         key: bytes,
-        report: Report,
+        report: ComparisonReport,
         failed: set[PartitionState],
         limiter: trio.Semaphore,
     ) -> None:

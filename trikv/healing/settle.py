@@ -57,7 +57,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Progress:
+class SettleProgress:
     """What settling has done since the master started."""
 
     partitions: int = 0
@@ -94,7 +94,7 @@ class Settling:
         note_unheard: Callable[[str], None],
         rate_bytes: float,
     ) -> None:
-        self.progress = Progress()
+        self.progress = SettleProgress()
         self.rate_bytes = rate_bytes
         self.could_not_ask: dict[str, float] = {}  # members of AP configurations that were not up, and when it was so
         self._coordinator = coordinator
@@ -105,7 +105,7 @@ class Settling:
         self._tried_s: dict[int, float] = {}
         self._owed_s = 0.0  # until when the rate is used up
         # When this stretch of work began, and what had been done by then.
-        self._began: tuple[float, Progress] | None = None
+        self._began: tuple[float, SettleProgress] | None = None
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -147,7 +147,7 @@ class Settling:
         able.sort(key=lambda state: self._tried_s.get(state.index, 0.0))
         return able[:PARTITIONS_TOGETHER]
 
-    def _tell_end(self, began_s: float, before: Progress) -> None:
+    def _tell_end(self, began_s: float, before: SettleProgress) -> None:
         done = self.progress
         self._note(
             "settled",

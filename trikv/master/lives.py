@@ -22,7 +22,7 @@ from trikv.core.configuration import Member
 from trikv.core.errors import Fault, TrikvError
 from trikv.core.lineage import Claim, judge
 from trikv.master.document import Document
-from trikv.master.membership import Membership, Watched
+from trikv.master.membership import Membership, WatchedWorker
 from trikv.master.tasks import Tasks
 
 ASK_TIMEOUT_S: Final = 2.0
@@ -40,7 +40,7 @@ class Lives:
         self._heard: dict[Member, int] = {}  # of how many batches, at most
         self._seen_to: set[str] = set()  # workers that are being confirmed or renewed at this moment
 
-    def admit(self, watched: Watched, vitals: Vitals) -> bool:
+    def admit(self, watched: WatchedWorker, vitals: Vitals) -> bool:
         """May the worker be sent what is for the member as which it is enlisted? If not, that is seen to."""
         if watched.lives_another_life:
             return False
@@ -56,7 +56,7 @@ class Lives:
             self._tasks.start_soon(self._see_to, worker)
         return False
 
-    def _judge(self, watched: Watched, vitals: Vitals) -> Claim:
+    def _judge(self, watched: WatchedWorker, vitals: Vitals) -> Claim:
         member = watched.enlisted.member
         named = self._document.cluster.starts.get(member)
         return judge(vitals.starts, named, vitals.batches, self._heard.get(member, 0))

@@ -5,7 +5,7 @@ vitals, which makes one question in two beats where nothing else is said. One ta
 arithmetic (suspect, down, evictable, steady) is `core/suspicion.py`; this file only supplies the time. It looks with
 every beat, so what it tells is as old as a beat at most.
 
-When this process was itself stopped for a while, no worker is blamed for its silence. Each `Watched` notices
+When this process was itself stopped for a while, no worker is blamed for its silence. Each `WatchedWorker` notices
 that by itself, from the beat that did not come, before it judges anything: whichever of its callbacks runs first.
 """
 
@@ -24,7 +24,7 @@ from trikv.core.errors import Fault
 from trikv.core.planning import Health
 from trikv.core.quorums import Availability
 from trikv.core.session import Hello, MasterId
-from trikv.core.suspicion import State, Suspicion
+from trikv.core.suspicion import Suspicion, WorkerState
 from trikv.master.events import EventLog
 from trikv.net.doors import Doors
 from trikv.net.link import Link
@@ -39,14 +39,14 @@ _log = logging.getLogger(__name__)
 _STOPPED_S: Final = 4 * BEAT_S  # without a beat: not a busy process, a stopped one
 
 _AVAILABILITY_OF: Final = {
-    State.UNKNOWN: Availability.DOUBTFUL,
-    State.UP: Availability.UP,
-    State.SUSPECT: Availability.DOUBTFUL,
-    State.DOWN: Availability.DOWN,
+    WorkerState.UNKNOWN: Availability.DOUBTFUL,
+    WorkerState.UP: Availability.UP,
+    WorkerState.SUSPECT: Availability.DOUBTFUL,
+    WorkerState.DOWN: Availability.DOWN,
 }
 
 
-class Watched:
+class WatchedWorker:
     """One worker: linked while `peer.run` runs, watched by ticks.
 
     `on_change` hears when its link, `availability`, `evictable` or `steady` may have changed; `on_state` of each change
@@ -64,10 +64,10 @@ class Watched:
         *,
         on_rival: Callable[[int], None],
         grace_s: float,
-        on_state: Callable[[State, State], None] = lambda old, new: None,
+        on_state: Callable[[WorkerState, WorkerState], None] = lambda old, new: None,
         on_disk: Callable[[bool], None] = lambda full: None,
-        admit: Callable[[Watched, Vitals], bool] = lambda watched, vitals: True,
-        former: Watched | None = None,
+        admit: Callable[[WatchedWorker, Vitals], bool] = lambda watched, vitals: True,
+        former: WatchedWorker | None = None,
     ) -> None:
         self.enlisted = enlisted
         self.vitals: Vitals | None = None
@@ -91,10 +91,10 @@ class Watched:
         self.doubtful_since_s = trio.current_time()  # as long as it is
         self.evictable = False  # silent for so long that the configurations may move on without it
         self.steady = False  # up for so long that it may be given data
-        self._told = State.UNKNOWN
+        self._told = WorkerState.UNKNOWN
 
     @property
-    def state(self) -> State:
+    def state(self) -> WorkerState:
         return self.suspicion.state(self._now())
 
     @property
@@ -115,7 +115,7 @@ class Watched:
         state, silent_s = self.suspicion.state(now), self.suspicion.silent_s(now)
         if self.peer.link is None:
             return self.peer.why_not
-        if state is not State.UP:
+        if state is not WorkerState.UP:
             return f"its connection is open, and it has said nothing for {silent_s:.1f} s: it is stopped, or cut off"
         return "" if self.acknowledged else "it is not confirmed yet"
 
@@ -182,7 +182,7 @@ class Watched:
         now = self._now()
         state = self.suspicion.state(now)
         self.availability = _AVAILABILITY_OF[state]
-        if state is State.UP and (self.peer.link is None or not self.acknowledged):
+        if state is WorkerState.UP and (self.peer.link is None or not self.acknowledged):
             self.availability = Availability.DOUBTFUL
         self.evictable = self.suspicion.evictable(now)
         self.steady = self.availability is Availability.UP and self.suspicion.steady(now)
@@ -216,7 +216,7 @@ class Watched:
             self._look()
 
 
-async def beat_forever(workers: Mapping[str, Watched]) -> None:
+async def beat_forever(workers: Mapping[str, WatchedWorker]) -> None:
     """Tick for every worker, those that enlist later included, until cancelled."""
     while True:
         await trio.sleep(BEAT_S)
@@ -228,7 +228,7 @@ async def beat_forever(workers: Mapping[str, Watched]) -> None:
 class Replica:
     """A member of a configuration as a target: the worker that is watched, while it lives the life that is meant."""
 
-    def __init__(self, member: Member, workers: Mapping[str, Watched]) -> None:
+    def __init__(self, member: Member, workers: Mapping[str, WatchedWorker]) -> None:
         self.member = member
         self._workers = workers  # looked up at each use: a worker that moved is watched anew, one that left not at all
 
@@ -292,10 +292,10 @@ class Membership:
         on_rival: Callable[[int], None],
         on_change: Callable[[], None],
     ) -> None:
-        self.watched: dict[str, Watched] = {}
+        self.watched: dict[str, WatchedWorker] = {}
         self.down_after_s = down_after_s
         self.changed = Signal()
-        self.admit: Callable[[Watched, Vitals], bool] = lambda watched, vitals: True
+        self.admit: Callable[[WatchedWorker, Vitals], bool] = lambda watched, vitals: True
         self.on_up: Callable[[str], None] = lambda worker: None  # hears of a worker that was not up, and is now
         self.on_other_life: Callable[[str], None] = lambda worker: None  # hears of one that lost its store
         self._me = me
@@ -366,7 +366,7 @@ class Membership:
         worker = entry.worker
         if scope := self._scopes.pop(worker, None):
             scope.cancel()
-        watched = self.watched[worker] = Watched(
+        watched = self.watched[worker] = WatchedWorker(
             entry,
             self._me,
             self._doors,
@@ -394,10 +394,10 @@ class Membership:
             self.on_other_life(worker)
         self._tell_change()
 
-    def _note_state(self, worker: str, state: State) -> None:
-        if state is State.UP:
+    def _note_state(self, worker: str, state: WorkerState) -> None:
+        if state is WorkerState.UP:
             self.on_up(worker)
-        if state is not State.UNKNOWN:
+        if state is not WorkerState.UNKNOWN:
             self._events.note(f"worker_{state.value}", worker=worker)
 
     def _note_disk(self, worker: str, full: bool) -> None:

@@ -42,7 +42,17 @@ from trikv.coordinator.replicas import NotEnough, Target
 from trikv.core.calls import Op, is_epoch
 from trikv.core.configuration import Cluster, Member, Partition
 from trikv.core.errors import Fault, Refused
-from trikv.core.planning import Change, Health, Reason, Wanted, can_settle, choose_workers, draw_table, is_present, plan
+from trikv.core.planning import (
+    ConfigurationChange,
+    Health,
+    Reason,
+    Wanted,
+    can_settle,
+    choose_workers,
+    draw_table,
+    is_present,
+    plan,
+)
 from trikv.core.quorums import Availability
 from trikv.core.record import generation_of, spell_epoch
 from trikv.core.session import PeerError
@@ -175,7 +185,7 @@ class Reconciler:
         oldest_s = trio.current_time() - self._membership.down_after_s
         return any(self._returned_s[worker] > oldest_s for worker in self._returned)
 
-    def _plan(self) -> list[Change]:
+    def _plan(self) -> list[ConfigurationChange]:
         cluster = self._document.cluster
         health = self.health()
         if self._is_quiet(health):
@@ -227,7 +237,7 @@ class Reconciler:
 
     # --- steps 1 and 2 ------------------------------------------------------------------------------------------------
 
-    async def carry_out(self, due: Sequence[Change]) -> None:
+    async def carry_out(self, due: Sequence[ConfigurationChange]) -> None:
         """Steps 1 and 2 for these partitions, those that cannot be prepared left out. The caller holds `stepping`."""
         states = self._coordinator.partitions
         before = {change.partition: states[change.partition].partition for change in due}
@@ -298,7 +308,7 @@ class Reconciler:
                 kind = "worker_drained" if enlisted.draining else "worker_left"
                 self._events.note(kind, worker=worker)
 
-    def _tell(self, reason: Reason, changes: Sequence[Change], before: Mapping[int, Partition]) -> None:
+    def _tell(self, reason: Reason, changes: Sequence[ConfigurationChange], before: Mapping[int, Partition]) -> None:
         epochs = [self._coordinator.partitions[c.partition].epoch for c in changes]
         joined: Counter[str] = Counter()
         left: Counter[str] = Counter()
@@ -324,7 +334,7 @@ class Reconciler:
             leaves=dict(left),
         )
 
-    async def _with_life(self, due: Sequence[Change]) -> list[Change]:
+    async def _with_life(self, due: Sequence[ConfigurationChange]) -> list[ConfigurationChange]:
         """Step 1: the changes whose members all give a sign of life. A joining member's discard is one.
 
         A worker that has just lost its disk may still be thought to be up, and would be a member that cannot be asked.
@@ -346,7 +356,7 @@ class Reconciler:
         silent = asked.keys() - alive
         return [change for change in due if silent.isdisjoint(change.configuration.members)]
 
-    async def _empty_joiners(self, due: Sequence[Change]) -> list[Change]:
+    async def _empty_joiners(self, due: Sequence[ConfigurationChange]) -> list[ConfigurationChange]:
         """Step 1: the changes whose joiners have emptied their partition, and said so."""
         states = self._coordinator.partitions
         joiners: dict[Target, list[PartitionState]] = defaultdict(list)

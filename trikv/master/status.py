@@ -19,7 +19,7 @@ from trikv.core.configuration import Member, WorkerEntry
 from trikv.core.errors import Refused
 from trikv.core.quorums import can_read, judge_write
 from trikv.core.ring import partition_of
-from trikv.core.tally import Verdict
+from trikv.core.tally import TallyVerdict
 from trikv.master.document import Document
 from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
@@ -97,7 +97,7 @@ class Status:
                     not state.is_blocked and can_read(state.history[-1], state.named_to_list()) for state in states
                 ),
                 "writable": sum(
-                    not state.is_blocked and judge_write(state.history[-1]) is Verdict.WON for state in states
+                    not state.is_blocked and judge_write(state.history[-1]) is TallyVerdict.WON for state in states
                 ),
                 "short": sum(len(state.targets) < cluster.replicas for state in states),
             },

@@ -19,7 +19,7 @@ from typing import Final
 
 from trikv.api import Batch, Storage
 from trikv.core.digest import Summary
-from trikv.core.fence import Fence, Judgement
+from trikv.core.fence import EpochJudgement, Fence
 from trikv.core.record import Record, Version
 
 _EMPTY: Final = Summary()
@@ -71,7 +71,7 @@ class Registers:
 
     def knows(self, partition: int, epoch: int) -> bool:
         """Is that the epoch that is promised, durably, with no discard under way?"""
-        return partition not in self._in_doubt and self.fence.judge(partition, epoch) is Judgement.KNOWN
+        return partition not in self._in_doubt and self.fence.judge(partition, epoch) is EpochJudgement.KNOWN
 
     def durable(self, partition: int, key: bytes) -> Record | None:
         """The record as it is on disk, whatever batch is on its way there."""
@@ -86,13 +86,13 @@ class Registers:
     def pass_fence(self, partition: int, epoch: int) -> bool:
         """Promise the epoch if it is newer; False if it is stale, or absurd."""
         judgement = self.fence.judge(partition, epoch)
-        if judgement is Judgement.NEWER:
+        if judgement is EpochJudgement.NEWER:
             self.fence.promise(partition, epoch)
             self.note(f"promise/{partition}", b"%d" % epoch)
             self._in_doubt.add(partition)
             if partition not in self._summaries:
                 self._set_summary(partition, _EMPTY)
-        return judgement in (Judgement.KNOWN, Judgement.NEWER)
+        return judgement in (EpochJudgement.KNOWN, EpochJudgement.NEWER)
 
     def put(self, partition: int, key: bytes, record: Record) -> None:
         """Replace the record if the new one is newer."""

@@ -49,7 +49,7 @@ from trikv.core.calls import (
     Store,
 )
 from trikv.core.errors import Fault
-from trikv.core.fence import Judgement
+from trikv.core.fence import EpochJudgement
 from trikv.core.lineage import Starts
 from trikv.core.record import JUMP_MAX, TERM_MAX, Record
 from trikv.core.session import Call, Hello, MasterId, PeerError
@@ -381,7 +381,7 @@ class Worker:
                 registers.pass_fence(partition, epoch)
             return True
         if not registers.pass_fence(request.partition, request.epoch):
-            if registers.fence.judge(request.partition, request.epoch) is Judgement.ABSURD:
+            if registers.fence.judge(request.partition, request.epoch) is EpochJudgement.ABSURD:
                 item.link.answer(item.call_id, Fault.BAD_CALL, [])
             else:
                 self._answer_stale(item.link, item.call_id, request.partition)
@@ -436,7 +436,7 @@ class Worker:
                 rows = [[partition, *self._registers.summary(partition)] for partition in served]
                 link.answer(call_id, Fault.OK, [stale, rows], 64 + 48 * len(rows))
             case Fetch():
-                if self._registers.fence.judge(request.partition, request.epoch) is Judgement.STALE:
+                if self._registers.fence.judge(request.partition, request.epoch) is EpochJudgement.STALE:
                     # The same batch promised a newer epoch, and may have discarded the partition under it.
                     self._answer_stale(link, call_id, request.partition)
                 else:
@@ -445,7 +445,9 @@ class Worker:
     def _sort_out(self, partitions: list[tuple[int, int]]) -> tuple[list[list[int]], list[int]]:
         """Those that are stale with what is promised of them, and those that may be served."""
         fence = self._registers.fence
-        stale = [partition for partition, epoch in partitions if fence.judge(partition, epoch) is not Judgement.KNOWN]
+        stale = [
+            partition for partition, epoch in partitions if fence.judge(partition, epoch) is not EpochJudgement.KNOWN
+        ]
         refused = set(stale)
         return (
             [[partition, fence.promised(partition)] for partition in stale],

@@ -35,7 +35,7 @@ from trikv.core.errors import Outcome
 from trikv.testing.certify.failure import draw_failure, with_last_read
 from trikv.testing.certify.load import load_strategy
 from trikv.testing.certify.misconduct import Misconduct
-from trikv.testing.certify.pool import HANG_S, Played, ProcessPool, Task
+from trikv.testing.certify.pool import HANG_S, PlayedTask, ProcessPool, Task
 from trikv.testing.certify.shrink import RUNS_MAX, shrink
 from trikv.testing.judge.history import Finding, Judgement
 from trikv.testing.sim import CERTIFYING, FaultKind, Plan, Run, Schedule
@@ -170,7 +170,7 @@ def _example_to_json(example: Counterexample) -> dict[str, Any]:
 # --- how far it is ----------------------------------------------------------------------------------------------------
 
 
-class Stage(StrEnum):
+class CertifyStage(StrEnum):
     """What is being done."""
 
     PLAYING = "playing every seed"
@@ -178,10 +178,10 @@ class Stage(StrEnum):
     SHRINKING = "making the failure smaller"
 
 
-Progress = Callable[[Stage, int, int], None]  # how many runs of how many
+CertifyProgress = Callable[[CertifyStage, int, int], None]  # how many runs of how many
 
 
-def _no_progress(stage: Stage, done: int, total: int) -> None:
+def _no_progress(stage: CertifyStage, done: int, total: int) -> None:
     pass
 
 
@@ -196,7 +196,7 @@ def certify(
     plan: Plan | None = None,
     runs_max: int = RUNS_MAX,
     hang_s: float = HANG_S,
-    progress: Progress = _no_progress,
+    progress: CertifyProgress = _no_progress,
 ) -> Certificate:
     """Put the strategy that `target` names to the test.
 
@@ -223,7 +223,7 @@ def certify(
 
 
 def _play_all(
-    pool: ProcessPool, certificate: Certificate, plan: Plan, seeds: Sequence[int], progress: Progress
+    pool: ProcessPool, certificate: Certificate, plan: Plan, seeds: Sequence[int], progress: CertifyProgress
 ) -> None:
     """Play every seed and enter what came of it."""
     began_s = time.monotonic()
@@ -236,13 +236,13 @@ def _play_all(
 
     for count, played in enumerate(pool.play(tasks()), start=1):
         _enter(certificate, played)
-        progress(Stage.PLAYING, count, len(seeds))
+        progress(CertifyStage.PLAYING, count, len(seeds))
     certificate.elapsed_s = time.monotonic() - began_s
     certificate.broken.sort(key=lambda one: one.seed)
     certificate.undecided.sort()
 
 
-def _enter(certificate: Certificate, played: Played) -> None:
+def _enter(certificate: Certificate, played: PlayedTask) -> None:
     for what, detail in played.misconduct.items():
         certificate.noticed.setdefault(what, detail)
         certificate.seen_in[what] += 1
@@ -271,12 +271,12 @@ def _weightiest(run: Run) -> Finding:
     return min(run.findings, key=weight)
 
 
-def _play_weakened(pool: ProcessPool, plan: Plan, seeds: Sequence[int], progress: Progress) -> tuple[int, int]:
+def _play_weakened(pool: ProcessPool, plan: Plan, seeds: Sequence[int], progress: CertifyProgress) -> tuple[int, int]:
     """Play them under the weaker promise: how many, and how many of them kept it."""
     kept = 0
     for count, played in enumerate(pool.play(Task(seed, plan, promise=Promise.AP) for seed in seeds), start=1):
         kept += played.run is not None and all(one.rule in _AVAILABILITY for one in played.run.findings)
-        progress(Stage.WEAKENED, count, len(seeds))
+        progress(CertifyStage.WEAKENED, count, len(seeds))
     return len(seeds), kept
 
 
@@ -292,13 +292,13 @@ def _play_again(pool: ProcessPool, certificate: Certificate, plan: Plan, seeds: 
 
 
 def _find_smallest(
-    pool: ProcessPool, plan: Plan, broken: Broken, runs_max: int, progress: Progress
+    pool: ProcessPool, plan: Plan, broken: Broken, runs_max: int, progress: CertifyProgress
 ) -> Counterexample | None:
     """Play the seed again, with everything written down, and shrink it. None: it does not fail a second time."""
     is_unsafe = broken.finding.rule not in _AVAILABILITY
     runs = 0
 
-    def fails(played: Played) -> bool:
+    def fails(played: PlayedTask) -> bool:
         """In the same way, roughly: a wrong answer must not be traded for a missing one."""
         found = played.run.findings if played.run is not None else []
         return any((finding.rule not in _AVAILABILITY) == is_unsafe for finding in found)
@@ -310,7 +310,7 @@ def _find_smallest(
             tasks = [Task(broken.seed, plan, number, schedule) for number, schedule in enumerate(window, start=start)]
             failing = sorted(played.task.number for played in pool.play(tasks) if fails(played))
             runs += len(tasks)
-            progress(Stage.SHRINKING, min(runs, runs_max), runs_max)
+            progress(CertifyStage.SHRINKING, min(runs, runs_max), runs_max)
             if failing:
                 return failing[0]
         return None

@@ -16,10 +16,9 @@ from typing import Final
 
 from trikv.core.errors import Fault, Outcome
 from trikv.testing.judge.history import Finding, Kind, Operation
-from trikv.testing.sim import Event, Run
-from trikv.testing.sim.plan import MASTER, FaultKind
-from trikv.testing.sim.plan import Fault as Trouble
-from trikv.timeline import Band, Call, Lane, Message, Role, Timeline
+from trikv.testing.sim import Run, TraceEvent
+from trikv.testing.sim.plan import MASTER, FaultKind, ScheduledFault
+from trikv.timeline import Band, ClientCall, Lane, Message, Role, Timeline
 
 MESSAGES_MAX: Final = 240  # the last ones before the failure; nobody reads more
 _AFTER_S: Final = 0.02  # so long after the failure the picture goes on
@@ -80,12 +79,12 @@ def _concerns(operation: Operation, key: str) -> bool:
     return operation.key == key or (operation.kind is Kind.SCAN and key.startswith(operation.key))
 
 
-def _call(operation: Operation, finding: Finding, until_s: float) -> Call:
+def _call(operation: Operation, finding: Finding, until_s: float) -> ClientCall:
     evidence = {(op.client, op.began): number for number, op in enumerate(finding.operations, start=1)}
     ended_s = operation.returned_s
     if ended_s is not None and ended_s > until_s:
         ended_s = None
-    return Call(
+    return ClientCall(
         lane=operation.client,
         began_s=operation.invoked_s,
         ended_s=ended_s,
@@ -116,12 +115,12 @@ def _told(operation: Operation, key: str) -> str:
     return "committed"
 
 
-def _messages(events: Iterable[Event], key: str, until_s: float) -> Iterator[Message]:
+def _messages(events: Iterable[TraceEvent], key: str, until_s: float) -> Iterator[Message]:
     """Every call about this key and its answer, each with its arrival, in the order of their sending.
 
     What goes out in one frame is one message.
     """
-    sent: dict[tuple[int, bool], list[Event]] = {}
+    sent: dict[tuple[int, bool], list[TraceEvent]] = {}
     arrived: dict[int, float] = {}
     for event in events:
         if event.key == key and event.call.startswith(_DRAWN_CALLS):
@@ -144,7 +143,7 @@ def _messages(events: Iterable[Event], key: str, until_s: float) -> Iterator[Mes
         )
 
 
-def _said(event: Event) -> str:
+def _said(event: TraceEvent) -> str:
     record = event.record
     if record is None:
         value = "nothing"
@@ -168,15 +167,15 @@ def _bands(run: Run, from_s: float, until_s: float) -> Iterator[Band]:
 
 
 def _all_bands(run: Run) -> Iterator[Band]:
-    troubles = {str(fault): fault for fault in run.schedule.faults}
+    faults = {str(fault): fault for fault in run.schedule.faults}
     open_bands: dict[str, Band] = {}
     for event in run.trace:
-        trouble = troubles.get(event.text)
+        fault = faults.get(event.text)
         if event.what == "down":
-            text = "stopped" if trouble is None else trouble.kind.value
+            text = "stopped" if fault is None else fault.kind.value
             open_bands[event.source] = Band((event.source,), event.time_s, None, text, is_down=True)
-        elif event.what == "fault" and trouble is not None and trouble.kind not in _DOWN:
-            open_bands[event.text] = Band(trouble.nodes, event.time_s, None, _named(trouble))
+        elif event.what == "fault" and fault is not None and fault.kind not in _DOWN:
+            open_bands[event.text] = Band(fault.nodes, event.time_s, None, _named(fault))
         elif event.what in ("start", "heal"):
             band = open_bands.pop(event.source if event.what == "start" else event.text, None)
             if band is not None:
@@ -184,5 +183,5 @@ def _all_bands(run: Run) -> Iterator[Band]:
     yield from open_bands.values()
 
 
-def _named(trouble: Trouble) -> str:
-    return trouble.kind.value if len(trouble.nodes) == 1 else f"{trouble.kind.value} {' → '.join(trouble.nodes)}"
+def _named(fault: ScheduledFault) -> str:
+    return fault.kind.value if len(fault.nodes) == 1 else f"{fault.kind.value} {' → '.join(fault.nodes)}"

@@ -2,7 +2,7 @@
 
 None of that can be seen in a history. A strategy that always raises breaks no promise, since its clients are told the
 truth; one that draws its own numbers makes every run of a seed another one, so that nothing about it can be repeated.
-So certification runs a strategy inside a `Watched` one, which passes everything on and keeps an eye on how.
+So certification runs a strategy inside a `WatchedStrategy` one, which passes everything on and keeps an eye on how.
 
 *Whose code runs* is the question behind most of it, and one flag answers it: `Watch.own`. The strategy's coroutine is
 driven step by step, and the flag is up during each step; it is down while one of the strategy's calls to its replicas
@@ -125,7 +125,7 @@ def _steps(coroutine: Coroutine[Any, Any, T], watch: Watch, own: bool) -> Genera
             resume, value = coroutine.throw, error
 
 
-class Watched(Strategy):
+class WatchedStrategy(Strategy):
     """A strategy that does what `inner` does, and is watched. It may be made to promise less (`promise`)."""
 
     def __init__(self, inner: Strategy, watch: Watch, promise: Promise | None = None) -> None:

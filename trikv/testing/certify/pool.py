@@ -34,7 +34,7 @@ from typing import Final, Self
 
 from trikv.api import Promise, Strategy
 from trikv.testing.certify.load import load_strategy
-from trikv.testing.certify.misconduct import Misconduct, Watch, Watched, install
+from trikv.testing.certify.misconduct import Misconduct, Watch, WatchedStrategy, install
 from trikv.testing.judge import linear
 from trikv.testing.judge.history import Judgement
 from trikv.testing.sim import Run, Schedule, run_schedule
@@ -60,7 +60,7 @@ class Task:
 
 
 @dataclass(slots=True)
-class Played:
+class PlayedTask:
     """What came of a task. `run` is None where there was no end; then `misconduct` says why."""
 
     task: Task
@@ -110,7 +110,7 @@ class ProcessPool:
         for member in self._members:
             member.end()
 
-    def play(self, tasks: Iterable[Task]) -> Iterator[Played]:
+    def play(self, tasks: Iterable[Task]) -> Iterator[PlayedTask]:
         """Play them all; what came of each, in the order in which they end. Go through it to its end.
 
         A task is taken from the iterator when a member is free for it.
@@ -129,16 +129,18 @@ class ProcessPool:
                 assert isinstance(pipe, Connection)
                 yield self._hear(busy[pipe])
 
-    def _hear(self, number: int) -> Played:
+    def _hear(self, number: int) -> PlayedTask:
         """What a member that has something to say says; if it has ended, another one takes its place."""
         member = self._members[number]
         task, member.task = member.task, None
         assert task is not None
         try:
             played = member.pipe.recv()
-            assert isinstance(played, Played), played
+            assert isinstance(played, PlayedTask), played
         except (EOFError, ConnectionResetError):
-            played = Played(task, misconduct={Misconduct.ENDS: f"seed {task.seed} had no end, for its process had one"})
+            played = PlayedTask(
+                task, misconduct={Misconduct.ENDS: f"seed {task.seed} had no end, for its process had one"}
+            )
         if played.run is None:
             member.end()
             self._members[number] = self._make()
@@ -162,7 +164,7 @@ def _serve(target: str, pipe: Connection, hang_s: float) -> None:
         """No `finally` of the strategy's shall keep us."""
         assert task is not None
         hangs = f"seed {task.seed} did not let go for {hang_s:g} s {watch.place(frame)}"
-        pipe.send(Played(task, misconduct={**watch.noticed, Misconduct.HANGS: hangs}))
+        pipe.send(PlayedTask(task, misconduct={**watch.noticed, Misconduct.HANGS: hangs}))
         os._exit(1)
 
     signal.signal(signal.SIGALRM, give_up)
@@ -176,21 +178,21 @@ def _serve(target: str, pipe: Connection, hang_s: float) -> None:
             pipe.send(played)
 
 
-def _play(strategy: Strategy, watch: Watch, task: Task) -> Played:
+def _play(strategy: Strategy, watch: Watch, task: Task) -> PlayedTask:
     watch.noticed = {}
-    watched = Watched(strategy, watch, task.promise)
+    watched = WatchedStrategy(strategy, watch, task.promise)
     try:
         schedule = task.schedule or task.plan.draw(watched, task.seed)
         run = run_schedule(watched, schedule, trace=task.full)
     except DidNotEndError as error:
-        return Played(task, misconduct={**watch.noticed, Misconduct.HANGS: str(error)})
+        return PlayedTask(task, misconduct={**watch.noticed, Misconduct.HANGS: str(error)})
     except Exception as error:  # noqa: BLE001 what a strategy's code can break in a simulation has no bound
         breaks = f"seed {task.seed}: {_describe(error)}"
-        return Played(task, misconduct={**watch.noticed, Misconduct.BREAKS: breaks})
+        return PlayedTask(task, misconduct={**watch.noticed, Misconduct.BREAKS: breaks})
     judgement = linear.check(run.history).judgement if watched.promise is Promise.AP else Judgement.UNDECIDED
     if not task.full:
         run.history = []
-    return Played(task, run, watch.noticed, judgement)
+    return PlayedTask(task, run, watch.noticed, judgement)
 
 
 def _describe(error: BaseException) -> str:

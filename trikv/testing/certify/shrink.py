@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, TypeVar
 
-from trikv.testing.sim.plan import Request, Schedule
+from trikv.testing.sim.plan import Schedule, ScheduledRequest
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ def _with_fewer_clients(schedule: Schedule) -> list[Schedule]:
     left = sorted({request.client for request in schedule.requests})
     numbers = {client: number for number, client in enumerate(left)}
 
-    def renumber(request: Request) -> Request:
+    def renumber(request: ScheduledRequest) -> ScheduledRequest:
         return replace(request, client=numbers[request.client])
 
     count = max(len(left), 1)

@@ -17,7 +17,7 @@ class Ending(Enum):
     ABORT = "abort"  # it resets the connection at once
 
 
-class Write(NamedTuple):
+class FuzzWrite(NamedTuple):
     """A write that the bytes ask for. No other case names the key."""
 
     key: str
@@ -34,7 +34,7 @@ class Case:
     slow: bool = False
     plain: bool = False
     requests: int = 1
-    writes: tuple[Write, ...] = ()
+    writes: tuple[FuzzWrite, ...] = ()
 
     @property
     def sent(self) -> bytes:

@@ -16,7 +16,7 @@ import trio
 from trikv.core.calls import Op
 from trikv.testing.fuzz import rpc_cases
 from trikv.testing.fuzz.case import Case, Ending
-from trikv.testing.fuzz.rpc_cases import LAST_CALL, Peer
+from trikv.testing.fuzz.rpc_cases import LAST_CALL, FuzzedNode
 
 AT_ONCE_MAX: Final = 16  # connections: enough to overlap, and few enough that what broke a rule can be named
 DEADLINE_S: Final = 15.0  # beyond the deadline of a request (2 s) and a connection's idle time, on a busy machine
@@ -140,7 +140,7 @@ async def play_rpc(port: int, case: Case) -> Heard | None:
     return heard
 
 
-async def ask(port: int, to: Peer, op: int, arguments: list[Any]) -> list[Any] | None:
+async def ask(port: int, to: FuzzedNode, op: int, arguments: list[Any]) -> list[Any] | None:
     """The answer `[id, fault, payload]` to one call of one that greets well; None if the link ends first."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     frames = _Frames()

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import h11
 
 from trikv.core.errors import Outcome
-from trikv.testing.fuzz.case import Case, Ending, Write
+from trikv.testing.fuzz.case import Case, Ending, FuzzWrite
 from trikv.testing.fuzz.drive import Heard
 
 ALLOWED_5XX: Final = (503, 504, 507)
@@ -29,7 +29,7 @@ _SHOWN_BYTES_MAX: Final = 2000
 _OUTCOMES: Final = frozenset(outcome.value for outcome in Outcome)
 
 
-class Finding(NamedTuple):
+class FuzzFinding(NamedTuple):
     """A rule that was broken, and by which bytes."""
 
     rule: str
@@ -44,7 +44,7 @@ class Finding(NamedTuple):
         return f"{self.rule}: {self.detail} [{self.kind}]\n    {sent}"
 
 
-class Answer(NamedTuple):
+class FuzzAnswer(NamedTuple):
     status: int
     headers: dict[bytes, bytes]
     body: bytes
@@ -55,13 +55,13 @@ class NotHttp(Exception):
     """What was heard is not HTTP/1.1."""
 
 
-def parse_answers(data: bytes, *, head: bool) -> list[Answer]:
+def parse_answers(data: bytes, *, head: bool) -> list[FuzzAnswer]:
     """The final answers in `data`; the last one may be cut off. `head`: some may answer a HEAD, and lack a body.
 
     Raises:
       NotHttp: see there.
     """
-    answers: list[Answer] = []
+    answers: list[FuzzAnswer] = []
     while data:
         try:
             answer, rest = _parse_one(data, b"GET")
@@ -74,7 +74,7 @@ def parse_answers(data: bytes, *, head: bool) -> list[Answer]:
     return answers
 
 
-def _parse_one(data: bytes, method: bytes) -> tuple[Answer, bytes]:
+def _parse_one(data: bytes, method: bytes) -> tuple[FuzzAnswer, bytes]:
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method=method, target=b"/", headers=[(b"host", b"localhost")]))
     client.send(h11.EndOfMessage())
@@ -91,31 +91,31 @@ def _parse_one(data: bytes, method: bytes) -> tuple[Answer, bytes]:
         elif isinstance(event, h11.EndOfMessage):
             whole = True
             break
-    return Answer(status, headers, bytes(body), whole), client.trailing_data[0] if whole else b""
+    return FuzzAnswer(status, headers, bytes(body), whole), client.trailing_data[0] if whole else b""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class FuzzVerdict:
     """What one connection showed. Of `refused` nothing may ever be found, all of `committed` must be."""
 
     statuses: tuple[int, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    refused: tuple[Write, ...] = ()
-    committed: tuple[Write, ...] = ()
+    findings: tuple[FuzzFinding, ...] = ()
+    refused: tuple[FuzzWrite, ...] = ()
+    committed: tuple[FuzzWrite, ...] = ()
 
 
-def judge_web(case: Case, heard: Heard) -> Verdict:
+def judge_web(case: Case, heard: Heard) -> FuzzVerdict:
     sent = case.sent
-    findings: list[Finding] = []
+    findings: list[FuzzFinding] = []
 
     def broke(rule: str, detail: str) -> None:
-        findings.append(Finding(rule, detail, case.kind, sent))
+        findings.append(FuzzFinding(rule, detail, case.kind, sent))
 
     try:
         answers = parse_answers(bytes(heard.data), head=b"HEAD" in sent or b"CONNECT" in sent)
     except NotHttp as error:
         broke("an answer is HTTP/1.1", str(error))
-        return Verdict(findings=tuple(findings))
+        return FuzzVerdict(findings=tuple(findings))
     for answer in answers:
         if answer.status >= 500:
             if answer.status not in ALLOWED_5XX:
@@ -131,20 +131,20 @@ def judge_web(case: Case, heard: Heard) -> Verdict:
     hung_up = bool(answers) and answers[-1].headers.get(b"connection") == b"close"  # what is behind it is not read
     if case.plain and case.ending is Ending.HALF_CLOSE and not (in_order or hung_up or heard.late):
         broke("a plain request is answered", f"{case.requests} requests, answers: {statuses}")
-    committed: tuple[Write, ...] = ()
-    refused: tuple[Write, ...] = ()
+    committed: tuple[FuzzWrite, ...] = ()
+    refused: tuple[FuzzWrite, ...] = ()
     if in_order and case.requests == 1 and 200 <= statuses[0] < 300:
         committed = case.writes
     if statuses and all(_is_refusal(answer) for answer in answers) and len(answers) >= case.requests:
         refused = case.writes
-    return Verdict(statuses, tuple(findings), refused, committed)
+    return FuzzVerdict(statuses, tuple(findings), refused, committed)
 
 
-def _is_refusal(answer: Answer) -> bool:
+def _is_refusal(answer: FuzzAnswer) -> bool:
     return 400 <= answer.status < 500 or answer.status in (503, 507)
 
 
-def _outcome_of(answer: Answer) -> object:
+def _outcome_of(answer: FuzzAnswer) -> object:
     try:
         document = json.loads(answer.body)
     except ValueError:
@@ -152,30 +152,34 @@ def _outcome_of(answer: Answer) -> object:
     return document.get("outcome") if isinstance(document, dict) else None
 
 
-def judge_found(found: dict[str, str | None], refused: Sequence[Write], committed: Sequence[Write]) -> list[Finding]:
+def judge_found(
+    found: dict[str, str | None], refused: Sequence[FuzzWrite], committed: Sequence[FuzzWrite]
+) -> list[FuzzFinding]:
     """`found`: what a read of each key answered, for the keys that could be read."""
     findings = [
-        Finding(
+        FuzzFinding(
             "a refused write is never found", f"{write.key} holds {found[write.key]!r}", "a write", write.key.encode()
         )
         for write in refused
         if found.get(write.key) is not None
     ]
     return findings + [
-        Finding("a committed write is found", f"{write.key} holds {found[write.key]!r}", "a write", write.key.encode())
+        FuzzFinding(
+            "a committed write is found", f"{write.key} holds {found[write.key]!r}", "a write", write.key.encode()
+        )
         for write in committed
         if write.key in found and found[write.key] != write.value
     ]
 
 
-def judge_log(name: str, log: Path) -> list[Finding]:
+def judge_log(name: str, log: Path) -> list[FuzzFinding]:
     text = log.read_bytes()
     findings = []
     if (at := text.find(b"Traceback")) >= 0:
         detail = text[max(0, at - 300) : at + 3000].decode(errors="replace")
-        findings.append(Finding("no traceback in a log", f"{name}: {detail}", "a log", b""))
+        findings.append(FuzzFinding("no traceback in a log", f"{name}: {detail}", "a log", b""))
     if len(text) > LOG_BYTES_MAX:
-        findings.append(Finding("a log is bounded", f"{name}: {len(text):,} bytes", "a log", text[-300:]))
+        findings.append(FuzzFinding("a log is bounded", f"{name}: {len(text):,} bytes", "a log", text[-300:]))
     return findings
 
 

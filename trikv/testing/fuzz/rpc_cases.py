@@ -77,7 +77,7 @@ FOREIGN: Final[dict[str, bytes]] = {
 }
 
 
-class Peer(NamedTuple):
+class FuzzedNode(NamedTuple):
     """Whom the cases are for. `epoch` is the present one of `partition`, as far as is known."""
 
     role: str
@@ -101,7 +101,7 @@ def list_head(length: int) -> bytes:
     return b"\x9a" + length.to_bytes(4, "big")
 
 
-def greeting_fields(to: Peer) -> list[Any]:
+def greeting_fields(to: FuzzedNode) -> list[Any]:
     """How somebody greets who belongs there: a worker at the master, a master of a term long gone at a worker."""
     role = "worker" if to.role == "master" else "master"
     return [MAGIC, PROTOCOL, role, "fuzz", "1/fuzz", to.cluster]
@@ -116,7 +116,7 @@ def calls(*rows: Sequence[Any]) -> bytes:
     return frame([CALLS, [[number, BUDGET_MS, op, arguments] for number, (op, arguments) in enumerate(rows, 1)]])
 
 
-def strangers(dice: random.Random, to: Peer) -> Iterator[Case]:
+def strangers(dice: random.Random, to: FuzzedNode) -> Iterator[Case]:
     """Whatever comes instead of a greeting, and greetings with each field odd in turn."""
     name = f"RPC of the {to.role}"
     greeting = greeting_fields(to)
@@ -161,7 +161,7 @@ def strangers(dice: random.Random, to: Peer) -> Iterator[Case]:
         yield Case(f"{name}, a mutated greeting", split(dice, data, 4), slow=dice.random() < 0.2)
 
 
-def after_greeting(dice: random.Random, to: Peer) -> Iterator[Case]:
+def after_greeting(dice: random.Random, to: FuzzedNode) -> Iterator[Case]:
     """What comes behind a greeting that was accepted. The first piece is that greeting."""
     name = f"RPC of the {to.role}, greeted"
     greeting = frame(greeting_fields(to))
@@ -206,7 +206,7 @@ def _many(head: bytes, item: bytes, count: int) -> bytes:
     return raw_frame(head + list_head(count) + item * count)
 
 
-def _calls(dice: random.Random, to: Peer, case: Any) -> Iterator[Case]:
+def _calls(dice: random.Random, to: FuzzedNode, case: Any) -> Iterator[Case]:
     """Each call with each argument odd, and with absurd counts."""
     past = 1  # an epoch that was over before the cluster formed
     life, partition, epoch = to.incarnation, to.partition, to.epoch

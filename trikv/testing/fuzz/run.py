@@ -26,11 +26,11 @@ from trikv.core.calls import Op
 from trikv.core.errors import TrikvError
 from trikv.core.ring import partition_of
 from trikv.testing.fuzz import rpc_cases, web_cases
-from trikv.testing.fuzz.case import Case, Write
+from trikv.testing.fuzz.case import Case, FuzzWrite
 from trikv.testing.fuzz.drive import RPC_AT_ONCE_MAX, FakeWorker, Heard, ask, nonsense, play, play_all, play_rpc
-from trikv.testing.fuzz.judge import MEMORY_BYTES_MAX, Finding, judge_found, judge_log, judge_web, memory_of
-from trikv.testing.fuzz.rpc_cases import Peer
-from trikv.testing.processes.cluster import LocalCluster, Node, wait_until
+from trikv.testing.fuzz.judge import MEMORY_BYTES_MAX, FuzzFinding, judge_found, judge_log, judge_web, memory_of
+from trikv.testing.fuzz.rpc_cases import FuzzedNode
+from trikv.testing.processes.cluster import LocalCluster, NodeProcess, wait_until
 
 HEALTH_KEY: Final = b"fuzz-health"
 WORKERS: Final = 3
@@ -62,7 +62,7 @@ class Fuzz:
     ) -> None:
         self.statuses: Counter[int] = Counter()
         self.kinds: Counter[str] = Counter()
-        self.findings: list[Finding] = []
+        self.findings: list[FuzzFinding] = []
         self.memory: dict[str, tuple[int, int, int]] = {}  # bytes at the start, at the peak, at the end
         self._seed = seed
         self._requests = requests
@@ -70,8 +70,8 @@ class Fuzz:
         self._share = share
         self._only = tuple(only)
         self._say = say
-        self._refused: list[Write] = []
-        self._committed: list[Write] = []
+        self._refused: list[FuzzWrite] = []
+        self._committed: list[FuzzWrite] = []
         self._last: dict[str, deque[Case]] = {}
         self._logged: set[str] = set()  # nodes whose logs have broken a rule already
         self._cluster = LocalCluster(mode="quorum", workers=WORKERS, down_after_s=3.0)
@@ -99,7 +99,7 @@ class Fuzz:
                     self._say(f"{name}: {played:,} cases in {time.monotonic() - began_s:.1f} s")
 
     @property
-    def _nodes(self) -> list[Node]:
+    def _nodes(self) -> list[NodeProcess]:
         return [self._cluster.master, *self._cluster.workers]
 
     # --- blocks -------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class Fuzz:
             found[key] = None if entry is None else entry.value.decode(errors="replace")
         return found
 
-    def _rpc(self, make: Callable[[random.Random, Peer], Iterable[Case]], dice: random.Random) -> None:
+    def _rpc(self, make: Callable[[random.Random, FuzzedNode], Iterable[Case]], dice: random.Random) -> None:
         """The same cases to every node at once, since one poisoned replica of three would not be noticed."""
         state = self._client.cluster()
         members = {worker["id"]: worker["incarnation"] for worker in state["workers"]}
@@ -170,7 +170,7 @@ class Fuzz:
         peers = []
         for node in self._nodes:
             role = "master" if node is self._cluster.master else "worker"
-            peer = Peer(role, state["cluster"], node.id, members.get(node.id, "fuzz-life"), partition, 0)
+            peer = FuzzedNode(role, state["cluster"], node.id, members.get(node.id, "fuzz-life"), partition, 0)
             if role == "worker":
                 answer = trio.run(ask, node.port, peer, int(Op.FETCH), [partition, 0, peer.incarnation, HEALTH_KEY])
                 promised = answer[2][0] if answer and answer[1] == 1 else 0
@@ -186,7 +186,7 @@ class Fuzz:
 
         trio.run(play_both)
 
-    async def _play_rpc(self, node: Node, cases: list[Case]) -> None:
+    async def _play_rpc(self, node: NodeProcess, cases: list[Case]) -> None:
         left = iter(cases)
 
         async def go_on() -> None:
@@ -199,7 +199,7 @@ class Fuzz:
                     heard = await play_rpc(node.port, case)
                 if heard is not None and heard.late:
                     what = f"{node.name} neither answered nor closed the link"
-                    self.findings.append(Finding("a link answers or ends", what, case.kind, case.sent))
+                    self.findings.append(FuzzFinding("a link answers or ends", what, case.kind, case.sent))
                 if heard is None or not node.running:
                     self._revive(case.kind)
 
@@ -239,7 +239,7 @@ class Fuzz:
     async def _ask_to_enlist(self, port: int, kind: str, what: bytes) -> None:
         address = f"127.0.0.1:{port}"
         body = b'{"address": "%s"}' % address.encode()
-        request = web_cases.Request(b"POST", b"/v1/workers", web_cases.JSON, body)
+        request = web_cases.FuzzRequest(b"POST", b"/v1/workers", web_cases.JSON, body)
         case = Case(kind, (web_cases.spell(request),), plain=True)
         heard = await play(self._cluster.master.http_port, case)
         if heard is None:
@@ -291,11 +291,11 @@ class Fuzz:
         try:
             wait_until(gone, what="fake workers are forgotten", deadline_s=UP_DEADLINE_S, every_s=0.3)
         except TimeoutError as error:
-            self.findings.append(Finding("a worker that is gone can be removed", str(error), "a fake worker", b""))
+            self.findings.append(FuzzFinding("a worker that is gone can be removed", str(error), "a fake worker", b""))
 
     # --- rules for nodes ----------------------------------------------------------------------------------------------
 
-    def _remember(self, node: Node, case: Case) -> None:
+    def _remember(self, node: NodeProcess, case: Case) -> None:
         self._last.setdefault(node.name, deque(maxlen=LAST_SHOWN)).append(case)
 
     def _revive(self, kind: str) -> None:
@@ -304,9 +304,9 @@ class Fuzz:
             if not node.running:
                 for case in self._last.get(node.name, ()):
                     detail = f"{node.name} ended, exit code {node.wait(0)}; this was one of the last cases"
-                    self.findings.append(Finding("no process ends", detail, case.kind, case.sent))
+                    self.findings.append(FuzzFinding("no process ends", detail, case.kind, case.sent))
                 if node.name not in self._last:
-                    self.findings.append(Finding("no process ends", f"{node.name} ended", kind, b""))
+                    self.findings.append(FuzzFinding("no process ends", f"{node.name} ended", kind, b""))
                 self._last.pop(node.name, None)
                 node.start()
 
@@ -316,7 +316,9 @@ class Fuzz:
 
         def broke(rule: str, detail: str) -> None:
             last = [case for node in self._nodes for case in self._last.get(node.name, ())][-1:]
-            self.findings.append(Finding(rule, f"{detail}, after {block}", *(last[0].kind, b"") if last else ("", b"")))
+            self.findings.append(
+                FuzzFinding(rule, f"{detail}, after {block}", *(last[0].kind, b"") if last else ("", b""))
+            )
 
         try:
             self._cluster.await_up(self._cluster.workers)

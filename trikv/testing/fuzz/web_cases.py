@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import cbor2
 
-from trikv.testing.fuzz.case import Case, Ending, Write, mutate, split
+from trikv.testing.fuzz.case import Case, Ending, FuzzWrite, mutate, split
 
 LINE = b"\r\n"
 
@@ -140,73 +140,73 @@ TOKENS: Final = (
 )  # fmt: skip
 
 
-class Request(NamedTuple):
+class FuzzRequest(NamedTuple):
     method: bytes
     target: bytes
     content_type: bytes = b""
     body: bytes = b""
-    write: Write | None = None
+    write: FuzzWrite | None = None
 
 
-Route = Callable[[random.Random, str], Request]
+Route = Callable[[random.Random, str], FuzzRequest]
 JSON: Final = b"application/json"
 CBOR: Final = b"application/cbor"
 
 
-def _write(key: str) -> Write:
-    return Write(key, f"value of {key}")
+def _write(key: str) -> FuzzWrite:
+    return FuzzWrite(key, f"value of {key}")
 
 
-def _put(dice: random.Random, key: str) -> Request:
+def _put(dice: random.Random, key: str) -> FuzzRequest:
     write = _write(key)
-    return Request(b"PUT", b"/v1/kv/" + key.encode(), b"", write.value.encode(), write)
+    return FuzzRequest(b"PUT", b"/v1/kv/" + key.encode(), b"", write.value.encode(), write)
 
 
-def _put_by_query(dice: random.Random, key: str) -> Request:
+def _put_by_query(dice: random.Random, key: str) -> FuzzRequest:
     write = _write(key)
     method = dice.choice((b"GET", b"POST"))
-    return Request(method, f"/put?key={key}&value={write.value.replace(' ', '+')}".encode(), write=write)
+    return FuzzRequest(method, f"/put?key={key}&value={write.value.replace(' ', '+')}".encode(), write=write)
 
 
-def _batch_json(dice: random.Random, key: str) -> Request:
-    return Request(b"POST", b"/v1/batch", JSON, json.dumps({"items": [_get_item(key)]}).encode())
+def _batch_json(dice: random.Random, key: str) -> FuzzRequest:
+    return FuzzRequest(b"POST", b"/v1/batch", JSON, json.dumps({"items": [_get_item(key)]}).encode())
 
 
-def _batch_cbor(dice: random.Random, key: str) -> Request:
-    return Request(b"POST", b"/v1/batch", CBOR, _dumps({"items": [{"op": "get", "key": key.encode()}]}))
+def _batch_cbor(dice: random.Random, key: str) -> FuzzRequest:
+    return FuzzRequest(b"POST", b"/v1/batch", CBOR, _dumps({"items": [{"op": "get", "key": key.encode()}]}))
 
 
 def _get_item(key: str) -> dict[str, str]:
     return {"op": "get", "key": key}
 
 
-def _odd_json(dice: random.Random, key: str) -> Request:
+def _odd_json(dice: random.Random, key: str) -> FuzzRequest:
     target = (b"/v1/batch", b"/v1/mode?plan=true", b"/config?plan=true", b"/v1/workers", b"/v1/recover", b"/v1/repair")
     at = dice.randrange(len(target))
-    return Request(b"PUT" if at == 1 else b"POST", target[at], JSON, dice.choice(TEXTS))
+    return FuzzRequest(b"PUT" if at == 1 else b"POST", target[at], JSON, dice.choice(TEXTS))
 
 
-def _odd_cbor(dice: random.Random, key: str) -> Request:
-    return Request(b"POST", b"/v1/batch", CBOR, dice.choice(CBORS))
+def _odd_cbor(dice: random.Random, key: str) -> FuzzRequest:
+    return FuzzRequest(b"POST", b"/v1/batch", CBOR, dice.choice(CBORS))
 
 
-def _scan(dice: random.Random, key: str) -> Request:
+def _scan(dice: random.Random, key: str) -> FuzzRequest:
     limit = dice.choice((1, 10, 50))
-    return Request(b"GET", f"/v1/kv?prefix=f&limit={limit}&values=false".encode())
+    return FuzzRequest(b"GET", f"/v1/kv?prefix=f&limit={limit}&values=false".encode())
 
 
 def _fixed(method: bytes, target: bytes, content_type: bytes = b"", body: bytes = b"") -> Route:
-    return lambda dice, key: Request(method, target, content_type, body)
+    return lambda dice, key: FuzzRequest(method, target, content_type, body)
 
 
 ROUTES: Final[tuple[Route, ...]] = (
     *(_put,) * 8, *(_put_by_query,) * 4, *(_batch_json,) * 3, *(_batch_cbor,) * 2, *(_odd_json,) * 6,
     *(_odd_cbor,) * 4, *(_scan,) * 2,
-    lambda dice, key: Request(b"GET", b"/v1/kv/" + key.encode()),
-    lambda dice, key: Request(b"HEAD", b"/v1/kv/" + key.encode()),
-    lambda dice, key: Request(b"DELETE", b"/v1/kv/" + key.encode()),
-    lambda dice, key: Request(b"GET", b"/get?key=" + key.encode()),
-    lambda dice, key: Request(b"GET", b"/v1/locate?key=" + key.encode()),
+    lambda dice, key: FuzzRequest(b"GET", b"/v1/kv/" + key.encode()),
+    lambda dice, key: FuzzRequest(b"HEAD", b"/v1/kv/" + key.encode()),
+    lambda dice, key: FuzzRequest(b"DELETE", b"/v1/kv/" + key.encode()),
+    lambda dice, key: FuzzRequest(b"GET", b"/get?key=" + key.encode()),
+    lambda dice, key: FuzzRequest(b"GET", b"/v1/locate?key=" + key.encode()),
     _fixed(b"GET", b"/v1/cluster"), _fixed(b"GET", b"/status"), _fixed(b"GET", b"/v1/mode"), _fixed(b"GET", b"/"),
     _fixed(b"PUT", b"/v1/mode?plan=true", JSON, b'{"mode": "chain"}'),
     _fixed(b"POST", b"/config?plan=true", JSON, b'{"mode": "sync"}'),
@@ -220,7 +220,7 @@ ROUTES: Final[tuple[Route, ...]] = (
 
 
 def spell(
-    request: Request, *, version: bytes = b"HTTP/1.1", headers: tuple[bytes, ...] = (), framing: bytes | None = None
+    request: FuzzRequest, *, version: bytes = b"HTTP/1.1", headers: tuple[bytes, ...] = (), framing: bytes | None = None
 ) -> bytes:
     """The request's bytes. `framing` stands in place of Content-Length."""
     lines = [request.method + b" " + request.target + b" " + version, b"Host: localhost"]
@@ -255,7 +255,7 @@ def request_case(dice: random.Random, number: int, prefix: str) -> Case:
     return _case(dice, f"HTTP/1.1, {what}", data, plain=what == "plain", writes=writes)
 
 
-def _odd(dice: random.Random, request: Request) -> bytes:
+def _odd(dice: random.Random, request: FuzzRequest) -> bytes:
     version = b"HTTP/1.1"
     headers: tuple[bytes, ...] = ()
     for _ in range(dice.choice((1, 1, 2))):
@@ -282,7 +282,7 @@ def _pipelined(dice: random.Random, key: str) -> Case:
 
 
 def _case(
-    dice: random.Random, kind: str, data: bytes, *, plain: bool, requests: int = 1, writes: tuple[Write, ...] = ()
+    dice: random.Random, kind: str, data: bytes, *, plain: bool, requests: int = 1, writes: tuple[FuzzWrite, ...] = ()
 ) -> Case:
     streams = b"/v1/events" in data
     if streams:
@@ -451,7 +451,7 @@ def other_protocols() -> Iterator[Case]:
     for name, data in GREETINGS.items():
         yield Case(f"HTTP port, {name}", (data,) if data else ())
     for name, (content_type, body) in _large_batches().items():
-        request = Request(b"POST", b"/v1/batch", content_type, body)
+        request = FuzzRequest(b"POST", b"/v1/batch", content_type, body)
         yield Case(f"batch, {name}", (spell(request),), plain=True)
     for wait, behind in ((False, b"\r\n"), (True, b"\r\n"), (False, b"\r\n\r\n"), (True, b"x")):
         late = ", later" if wait else ""

@@ -45,7 +45,7 @@ class Kind(StrEnum):
     SCAN = "scan"  # a page of the keys that start with `key`
 
 
-class Row(NamedTuple):
+class ScannedRow(NamedTuple):
     """One key that a scan found."""
 
     key: str
@@ -74,7 +74,7 @@ class Operation:
     code: str | None = None  # of trikv.core.errors, for what did not commit
     result: str | None = None  # what a get saw, None for absence
     stamp: Version | None = None  # of what it wrote or saw
-    rows: tuple[Row, ...] = ()  # what a scan found
+    rows: tuple[ScannedRow, ...] = ()  # what a scan found
 
     @property
     def writes(self) -> bool:
@@ -169,7 +169,7 @@ class Recorder:
         result: str | None = None,
         stamp: Version | None = None,
         code: str | None = None,
-        rows: tuple[Row, ...] = (),
+        rows: tuple[ScannedRow, ...] = (),
     ) -> None:
         """Call it after the answer came, or when the client gave up on it (unknown)."""
         assert operation.returned_s is None, operation
@@ -232,7 +232,7 @@ def _covers(scan: Operation, key: str) -> bool:
     return key.startswith(scan.key) and (after is None or key > after) and (last is None or key <= last)
 
 
-def _get_of(scan: Operation, key: str, row: Row | None) -> Operation:
+def _get_of(scan: Operation, key: str, row: ScannedRow | None) -> Operation:
     get = Operation(scan.client, Kind.GET, key, scan.began, scan.invoked_s)
     get.ended, get.returned_s, get.outcome = scan.ended, scan.returned_s, scan.outcome
     if row is not None:
@@ -306,7 +306,7 @@ def _from_json(item: dict[str, Any]) -> Operation:
         code=item.get("code"),
         result=item.get("result"),
         stamp=_parse_stamp(item.get("stamp")),
-        rows=tuple(Row(key, value, _parse_stamp(stamp)) for key, value, stamp in item.get("rows", ())),
+        rows=tuple(ScannedRow(key, value, _parse_stamp(stamp)) for key, value, stamp in item.get("rows", ())),
     )
 
 

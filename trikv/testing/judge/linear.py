@@ -34,7 +34,7 @@ class KeyVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class LinearVerdict:
     """What became of a history. `keys` in their order."""
 
     keys: tuple[KeyVerdict, ...]
@@ -66,10 +66,10 @@ class Verdict:
         return "\n".join(lines)
 
 
-def check(operations: Iterable[Operation], *, steps_max: int | None = None) -> Verdict:
+def check(operations: Iterable[Operation], *, steps_max: int | None = None) -> LinearVerdict:
     """Judge a history. `steps_max` bounds the search of each key that needs one, by default as said above."""
     keys = by_key(operations)
-    return Verdict(tuple(_check_key(key, keys[key], steps_max) for key in sorted(keys)))
+    return LinearVerdict(tuple(_check_key(key, keys[key], steps_max) for key in sorted(keys)))
 
 
 def _check_key(key: str, operations: list[Operation], steps_max: int | None) -> KeyVerdict:

@@ -52,7 +52,7 @@ class Period(NamedTuple):
 
 
 @dataclass(slots=True)
-class Verdict:
+class SwitchedVerdict:
     """What is to be held against the cluster, and what is merely counted."""
 
     findings: list[Finding] = field(default_factory=list)
@@ -80,10 +80,10 @@ def find_periods(strong: bool, switches: Iterable[Switch]) -> tuple[list[Period]
     return periods, between
 
 
-def judge(history: Sequence[Operation], strong: bool, switches: Iterable[Switch]) -> Verdict:
+def judge(history: Sequence[Operation], strong: bool, switches: Iterable[Switch]) -> SwitchedVerdict:
     """Judge a whole history."""
     periods, between = find_periods(strong, switches)
-    verdict = Verdict(findings=check_origins(history), periods=periods)
+    verdict = SwitchedVerdict(findings=check_origins(history), periods=periods)
     keys = by_key(history)
     for period in periods:
         for key, operations in sorted(keys.items()):

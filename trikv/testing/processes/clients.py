@@ -41,13 +41,13 @@ MET: Final = (PRECONDITION_FAILED, "no_compare_and_set")  # answers as good as a
 RECEIVE_BYTES: Final = 64 * 1024
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     status: int
     etag: str
     body: bytes
 
 
-class Connection:
+class HttpConnection:
     """Just enough HTTP/1.1: one request at a time, answers with a content-length. It dials when it is needed."""
 
     def __init__(self, port: Callable[[], int]) -> None:
@@ -64,7 +64,7 @@ class Connection:
             self._buffer.clear()
             self._stream = await trio.open_tcp_stream("127.0.0.1", self._port())
 
-    async def ask(self, method: str, path: str, body: bytes = b"", *headers: str) -> Answer:
+    async def ask(self, method: str, path: str, body: bytes = b"", *headers: str) -> HttpAnswer:
         """
         Raises:
           trio.BrokenResourceError: the connection ended first.
@@ -81,7 +81,9 @@ class Connection:
         whole = end + 4 + int(fields.get("content-length", 0))
         while len(self._buffer) < whole:
             await self._receive()
-        answer = Answer(int(status.split()[1]), fields.get("etag", "").strip('"'), bytes(self._buffer[end + 4 : whole]))
+        answer = HttpAnswer(
+            int(status.split()[1]), fields.get("etag", "").strip('"'), bytes(self._buffer[end + 4 : whole])
+        )
         del self._buffer[:whole]
         if fields.get("connection") == "close":
             await self.hang_up()
@@ -205,7 +207,7 @@ class Load:
         dice = random.Random(f"{self._seed}/{client}")
         due_s = self.now_s() + dice.random() * self._interval_s
         again: str | None = None
-        connection = Connection(self._port)
+        connection = HttpConnection(self._port)
         try:
             while not self._stopping:
                 await trio.sleep(max(0.0, due_s - self.now_s()))
@@ -230,7 +232,7 @@ class Load:
                 return kind, dice.choice(keys)
         return Kind.DELETE, dice.choice(keys)
 
-    async def ask(self, connection: Connection, client: str, kind: Kind, key: str) -> Operation:
+    async def ask(self, connection: HttpConnection, client: str, kind: Kind, key: str) -> Operation:
         """One request, from its beginning to its end."""
         value = self.recorder.fresh_value().ljust(self._value_bytes, ".") if kind in (Kind.PUT, Kind.CAS) else None
         headers: list[str] = []
@@ -241,7 +243,7 @@ class Load:
             expect = None if seen is None else seen[0]
         method = {Kind.GET: "GET", Kind.DELETE: "DELETE"}.get(kind, "PUT")
         operation = self.recorder.begin(client, kind, key, self.now_s(), value=value, expect=expect)
-        answer: Answer | None = None
+        answer: HttpAnswer | None = None
         sent = False
         try:
             with trio.move_on_after(PATIENCE_S):
@@ -255,7 +257,7 @@ class Load:
         self._end(operation, answer, sent)
         return operation
 
-    def _end(self, operation: Operation, answer: Answer | None, sent: bool) -> None:
+    def _end(self, operation: Operation, answer: HttpAnswer | None, sent: bool) -> None:
         end = self.recorder.end
         now_s = self.now_s()
         if answer is None:
@@ -280,7 +282,7 @@ class Load:
         until_s = self.now_s() + deadline_s
 
         async def ask(client: str) -> None:
-            connection = Connection(self._port)
+            connection = HttpConnection(self._port)
             try:
                 while left:
                     key = left.pop()

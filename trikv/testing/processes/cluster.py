@@ -36,12 +36,12 @@ from typing import Any, Final
 
 from trikv.client import Client
 from trikv.testing.processes.background import Background
-from trikv.testing.processes.process import START_DEADLINE_S, STOP_DEADLINE_S, Node, NodeFailed, wait_until
-from trikv.testing.processes.proxy import Direction, Link, serve_link
+from trikv.testing.processes.process import START_DEADLINE_S, STOP_DEADLINE_S, NodeFailed, NodeProcess, wait_until
+from trikv.testing.processes.proxy import Direction, ProxyLink, serve_link
 
 WHOLE_INTERVAL_S: Final = 0.25  # the answer costs the master some milliseconds
 
-__all__ = ["LocalCluster", "Node", "NodeFailed", "wait_until"]
+__all__ = ["LocalCluster", "NodeFailed", "NodeProcess", "wait_until"]
 
 # Waits for its stdin to close, then removes the directory, again and again until those who still write there are gone.
 _JANITOR = """
@@ -103,7 +103,7 @@ class LocalCluster:
         self.directory = directory
         self.mode = mode
 
-        def master_command(node: Node) -> list[str]:
+        def master_command(node: NodeProcess) -> list[str]:
             http = f"127.0.0.1:{node.http_port}"
             options = {
                 "--mode": mode, "--replicas": replicas, "--http": http, "--timeout": timeout_s,
@@ -111,20 +111,20 @@ class LocalCluster:
             }  # fmt: skip
             return ["master", str(node.port), *_flags(options), "--data-dir", str(directory / "master")]
 
-        def worker_command(node: Node) -> list[str]:
+        def worker_command(node: NodeProcess) -> list[str]:
             # Behind a proxy it is enlisted by us, under the proxy's address; by itself it would tell its own.
             options = {
                 "--master": "none" if proxied else self.master.address, "--storage": storage, "--max-keys": max_keys,
             }  # fmt: skip
             return ["worker", str(node.port), *_flags(options), "--data-dir", str(self.data_dir(node))]
 
-        self.master = Node("master", master_command, log=directory / "master.log")
+        self.master = NodeProcess("master", master_command, log=directory / "master.log")
         self.master.port, self.master.http_port = master_port, http_port
         self._worker_command = worker_command
         self._named = 0
         self._proxied = proxied
         self._background: Background | None = None
-        self._links: dict[str, Link] = {}  # by the name of the node
+        self._links: dict[str, ProxyLink] = {}  # by the name of the node
         self.workers = [self._make_worker() for _ in range(workers)]
         for node, port in zip(self.workers, worker_ports, strict=False):
             node.port = port
@@ -137,16 +137,16 @@ class LocalCluster:
         """A new client of this cluster; the options are `Client`'s."""
         return Client(self.url, **options)
 
-    def worker(self, worker_id: str) -> Node:
+    def worker(self, worker_id: str) -> NodeProcess:
         return next(node for node in self.workers if node.id == worker_id)
 
-    def data_dir(self, node: Node) -> Path:
+    def data_dir(self, node: NodeProcess) -> Path:
         return self.directory / node.name
 
-    def _make_worker(self) -> Node:
+    def _make_worker(self) -> NodeProcess:
         self._named += 1
         name = f"worker-{self._named}"
-        return Node(name, self._worker_command, log=self.directory / f"{name}.log")
+        return NodeProcess(name, self._worker_command, log=self.directory / f"{name}.log")
 
     def __enter__(self) -> LocalCluster:
         try:
@@ -181,7 +181,7 @@ class LocalCluster:
             self._enlist(node)
         self.await_up(self.workers)
 
-    def add_worker(self) -> Node:
+    def add_worker(self) -> NodeProcess:
         """One more, which is up when this returns, and is given its share after that."""
         node = self._make_worker()
         self.workers.append(node)
@@ -189,43 +189,43 @@ class LocalCluster:
         self.await_up([node])
         return node
 
-    def start_worker(self, node: Node) -> None:
+    def start_worker(self, node: NodeProcess) -> None:
         """Start it, or start it again; one without its data is enlisted anew."""
         node.start()
         self._enlist(node)
 
-    def wipe(self, node: Node) -> None:
+    def wipe(self, node: NodeProcess) -> None:
         """Its disk is lost. It must not run."""
         assert not node.running, f"{node.name} runs"
         shutil.rmtree(self.data_dir(node), ignore_errors=True)
 
-    def dismiss(self, node: Node) -> None:
+    def dismiss(self, node: NodeProcess) -> None:
         """Stop it, and start it no more with the others."""
         node.stop()
         self.workers.remove(node)
 
     # --- links --------------------------------------------------------------------------------------------------------
 
-    def cut(self, node: Node) -> None:
+    def cut(self, node: NodeProcess) -> None:
         """Break the links of all others to this worker, and each new one."""
-        self._at_link(node, Link.cut)
+        self._at_link(node, ProxyLink.cut)
 
-    def hold(self, node: Node, *directions: Direction) -> None:
+    def hold(self, node: NodeProcess, *directions: Direction) -> None:
         """Let nothing through to this worker or from it (or only one of the two), and tell nobody."""
-        self._at_link(node, Link.hold, *directions)
+        self._at_link(node, ProxyLink.hold, *directions)
 
-    def reset(self, node: Node) -> None:
+    def reset(self, node: NodeProcess) -> None:
         """Break the links to this worker, once."""
-        self._at_link(node, Link.reset)
+        self._at_link(node, ProxyLink.reset)
 
-    def mend(self, node: Node) -> None:
-        self._at_link(node, Link.mend)
+    def mend(self, node: NodeProcess) -> None:
+        self._at_link(node, ProxyLink.mend)
 
-    def _at_link(self, node: Node, do: Callable[..., None], *arguments: object) -> None:
+    def _at_link(self, node: NodeProcess, do: Callable[..., None], *arguments: object) -> None:
         assert self._background is not None, "links can be cut in a cluster that is proxied"
         self._background.call(do, self._links[node.name], *arguments)
 
-    def _enlist(self, node: Node) -> None:
+    def _enlist(self, node: NodeProcess) -> None:
         """Have the master know it by the address of its proxy."""
         if not self._proxied:
             return
@@ -238,7 +238,7 @@ class LocalCluster:
 
     # --- all of it ----------------------------------------------------------------------------------------------------
 
-    def await_up(self, nodes: Iterable[Node]) -> None:
+    def await_up(self, nodes: Iterable[NodeProcess]) -> None:
         """Return when the master hears all of these workers, and the cluster has formed."""
         with self.client() as client:
             wanted = {node.id for node in nodes}

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 from trikv.core.errors import TrikvError
 from trikv.testing.judge.switched import Switch
 from trikv.testing.processes.clients import Load
-from trikv.testing.processes.cluster import LocalCluster, Node, wait_until
+from trikv.testing.processes.cluster import LocalCluster, NodeProcess, wait_until
 from trikv.testing.processes.proxy import Direction
 
 HEAL_DEADLINE_S: Final = 90.0
@@ -270,7 +270,7 @@ class Nemesis:
         workers = [f"{w['id']} {w['state']} {w['place']} {w['held']}" for w in state["workers"]]
         return f"mode {state['mode']}, {state['unsettled']} unsettled, {state['progress']['operation']}, {workers}"
 
-    def _pick(self) -> Node:
+    def _pick(self) -> NodeProcess:
         return self._dice.choice(self.cluster.workers)
 
     def _now(self) -> float:
@@ -292,7 +292,7 @@ class Nemesis:
 
         self._await(is_forgotten, f"{worker}, which lost its disk, is forgotten")
 
-    def _note(self, what: str, node: Node | None, began_s: float, *, is_fault: bool = True) -> None:
+    def _note(self, what: str, node: NodeProcess | None, began_s: float, *, is_fault: bool = True) -> None:
         done = Done(what, node.name if node else "", began_s, self._now())
         if is_fault:
             self.faults.append(done)

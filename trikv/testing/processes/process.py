@@ -57,14 +57,14 @@ def wait_until(
         time.sleep(every_s)
 
 
-class Node:
+class NodeProcess:
     """One child process, which may die and come back with the same arguments, directory and ports.
 
     `command` gives the arguments after `python -m trikv`; it is asked anew at every start, and finds the ports of the
     last one in `port` and `http_port`.
     """
 
-    def __init__(self, name: str, command: Callable[[Node], Sequence[str]], *, log: Path) -> None:
+    def __init__(self, name: str, command: Callable[[NodeProcess], Sequence[str]], *, log: Path) -> None:
         self.name = name
         self.log = log
         self.id = ""

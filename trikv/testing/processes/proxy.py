@@ -36,7 +36,7 @@ Direction = Literal["questions", "answers"]
 _BOTH: Final[tuple[Direction, Direction]] = ("questions", "answers")
 
 
-class Link:
+class ProxyLink:
     """One proxy. Everything here is called in the loop that serves it; `target` is asked at each connection."""
 
     def __init__(self, target: Callable[[], str], address: str) -> None:
@@ -127,12 +127,12 @@ class _Connection:
 
 
 async def serve_link(
-    target: Callable[[], str], *, task_status: trio.TaskStatus[Link] = trio.TASK_STATUS_IGNORED
+    target: Callable[[], str], *, task_status: trio.TaskStatus[ProxyLink] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Serve one link on a free port of loopback, until cancelled."""
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     host, port = listener.socket.getsockname()
-    link = Link(target, f"{host}:{port}")
+    link = ProxyLink(target, f"{host}:{port}")
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, link.handle, [listener])
         task_status.started(link)

@@ -15,16 +15,29 @@ from trikv.testing.sim.plan import (
     CROWDED,
     SWITCHING,
     USUAL,
-    Fault,
     FaultKind,
     Plan,
-    Request,
     Schedule,
+    ScheduledFault,
+    ScheduledRequest,
 )
 from trikv.testing.sim.run import Run, Verdict, run_schedule, simulate
-from trikv.testing.sim.trace import Event
+from trikv.testing.sim.trace import TraceEvent
 
 __all__ = [
-    "CERTIFYING", "CHANGING", "CROWDED", "SWITCHING", "USUAL", "Event", "Fault", "FaultKind", "Plan", "Request", "Run",
-    "Schedule", "Verdict", "run_schedule", "simulate",
+    "CERTIFYING",
+    "CHANGING",
+    "CROWDED",
+    "SWITCHING",
+    "USUAL",
+    "FaultKind",
+    "Plan",
+    "Run",
+    "Schedule",
+    "ScheduledFault",
+    "ScheduledRequest",
+    "TraceEvent",
+    "Verdict",
+    "run_schedule",
+    "simulate",
 ]  # fmt: skip

@@ -20,9 +20,9 @@ from trikv.core.errors import Outcome, TrikvError
 from trikv.core.precondition import Expect
 from trikv.core.record import Record, Version
 from trikv.master.configstore import ConfigStoreError
-from trikv.testing.judge.history import Finding, Kind, Operation, Recorder, Row
+from trikv.testing.judge.history import Finding, Kind, Operation, Recorder, ScannedRow
 from trikv.testing.sim.clock import sleep
-from trikv.testing.sim.plan import Request
+from trikv.testing.sim.plan import ScheduledRequest
 from trikv.testing.sim.world import World
 
 _SLACK_S = 0.05  # an answer that comes so much after its deadline is late
@@ -31,7 +31,7 @@ _THINK_S = 0.02
 _PATIENCE_S = 5.0  # for a master to come back, before a request is given up as refused
 _PAGE = 100
 
-Answer = Record | Version | ScanPage | None
+ClientAnswer = Record | Version | ScanPage | None
 
 
 class Clients:
@@ -51,7 +51,7 @@ class Clients:
                 requests = [request for request in schedule.requests if request.client == number]
                 nursery.start_soon(self._run_one, began_s, number, requests)
 
-    async def _run_one(self, began_s: float, number: int, requests: list[Request]) -> None:
+    async def _run_one(self, began_s: float, number: int, requests: list[ScheduledRequest]) -> None:
         dice = random.Random(f"{self._world.schedule.seed}/client/{number}")
         for request in requests:
             await sleep(max(0.0, began_s + request.at_s - trio.current_time()) + _THINK_S * dice.random())
@@ -98,10 +98,10 @@ class Clients:
             world.findings.append(Finding("late answer", key, f"[1] ended {late_s:.3f} s too late", (operation,)))
         return operation
 
-    def _end_committed(self, operation: Operation, answer: Answer) -> None:
+    def _end_committed(self, operation: Operation, answer: ClientAnswer) -> None:
         key = operation.key
         if isinstance(answer, ScanPage):
-            rows = tuple(Row(key.decode(), _text(record.value), record.stamp) for key, record in answer.items)
+            rows = tuple(ScannedRow(key.decode(), _text(record.value), record.stamp) for key, record in answer.items)
             operation_end = None if answer.after is None else answer.after.decode()
             self._end(operation, Outcome.COMMITTED, result=operation_end, rows=rows)
         elif isinstance(answer, Version):
@@ -123,7 +123,7 @@ class Clients:
         code: str | None = None,
         result: str | None = None,
         stamp: Version | None = None,
-        rows: tuple[Row, ...] = (),
+        rows: tuple[ScannedRow, ...] = (),
     ) -> None:
         now_s = trio.current_time()
         self.recorder.end(operation, now_s, outcome, result=result, stamp=stamp, code=code, rows=rows)
@@ -132,7 +132,7 @@ class Clients:
 
 def _call(
     coordinator: Coordinator, operation: Operation, seen: tuple[str, Version] | None
-) -> Callable[[], Awaitable[Answer]]:
+) -> Callable[[], Awaitable[ClientAnswer]]:
     key = operation.key.encode()
     value = (operation.value or "").encode()
     if operation.kind is Kind.GET:

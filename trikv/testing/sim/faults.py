@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from trikv.testing.sim.network import Wire
-from trikv.testing.sim.plan import MASTER, Fault, FaultKind
+from trikv.testing.sim.plan import MASTER, FaultKind, ScheduledFault
 from trikv.testing.sim.world import World
 
 _CRASHES: Final = (
@@ -41,7 +41,7 @@ class Faults:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._healers: dict[Fault, Callable[[], None]] = {}
+        self._healers: dict[ScheduledFault, Callable[[], None]] = {}
         self._over = False
 
     def begin(self) -> None:
@@ -57,7 +57,7 @@ class Faults:
             self._mend(fault)
         self._world.start_all()
 
-    def _strike(self, fault: Fault) -> None:
+    def _strike(self, fault: ScheduledFault) -> None:
         world = self._world
         mend = None if self._over else self._carry_out(fault)
         if mend is None:
@@ -67,12 +67,12 @@ class Faults:
         self._healers[fault] = mend
         world.clock.after(fault.lasts_s, partial(self._mend, fault))
 
-    def _mend(self, fault: Fault) -> None:
+    def _mend(self, fault: ScheduledFault) -> None:
         if mend := self._healers.pop(fault, None):
             self._world.trace.note(self._world.clock.now_s, "heal", fault.nodes[0], str(fault))
             mend()
 
-    def _carry_out(self, fault: Fault) -> Callable[[], None] | None:
+    def _carry_out(self, fault: ScheduledFault) -> Callable[[], None] | None:
         """Begin it; what ends it, or None if it cannot befall the world as it is."""
         world, kind, first = self._world, fault.kind, fault.nodes[0]
         if kind in _CRASHES:
@@ -110,7 +110,7 @@ class Faults:
         assert kind is FaultKind.FULL_DISK, kind
         return self._fill_disk(first)
 
-    def _crash(self, fault: Fault) -> Callable[[], None] | None:
+    def _crash(self, fault: ScheduledFault) -> Callable[[], None] | None:
         world, name = self._world, fault.nodes[0]
         life = world.network.hosts[name].life
         if life is None:
@@ -140,7 +140,7 @@ class Faults:
             crash()
         return restart
 
-    def _stop(self, fault: Fault) -> Callable[[], None] | None:
+    def _stop(self, fault: ScheduledFault) -> Callable[[], None] | None:
         """Its tasks are cancelled while network and disk still work, so clients hear what it says at its end."""
         world, name = self._world, fault.nodes[0]
         life = world.network.hosts[name].life

@@ -31,7 +31,7 @@ from trikv.testing.sim.trace import Trace
 _GLANCE_S: Final = 0.1
 
 
-class World(Protocol):
+class OperatorsWorld(Protocol):
     """What operators see of the simulated world (`world.py`)."""
 
     master: Master | None
@@ -46,7 +46,7 @@ class World(Protocol):
 class Operators:
     """Those of one world."""
 
-    def __init__(self, world: World, nursery: trio.Nursery) -> None:
+    def __init__(self, world: OperatorsWorld, nursery: trio.Nursery) -> None:
         self._world = world
         self._nursery = nursery
         self.strong_periods = [StrongPeriod(None)] if self._is_strict(world.strategy.name) else []

@@ -93,7 +93,7 @@ _LOSE_DISKS: Final = (FaultKind.DISK_LOSS, FaultKind.OLD_DISK)
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class ScheduledFault:
     """`nodes`: whom it hits; of a fault on a link, from whom to whom. What goes down stays down for `lasts_s`.
 
     `after_steps`: the node dies only when it has, from `at_s` on, sent or begun to write so many things more.
@@ -115,7 +115,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ScheduledRequest:
     """One client asks for one thing: at `at_s`, or when its last request has ended. Of a scan, `key` is the prefix."""
 
     at_s: float
@@ -139,8 +139,8 @@ class Schedule:
     latency_s: float
     fsync_s: float
     keys: tuple[str, ...]
-    requests: tuple[Request, ...]
-    faults: tuple[Fault, ...]
+    requests: tuple[ScheduledRequest, ...]
+    faults: tuple[ScheduledFault, ...]
     down_after_s: float = DOWN_AFTER_S
     forget_after_s: float = MIN_AGE_S
     joiners: int = 0
@@ -210,7 +210,7 @@ class Plan:
 
     def _draw_requests(
         self, strategy: Strategy, dice: random.Random, storms: Sequence[float], hot: list[str], cold: list[str]
-    ) -> tuple[Request, ...]:
+    ) -> tuple[ScheduledRequest, ...]:
         compares = strategy.compare_and_set or bool(self.modes)
         mix = {kind: share * (kind is not Kind.CAS or compares) for kind, share in self.mix.items()}
         requests = []
@@ -223,18 +223,18 @@ class Plan:
                 at_s = dice.choice(storms) + dice.random() * self.storm_s
             else:
                 at_s = dice.random() * (self.lasts_s - 2)
-            requests.append(Request(at_s, number % self.clients, kind, key))
+            requests.append(ScheduledRequest(at_s, number % self.clients, kind, key))
         return tuple(sorted(requests, key=lambda request: request.at_s))
 
     def _draw_faults(
         self, strategy: Strategy, dice: random.Random, storms: Sequence[float], hot: Sequence[str]
-    ) -> list[Fault]:
+    ) -> list[ScheduledFault]:
         weights = {kind: weight * dice.random() * (dice.random() < 0.5) for kind, weight in self.weights.items()}
         workers = [f"w{number}" for number in range(1, self.workers + 1)]
         table = place(workers, self.replicas, partitions=self.partitions)
         targets = [*workers, *(worker for key in hot for worker in table[partition_of(key.encode(), self.partitions)])]
         disks_to_lose = 1 if strategy.promise is Promise.AP else strategy.copies(self.replicas) - 1
-        faults: list[Fault] = []
+        faults: list[ScheduledFault] = []
         while len(faults) < self.faults and any(weights.values()):
             (kind,) = dice.choices(list(weights), list(weights.values()))
             if kind in _LOSE_DISKS:
@@ -247,11 +247,11 @@ class Plan:
             faults.append(_draw_fault(kind, at_s, targets, dice))
         return faults
 
-    def _draw_changes(self, strategy: Strategy, dice: random.Random, storms: Sequence[float]) -> list[Fault]:
+    def _draw_changes(self, strategy: Strategy, dice: random.Random, storms: Sequence[float]) -> list[ScheduledFault]:
         weights = dict.fromkeys(_CHANGES, 0.0) | dict(self.change_weights)
         joiners = [f"w{self.workers + number}" for number in range(self.joiners, 0, -1)]
         mode = strategy.name  # the one in force, if every switch so far succeeded
-        faults: list[Fault] = []
+        faults: list[ScheduledFault] = []
         for _ in range(dice.randint(*self.changes)):
             at_s = dice.choice(storms) + dice.random() * self.storm_s
             for _ in range(dice.choice((1, 1, 2))):  # the second on the heels of the first
@@ -261,19 +261,21 @@ class Plan:
                 (kind,) = dice.choices(list(weights), list(weights.values()))
                 begins_s = at_s  # when the cluster takes notice of it
                 if kind is FaultKind.JOIN:
-                    faults.append(Fault(at_s, kind, (joiners.pop(),), 0.0))
+                    faults.append(ScheduledFault(at_s, kind, (joiners.pop(),), 0.0))
                 elif kind is FaultKind.MODE_SWITCH:
                     mode = dice.choice(modes)
-                    faults.append(Fault(at_s, kind, (MASTER,), 0.0, mode=mode))
+                    faults.append(ScheduledFault(at_s, kind, (MASTER,), 0.0, mode=mode))
                 else:
                     worker = f"w{dice.randint(1, self.workers)}"
                     lasts_s = self.down_after_s + 0.5 + dice.random() ** 2 * 8
                     linger_s = dice.choice((0.0, dice.random() * 3))
-                    faults.append(Fault(at_s, kind, (worker,), lasts_s, dice.choice((0, dice.randint(1, 6))), linger_s))
+                    faults.append(
+                        ScheduledFault(at_s, kind, (worker,), lasts_s, dice.choice((0, dice.randint(1, 6))), linger_s)
+                    )
                     begins_s += 0.0 if kind is FaultKind.DRAIN else self.down_after_s
                 if dice.random() < 0.4:
                     off_s, steps = 0.02 + dice.random() ** 3 * 2, dice.randint(1, 40)
-                    faults.append(Fault(begins_s, FaultKind.MASTER_CRASH, (MASTER,), off_s, steps))
+                    faults.append(ScheduledFault(begins_s, FaultKind.MASTER_CRASH, (MASTER,), off_s, steps))
                 at_s = begins_s + dice.random() ** 4
         return faults
 
@@ -339,30 +341,30 @@ def _between(dice: random.Random, low: float, high: float) -> float:
     return float(low * (high / low) ** dice.random())
 
 
-def _draw_fault(kind: FaultKind, at_s: float, workers: Sequence[str], dice: random.Random) -> Fault:
+def _draw_fault(kind: FaultKind, at_s: float, workers: Sequence[str], dice: random.Random) -> ScheduledFault:
     """`workers`: whom it may hit; one that is named twice is hit more often."""
     lasts_s = 0.1 + dice.random() ** 2 * 3
     after_steps = dice.choice((0, 0, dice.randint(1, 6)))
     linger_s = dice.choice((0.0, dice.random() * 3))
     if kind is FaultKind.PAUSE:
         node = dice.choice([MASTER, *workers, *workers])
-        return Fault(at_s, kind, (node,), 1 + dice.random() * 5)
+        return ScheduledFault(at_s, kind, (node,), 1 + dice.random() * 5)
     if kind is FaultKind.PARTITION:
         cut_off = {dice.choice([MASTER, *workers]) for _ in range(dice.randint(1, 3))}
-        return Fault(at_s, kind, tuple(sorted(cut_off)), lasts_s)
+        return ScheduledFault(at_s, kind, tuple(sorted(cut_off)), lasts_s)
     if kind in _ON_LINKS:
         # Between workers only chains talk, so most of it should happen at the master's links.
         one, other = dice.choice(workers), dice.choice(workers)
         ends = [MASTER if one == other or dice.random() < 0.6 else one, other]
         dice.shuffle(ends)
-        return Fault(at_s, kind, tuple(ends), lasts_s)
+        return ScheduledFault(at_s, kind, tuple(ends), lasts_s)
     if kind in _ON_MASTER:
-        return Fault(at_s, kind, (MASTER,), 0.02 + dice.random() ** 3 * 2, after_steps, linger_s)
+        return ScheduledFault(at_s, kind, (MASTER,), 0.02 + dice.random() ** 3 * 2, after_steps, linger_s)
     if kind is FaultKind.DOUBTFUL_DOCUMENT:
-        return Fault(at_s, kind, (MASTER,), 3 * lasts_s)
+        return ScheduledFault(at_s, kind, (MASTER,), 3 * lasts_s)
     worker = dice.choice(workers)
     if kind is FaultKind.HUNG_DISK:
-        return Fault(at_s, kind, (worker,), 3 * lasts_s)
+        return ScheduledFault(at_s, kind, (worker,), 3 * lasts_s)
     if kind in (FaultKind.REPLAY, FaultKind.SLOW_DISK):
-        return Fault(at_s, kind, (worker,), 2 * lasts_s)
-    return Fault(at_s, kind, (worker,), lasts_s, after_steps, linger_s)
+        return ScheduledFault(at_s, kind, (worker,), 2 * lasts_s)
+    return ScheduledFault(at_s, kind, (worker,), lasts_s, after_steps, linger_s)

@@ -36,7 +36,7 @@ from trikv.testing.sim.clients import Clients
 from trikv.testing.sim.clock import SimClock, run_repeatably
 from trikv.testing.sim.faults import Faults
 from trikv.testing.sim.plan import USUAL, FaultKind, Plan, Schedule
-from trikv.testing.sim.trace import Event, Trace
+from trikv.testing.sim.trace import Trace, TraceEvent
 from trikv.testing.sim.world import World
 
 _FORMING_TIMEOUT_S = 20.0
@@ -70,7 +70,7 @@ class Run:
     findings: list[Finding]
     undecided: list[str] = field(default_factory=list)  # keys
     staleness: Staleness | None = None  # of modes that allow it
-    trace: list[Event] = field(default_factory=list)
+    trace: list[TraceEvent] = field(default_factory=list)
 
     @property
     def verdict(self) -> Verdict:

@@ -98,7 +98,7 @@ class Script:
 
 
 @dataclass(slots=True)
-class Played:
+class PlayedScript:
     """What came of a script: its text with the outcomes that there were, and what its judges found."""
 
     text: str
@@ -244,7 +244,7 @@ def _understand_seconds(text: str) -> float:
 # --- playing ----------------------------------------------------------------------------------------------------------
 
 
-def play(script: Script, strategy: Strategy) -> Played:
+def play(script: Script, strategy: Strategy) -> PlayedScript:
     """Run a script, with `strategy` in the part of its mode.
 
     Raises:
@@ -290,4 +290,4 @@ def play(script: Script, strategy: Strategy) -> Played:
         run_repeatably(main, clock, _SEED)
     except* ScriptError as group:
         raise group.exceptions[0] from None
-    return Played("\n".join(written) + "\n", findings)
+    return PlayedScript("\n".join(written) + "\n", findings)

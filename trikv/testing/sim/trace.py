@@ -22,7 +22,7 @@ from trikv.core.record import Record
 _SECONDS: Final = Struct("<d")
 
 
-class Event(NamedTuple):
+class TraceEvent(NamedTuple):
     """`what` is "send", "arrive", "fault", "heal", "begin", "end", "start" or "down"; `text` is for a person.
 
     Messages also carry `number`, and as far as they have them `call`, `key` and `record`; answers their `fault`.
@@ -44,7 +44,7 @@ class Trace:
     """Takes down one run. `events` stays empty unless they are wanted."""
 
     def __init__(self, *, wanted: bool) -> None:
-        self.events: list[Event] = []
+        self.events: list[TraceEvent] = []
         self.wanted = wanted
         self._hash = blake2b(digest_size=16)
         self._calls: dict[tuple[int, int], tuple[str, str, Record | None]] = {}  # by connection and id: what was asked
@@ -57,7 +57,7 @@ class Trace:
         """Something that is no message."""
         self._hash.update(f"{time_s!r} {what} {node} {text}\n".encode())
         if self.wanted:
-            self.events.append(Event(time_s, what, node, node, text))
+            self.events.append(TraceEvent(time_s, what, node, node, text))
 
     def note_arrival(self, time_s: float, route: bytes, data: bytes) -> None:
         self._hash.update(_SECONDS.pack(time_s) + route + data)
@@ -70,7 +70,7 @@ class Trace:
             outcome = "" if fault is None else fault.name.lower()
             version = "" if record is None else str(record.version)
             text = " ".join(filter(None, (call, key, outcome, version)))
-            self.events.append(Event(time_s, what, source, target, text, number, call, key, record, fault))
+            self.events.append(TraceEvent(time_s, what, source, target, text, number, call, key, record, fault))
 
     def _told(self, connection: int, data: bytes) -> Iterator[tuple[str, str, Record | None, Fault | None]]:
         buffer = frames.FrameBuffer()
