@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -29,6 +28,7 @@ from trikv.client import Client
 from trikv.core.errors import Outcome
 from trikv.testing.judge.history import Operation
 from trikv.testing.judge.measure import longest_gap_s, percentile, returns_s
+from trikv.testing.machine import describe_machine
 from trikv.testing.processes.clients import Load, Mix
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 from trikv.testing.processes.nemesis import Nemesis
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--picture", type=Path, default=PICTURE)
     options = parser.parse_args()
-    machine = f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    machine = describe_machine()
     load_before = os.getloadavg()[0]
     title = (
         f"{options.mode} to {options.to}: {options.clients} clients, {options.rate:g} operations/s, "
@@ -74,7 +74,7 @@ def main() -> None:
     print(f"{machine}; load of the machine before: {load_before:.1f}; seed {options.seed}\n{title}", flush=True)
     cluster = LocalCluster(mode=options.mode, workers=5, storage="rocksdb", down_after_s=DOWN_AFTER_S)
     load = Load(
-        lambda: cluster.master.http_port,
+        cluster.master,
         seed=options.seed,
         clients=options.clients,
         rate=options.rate,
@@ -99,7 +99,7 @@ def play(cluster: LocalCluster, load: Load, client: Client, options: argparse.Na
     """What happens, and the figures of it; the marks have times from the beginning on."""
     began_s = load.now_s()
     marks: list[Mark] = []
-    nemesis = Nemesis(cluster, load, random.Random(options.seed), down_after_s=DOWN_AFTER_S)
+    nemesis = Nemesis(cluster, load, random.Random(options.seed))
 
     def mark(text: str) -> float:
         now_s = load.now_s()
@@ -187,13 +187,6 @@ def fill_bins(history: Iterable[Operation], began_s: float, marks: Sequence[Mark
         Bin((i + 0.5) * BIN_S, len(took[i]) / BIN_S, failed[i] / BIN_S, 1000 * percentile(took[i], 0.99))
         for i in range(count)
     ]
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------

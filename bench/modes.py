@@ -16,17 +16,17 @@ What is left out: networks and disks of different machines, contention for one k
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import trio
 
+from trikv.testing.judge.measure import percentile
+from trikv.testing.machine import describe_machine
 from trikv.testing.processes.cluster import LocalCluster
+from trikv.testing.processes.connection import HttpConnection, make_request
 
 MODES = ("sync", "async", "chain", "quorum")
 
@@ -45,71 +45,33 @@ class Tally:
         return (len(self.put_s) + len(self.get_s)) / self.seconds if self.seconds else 0.0
 
 
-class Connection:
-    """Just enough HTTP/1.1: one request at a time, an answer with a content-length."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self._buffer = bytearray()
-
-    async def ask(self, request: bytes) -> int:
-        """The status of the answer.
-
-        Raises:
-          ConnectionError: the server ended the connection.
-        """
-        await self._stream.send_all(request)
-        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
-            await self._receive()
-        head = bytes(self._buffer[:end]).lower()
-        length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
-        whole = end + 4 + int(length or 0)
-        while len(self._buffer) < whole:
-            await self._receive()
-        del self._buffer[:whole]
-        return int(head[9:12])
-
-    async def _receive(self) -> None:
-        data = await self._stream.receive_some(64 * 1024)
-        if not data:
-            raise ConnectionError("the master closed the connection")
-        self._buffer += data
-
-
-def put_request(key: bytes, value: bytes) -> bytes:
-    head = b"PUT /v1/kv/%s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/octet-stream\r\n" % key
-    return head + b"content-length: %d\r\n\r\n%s" % (len(value), value)
-
-
-def get_request(key: bytes) -> bytes:
-    return b"GET /v1/kv/%s HTTP/1.1\r\nhost: localhost\r\n\r\n" % key
-
-
 async def drive(port: int, options: argparse.Namespace, seed: str, tally: Tally) -> None:
     """Fill the cluster, then load it for `options.seconds`."""
     dice = random.Random(seed)
     value = dice.randbytes(options.value_bytes)
-    keys = [b"bench-%08d" % i for i in range(options.keys)]
+    paths = [f"/v1/kv/bench-{i:08d}" for i in range(options.keys)]
 
-    async def fill(share: list[bytes]) -> None:
-        connection = Connection(await trio.open_tcp_stream("127.0.0.1", port))
-        for key in share:
-            await connection.ask(put_request(key, value))
+    async def fill(share: list[str]) -> None:
+        async with HttpConnection(lambda: port) as connection:
+            await connection.dial()
+            for path in share:
+                await connection.ask(make_request("PUT", path, value))
 
     async def load(own_dice: random.Random, until_s: float) -> None:
-        connection = Connection(await trio.open_tcp_stream("127.0.0.1", port))
-        while (began_s := time.perf_counter()) < until_s:
-            key = own_dice.choice(keys)
-            reads = own_dice.random() < options.read_share
-            status = await connection.ask(get_request(key) if reads else put_request(key, value))
-            if status < 300:
-                (tally.get_s if reads else tally.put_s).append(time.perf_counter() - began_s)
-            else:
-                tally.failures[status] += 1
+        async with HttpConnection(lambda: port) as connection:
+            await connection.dial()
+            while (began_s := time.perf_counter()) < until_s:
+                path = own_dice.choice(paths)
+                reads = own_dice.random() < options.read_share
+                answer = await connection.ask(make_request("GET", path) if reads else make_request("PUT", path, value))
+                if answer.status < 300:
+                    (tally.get_s if reads else tally.put_s).append(time.perf_counter() - began_s)
+                else:
+                    tally.failures[answer.status] += 1
 
     async with trio.open_nursery() as nursery:
         for i in range(options.connections):
-            nursery.start_soon(fill, keys[i :: options.connections])
+            nursery.start_soon(fill, paths[i :: options.connections])
     began_s = time.perf_counter()
     async with trio.open_nursery() as nursery:
         for i in range(options.connections):
@@ -118,17 +80,7 @@ async def drive(port: int, options: argparse.Namespace, seed: str, tally: Tally)
 
 
 def percentile_ms(latencies_s: list[float], share: float) -> str:
-    if not latencies_s:
-        return "-"
-    ordered = sorted(latencies_s)
-    return f"{ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000:.2f}"
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+    return f"{percentile(latencies_s, share) * 1000:.2f}" if latencies_s else "-"
 
 
 def report(tallies: dict[str, Tally]) -> None:
@@ -155,7 +107,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=list(MODES), metavar="MODE", help="default: all four")
     options = parser.parse_args()
 
-    print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}")
+    print(describe_machine())
     shown = (f"{name.replace('_', '-')} {value}" for name, value in vars(options).items() if name != "modes")
     print(", ".join(shown), flush=True)
     tallies = {mode: Tally() for mode in options.modes}

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import platform
 import statistics
 import time
 
 from trikv.registry import load_registry
+from trikv.testing.machine import describe_machine
 from trikv.testing.sim import Plan, simulate
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     seeds = parser.parse_args().seeds
     logging.getLogger("trikv").setLevel(logging.CRITICAL)
-    print(f"{platform.platform()}, Python {platform.python_version()}, seeds 0 to {seeds - 1}")
+    print(f"{describe_machine()}, seeds 0 to {seeds - 1}")
     for name, strategy in load_registry().strategies.items():
         simulate(strategy, 0, Plan())  # imports and caches
         spent_s, operations, faults, virtual_s = [], 0, 0, 0.0

@@ -83,13 +83,13 @@ class Chaos:
             directory=options.directory,
         )
         load = Load(
-            lambda: cluster.master.http_port,
+            cluster.master,
             seed=options.seed,
             clients=options.clients,
             rate=options.rate,
             keys=options.keys,
         )
-        nemesis = Nemesis(cluster, load, self._dice, down_after_s=options.down_after, say=self._say)
+        nemesis = Nemesis(cluster, load, self._dice, say=self._say)
         try:
             with cluster, load:
                 self._break(nemesis)

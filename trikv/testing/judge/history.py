@@ -33,6 +33,7 @@ from trikv.core.record import Version
 
 HISTORY_FORMAT: Final = 1
 PRECONDITION_FAILED: Final = "precondition_failed"  # the one refusal that is also an observation
+MET: Final = (PRECONDITION_FAILED, "no_compare_and_set")  # refusals of a key that is available
 
 
 class Kind(StrEnum):

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from trikv.core.errors import Outcome
-from trikv.testing.judge.history import Operation
-from trikv.testing.processes.clients import MET
+from trikv.testing.judge.history import MET, Operation
 
 
 def percentile(values: Sequence[float], share: float) -> float:

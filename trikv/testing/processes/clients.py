@@ -1,18 +1,20 @@
-"""Clients of a real cluster: each asks for one thing after the other over HTTP, and writes down what it was told.
+"""Clients of a real cluster: each sends one request after the other over HTTP and records the answers as a history.
 
-    with Load(lambda: cluster.master.http_port, seed=1) as load:
+    with Load(cluster.master, seed=1) as load:
         cluster.workers[0].kill()
-        load.until(50, since_s=load.now_s())         # so many further writes were committed
+        ...
     verdict = linear.check(load.history)
 
-They run in a thread of their own (`background.py`), over bare sockets, since a client library costs more than the
-cluster does. Nothing is retried behind anybody's back. What a client learns is what a careful program would conclude:
-no connection was made: refused; it broke, or nobody answered in `PATIENCE_S`, after a write had been sent: unknown.
+The caller controls processes, so it blocks; the clients run meanwhile in a Trio loop in a thread of its own (anyio's
+blocking portal). An error of a client is raised by `stop`, so by the end of the `with` block. They use `connection.py`,
+and no request is retried unseen. A client concludes what a careful program would. No connection was made: refused. The
+connection broke after a write had been sent, or no answer came within `PATIENCE_S`: unknown.
 
-What they ask for follows from the seed: mostly puts and gets, some deletes and compare-and-sets, half of it for a few
-hot keys (`hot`), so that operations meet; every value is written once. A compare-and-set expects what the clients saw
-last. Every second client insists: after a write that was not committed it writes the same key until one is, so that it
-shows when that is possible again. They keep to a rate together; who was held up catches up, as far as `BACKLOG_S` goes.
+The requests follow from the seed: mostly puts and gets, some deletes and compare-and-sets. Half of them are for a few
+hot keys (`hot`), so that operations meet. Every value is written once. A compare-and-set expects the value that the
+clients saw last. Every second client insists: after a write that was not committed it writes the same key again until a
+write commits, which shows when the key is writable again. All clients together keep to a rate. A client that was held
+up catches up, by at most `BACKLOG_S`.
 """
 
 from __future__ import annotations
@@ -20,91 +22,31 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import trio
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from trikv.core.errors import Outcome
 from trikv.core.record import Version
-from trikv.testing.judge.history import PRECONDITION_FAILED, Kind, Operation, Recorder
-from trikv.testing.processes.background import Background
+from trikv.testing.judge.history import MET, Kind, Operation, Recorder
+from trikv.testing.processes.connection import HttpAnswer, HttpConnection, make_request
+from trikv.testing.processes.process import NodeProcess
 
 PATIENCE_S: Final = 6.0  # the cluster itself answers within its own deadline
 BACKLOG_S: Final = 5.0
 HOT_KEYS: Final = 10
 FILL_DEADLINE_S: Final = 120.0
-AGAIN_S: Final = 0.1  # before a request that failed at once is followed by another
-MET: Final = (PRECONDITION_FAILED, "no_compare_and_set")  # answers as good as any other
-RECEIVE_BYTES: Final = 64 * 1024
-
-
-class HttpAnswer(NamedTuple):
-    status: int
-    etag: str
-    body: bytes
-
-
-class HttpConnection:
-    """Just enough HTTP/1.1: one request at a time, answers with a content-length. It dials when it is needed."""
-
-    def __init__(self, port: Callable[[], int]) -> None:
-        self._port = port
-        self._stream: trio.SocketStream | None = None
-        self._buffer = bytearray()
-
-    async def dial(self) -> None:
-        """
-        Raises:
-          OSError: nobody is there, so nothing was sent.
-        """
-        if self._stream is None:
-            self._buffer.clear()
-            self._stream = await trio.open_tcp_stream("127.0.0.1", self._port())
-
-    async def ask(self, method: str, path: str, body: bytes = b"", *headers: str) -> HttpAnswer:
-        """
-        Raises:
-          trio.BrokenResourceError: the connection ended first.
-        """
-        assert self._stream is not None, "dial first"
-        lines = [f"{method} {path} HTTP/1.1", "host: localhost", *headers]
-        if body or method == "PUT":
-            lines += ["content-type: application/octet-stream", f"content-length: {len(body)}"]
-        await self._stream.send_all("\r\n".join((*lines, "", "")).encode() + body)
-        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
-            await self._receive()
-        status, *rest = self._buffer[:end].decode("latin-1").split("\r\n")
-        fields = dict(line.lower().split(": ", 1) for line in rest)
-        whole = end + 4 + int(fields.get("content-length", 0))
-        while len(self._buffer) < whole:
-            await self._receive()
-        answer = HttpAnswer(
-            int(status.split()[1]), fields.get("etag", "").strip('"'), bytes(self._buffer[end + 4 : whole])
-        )
-        del self._buffer[:whole]
-        if fields.get("connection") == "close":
-            await self.hang_up()
-        return answer
-
-    async def _receive(self) -> None:
-        assert self._stream is not None
-        data = await self._stream.receive_some(RECEIVE_BYTES)
-        if not data:
-            raise trio.BrokenResourceError("the master closed the connection")
-        self._buffer += data
-
-    async def hang_up(self) -> None:
-        if self._stream is not None:
-            stream, self._stream = self._stream, None
-            await trio.aclose_forcefully(stream)
+AGAIN_S: Final = 0.1  # between a request that failed at once and the next
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What is asked for: shares, which sum up to one; the rest are deletes."""
+    """The shares of each kind of request; what is missing to one are deletes."""
 
     put: float = 0.45
     get: float = 0.37
@@ -114,18 +56,18 @@ class Mix:
 class Load:
     """
     Args:
-      port: where the master serves HTTP on loopback, asked at each connection.
-      clients, rate: how many, and how many requests they make in a second together.
-      keys: how many keys they use.
-      value_bytes: values are filled up to so many.
-      hot: how much of it is for the `HOT_KEYS` first keys.
-      insists: of so many clients one insists.
-      fill: write every key once before anything else, which `filled` waits for.
+      master: the node that serves HTTP; its port is asked at each connection.
+      clients, rate: the number of clients, and the requests per second of all of them together.
+      keys: the number of keys.
+      value_bytes: shorter values are padded to this length.
+      hot: the share of requests for the first `HOT_KEYS` keys.
+      insists: one client in so many insists.
+      fill: write every key once before anything else; `filled` waits for that.
     """
 
     def __init__(
         self,
-        port: Callable[[], int],
+        master: NodeProcess,
         *,
         seed: int | str,
         clients: int = 8,
@@ -139,21 +81,22 @@ class Load:
     ) -> None:
         self.keys = [f"key-{number:05d}" for number in range(keys)]
         self.recorder = Recorder()
-        self.commits = 0  # writes that were committed so far
-        self._port = port
+        self.commits = 0  # committed writes so far
+        self._master = master
         self._seed = seed
         self._clients = clients
         self._interval_s = clients / rate
         self._mix = mix or Mix()
         self._value_bytes = value_bytes
         self._seen: dict[str, tuple[str, str] | None] = {}  # by key: value and stamp, None for absence
-        self._background = Background()
+        self._portal: BlockingPortal
+        self._running: Future[None]
+        self._thread = ExitStack()
         self._hot = hot
         self._insists = insists
         self._fill = fill
         self._filled = trio.Event()
         self._stopping = False
-        self._ended = trio.Event()
 
     @property
     def history(self) -> list[Operation]:
@@ -165,8 +108,8 @@ class Load:
         return time.monotonic()
 
     def __enter__(self) -> Self:
-        self._background.open()
-        self._background.spawn(self._run_all)
+        self._portal = self._thread.enter_context(start_blocking_portal("trio"))
+        self._running = self._portal.start_task_soon(self._run_all)
         return self
 
     def __exit__(
@@ -176,39 +119,39 @@ class Load:
             if error is None:
                 self.stop()
         finally:
-            self._background.__exit__(kind, error, trace)
+            self._running.cancel()
+            self._thread.__exit__(kind, error, trace)
 
     def stop(self) -> None:
-        """Ask for no more; returns when every client has its last answer."""
+        """Send no more requests; return when every client has its last answer."""
         self._stopping = True
-        self._background.run(self._ended.wait)
+        self._running.result()
 
     def filled(self) -> None:
         """Return when every key has been written once."""
-        self._background.run(self._filled.wait)
+        self._portal.call(self._filled.wait)
 
     def read_all(self, deadline_s: float = 60.0) -> list[str]:
-        """Read every key, each until it is answered; the keys that were not in time."""
-        unread: list[str] = self._background.run(self._ask_for_all, Kind.GET, deadline_s)
-        return unread
+        """Read every key, each until it is answered; return the keys without an answer by the deadline."""
+        return self._portal.call(self._ask_for_all, Kind.GET, deadline_s)
 
     # --- in the loop --------------------------------------------------------------------------------------------------
 
     async def _run_all(self) -> None:
-        if self._fill:
-            await self._ask_for_all(Kind.PUT, FILL_DEADLINE_S)
-        self._filled.set()
+        try:
+            if self._fill:
+                await self._ask_for_all(Kind.PUT, FILL_DEADLINE_S)
+        finally:
+            self._filled.set()
         async with trio.open_nursery() as nursery:
             for number in range(self._clients):
                 nursery.start_soon(self._run_one, f"c{number + 1}", number % self._insists == 0)
-        self._ended.set()
 
     async def _run_one(self, client: str, insists: bool) -> None:
         dice = random.Random(f"{self._seed}/{client}")
         due_s = self.now_s() + dice.random() * self._interval_s
         again: str | None = None
-        connection = HttpConnection(self._port)
-        try:
+        async with self._connection() as connection:
             while not self._stopping:
                 await trio.sleep(max(0.0, due_s - self.now_s()))
                 due_s = max(due_s + self._interval_s, self.now_s() - BACKLOG_S)
@@ -220,8 +163,9 @@ class Load:
                 again = key if insists and failed and operation.writes else None
                 if again is not None:
                     await trio.sleep(AGAIN_S)
-        finally:
-            await connection.hang_up()
+
+    def _connection(self) -> HttpConnection:
+        return HttpConnection(lambda: self._master.http_port)
 
     def _draw(self, dice: random.Random) -> tuple[Kind, str]:
         keys = self.keys[:HOT_KEYS] if dice.random() < self._hot else self.keys
@@ -233,7 +177,7 @@ class Load:
         return Kind.DELETE, dice.choice(keys)
 
     async def ask(self, connection: HttpConnection, client: str, kind: Kind, key: str) -> Operation:
-        """One request, from its beginning to its end."""
+        """One request, and its record in the history."""
         value = self.recorder.fresh_value().ljust(self._value_bytes, ".") if kind in (Kind.PUT, Kind.CAS) else None
         headers: list[str] = []
         expect = None
@@ -249,7 +193,7 @@ class Load:
             with trio.move_on_after(PATIENCE_S):
                 await connection.dial()
                 sent = True
-                answer = await connection.ask(method, f"/v1/kv/{key}", (value or "").encode(), *headers)
+                answer = await connection.ask(make_request(method, f"/v1/kv/{key}", (value or "").encode(), *headers))
         except (OSError, trio.BrokenResourceError):
             pass
         if answer is None:
@@ -270,20 +214,20 @@ class Load:
             problem = json.loads(answer.body)
             end(operation, now_s, Outcome(problem["outcome"]), code=problem["code"])
             return
+        etag = answer.header("etag").strip('"')
         held = operation.value if operation.writes else answer.body.decode() if answer.status < 300 else None
-        self._seen[operation.key] = None if held is None else (held, answer.etag)
-        stamp = Version.parse(answer.etag) if answer.etag and answer.status < 300 else None
+        self._seen[operation.key] = None if held is None else (held, etag)
+        stamp = Version.parse(etag) if etag and answer.status < 300 else None
         end(operation, now_s, Outcome.COMMITTED, result=None if operation.writes else held, stamp=stamp)
 
     async def _ask_for_all(self, kind: Kind, deadline_s: float) -> list[str]:
-        """Ask for every key until it is committed; those of which that was not in time."""
+        """Send a request for every key until it commits; return the keys for which none did by the deadline."""
         left = list(self.keys)
         failed: list[str] = []
         until_s = self.now_s() + deadline_s
 
         async def ask(client: str) -> None:
-            connection = HttpConnection(self._port)
-            try:
+            async with self._connection() as connection:
                 while left:
                     key = left.pop()
                     while (await self.ask(connection, client, kind, key)).outcome is not Outcome.COMMITTED:
@@ -291,8 +235,6 @@ class Load:
                             failed.append(key)
                             break
                         await trio.sleep(AGAIN_S)
-            finally:
-                await connection.hang_up()
 
         async with trio.open_nursery() as nursery:
             for number in range(self._clients):

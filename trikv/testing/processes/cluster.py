@@ -30,12 +30,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
 from trikv.client import Client
-from trikv.testing.processes.background import Background
 from trikv.testing.processes.process import START_DEADLINE_S, STOP_DEADLINE_S, NodeFailed, NodeProcess, wait_until
 from trikv.testing.processes.proxy import Direction, ProxyLink, serve_link
 
@@ -123,8 +126,9 @@ class LocalCluster:
         self._worker_command = worker_command
         self._named = 0
         self._proxied = proxied
-        self._background: Background | None = None
-        self._links: dict[str, ProxyLink] = {}  # by the name of the node
+        self._thread = ExitStack()  # the loop in which proxies run
+        self._portal: BlockingPortal | None = None
+        self._links: dict[str, tuple[Future[None], ProxyLink]] = {}  # by the name of the node
         self.workers = [self._make_worker() for _ in range(workers)]
         for node, port in zip(self.workers, worker_ports, strict=False):
             node.port = port
@@ -168,9 +172,8 @@ class LocalCluster:
           NodeFailed: one of them did not start.
           TimeoutError: they started, and did not find each other.
         """
-        if self._proxied and self._background is None:
-            self._background = Background()
-            self._background.open()
+        if self._proxied and self._portal is None:
+            self._portal = self._thread.enter_context(start_blocking_portal("trio"))
         if not self.master.running:
             self.master.start()
         waiting = [node for node in self.workers if not node.running]
@@ -222,18 +225,20 @@ class LocalCluster:
         self._at_link(node, ProxyLink.mend)
 
     def _at_link(self, node: NodeProcess, do: Callable[..., None], *arguments: object) -> None:
-        assert self._background is not None, "links can be cut in a cluster that is proxied"
-        self._background.call(do, self._links[node.name], *arguments)
+        assert self._portal is not None, "only links of a proxied cluster can be cut"
+        task, link = self._links[node.name]
+        assert not task.done(), f"the proxy of {node.name} has ended: {task.exception()!r}"
+        self._portal.call(do, link, *arguments)
 
     def _enlist(self, node: NodeProcess) -> None:
         """Have the master know it by the address of its proxy."""
         if not self._proxied:
             return
-        assert self._background is not None, "a cluster that is proxied is started as a whole first"
+        assert self._portal is not None, "start a proxied cluster as a whole first"
         if node.name not in self._links:
-            self._links[node.name] = self._background.start(serve_link, lambda: node.address)
+            self._links[node.name] = self._portal.start_task(serve_link, lambda: node.address)
         with self.client() as client:
-            address = self._links[node.name].address
+            address = self._links[node.name][1].address
             wait_until(lambda: client.enlist(address), what=f"{node.name} is enlisted at {address}")
 
     # --- all of it ----------------------------------------------------------------------------------------------------
@@ -288,10 +293,11 @@ class LocalCluster:
                 node.ask_to_stop()
             for node in started:
                 node.stop()
-        if self._background is not None:
-            self._background.close()
-            self._background = None
-            self._links.clear()
+        for task, _ in self._links.values():
+            task.cancel()
+        self._links.clear()
+        self._thread.close()
+        self._portal = None
         if self._janitor is not None:
             assert self._janitor.stdin is not None
             self._janitor.stdin.close()

@@ -64,7 +64,6 @@ class Nemesis:
         load: Load,
         dice: random.Random,
         *,
-        down_after_s: float,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.cluster = cluster
@@ -75,7 +74,6 @@ class Nemesis:
         self.switches: list[Switched] = []
         self.kills: list[Done] = []  # of workers that stayed away for so long that they were replaced
         self._dice = dice
-        self._down_after_s = down_after_s
         self._say = say
 
     # --- workers ------------------------------------------------------------------------------------------------------

@@ -1,20 +1,20 @@
 """Links that can be cut: a TCP proxy in front of a node, for tests with real processes.
 
-    with Background() as background:
-        link = background.start(serve_link, lambda: worker.address)
-        cluster.client().enlist(link.address)     # the master, and chains, dial the proxy from now on
-        background.call(link.cut)                 # connections break, new ones are broken at once
-        background.call(link.hold)                # nothing arrives, either way, and nobody is told
-        background.call(link.hold, "answers")     # what is asked arrives, the answers do not
-        background.call(link.mend)
+    link = await nursery.start(serve_link, lambda: worker.address)
+    link.address                # the master and the chain's workers dial this instead of the worker
+    link.cut()                  # every connection breaks, and each new one breaks at once
+    link.hold()                 # nothing arrives in either direction, and no connection breaks
+    link.hold("answers")        # questions arrive, answers do not
+    link.mend()
 
-`hold` is what a network does that loses packets: bytes stay where they are and arrive when the link is mended, ends of
-connections included, and a connection that is made meanwhile hears nothing. It needs no privileges, which is why it is
-here: netem and iptables do.
+`hold` acts like a network that loses packets. Bytes stay where they are and arrive once the link is mended, ends of
+connections included. A connection that is made meanwhile hears nothing. netem and iptables can do the same, but need
+privileges.
 
-What differs from a real network. If the node behind it is dead, a connection to the proxy is made and then reset, where
-the node's own address would refuse it; so a master that dials through proxies knows of a death by silence alone.
-While a link is held, up to `PIECE_BYTES` of each direction are taken over from the sender, whose window then fills up.
+What differs from a real network: if the node behind the proxy is dead, a connection to the proxy is made and then
+reset, whereas the node's own address would refuse it. So a master that dials through proxies learns of a death by
+silence alone. While a link is held, the proxy takes up to `PIECE_BYTES` of each direction from the sender, whose window
+then fills up.
 
 Costs: two tasks for each connection, one copy of every byte.
 """
@@ -37,7 +37,7 @@ _BOTH: Final[tuple[Direction, Direction]] = ("questions", "answers")
 
 
 class ProxyLink:
-    """One proxy. Everything here is called in the loop that serves it; `target` is asked at each connection."""
+    """One proxy. Call its methods in the loop that serves it. `target` is asked at each connection."""
 
     def __init__(self, target: Callable[[], str], address: str) -> None:
         self.address = address
@@ -54,18 +54,18 @@ class ProxyLink:
         self.reset()
 
     def hold(self, *directions: Direction) -> None:
-        """Let nothing through, in these directions (default: both)."""
+        """Let nothing through in these directions (default: both)."""
         for direction in directions or _BOTH:
             if self._flows[direction].is_set():
                 self._flows[direction] = trio.Event()
 
     def reset(self) -> None:
-        """Break the connections that there are, once."""
+        """Break the connections that exist now."""
         for connection in self._open:
             connection.scope.cancel()
 
     def mend(self) -> None:
-        """Let everything through again, what was held first."""
+        """Let everything through again, and deliver what was held first."""
         self.is_cut = False
         for direction in _BOTH:
             self._flows[direction].set()
@@ -79,7 +79,7 @@ class ProxyLink:
         await self._flows[direction].wait()
 
     async def handle(self, near: trio.SocketStream) -> None:
-        """Pass on one connection, until one of its ends is closed."""
+        """Pass on one connection until one of its ends is closed."""
         connection = _Connection(near)
         self._open.add(connection)
         try:
@@ -92,7 +92,7 @@ class ProxyLink:
                     nursery.start_soon(self._pass_on, near, far, "questions", nursery)
                     nursery.start_soon(self._pass_on, far, near, "answers", nursery)
         except* (OSError, trio.BrokenResourceError):
-            connection.scope.cancel()  # an end is gone, or nobody is there
+            connection.scope.cancel()  # one end is gone, or the target does not listen
         finally:
             self._open.discard(connection)
             connection.close(reset=connection.scope.cancel_called)
@@ -118,7 +118,7 @@ class _Connection:
         self.far: trio.SocketStream | None = None
 
     def close(self, *, reset: bool) -> None:
-        """`reset`: both ends learn that something broke; else that the other has closed."""
+        """`reset`: both ends see a broken connection; otherwise each sees that the other has closed."""
         for stream in (self.near, self.far):
             if stream is not None:
                 if reset:
