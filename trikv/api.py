@@ -1,12 +1,12 @@
-"""Everything that the author of a strategy or of a storage engine imports, and nothing else.
+"""All that the author of a strategy or of a storage engine imports.
 
-A *strategy* says how a write reaches its replicas and which answers a read may believe. It runs on the coordinator,
-inside the request's deadline: it needs no timeouts, epochs, retries or error codes. When `write` returns, the write is
-committed; when it raises, the coordinator finds out whether anything had been sent, and tells the client the truth:
-refused, or unknown. `plugins/trikv_quorum.py` is the whole of one.
+A *strategy* says how a write reaches its replicas, and which answers a read may believe. It runs on the coordinator,
+inside the request's deadline, so it needs no timeouts, epochs, retries or error codes. When `write` returns, the write
+is committed. When it raises, the coordinator finds out whether bytes had been sent, and tells the client the truth:
+refused, or unknown. `plugins/trikv_quorum.py` is a whole strategy.
 
-A *storage engine* keeps one worker's records. Its one hard duty is `commit`: a batch is on disk, all of it, when
-`commit` returns.
+A *storage engine* keeps one worker's records. Its one hard duty is `commit`: when it returns, the whole batch is on
+disk.
 
 Both are found by entry point (group `trikv`), and handed over by the hooks at the end of this file.
 """
@@ -38,22 +38,22 @@ class Write(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What one replica said that it holds; `record` is None where it holds nothing."""
+    """What one replica holds of the key. `record` is None if it holds nothing."""
 
     replica: str
     record: Record | None
 
 
 def newest(answers: Sequence[Answer]) -> Record | None:
-    """The record with the highest version among the answers; None if nobody holds one."""
+    """The record with the highest version among the answers; None if no replica holds one."""
     return max((a.record for a in answers if a.record is not None), key=lambda r: r.version, default=None)
 
 
 class ReplicaSet(Protocol):
     """Some replicas of one key, in the order of its preference list, made callable for one request.
 
-    Nothing here retries or times out on the strategy's behalf beyond what is said: the coordinator bounds the whole
-    request, and cancels the strategy when the deadline passes.
+    A strategy needs no retries and no timeouts of its own. The coordinator bounds the whole request, and cancels the
+    strategy when the deadline passes.
     """
 
     def __len__(self) -> int: ...
@@ -72,25 +72,27 @@ class ReplicaSet(Protocol):
 
     @property
     def rest(self) -> ReplicaSet:
-        """All but the first; empty for a single replica."""
+        """All but the first; empty if there is only one replica."""
 
     async def store(
         self, write: Write, *, need: int | None = None, onward: ReplicaSet | None = None, in_order: bool = False
     ) -> None:
         """Return once `need` of these replicas (default: all) have the write on their disks.
 
-        All are sent to at once, and laggards finish behind the caller. With `in_order`, the first that can be reached
-        is asked, and the next one when it fails or is late. With `onward`, each replica passes the write on along that
-        chain after storing it, and acknowledges only when the whole chain has.
+        The write goes to all of them at once, and laggards finish after the call has returned. With `in_order`, it goes
+        to the first replica that can be reached, and to the next one when that fails or is late. With `onward`, each
+        replica passes the write on along that chain after storing it, and acknowledges only when the whole chain has
+        stored it.
 
         Raises an exception of the coordinator's as soon as `need` is out of reach; let it pass.
         """
 
     def store_later(self, write: Write) -> None:
-        """Send the write to those of these replicas that this request has not sent it to, and wait for nothing."""
+        """Send the write to those of these replicas that this request has not sent it to. Waits for nothing."""
 
     async def fetch(self, key: bytes, *, need: int | None = None) -> list[Answer]:
-        """What `need` of these replicas (default: all) hold. Asks `need`, in order, and one more when one is late.
+        """What `need` of these replicas (default: all) hold. Asks `need`, in order, and one more for each that fails or
+        is late.
 
         Raises an exception of the coordinator's as soon as `need` is out of reach; let it pass.
         """
@@ -100,7 +102,7 @@ class ReplicaSet(Protocol):
 
 
 class Strategy(ABC):
-    """A replication protocol. One instance serves every request at once, so it keeps nothing between them."""
+    """A replication protocol. One instance serves all requests at once, so it keeps nothing between them."""
 
     name: ClassVar[str]
     promise: ClassVar[Promise]
@@ -114,8 +116,8 @@ class Strategy(ABC):
     def copies(self, n: int) -> int:
         """W: a committed write is on at least this many of `n` replicas. From 1 to n.
 
-        `n` is the number that clusters are founded with, or fewer: where workers are missing, a partition may go on
-        with fewer replicas, unless this raises for so few.
+        `n` is the number of replicas that the cluster was founded with, or fewer. If workers are missing, a partition
+        may go on with fewer replicas, unless this method raises for so few.
         """
 
     @abstractmethod
@@ -124,10 +126,10 @@ class Strategy(ABC):
 
     @abstractmethod
     async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
-        """The record (a tombstone as it is), or None where there never was one."""
+        """The record (a tombstone too), or None if there never was one."""
 
     def listing(self, replicas: ReplicaSet) -> ReplicaSet | None:
-        """The replica whose own listing equals this strategy's reads, if there is one: a scan then asks it alone."""
+        """The replica whose own listing equals this strategy's reads, if there is one. A scan then asks it alone."""
         return None
 
 
@@ -149,11 +151,13 @@ class Page(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """What one `commit` makes durable, all of it or nothing. Discards come first, then removes, then puts."""
+    """What one `commit` makes durable: all of it, or nothing. Discards are applied first, then removes, then puts."""
 
     puts: dict[tuple[int, bytes], Record] = field(default_factory=dict)
-    removes: set[tuple[int, bytes]] = field(default_factory=set)  # rows that go; one that is not there is no error
-    discards: list[int] = field(default_factory=list)  # partitions of which every record goes
+    removes: set[tuple[int, bytes]] = field(
+        default_factory=set
+    )  # rows to remove; a row that does not exist is no error
+    discards: list[int] = field(default_factory=list)  # partitions whose records are all removed
     meta: dict[str, bytes] = field(default_factory=dict)  # the worker's own notes: promises, incarnation, counts
 
     def __bool__(self) -> bool:
@@ -161,7 +165,7 @@ class Batch:
 
 
 class Room(NamedTuple):
-    """What is left for records, and what of it should stay free: for deletes, and for the engine's own work."""
+    """The free space for records, and how much of it should stay free: for deletes, and for the engine's own work."""
 
     free_bytes: int
     reserve_bytes: int
@@ -170,13 +174,13 @@ class Room(NamedTuple):
 class Storage(ABC):
     """One worker's records, open. Partitions are integers from 0 to 65,534; keys are ordered as bytes.
 
-    One task at a time calls `commit`; `get` and `scan` are called between commits or beside one, and see either all
-    of a batch or nothing of it. None of the methods is called after `close`.
+    One task at a time calls `commit`. `get` and `scan` are called between commits or during one, and see either all of
+    a batch or nothing of it. No method is called after `close`.
     """
 
     @abstractmethod
     def get(self, partition: int, key: bytes) -> Record | None:
-        """The record, a tombstone as it is; None where there is none. Quick: it runs on the event loop."""
+        """The record (a tombstone too); None if there is none. It runs on the event loop, so it must be quick."""
 
     @abstractmethod
     async def scan(
@@ -184,8 +188,8 @@ class Storage(ABC):
     ) -> Page:
         """Rows of these partitions merged in key order: keys that start with `prefix` and come after `after`.
 
-        Stops after `limit` rows, or after the row with which keys and values exceed `bytes_max` bytes.
-        Tombstones are rows too.
+        Stops after `limit` rows, or after the row with which keys and values exceed `bytes_max` bytes. Tombstones are
+        rows too.
         """
 
     @abstractmethod
@@ -197,7 +201,8 @@ class Storage(ABC):
         """Every note that was committed, the newest of each name."""
 
     def room(self) -> Room | None:
-        """How much more can be stored; None: as much as there is memory. Quick: it runs on the event loop.
+        """How much more can be stored; None if memory is the only limit. It runs on the event loop, so it must be
+        quick.
 
         While less than the reserve is free, the worker says that it is full, and is sent deletes alone.
         """
@@ -211,14 +216,14 @@ class StorageEngine(ABC):
     """How to open a worker's storage."""
 
     name: ClassVar[str]
-    durable: ClassVar[bool]  # does what it committed survive the process?
+    durable: ClassVar[bool]  # does a commit survive the process?
 
     @abstractmethod
     async def open(self, directory: Path | None) -> Storage:
-        """Open, or make, the store in `directory`, which the caller has locked (None: the engine is not durable).
+        """Open or make the store in `directory`, which the caller has locked. None: the engine is not durable.
 
         Raises:
-          OSError: the directory cannot be used; its message names what and why.
+          OSError: the directory cannot be used; the message names it and the reason.
         """
 
 
@@ -229,7 +234,7 @@ hookimpl = pluggy.HookimplMarker("trikv")
 
 
 class Hooks:
-    """What a plugin module may offer. pluggy calls each once, at start; nothing of it is on the path of a request."""
+    """What a plugin module may offer. pluggy calls each hook once, at the start, and never during a request."""
 
     @hookspec
     def trikv_strategies(self) -> Sequence[Strategy]:  # type: ignore[empty-body]

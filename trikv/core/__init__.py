@@ -1,5 +1,5 @@
-"""Values and decisions: records and what orders them, who holds a partition, how acknowledgements are counted, frames.
+"""Values and decisions, without I/O: no clock, no dice, no sockets, no logging.
 
-Nothing here waits, reads a clock, rolls dice, opens a socket or writes a log. A caller passes in what it knows and gets
-an answer as data, so all of it runs the same in a test, in a simulation and in production.
+A caller passes in what it knows and gets an answer as data. So all of it runs the same in a test, in a simulation and
+in production.
 """

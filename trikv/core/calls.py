@@ -1,8 +1,8 @@
-"""The calls that nodes make of each other: their shapes, checked where they arrive.
+"""The calls between nodes: their shapes, and the checks on arrival.
 
-Lists on the wire rather than maps: the path of a put encodes a handful of them for every client request. Every call
-to a worker's records names the incarnation that it is for (another life of that worker must not answer it), the
-partition and the epoch. A reader of this file knows all that a worker can be asked.
+Calls travel as lists rather than maps, because every put encodes several of them. A call to a worker's records names
+the partition, the epoch, and the incarnation that it is meant for: a later incarnation of the same worker must not
+answer it. This table lists all that a node can be asked.
 
     STORE      [partition, epoch, incarnation, key, record, onward]       -> []
     FETCH      [partition, epoch, incarnation, key]                       -> record, or [] for none
@@ -17,10 +17,12 @@ partition and the epoch. A reader of this file knows all that a worker can be as
     RENEW      [incarnation, start, reason]       (master to worker)      -> []
     ENLIST     [address]                     (worker to master)           -> [], or a sentence
 
-A record is [version epoch, version seq, stamp epoch, stamp seq, value or None]; `onward` the rest of a chain as
-[[worker, incarnation, address], ...]; a row [partition, key, record]. Without values, a listed record that has one
-comes with an empty one in its place. FORGET removes a record if it is a tombstone of exactly that version, and is
-acknowledged in either case. CONFIRM and RENEW are for a start of a worker (`core/lineage.py`), and for no other one.
+A record is [version epoch, version seq, stamp epoch, stamp seq, value or None]. `onward` is the rest of a chain, as
+[[worker, incarnation, address], ...]. A row is [partition, key, record]. A LIST without values carries an empty value
+in place of each value.
+
+FORGET removes a record if it is a tombstone of exactly that version. It is acknowledged in either case. CONFIRM and
+RENEW are for one start of a worker (`core/lineage.py`) and for no other start.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ from trikv.core.ring import PARTITION_COUNT
 from trikv.core.session import PeerError, is_name
 
 LIST_LIMIT_MAX: Final = 10_000
-REASON_MAX: Final = 200  # characters of a sentence for a person
-LIST_BYTES_MAX: Final = 4 * 1024 * 1024  # with one row of the largest key and value on top still below a frame's cap
+REASON_MAX: Final = 200  # characters of the reason, which a person reads
+LIST_BYTES_MAX: Final = 4 * 1024 * 1024  # one more row of the largest size still fits the frame
 
 
 class Op(IntEnum):
@@ -58,12 +60,12 @@ class Full(IntEnum):
     """What a worker has no room for."""
 
     NO = 0
-    KEYS = 1  # it holds as many keys as it may: for another key
-    DISK = 2  # its disk is nearly full: for anything but deletes
+    KEYS = 1  # no room for another key: it holds as many as it may
+    DISK = 2  # no room for values: its disk is nearly full
 
 
 class Hop(NamedTuple):
-    """A further member of a chain, and where it is."""
+    """A further member of a chain, with its address."""
 
     worker: str
     incarnation: str
@@ -115,14 +117,14 @@ class Forget(NamedTuple):
 
 
 class Confirm(NamedTuple):
-    """The document names this start: serve."""
+    """The document names this start: the worker may serve."""
 
     incarnation: str
     start: Start
 
 
 class Renew(NamedTuple):
-    """The directory is an older copy: be another member."""
+    """The directory is an older copy: the worker becomes another member."""
 
     incarnation: str
     start: Start
@@ -138,9 +140,12 @@ class Enlist(NamedTuple):
 
 
 class Vitals(NamedTuple):
-    """What a worker says of itself with every heartbeat. `process` is drawn at each start; `master` is the incarnation
-    of the master of the highest term that has ever greeted it. `starts` and `batches`: what its directory has seen
-    (`core/lineage.py`). `past`: why it is another member than it once was, for a person; or empty."""
+    """What a worker says of itself with every heartbeat.
+
+    `process` is drawn at each start. `master` is the incarnation of the master of the highest term that has ever
+    greeted the worker. `starts` and `batches` say what its directory has seen (`core/lineage.py`). `past` says, for a
+    person, why the worker is another member than it once was; it is empty otherwise.
+    """
 
     keys: int
     full: Full
@@ -184,7 +189,7 @@ def record_from_wire(row: Any) -> Record:
 
 
 def fetched_from_wire(payload: list[Any], epoch: int = EPOCH_MAX) -> Record | None:
-    """The answer to a FETCH under this epoch: a worker that serves it holds nothing of a later one."""
+    """The answer to a FETCH under this epoch. A worker that serves the epoch holds no record of a later one."""
     return _record_until(payload, epoch) if payload else None
 
 
@@ -203,10 +208,10 @@ def check_listed(
     after: bytes | None,
     limit: int,
 ) -> None:
-    """Are these rows an answer to a LIST of those partitions with those bounds?
+    """Check that these rows answer a LIST of those partitions with those bounds.
 
     Raises:
-      PeerError: they are not; a row of something else, or out of order, would be taken for a key that is there.
+      PeerError: they do not. A row of something else, or out of order, would be taken for a key that exists.
     """
     last = after
     for partition, key, _ in rows:
@@ -218,7 +223,7 @@ def check_listed(
 
 
 def digests_from_wire(payload: list[Any]) -> tuple[list[tuple[int, int]], dict[int, Summary]]:
-    """A DIGEST's answer: the stale partitions with what was promised of them, and the others in brief."""
+    """A DIGEST's answer: the stale partitions with what was promised of them, and a summary of each other one."""
     match payload:
         case [list(stale), list(rows)]:
             return _pairs(stale), dict(map(_summary, rows))
@@ -226,7 +231,7 @@ def digests_from_wire(payload: list[Any]) -> tuple[list[tuple[int, int]], dict[i
 
 
 def is_epoch(payload: list[Any]) -> bool:
-    """Is that the payload of STALE: the epoch that was promised?"""
+    """Is this the payload of STALE, the epoch that was promised?"""
     return len(payload) == 1 and type(payload[0]) is int and 0 <= payload[0] <= EPOCH_MAX
 
 
@@ -256,7 +261,7 @@ def parse(op: int, arguments: list[Any]) -> RpcRequest:
     Raises:
       PeerError: not a call of this protocol.
     """
-    # The three that make up the traffic come first and without patterns, which take four times as long.
+    # The three calls of the hot path come first, without `match`: a pattern takes four times as long.
     if op == Op.STORE and len(arguments) == 6:
         partition, epoch, incarnation, key, record, onward = arguments
         if _is_addressed(partition, epoch, incarnation, key) and isinstance(onward, list):
@@ -290,7 +295,7 @@ def parse(op: int, arguments: list[Any]) -> RpcRequest:
 
 
 def _record_until(row: Any, epoch: int) -> Record:
-    """A record of this epoch at most. One of a later epoch would win over all that is written until then."""
+    """A record of this epoch at most. A record of a later epoch would win over all writes until then."""
     record = record_from_wire(row)
     if record.version.epoch > epoch:
         raise PeerError("a record of an epoch that is still to come")
@@ -312,7 +317,7 @@ def _hop(hop: Any) -> Hop:
 
 
 def _pairs(pairs: list[Any]) -> list[tuple[int, int]]:
-    """Each partition once at most, so that an answer to them fits a frame."""
+    """Each partition at most once, so that the answer fits a frame."""
     found = [_pair(pair) for pair in pairs] if len(pairs) <= PARTITION_COUNT else []
     if len({partition for partition, _ in found}) != len(pairs):
         raise PeerError("a partition is named twice, or there are more of them than a cluster has")
@@ -358,5 +363,5 @@ def _is_addressed(partition: Any, epoch: Any, incarnation: Any, key: Any) -> boo
 
 def _sane(partition: int, epoch: int, key: bytes) -> bool:
     if isinstance(partition, bool) or isinstance(epoch, bool):
-        return False  # Python takes them for integers, and the notes on disk would spell them out
+        return False  # Python counts them as integers, and the notes on disk would spell them out
     return 0 <= partition < 0xFFFF and 0 <= epoch <= EPOCH_MAX and 1 <= len(key) <= KEY_BYTES_MAX

@@ -1,15 +1,17 @@
-"""Who holds a partition, under which mode, and what may still be hidden where.
+"""Which members hold a partition, under which mode, and where committed writes may still be.
 
-A *member* is a worker in one of its lives: a worker that lost its store comes back under another incarnation, and is
-another member that never counts for what it lost.
+A *member* is a worker in one of its lives. A worker that lost its store comes back under another incarnation. It is
+then another member, and never counts for what it lost.
 
-A *configuration* is an ordered set of members, a mode, and W (`copies`): the number of copies that a committed write
-is on. From W follows R = n - W + 1 (`recovery`): any R members hold every committed write between them, because the
-n - R = W - 1 others are too few to hold one alone.
+A *configuration* is an ordered set of members, a mode, and W (`copies`): a committed write is on at least W of the
+members. From W follows R = n - W + 1 (`recovery`): any R members hold every committed write between them, because the
+other n - R = W - 1 members are too few to hold one alone.
 
-A partition's *history* lists the configurations that may still hold a committed write, the active one last. Of length
-one it is settled: the active configuration holds everything. `document` values are plain CBOR-ready lists and dicts;
-the whole cluster document (`Cluster`) goes through the config store as one value, under compare-and-set.
+A partition's *history* lists the configurations that may still hold a committed write, the active one last. A history
+of length one is settled: the active configuration holds everything.
+
+The whole cluster document (`Cluster`) goes through the config store as one value, under compare-and-set. `to_document`
+writes it as lists and dicts that CBOR can carry.
 """
 
 from __future__ import annotations
@@ -48,10 +50,10 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """The durable state of one partition. An empty history: it was never formed.
+    """The durable state of one partition. An empty history means that the partition was never formed.
 
-    `forgot`: the newest generation in which tombstones were forgotten, 0 if never. What a worker holds from before it
-    may have been deleted since, so that it must not be merged.
+    `forgot` is the newest generation in which tombstones were forgotten, 0 if never. A record that a worker holds from
+    before that generation may have been deleted since, so it must not be merged.
     """
 
     generation: int = 0
@@ -67,7 +69,7 @@ class Partition:
         return len(self.history) == 1
 
     def changed_to(self, configuration: Configuration, *, replaces: bool = False) -> Partition:
-        """The next generation, under `configuration`. `replaces`: under the active one nothing was ever committed."""
+        """The next generation, under `configuration`. `replaces`: nothing was ever committed under the active one."""
         assert not (replaces and self.settled), self
         kept = self.history[:-1] if replaces else self.history
         return replace(self, generation=self.generation + 1, history=(*kept, configuration))
@@ -77,20 +79,20 @@ class Partition:
         return replace(self, generation=self.generation + 1, forgot=self.generation + 1)
 
     def as_settled(self) -> Partition:
-        """The same generation, with all that was committed in the active configuration alone."""
+        """The same generation, once the active configuration alone holds all that was committed."""
         return replace(self, history=self.history[-1:])
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerEntry:
-    """A worker that the master knows. Its address may change; its id and its incarnation tell who it is."""
+    """A worker in the document. Its id and its incarnation identify it; its address may change."""
 
     worker: str
     incarnation: str
     address: str
     storage: str
     max_keys: int | None = None
-    draining: bool = False  # an operator wants it empty
+    draining: bool = False  # an operator is emptying it
 
     @property
     def member(self) -> Member:
@@ -99,28 +101,28 @@ class WorkerEntry:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The cluster's document: everything about it that must survive, but for the records."""
+    """The cluster's document: everything that must survive, except the records."""
 
     cluster: str
     mode: str
     replicas: int
     partition_count: int
     term: int = 0
-    stored: bool = False  # set, durably, before the first store: from then on a newcomer is spare
+    stored: bool = False  # set, durably, before the first store: from then on a new worker is a spare
     workers: dict[str, WorkerEntry] = field(default_factory=dict)
     partitions: tuple[Partition, ...] = ()
-    starts: dict[Member, Start] = field(default_factory=dict)  # the last one that is known of each member
+    starts: dict[Member, Start] = field(default_factory=dict)  # the last start that is known of each member
 
     @property
     def formed(self) -> bool:
         return bool(self.partitions and self.partitions[0].history)
 
     def partitions_of(self, member: Member) -> int:
-        """In how many partitions may the member still hold what counts?"""
+        """In how many partitions may the member still hold a committed write?"""
         return sum(any(member in c.members for c in partition.history) for partition in self.partitions)
 
     def with_partitions(self, changed: Mapping[int, Partition]) -> Cluster:
-        """With these partitions in the place of those of the same index."""
+        """The cluster with these partitions in place of those of the same index."""
         return replace(self, partitions=tuple(changed.get(index, p) for index, p in enumerate(self.partitions)))
 
     def with_term(self, term: int) -> Cluster:
@@ -128,10 +130,8 @@ class Cluster:
         return replace(self, term=term)
 
     def check(self) -> None:
-        """
-        Raises:
-          ValueError: a number in it is one that no epoch can have, so that nobody could read the document.
-        """
+        """Raises:
+        ValueError: a number in it is one that no epoch can have, so that no node could read the document."""
         if not 0 <= self.term <= TERM_MAX:
             raise ValueError(f"term {self.term} is beyond {TERM_MAX}")
         for index, partition in enumerate(self.partitions):
@@ -139,13 +139,13 @@ class Cluster:
                 raise ValueError(f"generation {partition.generation} of partition {index} is beyond {GENERATION_MAX}")
 
     def with_start(self, member: Member, start: Start) -> Cluster:
-        """With this start of that member; those of members that can be of no use any more are forgotten."""
+        """The cluster with this start of that member. Starts of members that are no longer of use are dropped."""
         of_use = {m for partition in self.partitions for c in partition.history for m in c.members}
         of_use |= {worker.member for worker in self.workers.values()}
         return replace(self, starts={m: known for m, known in self.starts.items() if m in of_use} | {member: start})
 
     def to_document(self) -> dict[str, Any]:
-        """CBOR-ready. Configurations repeat often, so each distinct one is written once and named by its index.
+        """The document, ready for CBOR. Each distinct configuration is written once and named by its index.
 
         Raises:
           ValueError: as `check`.

@@ -1,15 +1,15 @@
-"""A partition in brief: whether two replicas hold the same, known without listing either.
+"""A partition in brief: two replicas compare what they hold without listing it.
 
-Each row (a key and the version under which it is held; a tombstone is a row too) is hashed to 64 bits, and the digest
-is the exclusive or of all of them. So it does not depend on the order in which rows came, and is kept up to date as
-they come: replacing a row takes the old word out and puts the new one in, at a microsecond each. A version names one
-record wherever it lies, also where two masters had one term (`record.py`), so the value need not be hashed.
+Each row is a key and the version that is held under it; a tombstone is a row too. Each row is hashed to 64 bits, and
+the digest is the exclusive or of all the hashes. So the digest does not depend on the order of the rows. It is kept up
+to date as rows come: a replacement takes the old hash out and puts the new one in, at a microsecond each. A version
+names one record on every worker, also where two masters had one term (`record.py`), so the value need not be hashed.
 
-Counts travel along: what replicas compare is the whole `Summary`.
+Replicas compare the whole `Summary`: the digest, and the counts beside it.
 
-Left out: anybody who means harm. Words can be chosen so that they cancel out; for that one would have to choose the
-versions, which the coordinator gives, and which replica misses what. By accident, two partitions that differ have
-one digest once in 2^64.
+Left out: an attacker. Hashes can be chosen so that they cancel out, but the attacker would have to choose the versions,
+which the coordinator gives, and which replica misses which write. By accident, two partitions that differ have the same
+digest once in 2^64.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Final, NamedTuple
 from trikv.core.record import Record, Version
 
 _VERSION: Final = Struct(">QQ")
-_HASH: Final = blake2b(digest_size=8)  # copied for each row: a third of the time goes into making one
+_HASH: Final = blake2b(digest_size=8)  # copied for each row: making one would take a third of the time
 
 
 class Summary(NamedTuple):
-    """What a replica holds of one partition; equal where two hold the same."""
+    """What a replica holds of one partition. Two replicas that hold the same have equal summaries."""
 
     digest: int = 0
     rows: int = 0  # tombstones included
@@ -37,7 +37,7 @@ class Summary(NamedTuple):
         return self.rows - self.keys
 
     def replaced(self, key: bytes, before: Record | None, after: Record | None) -> Summary:
-        """The summary once `after` lies under the key in place of `before`; None: nothing does."""
+        """The summary after `after` takes the place of `before` under the key. None: no record."""
         digest, rows, size_bytes, keys = self
         if before is not None:
             digest ^= word_of(key, before.version)
@@ -52,12 +52,12 @@ class Summary(NamedTuple):
         return Summary(digest, rows, size_bytes, keys)
 
     def pack(self) -> bytes:
-        """The form in which it is noted on disk."""
+        """The form of the note on disk."""
         return b"%d %d %d %d" % (self.keys, self.rows, self.size_bytes, self.digest)
 
     @classmethod
     def unpack(cls, note: bytes) -> Summary | None:
-        """What `pack` wrote; None for a note from before there were digests, which has the number of keys alone."""
+        """What `pack` wrote. None for a note from before there were digests: it has the number of keys alone."""
         numbers = [int(number) for number in note.split()]
         if len(numbers) == 1:
             return None
@@ -66,7 +66,7 @@ class Summary(NamedTuple):
 
 
 def word_of(key: bytes, version: Version) -> int:
-    """The row's share of the digest: 64 bits."""
+    """The row's 64 bits in the digest."""
     row = _HASH.copy()
     row.update(_VERSION.pack(*version) + key)
     return int.from_bytes(row.digest(), "big")

@@ -2,15 +2,15 @@
 
 An error is only useful if it says what the caller now *knows*. So every entry carries an outcome:
 
-- committed: the operation happened; the answer is just not the hoped-for one (no such key);
-- refused:   it did not happen and never will, since nothing that carries its value left this node;
-- unknown:   it may have happened, may happen later, or never.
+- committed: the operation happened, but the answer is not the hoped-for one (no such key);
+- refused: it did not happen and never will, because nothing that carries its value left this node;
+- unknown: it may have happened, may happen later, or may never happen.
 
-The idea of listing errors with their definiteness is Maelstrom's (`resources/errors.edn`); the third
-column here is finer, since "refused" promises more than "failed": no read will ever see the value.
+The idea of listing errors with their definiteness is Maelstrom's (`resources/errors.edn`). Our outcome says more:
+"refused" promises more than "failed", since no read will ever see the value.
 
-An error is raised as `Refused` or `Unknown`; their `kind` is a row of `KINDS`. Faults of single replicas
-(`Fault`) are a separate, smaller table: they travel over RPC, and only a coordinator turns them into outcomes.
+An error is raised as `Refused` or `Unknown`; its `kind` is a row of `KINDS`. Faults of single replicas (`Fault`) are a
+separate, smaller table. They travel over RPC, and only a coordinator turns them into outcomes.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ KINDS: Final[dict[str, ErrorKind]] = {
             "A worker has no room for this",
             "Delete keys, make room on its disk, or raise --max-keys.",
         ),
-        # What a client finds out by itself.
+        # A client finds this out by itself.
         ("unreachable", _R, 503, 4, "Nobody answers there", "Start the master, or name its address with --url."),
-        # Something was sent, and nobody knows how it ended.
+        # Something was sent, and its end is not known.
         ("unknown", _U, 504, 6, "The outcome is unknown", "Read the key before you decide; writing again is safe."),
         ("internal", _U, 500, 6, "An error of trikv's own", "Please report it with the log of this node."),
     )
@@ -92,7 +92,7 @@ KINDS: Final[dict[str, ErrorKind]] = {
 
 
 class TrikvError(Exception):
-    """An operation that did not end as hoped; `kind` says how, `detail` about what, for a person.
+    """An operation that did not end as hoped. `kind` says how; `detail` says about what, for a person.
 
     `extra` holds what a program may want besides (JSON-ready), such as the list of modes.
     """
@@ -113,7 +113,7 @@ class Refused(TrikvError):
 
 
 class Unknown(TrikvError):
-    """It may have happened, may happen later, or never."""
+    """It may have happened, may happen later, or may never happen."""
 
     def __init__(self, detail: str, code: str = "unknown", **extra: Any) -> None:
         super().__init__(code, detail, **extra)
@@ -121,17 +121,17 @@ class Unknown(TrikvError):
 
 
 class Fault(IntEnum):
-    """Why a single replica gave no answer of use. Positive codes travel over RPC; negative are made on this side."""
+    """Why a single replica gave no usable answer. Positive codes travel over RPC; negative ones are local."""
 
     OK = 0
-    STALE = 1  # it has promised a newer epoch (which one comes along)
+    STALE = 1  # it has promised a newer epoch; the answer names it
     OTHER_MEMBER = 2  # another worker, or another incarnation, lives at that address
     BUSY = 3  # its queue is full; it did nothing
-    RELAY_BROKE = 4  # it stored, but the rest of the chain did not all answer
-    STORAGE = 5  # its disk failed; it may or may not have stored
+    RELAY_BROKE = 4  # it stored, but some further member of the chain did not answer
+    STORAGE = 5  # its disk failed; it may have stored
     BAD_CALL = 6  # it did not understand the call
     FULL = 7  # its disk is full; it did nothing
-    NOT_SENT = -1  # there was no link: nothing left this node
+    NOT_SENT = -1  # there was no link; nothing left this node
     LOST = -2  # the link broke while the call was under way
     LATE = -3  # the deadline passed first
-    CROWDED = -4  # too much waits for that link already: nothing left this node
+    CROWDED = -4  # too much waits for that link already; nothing left this node

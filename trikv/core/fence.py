@@ -1,12 +1,12 @@
-"""What a worker has promised: the arithmetic that makes every older coordinator, and every late message, harmless.
+"""What a worker has promised: by it, older coordinators and late messages become harmless.
 
-A worker never goes behind the newest epoch that it met for a partition, nor behind the newest term that it met for
-any. *Any* request fences: an older epoch is stale, a newer one must first be promised (durably, by whoever holds this
-value) and is then served. There is no separate fencing round.
+A worker never goes behind the newest epoch that it met for a partition, nor behind the newest term that it met for any
+partition. *Every* request fences: an older epoch is stale, and a newer epoch must first be promised, durably, and is
+then served. There is no separate round that fences. The holder of a `Fence` makes its promises durable.
 
-What was promised cannot be taken back, so an absurd epoch must never be: one message of nonsense would shut the worker
-to its master for ever. An epoch counts only within `JUMP_MAX` of what is known: of the highest term, be it promised or
-greeted (`note_term`), and of the partition's generation.
+A promise cannot be taken back, so an absurd epoch must never be promised: one message of nonsense would shut the worker
+to its master for ever. An epoch counts only within `JUMP_MAX` of what is known: of the highest term, whether it was
+promised or came with a greeting (`note_term`), and of the partition's generation.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from trikv.core.record import JUMP_MAX, TERM_MAX, generation_of, make_epoch, ter
 
 
 class EpochJudgement(Enum):
-    KNOWN = "known"  # the epoch that is promised: serve
+    KNOWN = "known"  # it is the epoch that was promised: serve
     NEWER = "newer"  # promise it on disk, then serve
     STALE = "stale"  # refuse
-    ABSURD = "absurd"  # refuse, and do not remember
+    ABSURD = "absurd"  # refuse, and promise nothing
 
 
 class Fence:
@@ -33,16 +33,16 @@ class Fence:
         self._term_known = self.term
 
     def believes(self, term: int) -> bool:
-        """May a master have this term? To a worker that has met none, any that leaves room for others."""
+        """May a master have this term? A worker that has met no term believes any that leaves room for later ones."""
         return term <= (self._term_known + JUMP_MAX if self._term_known else TERM_MAX - JUMP_MAX)
 
     def note_term(self, term: int) -> None:
-        """A master of this term has greeted, and is believed: for its term, or since it is known already."""
+        """A master of this term has greeted and is believed, for its term or because the worker knows it already."""
         self._term_known = max(self._term_known, term)
 
     def promised(self, partition: int) -> int:
-        """The oldest epoch that is still served. Neither part of it goes back: a later term that comes with an earlier
-        generation is a master's whose document is older than the cluster, and it must hear of that generation."""
+        """The oldest epoch that is still served. Neither part of it goes back. A later term with an earlier generation
+        comes from a master whose document is older than the cluster, and that master must hear of the generation."""
         return make_epoch(self.term, generation_of(self._promised.get(partition, 0)))
 
     def judge(self, partition: int, epoch: int) -> EpochJudgement:

@@ -1,26 +1,26 @@
-"""Frames: a length, then one CBOR list; and nothing else, whatever the peer sends.
+"""Frames: a length, then one CBOR list, and nothing else, whatever the peer sends.
 
-A frame is four bytes of big-endian length and so many bytes of CBOR (RFC 8949). It carries a list of None, bools,
-integers of 64 bits and a sign, floats, bytes, text and further lists, nested 16 deep at most. CBOR can say far more:
-tags that build dates, regular expressions and numbers of any size, maps, items without a length. None of it is spoken
-here, all of it is refused, and a frame must end where its list ends.
+A frame is four bytes of big-endian length, then that many bytes of CBOR (RFC 8949). It carries a list of None, bools,
+integers of 64 bits and a sign, floats, bytes, text and further lists, nested at most 16 deep. CBOR has much more: tags
+that build dates, regular expressions and numbers of any size, maps, items without a length. All of that is refused, and
+a frame must end where its list ends.
 
-How it is held. The length is judged as soon as its four bytes are there, before anything is kept for it. The decoder
-is told to refuse depth and indefinite lengths; every tag, known to it or not, meets a hook that refuses; and at the
-end one walk over the result admits six types of values by name, so that whatever a later release of the decoder learns
-to build, it does not get past. `encode` holds our own side to the same set: an encoder left alone writes a memoryview
-as a list of integers, and a big integer as a tag that the peer would refuse.
+How this is ensured. The length is judged as soon as its four bytes are there, before any memory is taken for the frame.
+The decoder refuses depth and indefinite lengths. Every tag, known to the decoder or not, meets a hook that refuses. At
+the end one walk over the result admits six types of values by name, so a type that a later release of the decoder
+learns to build does not pass. `encode` holds our own side to the same set: the encoder alone would write a memoryview
+as a list of integers, and a big integer as a tag that the peer refuses.
 
-What it costs, for a frame of 64 calls (9 KB): encoding 35 µs and 25 for the walk, decoding 25 µs and 15 for the walk,
-so a call's whole way through a frame takes 1.6 µs. Feeding costs a copy of each byte, however small the
+What it costs, for a frame of 64 calls (9 KB): encoding takes 35 µs and its walk 25 µs; decoding takes 25 µs and its
+walk 15 µs. So a call's whole way through a frame takes 1.6 µs. Feeding costs one copy of each byte, however small the
 pieces are.
 
-A list of empty lists takes some sixty times its bytes in memory, and a full-sized frame of them would take seconds to
-decode, in which a node does nothing else. So the items of a frame beyond `COUNT_FROM_BYTES` are counted first
-(`has_more_items`, 0.1 µs each), up to `ITEMS_MAX`; a smaller frame is decoded in less than a tenth of a second whatever
-is in it. A peer that has not greeted yet, or that has little to say, is held to a smaller `bytes_max`.
+A list of empty lists takes some sixty times its bytes in memory, and decoding a full-sized frame of them would stop the
+node for seconds. So the items of a frame beyond `COUNT_FROM_BYTES` are counted first (`has_more_items`, 0.1 µs each),
+up to `ITEMS_MAX`. A smaller frame is decoded in less than a tenth of a second whatever is in it. A peer that has not
+greeted yet, or that sends only small calls, is held to a smaller `bytes_max`.
 
-What it leaves out: the shapes of messages are `session`'s and `calls`' to check.
+Left out: the shapes of messages, which `session` and `calls` check.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
 ITEMS_MAX: Final = 250_000  # a listing of 10,000 rows has 90,000
 COUNT_FROM_BYTES: Final = 128 * 1024
 DEPTH_MAX: Final = 16  # the decoder counts lists that hold something: an innermost empty one passes at 17
-INT_MIN: Final = -(2**64)  # what CBOR says without a tag: 64 bits, and a sign
+INT_MIN: Final = -(2**64)  # what CBOR writes without a tag: 64 bits, and a sign
 INT_MAX: Final = 2**64 - 1
 
 _PREFIX_BYTES: Final = 4
 _READ_BYTES: Final = 4096  # a larger step buys nothing: the decoder takes long strings in one piece anyway
 _LEAVES: Final = frozenset((type(None), bool, int, float, bytes, str))
-_PLAIN: Final = _LEAVES - {int}  # nothing about them can be wrong
+_PLAIN: Final = _LEAVES - {int}  # their values need no check
 _LISTS: Final = (list, tuple)
 _TEXTS: Final = (float, bytes, str)
 
 
 class FrameError(Exception):
-    """What arrived is not a frame of ours; the message says why. Nothing that follows it can be understood."""
+    """What arrived is not a frame of ours; the message says why. Nothing after it can be understood."""
 
 
 class NoFrame(Enum):
@@ -61,12 +61,12 @@ NO_FRAME: Final = NoFrame.NO_FRAME
 
 
 def encode(item: Sequence[Any]) -> bytes:
-    """The frame that carries `item`, a list or tuple of what the module's docstring lists; tuples arrive as lists.
+    """The frame that carries `item`, a list or tuple of what the module's docstring lists. Tuples arrive as lists.
 
     Raises:
-      TypeError: something in it is of another type, a memoryview or a map for instance.
+      TypeError: something in it is of another type, for instance a memoryview or a map.
       ValueError: an integer beyond 64 bits, nesting beyond `DEPTH_MAX`, text that UTF-8 cannot express, or a frame
-        beyond `FRAME_BYTES_MAX`. Like the former it is a fault of the caller's, never of the peer's.
+        beyond `FRAME_BYTES_MAX`. Both errors are the caller's fault, never the peer's.
     """
     if not isinstance(item, list | tuple):
         raise TypeError(f"a frame carries a list, not a {type(item).__name__}")
@@ -78,9 +78,9 @@ def encode(item: Sequence[Any]) -> bytes:
 
 
 def has_more_items(data: bytes, items_max: int) -> bool:
-    """Does this CBOR hold more than so many items, lists and maps counted like what is in them?
+    """Does this CBOR hold more than `items_max` items? Lists and maps count, and so does each item in them.
 
-    What is cut off or malformed is for the decoder to find; no memory is taken for anything.
+    It takes no memory. The decoder finds what is cut off or malformed.
     """
     at, end, items = 0, len(data), 0
     while at < end:
@@ -96,8 +96,11 @@ def has_more_items(data: bytes, items_max: int) -> bool:
 
 
 def _steps() -> tuple[list[int], list[int]]:
-    """By an item's first byte (RFC 8949, section 3): the bytes to its end, or to that of its length; and for strings
-    how many bytes the length has, 0 where it is in the first byte itself."""
+    """Two tables by an item's first byte (RFC 8949, section 3).
+
+    The first gives the bytes to the item's end, or to the end of its length. The second gives, for strings, how many
+    bytes the length has; 0 if it is in the first byte itself.
+    """
     steps, widths = [], []
     for head in range(256):
         kind, short = head >> 5, head & 31
@@ -114,11 +117,11 @@ _STEPS, _WIDTHS = _steps()
 def pack_frames(kind: int, items: Sequence[Sequence[Any]]) -> Iterable[bytes]:
     """Frames `[kind, [item, ...]]` that carry all the items in order, each frame below the cap; none for no items.
 
-    Nearly always everything fits, so everything is encoded at once, and halved only when it does not: at most
-    log2(bytes / cap) + 1 encodings of each item. Every item must fit a frame of its own.
+    Nearly always everything fits into one frame. So everything is encoded at once, and halved only when it does not
+    fit: at most log2(bytes / cap) + 1 encodings of each item. Every item must fit a frame of its own.
 
     Raises:
-      TypeError, ValueError: as `encode`, before the first frame if it is a matter of types and ranges.
+      TypeError, ValueError: as `encode`; before the first frame if it is a matter of types and ranges.
     """
     if not items:
         return ()
@@ -128,7 +131,7 @@ def pack_frames(kind: int, items: Sequence[Sequence[Any]]) -> Iterable[bytes]:
 
 
 def _halve(kind: int, items: Sequence[Sequence[Any]], frame_bytes: int) -> Iterator[bytes]:
-    """The frames for items that together take a frame of so many bytes, beyond the cap."""
+    """The frames for items that together take `frame_bytes`, which is beyond the cap."""
     if len(items) == 1:
         raise ValueError(f"an item of {frame_bytes - _PREFIX_BYTES} bytes; a frame takes {FRAME_BYTES_MAX}")
     middle = len(items) // 2
@@ -146,7 +149,7 @@ def _encode(item: Sequence[Any]) -> bytes:
 
 
 def _check_ours(items: Sequence[Any], depth: int) -> None:
-    """Raise unless these are ours to send. Subclasses (an IntEnum, a NamedTuple) count as what they derive from."""
+    """Raise unless we may send these. Subclasses (an IntEnum, a NamedTuple) count as the type they derive from."""
     if depth > DEPTH_MAX:
         raise ValueError(f"lists nested more than {DEPTH_MAX} deep")
     for item in items:
@@ -162,14 +165,14 @@ def _check_ours(items: Sequence[Any], depth: int) -> None:
 
 
 class FrameBuffer:
-    """Bytes in, in whatever pieces they come; frames out.
+    """Bytes go in, in pieces of any size; frames come out.
 
-    After every `feed`, call `next_frame` until it says `NO_FRAME`. What is kept in between is at most one unfinished
-    frame, `bytes_max` and its prefix. Once an error was raised it is raised for ever, and nothing is kept.
+    After every `feed`, call `next_frame` until it returns `NO_FRAME`. Between calls it keeps at most one unfinished
+    frame: `bytes_max` and the prefix. After an error every further call raises the same error, and nothing is kept.
     """
 
     def __init__(self, bytes_max: int = FRAME_BYTES_MAX) -> None:
-        self.bytes_max = bytes_max  # may be raised when the peer is known; holds from the next frame on
+        self.bytes_max = bytes_max  # may be raised once the peer is known; applies from the next frame on
         self._bytes = bytearray()
         self._frame_bytes = 0  # of the frame under way, its prefix included; 0 until the prefix is there
         self._decoder = _new_decoder()
@@ -216,7 +219,7 @@ class FrameBuffer:
             raise self._fail(error) from error.__cause__
 
     def _judge_prefix(self) -> int:
-        """Read the length that the prefix in front announces, if the prefix is there."""
+        """Read the length that the prefix announces, if the prefix is there."""
         if len(self._bytes) < _PREFIX_BYTES:
             return 0
         size = int.from_bytes(self._bytes[:_PREFIX_BYTES], "big")
@@ -232,9 +235,9 @@ class FrameBuffer:
 
 
 class _EveryTag(Mapping[int, Callable[[Any, bool], Any]]):
-    """A decoder for each tag that there is, all of them the same: it refuses.
+    """The same decoder for every tag: it refuses.
 
-    A list of the tags that cbor2 knows would go out of date; this one cannot.
+    A list of the tags that cbor2 knows would go out of date.
     """
 
     def __getitem__(self, tag: int) -> Callable[[Any, bool], Any]:
@@ -244,7 +247,7 @@ class _EveryTag(Mapping[int, Callable[[Any, bool], Any]]):
         return iter(range(2**64))
 
     def __len__(self) -> int:
-        return 2**63 - 1  # as many as len() can say
+        return 2**63 - 1  # the largest that len() can return
 
 
 def _refuse_tag(value: Any, immutable: bool) -> Never:
@@ -255,7 +258,7 @@ REFUSED_TAGS: Final = _EveryTag()
 
 
 def _new_decoder() -> cbor2.CBORDecoder:
-    """One for each link: to make it takes as long as to read a small frame. It is used no more after an error."""
+    """A decoder for one link; making it takes as long as reading a small frame. After an error it is not used again."""
     return cbor2.CBORDecoder(
         BytesIO(),
         semantic_decoders=REFUSED_TAGS,
@@ -275,7 +278,7 @@ def _decode(decoder: cbor2.CBORDecoder, body: bytes) -> list[Any]:
     except cbor2.CBORDecodeError as error:
         raise FrameError(f"a frame that cannot be read: {error}") from error
     finally:
-        stream.close()  # the decoder keeps the stream; the frame is let go
+        stream.close()  # the decoder keeps the stream, so the frame is freed here
     if left_over:
         raise FrameError(f"a frame with {left_over} bytes left over after its list")
     if type(item) is not list:

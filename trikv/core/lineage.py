@@ -1,21 +1,23 @@
-"""Which starts a worker's directory has seen: how one that was put back from an older copy is told from the original.
+"""Which starts a worker's directory has seen: so an older copy that was put back is noticed.
 
-A copy of a directory looks like the original in every way but one: it does not know what the original did afterwards.
-So each start of a worker is given a number and a name that no other start draws, and the directory keeps a list: the
-start that its master last confirmed, and all starts since. The master's document names the last start that it knows of
-each member. A directory that does not know that start is an older copy. The number alone would not tell: a copy that
-is started again counts to the same one. It tells which side is the older one where neither knows the other: a document
-that was put back is older than the start that the directory has confirmed, and proves nothing against it.
+A copy of a directory differs from the original in one way: it does not know what the original did afterwards. So each
+start of a worker gets a number, and a name that no other start draws. The directory keeps a list: the start that its
+master last confirmed, and all starts since. The master's document names the last start that it knows of each member. A
+directory that does not know that start is an older copy.
 
-The order of events is: the worker notes its new start, durably, and greets; the document names it, durably; the worker
-notes, durably, that it is confirmed; only then does the worker serve, or count. Whoever stops in between finds a list
-that has the document's start in it.
+The name is needed because a copy that is started again counts to the same number. The number is needed where neither
+side knows the other's start: a document that was put back is older than the start that the directory has confirmed, so
+it proves nothing against the directory.
 
-What a copy of the present start lacks, as a snapshot of a running machine does, no list can tell. The worker counts its
-batches for that: fewer than the master has heard of is an older copy as well.
+The order of events: the worker notes its new start, durably, and greets. The document names the start, durably. The
+worker notes, durably, that the start is confirmed. Only then does the worker serve, or count. After a stop at any point
+in between, the list still has the document's start in it.
 
-Bound: `STARTS_MAX` starts without one confirmation; then the oldest but the confirmed one falls out of the list. If the
-document names just that one, the worker loses its place. It never gives a wrong answer for it.
+The list cannot tell a copy that was made during the present start, such as a snapshot of a running machine. For that
+the worker counts its batches: a directory with fewer batches than the master has heard of is an older copy as well.
+
+Bound: `STARTS_MAX` starts without a confirmation. After that the oldest start that was not confirmed is dropped from
+the list. If the document names that one, the worker loses its place; it never gives a wrong answer.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ STARTS_MAX: Final = 1_000
 
 
 class Start(NamedTuple):
-    """One start of one worker. Number 0 stands for none."""
+    """One start of one worker. Number 0 means that there was none."""
 
     number: int
     name: str
@@ -53,7 +55,7 @@ def _is_short(text: str, most: int) -> bool:
     return text.isascii() and text.isalnum() and len(text) <= most
 
 
-Starts = tuple[Start, ...]  # the one that was confirmed, or `NO_START`, and all since; the last is the present one
+Starts = tuple[Start, ...]  # the confirmed start, or `NO_START`, then all since; the last is the present one
 NO_START: Final = Start(0, "")
 
 
@@ -64,7 +66,7 @@ def begin(starts: Starts, name: str) -> Starts:
 
 
 def begin_anew(starts: Starts, name: str) -> Starts:
-    """The list of another member in the same directory: it claims nothing from before."""
+    """The list of another member in the same directory. It claims nothing from before."""
     return begin((NO_START._replace(number=starts[-1].number),), name)
 
 
@@ -78,7 +80,7 @@ def pack(starts: Starts) -> bytes:
 
 
 def unpack(note: bytes) -> Starts:
-    """What `pack` wrote; for a directory from before there were starts, none."""
+    """What `pack` wrote. A directory from before there were starts has none."""
     return tuple(Start.parse(text) for text in note.decode().split()) or (NO_START,)
 
 
@@ -92,7 +94,8 @@ class Claim(Enum):
 
 
 def judge(starts: Sequence[Start], named: Start | None, batches: int, heard: int) -> Claim:
-    """`named`: by the document, None if it knows none of this member; `heard`: of how many batches the master has."""
+    """`named`: the start that the document names, None if it names none of this member. `heard`: how many batches the
+    master has heard of."""
     if batches < heard:
         return Claim.OLDER
     if named == starts[-1]:

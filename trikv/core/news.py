@@ -1,7 +1,8 @@
-"""Events in words: one table that the page and the command line read, so that both tell the same story.
+"""Events in words: one table of sentences that the page and the command line read.
 
-An event is a JSON object with a `kind`; what else it has depends on the kind. Here is a sentence for each. An event of
-another kind, or of a newer trikv that calls its fields otherwise, is told by its fields, so nothing is ever left out.
+An event is a JSON object with a `kind`; its other fields depend on the kind. The table has a sentence for each kind. An
+event that has no sentence here, or lacks the sentence's fields, such as one of a newer trikv, is told by its fields. So
+no event is left out.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def tell(event: Mapping[str, Any]) -> str:
 
 
 def say_operation(operation: Mapping[str, Any] | None) -> str:
-    """What the cluster is at while partitions are not settled; None: it heals by itself."""
+    """What the cluster is doing while partitions are not settled. None: no operator asked for it."""
     match operation:
         case {"kind": "mode", "mode": mode}:
             return f"switching to mode {mode}"

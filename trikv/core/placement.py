@@ -1,39 +1,43 @@
-"""Which workers hold which partition: a table from partition to preference list, filled once per change of members.
+"""Which workers hold which partition: a table of preference lists, made anew when members change.
 
-Walking the ring from a partition's beginning and taking the first workers met is consistent hashing; the fullest
+Consistent hashing walks the ring from a partition's beginning and takes the first workers that it meets. The fullest
 worker then holds 1.1 to 1.3 times the mean. So loads are bounded (Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing
-with Bounded Loads", 2016): who is full is passed by. We depart from the paper in three ways.
+with Bounded Loads", 2016): a walk passes a full worker by. We depart from the paper in three ways.
 
-- There is a lower bound beside the upper one. With N workers, each holds between floor(0.95 x mean) and
-  ceil(1.05 x mean) of all copies, and leads (is the first choice of) so many of all partitions. Without it a newcomer
-  among twenty would be owed nothing: nobody is above 1.05 times a mean that fell by 5 %.
-- Several copies of a partition need distinct workers, so a walk can end with none that has room left. One then gets
-  too much, and a copy of another partition is handed on in return. There always is one to hand: a worker that holds
+- There is a lower bound beside the upper one. With N workers, each holds between floor(0.95 x mean) and ceil(1.05 x
+  mean) of all copies. Bounds of the same kind hold for the partitions that it leads (is the first choice of).
+  Without the lower bound a newcomer among twenty workers would get nothing, because no worker is above 1.05 times a
+  mean that fell by 5 %.
+- Several copies of a partition need distinct workers, so a walk can end without a worker that has room left. Then one
+  worker gets too much, and hands on a copy of another partition. There is always one to hand on: a worker that holds
   more than another holds some partition that the other does not. So single, direct moves even out any table.
-- The table may start from the previous one. A table made of the membership alone moves at every change what the bounds
-  happen to push along, sometimes twice the minimum; one that starts from its predecessor keeps every copy that may
-  stay. The price is that the table depends on what went before, and that is kept anyway: it is the configuration.
+- The table may start from the previous one. A table that is made from the membership alone moves, at every change,
+  whatever the bounds happen to push along, sometimes twice the minimum. A table that starts from its predecessor keeps
+  every copy that may stay. The price is that the table depends on its predecessor, which is kept anyway: it is the
+  configuration.
 
-The minimum, and how near we come. Copies move between tables `old` and `new` when a partition is given to a worker that
-did not hold it: `moved(old, new)` counts them. No table within the bounds can do with fewer than the largest of
+The minimum, and how near we come. `moved(old, new)` counts the copies that move: each time a partition is given to a
+worker that did not hold it. No table within the bounds needs fewer than the largest of
 
-    holes     copies that are missing once those who left are struck out of the lists
+    holes     copies that are missing once the workers that left are struck out of the lists
     excess    copies by which workers are above the upper bound
-    shortage  copies by which workers are below the lower one, newcomers above all
+    shortage  copies by which workers are below the lower bound, newcomers above all
 
-A join moves exactly that; its newcomer gets 0.95 to 1.05 times its even share, and all that moves goes to it. A leave
-moves what the worker held, and would move more only where the holes cannot be filled without leaving somebody outside
-the bounds: never seen with 1,024 partitions and up to 20 workers, while of tables with forty partitions or fewer one
-in fifty needs it. No proof is offered that it cannot happen; the tests hold it below 1.2 times the minimum.
+A join moves exactly that many. Its newcomer gets 0.95 to 1.05 times its even share, and all that moves goes to it. A
+leave moves what the worker held. It moves more only if the holes cannot be filled without leaving a worker outside the
+bounds. That was never seen with 1,024 partitions and up to 20 workers; of tables with forty partitions or fewer, one in
+fifty needs it. There is no proof that it cannot happen; the tests hold it below 1.2 times the minimum.
 
-Order. Who stays in a list keeps its place before or after the others, so that the next in line comes first when the
-first leaves. Only as far as the bounds on first choices demand it, a later one is drawn to the front; no copy moves
-for that. It is always possible: if every worker led each of its partitions for one part in `replicas`, the bounds would
-hold, and where a fractional assignment exists, so does a whole one, along a path of such draws.
+Order. A worker that stays in a list keeps its place before or after the others, so that the second choice becomes the
+first when the first leaves. Only as far as the bounds on first choices demand it, a later choice is drawn to the front;
+no copy moves for that. It is always possible: if every worker led each of its partitions for one part in `replicas`,
+the bounds would hold, and where a fractional assignment exists, a whole one exists too, along a path of such draws.
 
-Cost, for 3 replicas: 20 to 40 ms for a new table of 5 to 20 workers; a join 45 ms with 20 workers and 200 ms with 5, of
-which each has much to give, since every copy handed over is chosen among all that the giver has. It stalls an event
-loop for so long, once per change. Weights and zones are left out.
+Cost, for 3 replicas: 20 to 40 ms for a new table of 5 to 20 workers. A join takes 45 ms with 20 workers, and 200 ms
+with 5: then each has much to give, and every copy that is handed over is chosen among all that the giver has. The event
+loop stalls for that long, once per change.
+
+Left out: weights and zones.
 """
 
 from __future__ import annotations
@@ -59,7 +63,7 @@ class Bounds(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A partition that changes hands: who begins to hold it and who ceases to, each in the order of the lists."""
+    """A partition whose holders change: the workers that begin to hold it and those that cease to, in list order."""
 
     partition: int
     joins: tuple[str, ...]
@@ -75,8 +79,8 @@ def place(
 ) -> Table:
     """The preference list of each partition: min(replicas, workers) distinct workers, first choice first.
 
-    The same for the same arguments, whatever the order of `workers`. With `previous`, the table that was in force,
-    every copy that may stay where it is does.
+    The result is the same for the same arguments, whatever the order of `workers`. `previous` is the table that was in
+    force; with it, every copy that may stay where it is stays.
     """
     members = sorted(set(workers))
     if not members:
@@ -89,7 +93,7 @@ def place(
 
 
 def moves(old: Sequence[Sequence[str]], new: Sequence[Sequence[str]]) -> Iterator[Move]:
-    """The partitions that other workers hold in `new` than in `old`. A list in another order moves nothing."""
+    """The partitions that other workers hold in `new` than in `old`. Another order of the same workers is no move."""
     for partition, (before, after) in enumerate(zip(old, new, strict=True)):
         joins = tuple(worker for worker in after if worker not in before)
         leaves = tuple(worker for worker in before if worker not in after)
@@ -103,7 +107,7 @@ def moved(old: Sequence[Sequence[str]], new: Sequence[Sequence[str]]) -> int:
 
 
 class _Draft:
-    """A table in the making: who holds what, with the walks that say whom a partition would rather have."""
+    """A table in the making: which worker holds what, and the walks that say which workers a partition prefers."""
 
     def __init__(
         self, members: list[str], replicas: int, partitions: int, previous: Sequence[Sequence[str]] | None
@@ -112,7 +116,7 @@ class _Draft:
         self.bounds = Bounds.around_mean(partitions * replicas, len(members))
         self.walks = walks(members, partitions)
         self.holds: dict[str, set[int]] = {worker: set() for worker in members}
-        self.fresh: set[tuple[int, str]] = set()  # copies that have to be made in any case
+        self.fresh: set[tuple[int, str]] = set()  # copies that must be made in any case
         self.lists: list[list[str]] = []
         for partition in range(partitions):
             stay = [worker for worker in previous[partition] if worker in self.holds] if previous else []
@@ -121,9 +125,10 @@ class _Draft:
                 self.holds[worker].add(partition)
 
     def fill(self) -> None:
-        """Give every partition its number of workers: on its walk, first one that is owed a copy, then one with room.
+        """Give every partition its number of workers: along its walk, a worker below the lower bound, else one with
+        room.
 
-        Where all that have room are in the list already, one gets too much, which `even_out` hands on.
+        If every worker with room is in the list already, another gets too much, which `even_out` hands on.
         """
         for partition, holders in enumerate(self.lists):
             while len(holders) < self.replicas:
@@ -136,10 +141,10 @@ class _Draft:
                 self.fresh.add((partition, choice))
 
     def even_out(self) -> None:
-        """Hand copies from the fullest to the emptiest until all are within bounds.
+        """Hand copies from the fullest to the emptiest worker until all are within bounds.
 
-        Every step takes one from the excess if there is any and one from the shortage if there is any, and makes
-        neither, since the bounds lie on either side of the mean: no other way has fewer steps.
+        Each step reduces the excess by one if there is any, and the shortage by one if there is any. It adds to
+        neither, since the bounds lie on either side of the mean. So no other way has fewer steps.
         """
         while True:
             fullest, emptiest = self._fullest(), self._emptiest()
@@ -148,8 +153,9 @@ class _Draft:
             self._hand_over(fullest, emptiest)
 
     def _hand_over(self, giver: str, taker: str) -> None:
-        """One copy from the one to the other, which holds fewer: one that is not made yet if there is such, and of
-        these that of the partition whose walk meets the taker first.
+        """Hand one copy to the taker, which holds fewer.
+
+        A copy that is not made yet is preferred; among equals, the partition whose walk meets the taker first.
         """
         spare = self.holds[giver] - self.holds[taker]
         partition = min(spare, key=lambda p: ((p, giver) not in self.fresh, self.walks[p].index(taker), p))

@@ -1,26 +1,28 @@
-"""Which configuration each partition should have next: a decision, made from the document and from who is alive.
+"""Which configuration each partition should have next, by the document and each worker's health.
 
 The document says what is wanted (the mode, how many replicas, which workers are to be emptied) and what is (each
-partition's history). This file compares the two. Nothing here remembers: a master that starts anew, on any document,
-comes to the same conclusions, so whatever its predecessor had begun goes on.
+partition's history). This file compares the two. It remembers nothing: a new master comes to the same conclusions from
+the same document, so what its predecessor had begun goes on.
 
-Who may hold data: workers that hold some already and are not given up (`evictable`), and newcomers that have been up
-for a while (`steady`); not those that an operator drains, as long as enough others are left. Placement does the rest
-(`core/placement.py`): it starts from the present lists, and moves as few copies as its bounds allow. A worker whose
-disk does not answer (`healing/hung.py`) is no newcomer, and one that holds data gets no more of it.
+Which workers may hold data. Workers that hold some already and are not `evictable`, and newcomers that have been up for
+a while (`steady`). A worker that an operator drains may not, as long as enough others are left. Placement
+(`core/placement.py`) then starts from the present lists and moves as few copies as its bounds allow. A worker whose
+disk does not answer (`healing/hung.py`) does not become a holder, and a holder whose disk does not answer gets no
+further data.
 
-Too few workers for so many replicas. A member that is down then stays in its configuration while the others can
-commit without it (quorum), else it is dropped (sync and chain, of which one silent member stops every write), yet never
-so that fewer than `min_copies` are left: then the partition waits.
+Too few workers for the wanted number of replicas. A member that is down stays in its configuration while the others can
+commit without it (quorum). Otherwise it is dropped (sync and chain, where one silent member stops every write), but
+never so that fewer than `min_copies` members are left: then the partition waits.
 
-A configuration is left alone as long as changing it would help nobody: where too few members of some configuration of
-the history are up, nothing that was committed under it can be found, and the new one could never be settled; and where
-the new one could not commit a write either.
+A configuration is left alone as long as a change would not help. That is so in two cases. If too few members of some
+configuration of the history are up, what was committed under it cannot be found, and the new configuration could never
+be settled. And the new configuration may not be able to commit a write either.
 
-From an AP mode to a CP mode: what a silent member alone holds cannot be asked for, and must not turn up later. So such
-a partition waits for it, and once it is given up goes on without it: it joins again, empty, when it is back. That is so
-for a member that the partition moves away from, too: it may only be restarting. For the same reason no partition of an
-AP mode moves, to balance or to drain, while a member of it is silent and not given up.
+From an AP mode to a CP mode. A record that a silent member alone holds cannot be asked for, and must not turn up later.
+So such a partition waits for that member. Once the member is evictable, the partition goes on without it, and the
+member joins again, empty, when it is back. This holds for a member that the partition moves away from, too: it may only
+be restarting. For the same reason no partition of an AP mode moves, to balance or to drain, while a member of it is
+silent and not yet evictable.
 """
 
 from __future__ import annotations
@@ -37,10 +39,10 @@ from trikv.core.quorums import Promise, can_find
 
 
 class Health(NamedTuple):
-    """What is known of an enlisted worker, in the life in which it is enlisted."""
+    """What is known of an enlisted worker, in its present life."""
 
     up: bool  # it answers
-    evictable: bool  # it has been silent for so long that the cluster goes on without it
+    evictable: bool  # it has been silent for so long that the cluster may go on without it
     steady: bool  # it has been up for so long that it may be given data
 
 
@@ -49,7 +51,7 @@ class Reason(IntEnum):
 
     EVICT = 1  # a member is gone
     MODE = 2
-    MOVE = 3  # somebody joins, or is drained
+    MOVE = 3  # a worker joins, or is drained
 
 
 class ConfigurationChange(NamedTuple):
@@ -59,7 +61,7 @@ class ConfigurationChange(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Who should hold data, and the preference lists that follow."""
+    """The workers that should hold data, and the preference lists that follow."""
 
     workers: frozenset[str]
     table: Table
@@ -69,7 +71,7 @@ NOBODY = Health(up=False, evictable=True, steady=False)
 
 
 def choose_workers(cluster: Cluster, health: Mapping[str, Health]) -> frozenset[str]:
-    """Those who should hold data now."""
+    """The workers that should hold data now."""
     holders = {m.worker for p in cluster.partitions for m in p.active.members if is_present(cluster, m)}
 
     def may_hold(worker: str) -> bool:
@@ -84,16 +86,17 @@ def choose_workers(cluster: Cluster, health: Mapping[str, Health]) -> frozenset[
 
 
 def is_present(cluster: Cluster, member: Member) -> bool:
-    """Is that worker still in the life that is meant?"""
+    """Is the member's worker still in that life?"""
     enlisted = cluster.workers.get(member.worker)
     return enlisted is not None and enlisted.incarnation == member.incarnation
 
 
 def draw_table(cluster: Cluster, workers: Iterable[str], avoided: Set[str] = frozenset()) -> Wanted:
-    """The lists of a cluster whose data these workers hold; as they are, if everybody already has a fair share.
+    """The preference lists when these workers hold the data. The present lists, if every worker has a fair share
+    already.
 
-    `avoided`: those that keep their places, and get no further ones. Another has such a place instead; where there is
-    none, the list is shorter.
+    `avoided`: workers that keep their places and get no further ones. Another worker gets such a place; without
+    another, the list is shorter.
     """
     chosen = frozenset(workers)
     current = [
@@ -111,7 +114,7 @@ def draw_table(cluster: Cluster, workers: Iterable[str], avoided: Set[str] = fro
 
 
 def _spare(table: Table, current: Table, avoided: Set[str], others: Set[str], replicas: int) -> Table:
-    """The table with further places of those that are avoided given to the others, to who has one now before all."""
+    """The table in which further places of avoided workers go to others, first to those that hold the partition now."""
     joins = [any(w in avoided and w not in now for w in row) for row, now in zip(table, current, strict=True)]
     if not any(joins):
         return table
@@ -136,8 +139,8 @@ def plan(
 ) -> list[ConfigurationChange]:
     """The partitions that should change, in their order.
 
-    `copies`: W of the cluster's mode; `promise`: of a mode; `unused`: partitions under whose active configuration
-    nothing was ever committed, so that it need not be asked for anything.
+    `copies` gives W of the cluster's mode, and `promise` a mode's promise. `unused`: partitions under whose active
+    configuration nothing was ever committed, so that its members need not be asked.
     """
     up = {m.worker for m in _members(cluster) if is_present(cluster, m) and health.get(m.worker, NOBODY).up}
     up |= {worker for worker in wanted.workers if health.get(worker, NOBODY).up}
@@ -151,19 +154,19 @@ def plan(
         awaited = {m.worker for c in ap for m in c.members if is_present(cluster, m)}
         awaited = {worker for worker in awaited if not health.get(worker, NOBODY).evictable}
         if becomes_cp and not up.issuperset(awaited | set(row)):
-            continue  # until each worker is up, or may be evicted
+            continue  # it waits until each worker is up, or evictable
         fewest = min(min_copies, cluster.replicas)
         configuration = _choose(cluster, partition, row, up, copies, fewest, may_keep=not becomes_cp)
         if configuration is not None and configuration != partition.active:
             reason = Reason.MODE if becomes_cp else _reason(cluster, partition, configuration, health)
             if reason is Reason.MOVE and not up.issuperset(awaited):
-                continue  # the same: moving away from a worker that restarts would leave behind what it alone holds
+                continue  # it waits: moving away from a worker that restarts would leave behind what it alone holds
             changes.append(ConfigurationChange(index, configuration, reason))
     return changes
 
 
 def can_settle(cluster: Cluster, partition: Partition, up: Container[str], promise: Callable[[str], Promise]) -> bool:
-    """Are enough members of every configuration of the history up, so that all that was committed can be found?"""
+    """Are enough members of every configuration up, so that all that was committed can be found?"""
     return all(
         can_find(c, promise(c.mode), sum(m.worker in up and is_present(cluster, m) for m in c.members))
         for c in partition.history
@@ -184,7 +187,7 @@ def _choose(
     *,
     may_keep: bool,
 ) -> Configuration | None:
-    """The configuration that the partition should have; None if no better one can be had.
+    """The configuration that the partition should have; None if no better one is possible.
 
     `may_keep`: may members that are down stay in it?
     """
@@ -208,7 +211,7 @@ def _reason(
 ) -> Reason:
     stays = {m.worker for m in configuration.members}
     for member in partition.active.members:
-        is_given_up = member.worker not in stays and health.get(member.worker, NOBODY).evictable
-        if is_given_up or not is_present(cluster, member):
+        is_evictable = member.worker not in stays and health.get(member.worker, NOBODY).evictable
+        if is_evictable or not is_present(cluster, member):
             return Reason.EVICT
     return Reason.MODE if partition.active.mode != configuration.mode else Reason.MOVE

@@ -1,8 +1,8 @@
-"""Who must answer: which members of a partition are enough to write, to read, to list, to find and to settle.
+"""Which members of a partition must answer: to write, to read, to list, to find, and to settle.
 
-A configuration has n members. A committed write is on W of them (`copies`), so any R = n - W + 1 of them hold every
-committed write between them (`recovery`). A history has several configurations, the active one last; a committed write
-of any of them may be the newest of its key.
+A configuration has n members. A committed write is on at least W of them (`copies`), so any R = n - W + 1 of them hold
+every committed write between them (`recovery`). A history has several configurations, the active one last; a committed
+write of any of them may be the newest of its key.
 
 | question | under CP | under AP |
 |---|---|---|
@@ -10,23 +10,23 @@ of any of them may be the newest of its key.
 | read   | the larger of R and W that are up, or the replicas that the strategy names | one that is up |
 | find   | R of every configuration | all that are not known to be down, one at least |
 | list   | as find, and W of the active configuration | all that are up, one at least |
-| settle | as list; all of the active one, if a former configuration was AP | all that are up, W of the active one |
+| settle | as list; all of the active one, if an earlier configuration is AP | all that are up, W of the active one |
 
 Why the rows differ:
 
-- *find* is for one key, which is repaired afterwards: the copy that repairs it is written to the active configuration,
-  so none of that has to have answered.
+- *find* is for one key, which is repaired afterwards. The copy that repairs it is written to the active configuration,
+  so its members need not have answered before.
 - *list* serves reads from what was listed, without another call. A CP read must see its record on W members, else it
-  would have to repair it.
+  would have to repair the record.
 - *settle* ends with the promise that the active configuration holds everything. So its members are heard like those of
   the others, and a leftover on the one replica that a mode reads is found.
-- Under AP nothing less than all is known to hold a write, and no number of them may be waited for: the mode promises an
-  answer. A member that is doubtful is asked where an answer costs one more call (find), and not where it would hold up
-  many keys (list, settle).
-- From AP to CP, a record that a silent member alone holds must not turn up later. Every member of an AP configuration
-  that is not given up is heard, and every member of the active one.
+- Under AP a write may be on one member only, so only all members together are known to hold it. But the mode promises
+  an answer, so no number of them may be waited for. A doubtful member is asked where its answer costs one more call
+  (find). It is not asked where it would hold up many keys (list, settle).
+- From AP to CP, a record that a silent member alone holds must not turn up later. So every member of an AP
+  configuration is heard, except evictable ones, and every member of the active one.
 
-Everything here is arithmetic on what the caller knows of the members at that moment; nothing is remembered.
+Everything here is arithmetic on what the caller knows of the members at that moment. Nothing is remembered.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from trikv.core.tally import TallyVerdict
 
 
 class Promise(StrEnum):
-    """What a mode gives when the network does not work: consistency, or availability."""
+    """What a mode keeps when the network fails: consistency, or availability."""
 
     CP = "CP"  # linearizable; refuses what it cannot do truthfully
     AP = "AP"  # always tries to answer; replicas converge later
@@ -49,8 +49,8 @@ class Promise(StrEnum):
 
 class Availability(Enum):
     UP = "up"
-    DOUBTFUL = "doubtful"  # not heard yet, or not lately: it may answer
-    DOWN = "down"  # it is known that it will not
+    DOUBTFUL = "doubtful"  # it was not heard yet, or not lately: it may answer
+    DOWN = "down"  # it will not answer
 
 
 class Voter(Protocol):
@@ -64,7 +64,7 @@ class Voter(Protocol):
 
     @property
     def evictable(self) -> bool:
-        """Is it down for so long, or in such a way, that nothing waits for it any more?"""
+        """Has it been down for so long, or in such a way, that nothing waits for it any more?"""
 
 
 V = TypeVar("V", bound=Voter)
@@ -90,7 +90,8 @@ History = Sequence[Electorate[V]]
 
 
 def judge_write(active: Electorate[V]) -> TallyVerdict:
-    """WON: as many are up as a write needs; PENDING: they may be, once it is clear who answers; LOST: they are not."""
+    """WON: as many members are up as a write needs. PENDING: as many may be up, once it is clear which answer. LOST:
+    too few can be up."""
     need = active.configuration.copies
     states = [voter.availability for voter in active.voters]
     if states.count(Availability.UP) >= need:
@@ -99,7 +100,7 @@ def judge_write(active: Electorate[V]) -> TallyVerdict:
 
 
 def can_read(active: Electorate[V], named: Collection[Member] | None) -> bool:
-    """Would those that are up answer a read? `named`: the members that the strategy reads, where it names them."""
+    """Would the members that are up answer a read? `named`: the members that the strategy reads, if it names them."""
     up = active.up()
     if active.is_ap:
         return bool(up)
@@ -109,22 +110,26 @@ def can_read(active: Electorate[V], named: Collection[Member] | None) -> bool:
 
 
 def count_to_find(electorate: Electorate[V]) -> int:
-    """How many of its members must answer, so that the newest committed record of a key is among their answers."""
+    """How many members must answer, so that the newest committed record of a key is among their answers."""
     if electorate.is_ap:
         return max(1, sum(voter.availability is not Availability.DOWN for voter in electorate.voters))
     return electorate.configuration.recovery
 
 
 def can_find(configuration: Configuration, promise: Promise, up: int) -> bool:
-    """Are `up` members of it enough to find every committed write? Asked before a partition is changed: under AP one
-    is enough, since what the others alone hold is waited for by other rules, or given up."""
+    """Are `up` members of it enough to find every committed write?
+
+    This is asked before a partition is changed. Under AP one member is enough: the planner (`core/planning.py`) waits
+    for what the others alone hold, until they are evictable.
+    """
     return up >= (1 if promise is Promise.AP else configuration.recovery)
 
 
 def choose_to_list(history: History[V], named: Collection[Member] | None) -> list[V] | None:
     """Members whose listings leave out no committed key; None if too few are up just now.
 
-    `named`: the members whose listing equals a read, where the strategy names them and the partition is settled.
+    `named`: the members whose listing equals a read. They count if the strategy names them and the partition is
+    settled.
     """
     active = history[-1]
     if named is not None and len(history) == 1:
@@ -167,10 +172,11 @@ def choose_to_settle(history: History[V], hung: Container[Member] = ()) -> list[
 
 
 def are_enough_to_copy(history: History[V], heard: Collection[Member]) -> bool:
-    """May a record on which all members agree that were heard go to newcomers as it is, under its own version?
+    """May a record on which all heard members agree be copied to newcomers as it is, under its own version?
 
-    The history has two configurations; all members of the active one were heard, and of the one before it no more were
-    silent than can be spared. (Where W = n, one can: any other member holds the write as well.)
+    It may if the history has two configurations, all members of the active one were heard, and of the former one no
+    more members were silent than can be spared. (Where W = n, one can be spared: any other member holds the write as
+    well.)
     """
     if len(history) != 2:
         return False
@@ -184,9 +190,9 @@ def are_enough_to_copy(history: History[V], heard: Collection[Member]) -> bool:
 
 
 def count_to_stop(active: Electorate[V]) -> int:
-    """How many other members must be up before one of a settled partition may be stopped on purpose.
+    """How many other members must be up before one member of a settled partition may be stopped on purpose.
 
-    Under CP as many as find every committed write, and two where there are so many: with one alone, the next failure
+    Under CP: as many as find every committed write, and two if there are two others. With one alone, the next failure
     would stop the partition.
     """
     if active.is_ap:

@@ -1,16 +1,17 @@
-"""Records and what orders them: epoch, version, stamp, and the one format in which they lie on disk.
+"""Records and what orders them: epoch, version, stamp, and their one format on disk.
 
-A *version* orders two writes of a key. It is `(epoch, seq)`, handed out by the coordinator; no clock is involved,
-so a machine whose time jumps reorders nothing. A *stamp* is the version of the client's write that made the value:
-repairs give a record a fresh version and keep the stamp, so that an ETag changes only when a client changed something.
+A *version* orders two writes of a key. It is `(epoch, seq)`, and the coordinator gives it out. No clock is involved, so
+a machine whose time jumps reorders nothing. A *stamp* is the version of the client's write that made the value. A
+repair gives a record a fresh version and keeps the stamp, so an ETag changes only when a client changed something.
 
-A *seq* is a count with the master's mark below it. The count orders the writes of one master; the mark is drawn at each
-start of a master. Two masters of one term, which a document restored from a backup brings about, give out the same
-epochs and the same counts, and still no version of the one is a version of the other (but for one pair of starts in
-2^24). So a version names one record, and a stamp one value. Records from before there were marks have small seqs.
+A *seq* is a count, with the master's mark in its lower bits. The count orders the writes of one master; the mark is
+drawn at each start of a master. Two masters can have one term, if the document was restored from a backup. They give
+out the same epochs and the same counts. Still no version of one is a version of the other, except for one pair of
+starts in 2^24. So a version names one record, and a stamp one value. Records from before there were marks have small
+seqs.
 
-An *epoch* is `(term, generation)` carried as one integer, the term in the upper bits, so that plain comparison of
-integers is comparison in that order. 32 bits each: a new term every second lasts 136 years.
+An *epoch* is `(term, generation)`, carried as one integer with the term in the upper bits. So comparing two integers
+compares the term first. Each has 32 bits: a new term every second lasts 136 years.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ VALUE_BYTES_MAX: Final = 1024 * 1024
 TERM_MAX: Final = (1 << 32) - 1
 GENERATION_MAX: Final = (1 << 32) - 1
 EPOCH_MAX: Final = (1 << 64) - 1
-# By so much a term or a generation may exceed what a node knows: a backup of the document may be so many starts, or
+# How far a term or a generation may exceed what a node knows: a backup of the document may be that many starts, or
 # changes of a partition, behind. A larger number is nonsense, and a node that promised it could never be led again.
 JUMP_MAX: Final = 1 << 20
-# So much a master believes of what workers have promised: they may have been led on by several leaps. The workers that
-# know the master already follow it, however far it goes.
+# The largest term or generation that a master believes workers have promised: they may have followed several leaps.
+# Workers that know the master already follow it further.
 PROMISED_MAX: Final = 1 << 26
 
 _GENERATION_BITS: Final = 32
 MARK_BITS: Final = 24
-_COUNT_BITS: Final = 64 - MARK_BITS  # of one epoch: a million writes a second for twelve days
+_COUNT_BITS: Final = 64 - MARK_BITS  # in one epoch: enough for a million writes a second for twelve days
 _MARK_DIGITS: Final = MARK_BITS // 4  # hexadecimal
 
 
@@ -53,7 +54,7 @@ def generation_of(epoch: int) -> int:
 
 
 def make_seq(count: int, mark: int) -> int:
-    """The seq of a master's `count`-th write in an epoch; `mark` is what that master drew when it started."""
+    """The seq of a master's `count`-th write in an epoch. `mark` is what the master drew when it started."""
     return count << MARK_BITS | mark
 
 
@@ -72,8 +73,10 @@ class Version(NamedTuple):
     seq: int
 
     def __str__(self) -> str:
-        """`term.generation-count.mark`, the form in which people and ETags see it; `term.generation-seq` if the seq is
-        from before there were marks."""
+        """`term.generation-count.mark`, the form that people and ETags see.
+
+        A seq from before there were marks gives `term.generation-seq`.
+        """
         count, mark = divmod(self.seq, 1 << MARK_BITS)
         seq = f"{count}.{mark:0{_MARK_DIGITS}x}" if count else f"{mark}"
         return f"{spell_epoch(self.epoch)}-{seq}"
@@ -95,7 +98,7 @@ class Version(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a worker holds under a key. `value` None is a tombstone: a delete, which must win over older writes."""
+    """What a worker holds under a key. `value` None is a tombstone: a delete, which wins over older writes."""
 
     version: Version
     stamp: Version
@@ -112,7 +115,7 @@ _FORMAT: Final = 1
 
 
 def pack(record: Record) -> bytes:
-    """The record's bytes on disk: 34 of header, then the value."""
+    """The record's bytes on disk: a header of 34 bytes, then the value."""
     version, stamp, value = record
     return _HEADER.pack(_FORMAT, value is None, *version, *stamp) + (value or b"")
 
@@ -132,5 +135,5 @@ def unpack(data: bytes) -> Record:
 
 
 def newest(records: list[Record | None]) -> Record | None:
-    """The one with the highest version; None if there is none at all."""
+    """The record with the highest version; None if there is no record."""
     return max((r for r in records if r is not None), key=lambda r: r.version, default=None)

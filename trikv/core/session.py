@@ -1,15 +1,15 @@
-"""The dialogue on one link, without the link: bytes in, events out; a value that never touches a socket.
+"""The dialogue on one link, without I/O: bytes go in, events come out.
 
-Both sides greet before anything else, the dialer first. A greeting names the protocol's version, the cluster, the
-role, the node and its incarnation; whoever accepts may answer with a sentence instead, and the link ends. The form of
-a greeting and of a refusal never changes, so that any two versions can at least tell each other why they cannot talk.
+Both sides greet before anything else, the dialer first. A greeting names the protocol's version, the cluster, the role,
+the node and its incarnation. The acceptor may answer with a sentence instead, and the link ends. The form of a greeting
+and of a refusal never changes, so any two versions can at least tell each other why they cannot talk.
 
-After that, frames carry lists of calls or lists of answers, many in flight, answers in any order:
+After that, frames carry lists of calls or lists of answers. Many calls may be in flight, and answers come in any order:
 
     call    [id, budget_ms, op, arguments]      the deadline travels as a budget, since clocks differ
     answer  [id, fault, payload]                fault 0: all is well
 
-Transitions, the whole of them:
+All transitions:
 
     state      dialer                                acceptor
     START      greet() -> GREETING                   (bytes) -> GREETING
@@ -18,7 +18,7 @@ Transitions, the whole of them:
     OPEN       Calls, Answers                        Calls, Answers
     OVER       nothing more
 
-Two kinds of error, as in h11: the peer's misbehaviour is a `PeerError`, our own misuse an AssertionError.
+There are two kinds of error, as in h11: the peer's misbehaviour is a `PeerError`, our own misuse an AssertionError.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from typing import Any, Final, NamedTuple
 from trikv.core import frames
 
 PROTOCOL: Final = 2
-GREETING_BYTES_MAX: Final = 4096  # before a peer is known, it may make us keep this much and no more
-SMALL_FRAME_BYTES_MAX: Final = 64 * 1024  # for a side that is only asked for what is small
+GREETING_BYTES_MAX: Final = 4096  # all that a peer that is not known yet can make us keep
+SMALL_FRAME_BYTES_MAX: Final = 64 * 1024  # for a side that receives only small calls
 _MAGIC: Final = "trikv"
 _REFUSAL: Final = "trikv-refuses"
 _NOT_TRIKV: Final = "its first words are not trikv's; is this address a trikv node's RPC port?"
@@ -44,7 +44,8 @@ _NAME: Final = re.compile(r"[!-~]{1,256}")
 
 
 def is_name(text: str) -> bool:
-    """May a node, a life, a cluster be named so? Names stand in logs, documents and URLs: no spaces, nothing odd."""
+    """May a node, an incarnation or a cluster have this name? Names stand in logs, documents and URLs: printable ASCII
+    only."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -53,7 +54,7 @@ class PeerError(Exception):
 
 
 class Hello(NamedTuple):
-    """Who is speaking. `cluster` is None for a node that belongs to none yet."""
+    """The identity that a greeting carries. `cluster` is None for a node that belongs to none yet."""
 
     role: str
     node: str
@@ -62,8 +63,10 @@ class Hello(NamedTuple):
 
 
 class MasterId(NamedTuple):
-    """A master's incarnation: its term, and a name that no other start draws. Two masters of one term (the cluster's
-    document was restored from a backup) are told apart by the name."""
+    """A master's incarnation: its term, and a name that no other start draws.
+
+    Two masters can have one term, if the cluster's document was restored from a backup. The name tells them apart.
+    """
 
     term: int
     name: str
@@ -119,7 +122,7 @@ class SessionState(Enum):
 
 
 class Session:
-    """One side of one link. `receive` is fed what arrives; the other methods return the bytes to send."""
+    """One side of one link. `receive` takes what arrives; the other methods return the bytes to send."""
 
     def __init__(self, me: Hello, *, dialer: bool, frame_bytes_max: int = frames.FRAME_BYTES_MAX) -> None:
         self.state = SessionState.START
@@ -134,13 +137,13 @@ class Session:
         return self._greeting()
 
     def accept(self) -> bytes:
-        """Greet back."""
+        """The bytes that greet back."""
         assert (self._dialer, self.state) == (False, SessionState.JUDGING), self.state
         self._open()
         return self._greeting()
 
     def turn_away(self, sentence: str) -> bytes:
-        """Say why not, in a sentence for a person."""
+        """The bytes that refuse the peer, with a sentence for a person."""
         assert self.state is not SessionState.OPEN, self.state
         self.state = SessionState.OVER
         return frames.encode([_REFUSAL, sentence[:1000]])
@@ -166,7 +169,7 @@ class Session:
             raise
 
     def calls(self, calls: list[Any]) -> Iterable[bytes]:
-        """Frames that carry these calls (rows as above), each frame below the cap."""
+        """Frames that carry these calls, [id, budget_ms, op, arguments] each; every frame is below the cap."""
         assert self.state is SessionState.OPEN, self.state
         return frames.pack_frames(_CALLS, calls)
 
@@ -184,7 +187,7 @@ class Session:
 
     def _event(self, frame: list[Any]) -> SessionEvent:
         if self.state is SessionState.OPEN:
-            # Every frame comes through here: a pattern reads better, and takes four times as long.
+            # Every frame comes through here. A pattern would read better, and takes four times as long.
             if len(frame) == 2:
                 kind, items = frame
                 if isinstance(kind, int) and isinstance(items, list):

@@ -1,14 +1,15 @@
 """k of n, counted in three values: won, lost, still pending.
 
-Counting only acknowledgements leaves two cases that look alike, "not yet" and "never again", and the second is then
-found out by a timeout. Here a failure counts too: as soon as those that have not failed are fewer than the need, the
-count is lost, and whoever waits for it is told at once. (The three values are those of etcd-io/raft's quorum package;
-there a vote is looked up by voter, here a count is kept as the answers come.)
+A count of acknowledgements alone cannot tell "not yet" from "never", and only a timeout ends the wait. Here a failure
+counts too: the count is lost as soon as too few replicas are left that have not failed, and its waiter is told at once.
+(The three values are those of etcd-io/raft's quorum package. There a vote is looked up by voter; here a count is kept
+as the answers come.)
 
-A verdict once reached stays, since enough acknowledgements leave too few that could fail, and the reverse; answers that
-come later are still counted, for whoever is curious how the laggards fared. Each costs one addition, one comparison.
+A verdict stays once it is reached: enough acknowledgements leave too few replicas that could fail, and the reverse.
+Later answers are still counted, so that the caller can see how the laggards fared. Each answer costs one addition and
+one comparison.
 
-Left out: who answered. Whoever asks must see to it that each of the n answers or fails once.
+Left out: which replica answered. The caller must see to it that each of the n answers or fails once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class TallyVerdict(Enum):
 
 
 class Tally:
-    """`need` acknowledgements of `total`. A need of none is won, a need of more than there are is lost, at once."""
+    """`need` acknowledgements of `total`. A need of 0 is won at once; a need beyond `total` is lost at once."""
 
     __slots__ = ("acks", "failures", "need", "total", "verdict")
 
@@ -36,7 +37,7 @@ class Tally:
         self.verdict = TallyVerdict.WON if need == 0 else TallyVerdict.LOST if need > total else TallyVerdict.PENDING
 
     def ack(self) -> TallyVerdict:
-        """One more has it. Returns the verdict."""
+        """One more replica has acknowledged. Returns the verdict."""
         assert self.acks + self.failures < self.total, self
         self.acks += 1
         if self.acks == self.need:
@@ -44,7 +45,7 @@ class Tally:
         return self.verdict
 
     def fail(self) -> TallyVerdict:
-        """One more will never answer, or not in time. Returns the verdict."""
+        """One more replica will never answer, or not in time. Returns the verdict."""
         assert self.acks + self.failures < self.total, self
         self.failures += 1
         if self.total - self.failures < self.need:

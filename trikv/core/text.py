@@ -1,12 +1,12 @@
-"""Text that somebody else wrote, made fit for one line of a log or a terminal."""
+"""Text from another node or a user, made fit for one line of a log or a terminal."""
 
 from __future__ import annotations
 
 
 def escape(text: str) -> str:
-    """The text on one line, as a terminal shows it and does not obey it: what is not printable is written as an escape.
+    """The text on one line that a terminal shows and does not obey: what is not printable is written as an escape.
 
-    For eyes alone: a backslash stays one, so the text cannot be had back. Escaping twice changes nothing.
+    It is for eyes alone: a backslash stays as it is, so the text cannot be recovered. Escaping twice changes nothing.
     """
     if text.isprintable():
         return text

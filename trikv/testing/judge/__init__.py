@@ -1,1 +1,4 @@
-"""How a history is judged: recorded operations in, a verdict with evidence out. Nothing here runs a cluster."""
+"""How a history is judged: recorded operations go in, a verdict with its evidence comes out.
+
+Nothing here runs a cluster.
+"""

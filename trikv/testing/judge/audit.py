@@ -1,20 +1,20 @@
-"""What can be said of a history besides "linearizable": the checks that every mode must pass, and those for AP modes.
+"""Checks of a history besides linearizability: for every mode, and for AP modes.
 
 For every mode:
-- `check_origins`: no value from nowhere, and no refused write is ever seen.
+- `check_origins`: every value that was seen had been written, and no refused write is ever seen.
 - `check_final`: what clients read when all faults are over. No acknowledged write is lost, no deleted value is back.
 - `check_convergence`: all replicas hold the same.
 
-For linearizable modes a cheap first pass, since every answer carries its record's stamp:
-- `check_stamps`: one stamp has one value, two writes never share one, and stamps grow in real time. It is evidence
+For linearizable modes there is a cheap first pass, since every answer carries its record's stamp:
+- `check_stamps`: one stamp has one value, two writes never share a stamp, and stamps grow in real time. It is evidence
   about the store's own bookkeeping; the verdict of linear.py does not rest on it.
 
-For modes that allow old answers, `measure_staleness` counts how old, and how often a client could notice.
+For modes that allow old answers, `measure_staleness` counts how old they are, and how often a client could notice.
 
-What is *certain*. Where writes are concurrent, nobody knows which came first. All of this counts only what no order of
-the operations could explain: an answer is old if its value had been written, or seen by someone, before a newer write
-even began, and that newer write was acknowledged before the read began. So the counts are lower bounds. A read of
-absence is explained by whichever delete makes it look newest.
+What is *certain*. Of concurrent writes it is not known which came first. So everything here counts only what no order
+of the operations could explain. An answer is old if its value had been written, or seen by a client, before a newer
+write even began, and that newer write was acknowledged before the read began. So the counts are lower bounds. A read of
+absence is explained by the delete that makes it look newest.
 
 Cost: n log n for staleness and stamps, linear for the rest.
 """
@@ -36,7 +36,7 @@ _NEVER: Final = 1 << 62
 
 
 def check_origins(operations: Iterable[Operation]) -> list[Finding]:
-    """Every value that was seen was written by a write that was not refused. One finding for each that was not."""
+    """Every value that was seen was written by a write that was not refused. One finding for each other value."""
     findings = []
     for key, ops in sorted(by_key(operations).items()):
         writes = {op.value: op for op in ops if op.writes and op.outcome is not Outcome.REFUSED}
@@ -61,10 +61,10 @@ def _saw(operation: Operation) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class HeldAlone:
-    """What a lost disk alone had held of a key: the writes whose stamps are beyond `beyond`, up to `up_to`."""
+    """What a lost disk alone had held of a key: the writes with stamps beyond `beyond` and up to `up_to`."""
 
     key: str
-    beyond: Version | None  # None: no other disk held anything
+    beyond: Version | None  # None: no other disk held the key
     up_to: Version
 
     def covers(self, write: Operation) -> bool:
@@ -77,8 +77,8 @@ def check_final(
 ) -> list[Finding]:
     """Judge what each key of `final` held after the last operation of the history (None: nothing).
 
-    A write is lost if the key ended with something that was certainly older than it; a delete's loss is a
-    resurrection. `gone`: what may be lost, in a mode that acknowledges what one disk holds.
+    A write is lost if the key ended with something that was certainly older. If the lost write is a delete, a deleted
+    value is back. `gone` says what may be lost, in a mode that acknowledges what one disk alone holds.
     """
     may_go: dict[str, list[HeldAlone]] = {}
     for one in gone:
@@ -101,7 +101,7 @@ def check_final(
 
 
 def check_convergence(replicas: Mapping[str, Mapping[str, str | None]]) -> list[Finding]:
-    """All replicas (by name) hold the same under every key; what one does not name counts as None, absence."""
+    """All replicas (by name) hold the same under every key. A key that a replica does not name counts as None."""
     findings = []
     for key in sorted(set().union(*replicas.values())):
         held = {name: state.get(key) for name, state in sorted(replicas.items())}
@@ -139,7 +139,7 @@ def _content(operation: Operation) -> str | None:
 
 
 def _stamp_goes_back(key: str, stamped: Sequence[Operation]) -> Finding | None:
-    """Where one operation ended before another began, the second's stamp is no lower, and higher if it wrote."""
+    """An operation that began after another had ended has no lower stamp, and a higher one if it wrote."""
     by_end = sorted((op for op in stamped if op.ended is not None), key=_end)
     newest: Operation | None = None
     ended = iter(by_end)
@@ -172,13 +172,13 @@ def _ended_first(one: Operation, other: Operation) -> Operation:
 
 @dataclass(slots=True)
 class Staleness:
-    """How old the answers of a history certainly were. Reads of values from nowhere are left out."""
+    """How old the answers of a history certainly were. Reads of values that were never written are left out."""
 
     reads: int = 0
     stale: int = 0  # reads that missed at least one acknowledged write
-    own_write_missed: int = 0  # of these, the client's own
+    own_write_missed: int = 0  # reads that missed a write of the client's own
     went_back: int = 0  # reads older than what the same client had read before
-    # For each stale read: how many acknowledged writes it missed, and since when the first of them was acknowledged.
+    # For each stale read: how many acknowledged writes it missed, and for how long the first was acknowledged.
     versions_behind: list[int] = field(default_factory=list)
     seconds_behind: list[float] = field(default_factory=list)
 
@@ -192,7 +192,7 @@ class Staleness:
 
 
 def measure_staleness(operations: Iterable[Operation]) -> Staleness:
-    """Count what an AP mode may do and a client could notice."""
+    """Count the old answers that an AP mode may give and that a client could notice."""
     staleness = Staleness()
     for _, ops in sorted(by_key(operations).items()):
         _measure_key(ops, staleness)
@@ -202,8 +202,8 @@ def measure_staleness(operations: Iterable[Operation]) -> Staleness:
 def _measure_key(ops: Sequence[Operation], staleness: Staleness) -> None:
     past = _Past(ops)
     missed = _MissedWrites(past.acknowledged)
-    own_write: dict[str, int] = {}  # by client: where the last write began of those that it knows to be acknowledged
-    seen: dict[str, int] = {}  # by client: where the last write began of those that it has seen
+    own_write: dict[str, int] = {}  # by client: the beginning of the last write that it knows to be acknowledged
+    seen: dict[str, int] = {}  # by client: the beginning of the last write that it has seen
     events = [(op.began, False, op) for op in ops] + [(_end(op), True, op) for op in ops if op.ended is not None]
     for _, is_end, op in sorted(events, key=lambda event: event[0]):
         known_from = past.known_from(op) if _saw(op) else None
@@ -224,14 +224,14 @@ def _measure_key(ops: Sequence[Operation], staleness: Staleness) -> None:
 
 
 class _MissedWrites:
-    """The writes acknowledged so far, counted by where they began (a Fenwick tree: log n each)."""
+    """The writes acknowledged so far, counted by their beginnings (a Fenwick tree: log n each)."""
 
     def __init__(self, acknowledged: Sequence[Operation]) -> None:
         by_begin = sorted(acknowledged, key=lambda op: op.began)
         self._begins = [op.began for op in by_begin]
         self._sums = [0] * (len(by_begin) + 1)
         self._so_far = 0
-        # For each, who was acknowledged first of it and all that began later.
+        # For each write: which one was acknowledged first, of it and of all that began later.
         self._first: list[Operation] = list(accumulate(reversed(by_begin), _ended_first))[::-1]
 
     def acknowledge(self, write: Operation) -> None:
@@ -242,7 +242,7 @@ class _MissedWrites:
             index += index & -index
 
     def count(self, place: int) -> int:
-        """How many of them began after this place."""
+        """How many acknowledged writes began after this place."""
         index, before = bisect_right(self._begins, place), 0
         while index:
             before += self._sums[index]
@@ -250,7 +250,7 @@ class _MissedWrites:
         return self._so_far - before
 
     def since_s(self, place: int) -> float:
-        """When the first of those that began after this place was acknowledged; there must be one."""
+        """When the first write that began after this place was acknowledged. There must be one."""
         returned_s = self._first[bisect_right(self._begins, place)].returned_s
         assert returned_s is not None
         return returned_s
@@ -272,13 +272,13 @@ class _Past:
         self._delete_ends = list(accumulate(map(_end, deletes), max))
 
     def known_from(self, read: Operation) -> int | None:
-        """The place from which on what it saw had certainly been written; None for a value from nowhere."""
+        """The place from which on the value that the read saw had certainly been written; None if it never was."""
         if read.result is None:
             return self.absent_from(_end(read))
         return self._known_from.get(read.result)
 
     def absent_from(self, place: int) -> int:
-        """The same for absence that was seen by this place: that of the delete that lets it be newest."""
+        """The same for absence seen by this place: the place of the delete that makes it look newest."""
         count = bisect_left(self._delete_begins, place)
         return self._delete_ends[count - 1] if count else _BEFORE_ALL
 

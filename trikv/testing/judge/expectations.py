@@ -1,8 +1,8 @@
-"""What one client knows of each key it wrote, and so which answers it may be given: the demo and the tests keep one.
+"""What one client knows of each key that it wrote, and which answers it may be given.
 
-The outcome of a write says what a later read may see. Committed: this value, and (in a mode without stale reads)
-nothing older. Refused: never. Unknown: it, or what was there before. One client that waits for every answer needs no
-more than that; histories of many clients are judged by `linear.py`.
+The demo and the tests use it. The outcome of a write says what a later read may see. Committed: this value, and (in a
+mode without stale reads) nothing older. Refused: never this value. Unknown: this value, or the one before. That is
+enough for one client that waits for every answer. `linear.py` judges histories of many clients.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from trikv.core.errors import Outcome, TrikvError
 
 @dataclass
 class _Known:
-    """What may be read of one key: `current` and, if nobody knows how a write ended, `doubtful`; `past` where stale."""
+    """What may be read of one key: `current`, and `doubtful` values of writes whose outcome is unknown.
+
+    In a mode with stale reads also the values of `past`.
+    """
 
     current: bytes | None = None
     doubtful: list[bytes | None] = field(default_factory=list)
@@ -28,7 +31,7 @@ class _Known:
 class Reads:
     """What came of reading many keys: how many were answered, why the others were not, and every untrue answer.
 
-    `stale` of those answered had a value that was committed once and is not the newest, in a mode that allows it.
+    `stale` answers had a value that was committed once and is not the newest, in a mode that allows it.
     """
 
     answered: int = 0
@@ -52,7 +55,7 @@ class Expectations:
         return list(self._keys)
 
     def put(self, client: Client, key: bytes, value: bytes) -> TrikvError | None:
-        """Write, and note the outcome. The error, if it did not commit."""
+        """Write, and note the outcome. Returns the error if the write did not commit."""
         known = self._keys.setdefault(key, _Known())
         try:
             client.put(key, value)

@@ -1,23 +1,23 @@
 """What clients did and what they were told, as data that a checker can judge.
 
-A simulator, a chaos run and a test all end in the same thing: a list of `Operation`s. Each says who asked what, what
-came back, and when it began and ended. Two clocks are kept. `invoked_s` and `returned_s` are for people. Checkers order
-operations by `began` and `ended`, the places of the two events in the order in which they were recorded: no two
-events share a place, so that an operation which begins at the instant at which another ends is still known to come
-after it, as happens all the time where time is virtual.
+A simulation, a chaos run and a test all end in a list of `Operation`s. Each says which client asked what, what came
+back, and when the operation began and ended. Two clocks are kept. `invoked_s` and `returned_s` are for people. Checkers
+order operations by `began` and `ended`, the places of the two events in the order of their recording. No two events
+share a place. So if one operation ends and another begins at the same instant, as is common in virtual time, their
+order is still known.
 
-Why that is sound: `begin` is called before the request leaves, `end` after its answer came. If one operation was
+Why that is sound: `begin` is called before the request leaves, and `end` after its answer came. If one operation was
 recorded as ended before another began, it really was. Histories recorded by several processes have only their times in
-common; `merge` orders those, and takes events at one instant as concurrent.
+common; `merge` orders them by time, and takes events at one instant as concurrent.
 
 An operation whose outcome is unknown has no end: it may take effect at any later time, or never.
 
-The checkers want every write of a history to carry a value of its own (`Recorder.fresh_value` makes them), since then
-each read names the write that it saw. A conditional write names what it expects by *value*, for the same reason; the
-driver knows which value came with the stamp that it sent.
+The checkers want every write of a history to have a value of its own (`Recorder.fresh_value` makes one), since then
+each read names the write that it saw. For the same reason a conditional write names what it expects by *value*; the
+driver knows which value belongs to the stamp that it sent.
 
-Cost: one small object per operation, about 1 µs to begin and as much to end. Nothing is bounded here: whoever records
-decides how long. Keys and values are text; a driver of binary ones chooses their text form.
+Cost: one small object per operation, about 1 µs to begin and as much to end. The caller bounds the length of a history.
+Keys and values are text; a driver of binary ones chooses their text form.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MET: Final = (PRECONDITION_FAILED, "no_compare_and_set")  # refusals of a key th
 
 
 class Kind(StrEnum):
-    """What was asked."""
+    """What a client asked."""
 
     PUT = "put"
     GET = "get"
@@ -58,8 +58,8 @@ class ScannedRow(NamedTuple):
 class Operation:
     """One request of one client, and what came of it.
 
-    Of a scan, `key` is the prefix, `value` the cursor that it started after, `result` the last key that its page
-    covers, or None where the page reaches the end.
+    For a scan, `key` is the prefix and `value` the cursor that it started after. `result` is the last key that its page
+    covers, or None if the page reaches the end.
     """
 
     client: str
@@ -69,17 +69,17 @@ class Operation:
     invoked_s: float
     value: str | None = None  # what it writes
     expect: str | None = None  # of a cas: the value that it replaces, None for absence
-    ended: int | None = None  # None: never known to have ended, so it may still take effect
-    returned_s: float | None = None  # also of an unknown one: when the client gave up
+    ended: int | None = None  # None: its end is not known, so it may still take effect
+    returned_s: float | None = None  # of an unknown operation: when the client stopped waiting
     outcome: Outcome = Outcome.UNKNOWN
-    code: str | None = None  # of trikv.core.errors, for what did not commit
+    code: str | None = None  # from trikv.core.errors, if it did not commit
     result: str | None = None  # what a get saw, None for absence
     stamp: Version | None = None  # of what it wrote or saw
     rows: tuple[ScannedRow, ...] = ()  # what a scan found
 
     @property
     def writes(self) -> bool:
-        """Would it change its key, if it took effect?"""
+        """Would it change its key if it took effect?"""
         return self.kind is Kind.PUT or self.kind is Kind.DELETE or self.kind is Kind.CAS
 
     @property
@@ -114,12 +114,12 @@ class Judgement(StrEnum):
 
     LINEARIZABLE = "linearizable"
     VIOLATION = "violation"
-    UNDECIDED = "not decided"  # out of steps: never to be taken for a pass
+    UNDECIDED = "not decided"  # the checker ran out of steps; this is not a pass
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a checker holds against a history: a rule that was broken, why, and the operations that show it.
+    """A rule that a history breaks, why, and the operations that show it.
 
     `why` is one sentence; `[1]` in it means the first of `operations`.
     """
@@ -136,9 +136,9 @@ class Finding:
 
 
 class Recorder:
-    """Takes down a history as it happens. `operations` is the history so far, in the order in which they began.
+    """Records a history as it happens. `operations` is the history so far, in order of beginning.
 
-    Where several recorders take part in one history, each needs a `name`, with which its fresh values begin.
+    If several recorders take part in one history, each needs its own `name`, with which its fresh values begin.
     """
 
     def __init__(self, name: str = "v") -> None:
@@ -172,7 +172,7 @@ class Recorder:
         code: str | None = None,
         rows: tuple[ScannedRow, ...] = (),
     ) -> None:
-        """Call it after the answer came, or when the client gave up on it (unknown)."""
+        """Call it after the answer came, or when the client stopped waiting for it (unknown)."""
         assert operation.returned_s is None, operation
         operation.returned_s = now
         operation.outcome = outcome
@@ -186,9 +186,9 @@ class Recorder:
 
 
 def merge(histories: Iterable[Sequence[Operation]]) -> list[Operation]:
-    """One history of several that were recorded apart, by clocks that agree. Places are given anew, in place.
+    """One history of several that were recorded apart, by clocks that agree. Places are given anew, in the operations.
 
-    Of events at one instant the beginnings come first: what might have been concurrent is taken to have been.
+    Of events at one instant the beginnings come first: operations that may have been concurrent count as concurrent.
     """
     operations = [operation for history in histories for operation in history]
     events = [(operation.invoked_s, False, operation) for operation in operations]
@@ -204,7 +204,7 @@ def merge(histories: Iterable[Sequence[Operation]]) -> list[Operation]:
 
 
 def by_key(operations: Iterable[Operation]) -> dict[str, list[Operation]]:
-    """What each key's operations were, in order of their beginning; a scan counts as a get of every key that it covers.
+    """Each key's operations, in order of beginning. A scan counts as a get of every key that it covers.
 
     Cost: a committed scan becomes as many gets as the history knows keys in its range.
     """
@@ -228,7 +228,7 @@ def by_key(operations: Iterable[Operation]) -> dict[str, list[Operation]]:
 
 
 def _covers(scan: Operation, key: str) -> bool:
-    """Would the scan's page hold this key, if it were there? (Text sorts by code point as UTF-8 does by byte.)"""
+    """Would the scan's page hold this key if the key existed? (Text sorts by code point as UTF-8 does by byte.)"""
     after, last = scan.value, scan.result
     return key.startswith(scan.key) and (after is None or key > after) and (last is None or key <= last)
 
@@ -245,7 +245,7 @@ def _get_of(scan: Operation, key: str, row: ScannedRow | None) -> Operation:
 
 
 def dump(operations: Iterable[Operation], file: TextIO) -> None:
-    """Write a history: a line that names the format, then one line per operation, fields that say nothing left out."""
+    """Write a history: a line that names the format, then a line for each operation, without its empty fields."""
     file.write(json.dumps({"history": HISTORY_FORMAT}) + "\n")
     for operation in operations:
         file.write(json.dumps(_to_json(operation), separators=(",", ":")) + "\n")

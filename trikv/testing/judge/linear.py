@@ -1,12 +1,12 @@
-"""Is a history linearizable? The front door: a test for every key, one verdict, and the evidence.
+"""Is a history linearizable? The entry point: every key is judged, and one verdict comes out with its evidence.
 
 A history is linearizable exactly if that of every key is (Herlihy and Wing 1990, section 3.3), so each key is judged
-alone: by zones.py, in n log n, and where that says nothing certain (compare-and-set from or to absence, or one that met
-another value, or two writes of one value) by search.py. A search that runs out of steps leaves its key *not decided*.
-That is a verdict of its own: nobody may take it for a pass.
+alone. zones.py judges it in n log n. Where that is not certain (compare-and-set from or to absence, a compare-and-set
+that met another value, two writes of one value), search.py decides. A search that runs out of steps leaves its key *not
+decided*. That is a verdict of its own, and not a pass.
 
-Only what clients asked and saw counts here, and when. Stamps do not: a cluster that gives wrong stamps must not thereby
-talk its way out. audit.py looks at those, and at what can be asked of a mode that promises less.
+Only what clients asked and saw counts here, and when. Stamps do not count: a cluster that gives wrong stamps must not
+be cleared by them. audit.py checks the stamps, and modes that promise less.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Final
 from trikv.testing.judge import search, zones
 from trikv.testing.judge.history import Finding, Judgement, Operation, by_key
 
-STEPS_MAX: Final = 300_000  # for one key's search, a second or two,
-STEPS_PER_OPERATION_MAX: Final = 50  # and so many more for each of its operations
+STEPS_MAX: Final = 300_000  # for one key's search: a second or two;
+STEPS_PER_OPERATION_MAX: Final = 50  # added for each of its operations
 
 
 @dataclass(frozen=True, slots=True)
 class KeyVerdict:
-    """What became of one key. `steps` are those of the search; 0 where the zones decided."""
+    """The verdict on one key. `steps` are those of the search; 0 if the zones decided."""
 
     key: str
     judgement: Judgement
@@ -35,7 +35,7 @@ class KeyVerdict:
 
 @dataclass(frozen=True, slots=True)
 class LinearVerdict:
-    """What became of a history. `keys` in their order."""
+    """The verdict on a history. `keys` are in their order."""
 
     keys: tuple[KeyVerdict, ...]
 
@@ -67,7 +67,7 @@ class LinearVerdict:
 
 
 def check(operations: Iterable[Operation], *, steps_max: int | None = None) -> LinearVerdict:
-    """Judge a history. `steps_max` bounds the search of each key that needs one, by default as said above."""
+    """Judge a history. `steps_max` bounds the search of each key that needs one; the constants give the default."""
     keys = by_key(operations)
     return LinearVerdict(tuple(_check_key(key, keys[key], steps_max) for key in sorted(keys)))
 

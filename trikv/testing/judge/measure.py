@@ -1,6 +1,6 @@
-"""What a history says about waiting: when could be written again, how long nothing was committed, how slow it was.
+"""What a history says about waiting: when writes came back, the longest gap, the slowest answer.
 
-Times are those of the history. All of this is linear in the operations, sorting aside.
+Times are those of the history. Every measure is linear in the operations, apart from sorting.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from trikv.testing.judge.history import MET, Operation
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that so large a share of them do not exceed; 0 of none."""
+    """The smallest value that this share of the values do not exceed; 0 if there are no values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
 def returns_s(history: Iterable[Operation], from_s: float, to_s: float) -> list[float]:
-    """When, after `from_s`, writes that had failed in that span were committed: one time for each that was insisted on.
+    """When, after `from_s`, writes that had failed within the span were committed: one time for each that was repeated.
 
-    Only clients that ask for the same key again at once can tell, so no others count.
+    Only a client that asks for the same key again at once can tell, so no other clients count.
     """
     failing: dict[str, str] = {}  # by client: the key that it cannot write
     back: list[float] = []
@@ -37,14 +37,14 @@ def returns_s(history: Iterable[Operation], from_s: float, to_s: float) -> list[
 
 
 def longest_gap_s(history: Iterable[Operation], from_s: float, to_s: float) -> float:
-    """The longest time, within that, in which no write was committed."""
+    """The longest time within the span in which no write was committed."""
     commits = (op.returned_s for op in history if op.writes and op.outcome is Outcome.COMMITTED)
     times = [from_s, *sorted(time_s for time_s in commits if time_s is not None and from_s <= time_s <= to_s), to_s]
     return max(later - earlier for earlier, later in pairwise(times))
 
 
 def slowest_s(history: Iterable[Operation], from_s: float, to_s: float) -> float:
-    """Of the operations that were committed, and under way at some time of that span, the longest."""
+    """The longest of the operations that were committed, and under way at some time of the span."""
     took = (
         op.returned_s - op.invoked_s
         for op in history

@@ -1,23 +1,24 @@
-"""Is one key's history linearizable? The search: decides every history, if it is given steps enough.
+"""Is one key's history linearizable? The search: it decides every history, given enough steps.
 
 After Wing and Gong, "Testing and Verifying Concurrent Objects" (1993), with the memory of states that Lowe added
 ("Testing for linearizability", 2017), in his just-in-time order. We walk through the events and keep the set of all
-*configurations* that explain what was seen so far: which of the operations under way have taken effect (bits), and what
-the key then holds. When an operation ends it must have taken effect: in configurations where it has not, operations
-that are under way take effect, in every order that their conditions allow, until it has. A configuration that was met
-before is not looked at again. When none is left, the operation that just ended cannot be explained.
+*configurations* that explain what was seen so far. A configuration says which of the operations under way have taken
+effect (bits), and what the key then holds. When an operation ends, it must have taken effect. In a configuration where
+it has not, operations that are under way take effect, in every order that their conditions allow, until it has. A
+configuration that was met before is not looked at again. When no configuration is left, the operation that just ended
+cannot be explained.
 
-Four things keep the set small, and lose nothing:
+Four rules keep the set small, and lose nothing:
 - An operation that only looks takes effect at the first moment that agrees with it, since it changes nothing.
-- A value that was written once cannot come back. So while a later operation still needs it, nothing may replace it.
-- A write that nobody needs happens just before another write, where there is one. (Not if some cas failed because the
-  key held another value: then any write may be what it met.)
-- An unknown write that nobody needs did not happen. With the same exception; such writes are then *spares*, which can
-  be used once each but need not be told apart. And of two configurations that differ only in what has no end, the one
-  that used less of it is never worse.
+- A value that was written once cannot come back. So while a later operation still needs it, it may not be replaced.
+- A write whose value no operation needs happens just before another write, if there is one. (The rule does not hold if
+  some cas failed because the key held another value: then any write may be what it met.)
+- An unknown write whose value no operation needs did not happen, with the same exception. Under the exception such
+  writes are *spares*: each can be used once, but they need not be told apart. And of two configurations that differ
+  only in what has no end, the one that used less of it is never worse.
 
 Cost: proportional to the operations for a few clients on one key; exponential in the writes of one key that are under
-way at once. `steps` counts configurations that were made or looked at, a few µs each; beyond `steps_max` the history is
+way at once. `steps` counts configurations that were made or looked at, a few µs each. Beyond `steps_max` the history is
 not decided.
 """
 
@@ -39,8 +40,8 @@ SHOWN_MAX: Final = 40  # operations that a finding names
 _ANY: Final = -1  # a condition that always holds
 _SAME: Final = -1  # an effect that leaves the state as it is
 _ABSENT: Final = 0  # states are numbers: absence,
-_OTHER: Final = 1  # any of the values that no operation tells from another,
-_FIRST_VALUE: Final = 2  # and from here on one for each value that some operation looks for
+_OTHER: Final = 1  # any value that no operation looks for,
+_FIRST_VALUE: Final = 2  # and from here on one state for each value that some operation looks for
 
 _SPARES: Final = ((_ANY, _OTHER), (_ANY, _ABSENT), (_ABSENT, _OTHER))  # by condition and effect
 
@@ -57,14 +58,14 @@ class Result:
 
 @dataclass(slots=True, eq=False)
 class _Move:
-    """An operation as the search sees it: possible where the state is (or, `unless`, is not) `need`."""
+    """An operation as the search sees it: possible if the state is `need` (with `unless`: if it is not)."""
 
     operation: Operation
     need: int
     unless: bool
     effect: int
-    needless: bool = False  # nobody needs what it writes, and nobody looks for its traces
-    bit: int = 0  # while it is under way; stays 0 for one that has no end and cannot happen twice
+    needless: bool = False  # no operation needs what it writes or looks for its traces
+    bit: int = 0  # while it is under way; 0 for an operation without an end that cannot happen twice
 
     def allows(self, state: int) -> bool:
         return self.need == _ANY or (state == self.need) is not self.unless
@@ -82,10 +83,10 @@ def search(key: str, operations: Sequence[Operation], steps_max: int) -> Result:
 
 
 class _Walk:
-    """One walk through a history. After a violation, it is one of the operations that began before `horizon` alone.
+    """One walk through a history. After a violation, the operations that began before `horizon` alone violate.
 
-    In an open world the key may have held anything at first, and strangers may write to it what nobody looks for. So a
-    violation there is one in whatever company.
+    In an open world the key may have held anything at first, and unrecorded clients may write values to it that no
+    operation looks for. So a violation there is a violation in any surroundings.
     """
 
     def __init__(self, operations: Sequence[Operation], steps_max: int, *, open_world: bool = False) -> None:
@@ -97,7 +98,7 @@ class _Walk:
         written = Counter(move.effect for move in self._moves)
         self._first_states = range(states) if open_world else (_ABSENT,)
         self._returns = [state < _FIRST_VALUE or written[state] > 1 for state in range(states)]
-        # For each state that cannot come back: where the last operation that needs it begins and ends.
+        # For each state that cannot come back: the beginning and end of the last operation that needs it.
         self._needed_until = [(-1, -1)] * states
         self._unknown_writer: dict[int, _Move] = {}
         for move in self._moves:  # in order of beginning
@@ -112,8 +113,8 @@ class _Walk:
         if open_world:
             self._spares[_SPARES.index((_ANY, _OTHER))] = sys.maxsize
         self._free_bits: list[int] = []
-        self._bits = 0  # how many there are, free or not
-        self._optional = 0  # the bits of those that have no end
+        self._bits = 0  # how many bits there are, free or not
+        self._optional = 0  # the bits of operations that have no end
 
     def run(self) -> Judgement:
         events = [(move.operation.began, False, move) for move in self._moves]
@@ -136,7 +137,7 @@ class _Walk:
             if (move.need, move.effect) in _SPARES:
                 self._spares[_SPARES.index((move.need, move.effect))] += 1
                 return configurations
-            if move.need != _ANY and not self._returns[move.need]:  # it ends the one state in which it can happen
+            if move.need != _ANY and not self._returns[move.need]:  # it ends the only state in which it can happen
                 self._deeds.append(move)
                 return configurations
         if self._free_bits:
@@ -181,7 +182,7 @@ class _Walk:
         return _best(explained, self._optional) if self._optional or any(self._spares) else explained
 
     def _next(self, configuration: _Configuration) -> Iterator[_Configuration]:
-        """Every configuration to which one more write leads that is under way."""
+        """Every configuration that one more write under way leads to."""
         done, state, used = configuration
         for deed in self._deeds:
             if not done & deed.bit and deed.allows(state):
@@ -195,25 +196,25 @@ class _Walk:
         for kind, (need, effect) in enumerate(_SPARES):
             if used[kind] < self._spares[kind] and need in (_ANY, state) and effect != state:
                 after = self._look(done, effect)
-                if after != done or (effect == _ABSENT and absence_wanted):  # else it can as well wait
+                if after != done or (effect == _ABSENT and absence_wanted):  # else the spare can wait
                     yield after, effect, (*used[:kind], used[kind] + 1, *used[kind + 1 :])
 
     def _look(self, done: int, state: int) -> int:
-        """With all that only look, and agree with this state, having taken effect."""
+        """`done` with all operations that only look and agree with this state."""
         for look in self._looks:
             if look.allows(state):
                 done |= look.bit
         return done
 
     def _forget(self, move: _Move) -> None:
-        """The operation has taken effect in every configuration: its bit is free."""
+        """The operation has taken effect in every configuration, so its bit is free."""
         (self._looks if move.effect == _SAME else self._deeds).remove(move)
         self._free_bits.append(move.bit)
         self._optional &= ~move.bit
 
 
 def _best(configurations: set[_Configuration], optional: int) -> set[_Configuration]:
-    """Without those that differ from another only in having used more of what has no end: spares, and these bits."""
+    """The configurations without those that differ from another only in having used more spares and optional bits."""
     alike: dict[tuple[int, int], list[_Configuration]] = {}
     for configuration in configurations:
         done, state, _ = configuration
@@ -223,7 +224,7 @@ def _best(configurations: set[_Configuration], optional: int) -> set[_Configurat
         if len(rivals) > 1:
             rivals.sort(key=lambda rival: ((rival[0] & optional).bit_count(), sum(rival[2])))
         kept: list[_Configuration] = []
-        for rival in rivals:  # none is worse than one that comes later
+        for rival in rivals:  # none is worse than a later one
             if not any(_no_worse(other, rival) for other in kept):
                 kept.append(rival)
         best.update(kept)
@@ -231,12 +232,12 @@ def _best(configurations: set[_Configuration], optional: int) -> set[_Configurat
 
 
 def _no_worse(one: _Configuration, other: _Configuration) -> bool:
-    """Of two alike: did the one use nothing optional that the other did not?"""
+    """Of two alike: did `one` use nothing optional that `other` did not?"""
     return not one[0] & ~other[0] and all(map(le, one[2], other[2]))
 
 
 def _moves(operations: Sequence[Operation]) -> tuple[list[_Move], int]:
-    """What the search has to place, and the number of states."""
+    """The operations that the search has to place, and the number of states."""
     mismatches = [operation for operation in operations if operation.saw_mismatch]
     needed = _needed(operations)
     numbers: dict[str | None, int] = {None: _ABSENT}
@@ -262,7 +263,7 @@ def _moves(operations: Sequence[Operation]) -> tuple[list[_Move], int]:
 
 
 def _needed(operations: Sequence[Operation]) -> set[str | None]:
-    """The values (None: absence) that some operation cannot do without."""
+    """The values (None: absence) that some operation needs."""
     needed: set[str | None] = set()
     for operation in operations:
         if operation.kind is Kind.GET and operation.outcome is Outcome.COMMITTED:
@@ -276,10 +277,10 @@ def _needed(operations: Sequence[Operation]) -> set[str | None]:
 
 
 def _shrink(operations: Sequence[Operation], horizon: int) -> list[Operation]:
-    """A violation of few operations within one of those that began before `horizon`.
+    """A violation of few operations, within one of those that began before `horizon`.
 
-    First its end alone, if that is a violation in an open world. Then with less in it: left out is only what cannot be
-    to blame, what merely looked, or wrote what nobody needs.
+    First its end alone is tried, if that is a violation in an open world. Then operations are left out: reads and
+    refusals, and writes whose values no operation needs. Those cannot be to blame.
     """
     originals = {op.began: op for op in operations}
     kept = [_cut(op, horizon) for op in operations if op.began < horizon and _matters(op, horizon)]
@@ -313,7 +314,7 @@ def _shrink(operations: Sequence[Operation], horizon: int) -> list[Operation]:
 
 
 def _since(operations: list[Operation], place: int) -> list[Operation]:
-    """What began there or later, from whatever state; and the writes that may have been still to come."""
+    """The operations that began there or later, from any state, and the earlier writes that may still take effect."""
     before = [op for op in operations if op.began < place <= _end(op)]
     pending = [op for op in before if op.kind is not Kind.GET and op.outcome is not Outcome.REFUSED]
     later = [op for op in operations if op.began >= place]
@@ -325,7 +326,7 @@ def _end(operation: Operation) -> int:
 
 
 def _matters(operation: Operation, place: int) -> bool:
-    """Can it be to blame? A read or a refusal only if it saw something, and by then."""
+    """Can it be to blame? A read or a refusal can only if it saw something, and ended by then."""
     if operation.kind is Kind.GET or operation.outcome is Outcome.REFUSED:
         saw = operation.outcome is Outcome.COMMITTED or operation.saw_mismatch
         return saw and operation.ended is not None and operation.ended <= place
@@ -333,14 +334,14 @@ def _matters(operation: Operation, place: int) -> bool:
 
 
 def _cut(operation: Operation, place: int) -> Operation:
-    """The operation as one knew it at that place of the history: what had not ended may yet happen or not."""
+    """The operation as it was known at that place of the history: if it had not ended, it is unknown."""
     if operation.ended is None or operation.ended <= place:
         return operation
     return replace(operation, ended=None, outcome=Outcome.UNKNOWN)
 
 
 def _without(operations: list[Operation], start: int, size: int, *, writes_too: bool) -> list[Operation]:
-    """Without those of a stretch that may be left out: what looked, and, if so told, writes that nobody needs."""
+    """Without those of a stretch that may be left out: looks, and with `writes_too` writes that no operation needs."""
     needed = _needed(operations)
 
     def may_go(operation: Operation) -> bool:

@@ -1,17 +1,17 @@
-"""When a history must be linearizable: while a mode periods that promises it.
+"""Checks that a history is linearizable while a mode that promises it is in force.
 
-A run that switches between such modes must be linearizable as a whole. One that also visits a mode that promises
-convergence must be so in parts: up to the moment when an operator asks for that mode, and from the moment when a switch
-away from it is over. In between anything may be read that was ever written.
+A run that switches between such modes must be linearizable as a whole. A run that also visits a mode that promises
+convergence must be linearizable in parts: up to the moment when an operator asks for that mode, and from the moment
+when a switch away from it is over. In between, a read may return anything that was ever written.
 
-*The part that begins late.* What a key holds when it begins is not known: something that was written before, or
-nothing. So each candidate is tried, as a write before everything else, and one that explains the rest is enough. A
-write of before that ended unknown, or had not ended, may still come to be seen, once; one that was acknowledged and is
-not what the key holds is gone, and must not come back.
+*The part that begins late.* What a key holds at its beginning is not known: something that was written before, or
+nothing. So each candidate is tried, as a write before everything else, and one that explains the rest is enough. An
+earlier write that ended unknown, or had not ended, may still be seen, once. An earlier write that was acknowledged and
+is not what the key holds is gone, and must not come back.
 
-*The part that ends early.* A read that had not ended by then says nothing; a write that had not is unknown.
+*The part that ends early.* A read that had not ended by then says nothing; a write that had not ended is unknown.
 
-Cost: for each key as many checks as there are candidates that somebody saw, two or three; most stop at the first.
+Cost: for each key as many checks as there are candidates that an operation saw, two or three. Most keys need one.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from trikv.testing.judge import linear
 from trikv.testing.judge.audit import check_stamps
 from trikv.testing.judge.history import Finding, Judgement, Kind, Operation, by_key
 
-_UNSEEN: Final = "?"  # stands for any value that nobody saw
-_LATER: Final = 1 << 40  # all places in the period are so much later than those before it
+_UNSEEN: Final = "?"  # stands for any value that no operation saw
+_LATER: Final = 1 << 40  # how much later all places in the period are than those before it
 
 
 @dataclass(slots=True)
 class StrongPeriod:
-    """A time of linearizability, in seconds. None: without an end, or from the very beginning."""
+    """A time of linearizability, in seconds. `from_s` None: from the beginning. `to_s` None: to the end."""
 
     from_s: float | None
     to_s: float | None = None
@@ -40,7 +40,7 @@ class StrongPeriod:
 def check_strong_periods(
     history: Sequence[Operation], periods: Iterable[StrongPeriod]
 ) -> tuple[list[Finding], list[str]]:
-    """What is held against the history in the times in which it must be linearizable, and the undecided keys."""
+    """The findings in the times in which the history must be linearizable, and the undecided keys."""
     findings: list[Finding] = []
     undecided: list[str] = []
     for period in periods:
@@ -103,7 +103,7 @@ def _returned_later(op: Operation, when_s: float | None) -> bool:
 
 
 def _cut_short(op: Operation, period: StrongPeriod) -> Operation:
-    """What of it happened in time, in a place that is later than any before the period."""
+    """The part of the operation that lies in the period, moved to a place later than any before the period."""
     op = replace(op, began=op.began + _LATER, ended=None if op.ended is None else op.ended + _LATER)
     if period.to_s is not None and _returned_later(op, period.to_s):
         return replace(op, ended=None, returned_s=None, outcome=Outcome.UNKNOWN, result=None, rows=())

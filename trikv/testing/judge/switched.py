@@ -1,22 +1,22 @@
-"""Judging a history in which the mode was switched: strong where it was to be strong, and what async lost.
+"""Judges a history with switches of the mode: linearizable where it must be, losses under async.
 
-Between modes that are linearizable a switch changes nothing for a client, so nothing is split there. A *period* begins
-with the certificate of a switch from async (or with the history) and ends when a switch to async begins (or the history
-does). Each period is judged by itself:
+A switch between linearizable modes changes nothing for a client, so the history is not split there. A *period* begins
+when a switch from async has settled (or with the history), and ends when a switch to async begins (or with the
+history). Each period is judged by itself:
 
 - Operations within it count as they are.
-- What a key holds when a period begins, no operation of the period tells. It is carried over: the first value seen that
-  had been acknowledged before, as a write before all others. Where no such value is seen the key held nothing, or one
-  that was overwritten unseen; either will do.
+- No operation of the period tells what a key holds when it begins. So a value is carried over, as a write before all
+  others: the first value seen that had been acknowledged before. If no such value is seen, the key held nothing, or a
+  value that was overwritten unseen; both are allowed.
 - A write that was under way when the period began, or is in doubt from before it, may take effect later, or never. So
-  may one that was under way at its end. Reads that straddle an end promise nothing.
+  may a write that was under way at its end. Reads that straddle an end promise nothing.
 
 What async lost is counted where the next period begins: the last acknowledged write of a key was certainly newer than
-what was then read. That is a lower bound, as everything in `audit.py`. An acknowledged write of a period before it can
-not have been lost for a good reason, and is a violation.
+what was then read. That is a lower bound, like everything in `audit.py`. The loss of an acknowledged write of an
+earlier period has no excuse, and is a violation.
 
-Times decide what lies where, so history and switches must have one clock. Costs what the checkers cost, and a copy of
-what is in the periods.
+Times decide what lies where, so history and switches must have one clock. The cost is that of the checkers, and a copy
+of the operations in the periods.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UNSEEN: Final = "(a value that nobody saw)"
 
 
 class Switch(NamedTuple):
-    """A switch: from when on it may have been in force, and since when it certainly was, everywhere."""
+    """A switch: when it may have begun to be in force, and when it certainly was, everywhere."""
 
     strong: bool  # is the mode that it leads to linearizable?
     began_s: float
@@ -45,7 +45,7 @@ class Switch(NamedTuple):
 
 
 class Period(NamedTuple):
-    """A time in which the cluster was to be linearizable (or in which it was not)."""
+    """A time in which the cluster had to be linearizable (or in which it had not)."""
 
     from_s: float
     to_s: float
@@ -53,11 +53,11 @@ class Period(NamedTuple):
 
 @dataclass(slots=True)
 class SwitchedVerdict:
-    """What is to be held against the cluster, and what is merely counted."""
+    """The findings against the cluster, and what is merely counted."""
 
     findings: list[Finding] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
-    lost: list[Finding] = field(default_factory=list)  # acknowledged under async, and gone
+    lost: list[Finding] = field(default_factory=list)  # writes acknowledged under async, and gone
     staleness: Staleness = field(default_factory=Staleness)
     periods: list[Period] = field(default_factory=list)
     operations: int = 0  # judged within periods
@@ -123,13 +123,13 @@ def judge_key(key: str, operations: Sequence[Operation], period: Period) -> KeyV
 
 
 def find_losses(keys: Mapping[str, Sequence[Operation]], gap: Period) -> list[Finding]:
-    """What was acknowledged before the end of an async time, and certainly is not what was found there afterwards."""
+    """Writes acknowledged before the end of an async time that certainly are not what was read afterwards."""
     losses: list[Finding] = []
     for key, operations in sorted(keys.items()):
         later = [op for op in operations if op.invoked_s >= gap.to_s]
         first = next((op for op in later if op.kind is Kind.GET and op.outcome is Outcome.COMMITTED), None)
         if first is None or any(op.writes and op.began < _end(first) for op in later):
-            continue  # nobody looked in time
+            continue  # no read came before the next write
         before = [op if _ended_by(op, first.invoked_s) else _open(op) for op in operations if op.began < first.began]
         losses += [loss for loss in check_final(before, {key: first.result}) if loss.operations]
     return losses
@@ -156,7 +156,10 @@ def _moved(operation: Operation) -> Operation:
 
 
 def _open(operation: Operation) -> Operation:
-    """The same, if nobody knew how it ended; nor what a compare-and-set met, since that may lie before the period."""
+    """The operation with its end unknown.
+
+    What a compare-and-set met is left out too, since that may lie before the period.
+    """
     if operation.outcome is Outcome.REFUSED:
         return operation
     kind = Kind.DELETE if operation.writes and operation.value is None else operation.kind

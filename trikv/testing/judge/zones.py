@@ -1,39 +1,42 @@
-"""Is one key's history linearizable? The zone test: decides in O(n log n) where every write has a value of its own.
+"""Is one key's history linearizable? The zone test: O(n log n) if each write has a value of its own.
 
-After Gibbons and Korach, "Testing Shared Memories" (SIAM J. Comput. 26, 1997), section 4, with three additions of
-ours: deletes, of which many write the same thing; compare-and-set from one value to another; writes of which nobody
-knows whether they happened.
+After Gibbons and Korach, "Testing Shared Memories" (SIAM J. Comput. 26, 1997), section 4, with three additions of ours:
+deletes, of which many write the same thing; compare-and-set from one value to another; writes of which it is not known
+whether they happened.
 
-Zones. A write and the reads that saw its value form a cluster, and in any linearization stand together. Let `first_end`
-be the first end of any of them, `last_begin` the last beginning. If first_end < last_begin, the value was certainly in
-force between the two: a *forward* zone. Otherwise all of them were under way from last_begin to first_end, and the
+Zones. A write and the reads that saw its value form a cluster, and stand together in any linearization. Let `first_end`
+be the first end of any of them, and `last_begin` the last beginning. If first_end < last_begin, the value was certainly
+in force between the two: a *forward* zone. Otherwise all of them were under way from last_begin to first_end, and the
 whole cluster can happen at any one moment of that time: a *backward* zone. The history is linearizable exactly if
-forward zones do not overlap and no backward zone lies within a forward one (and no read ended before its write began).
+forward zones do not overlap, no backward zone lies within a forward one, and no read ended before its write began.
 
 Compare-and-set. If it took effect, it comes right after the cluster of the value that it replaced, and begins the
-cluster of its own. So clusters that are linked this way are one chain with one zone, provided that no operation of the
-chain ended before an earlier one of it began. That test is one pass along the chain.
+cluster of its own value. So clusters that are linked this way are one chain with one zone, provided that no operation
+of the chain ended before an earlier one of it began. One pass along the chain tests that.
 
-Absence is written by every delete, and was there at first, so reads of absence do not say which delete they saw. Still
-nothing needs to be searched. Deletes and reads of absence are single moments outside all forward zones: one that
-begins within such a zone cannot happen before its end, and has no moment if it ends within it too. Consider a delete
-at the moment p. Absence then lasts until something else must happen, and nothing is lost by letting it last as long as
-it can: a cluster that could happen before p happens just before p, any other when absence ends. It must end when the
-first cluster ends that begins wholly after p. Hence a read of absence that begins at a can be explained by a delete at
-p exactly if p comes after L(a), the latest `last_begin` among the clusters whose `first_end` came before a; and p must
-not come after the read's end b. So it remains to choose one moment within each delete's time so that every [L(a), b]
-contains one, or has no such cluster and sees the beginning. Take the reads by increasing b; for one that is not served
-yet choose, among the deletes that can serve it, the one whose time runs out first, and place it as late as it and b
-allow. By exchange no other choice serves more: any read that is served by another choice has its b later, and so its
-interval reaches as far.
+Absence. Every delete writes it, and it was there at first, so a read of absence does not say which delete it saw. Still
+no search is needed. Deletes and reads of absence are single moments outside all forward zones. If one begins within
+such a zone, it cannot happen before the zone's end, and if it also ends within the zone, it has no moment.
 
-An unknown write that nobody saw is left out. One that was seen has no end of its own, its readers have.
-An unknown delete may be used to explain a read, and need not, and no committed one does harm where it is not needed.
+Consider a delete at the moment p. Absence then lasts until something else must happen, and nothing is lost by letting
+it last as long as it can: a cluster that could happen before p happens just before p, any other when absence ends. It
+must end when the first cluster ends that begins wholly after p. Hence a read of absence that begins at a can be
+explained by a delete at p exactly if p comes after L(a), the latest `last_begin` among the clusters whose `first_end`
+came before a. And p must not come after the read's end b.
 
-What this does not decide is compare-and-set from or to absence, and one that failed because the key held something
-else. They are then replaced by their parts (a read of absence and a write, and so on), or left out. A violation found
-so is one; if none is found, the answer is not `exact`, and search.py has to decide. So it has where two writes share
-a value.
+So it remains to choose one moment within each delete's time, so that every [L(a), b] contains one, or has no such
+cluster and sees the beginning. Take the reads by increasing b. For a read that is not served yet choose, among the
+deletes that can serve it, the one whose time runs out first, and place it as late as its time and b allow. By exchange
+no other choice serves more: a read that is served by another choice has a later b, so its interval reaches as far.
+
+Unknown operations. An unknown write that no operation saw is left out. An unknown write that was seen has no end of its
+own, but its readers have. An unknown delete may be used to explain a read, and need not be. A committed delete does no
+harm where it is not needed.
+
+What this does not decide. Compare-and-set from or to absence, and a compare-and-set that failed because the key held
+something else. These are replaced by their parts (a read of absence and a write, and so on), or left out. A violation
+that is found so is a violation. If none is found, the answer is not `exact`, and search.py has to decide. The same
+holds where two writes share a value.
 
 Cost: sorting. A million operations take five or six seconds.
 """
@@ -49,7 +52,7 @@ from typing import Final, NamedTuple
 from trikv.core.errors import Outcome
 from trikv.testing.judge.history import Finding, Kind, Operation
 
-_NEVER: Final = 1 << 62  # where the event would be that has not happened
+_NEVER: Final = 1 << 62  # the place of an event that has not happened
 _BEFORE_ALL: Final = -1
 
 
@@ -61,7 +64,7 @@ class Ruling(NamedTuple):
 
 
 class _Violation(Exception):
-    """Carries a finding out of the depths of the test."""
+    """Carries a finding out of the test."""
 
     def __init__(self, rule: str, why: str, *operations: Operation) -> None:
         super().__init__(rule, why, operations)
@@ -89,10 +92,10 @@ class _Events:
         self.writes: dict[str, Operation] = {}  # by value; unknown ones too
         self.refused: dict[str, Operation] = {}  # by value
         self.reads: dict[str, list[Operation]] = {}  # by value seen
-        self.absences: list[Operation] = []  # those that saw nothing
+        self.absences: list[Operation] = []  # operations that saw nothing
         self.deletes: list[Operation] = []
-        self.swaps: list[Operation] = []  # every cas that took effect and replaced a value
-        self.repeated = False  # two writes with one value: nothing here can be relied on
+        self.swaps: list[Operation] = []  # each cas that took effect and replaced a value
+        self.repeated = False  # two writes with one value: the zone test does not apply
         self.exact = True
         doubtful: dict[str, Operation] = {}
         for operation in operations:
@@ -136,7 +139,7 @@ class _Events:
             self.exact = False
 
     def _resolve(self, doubtful: dict[str, Operation]) -> None:
-        """An unknown cas took effect if anyone saw its value, a cas that took effect included."""
+        """An unknown cas took effect if an operation saw its value; a cas that took effect counts as one."""
         seen = [*self.reads, *(swap.expect for swap in self.swaps)]
         while seen:
             value = seen.pop()
@@ -171,7 +174,7 @@ def _end(operation: Operation) -> int:
 
 
 def _chains(events: _Events) -> list[_Zone]:
-    """The zone of every chain that certainly happened, each chain found possible in itself."""
+    """The zone of every chain that certainly happened. Each chain is possible in itself."""
     replaced_by: dict[str, Operation] = {}
     for swap in events.swaps:
         assert swap.expect is not None
@@ -186,7 +189,7 @@ def _chains(events: _Events) -> list[_Zone]:
             zone = _follow(write, events.reads, replaced_by)
             if zone.first_end != _NEVER:
                 zones.append(zone)
-    if replaced_by:  # what no chain's head leads to goes round in a circle
+    if replaced_by:  # what no chain's head leads to is a circle
         swap = next(iter(replaced_by.values()))
         raise _Violation("value from nowhere", f"[1] replaced {swap.expect}, which comes of {swap.value} itself", swap)
     return zones
@@ -203,11 +206,11 @@ def _refuse_strange_values(events: _Events, replaced_by: dict[str, Operation]) -
 
 
 def _follow(write: Operation, reads: dict[str, list[Operation]], replaced_by: dict[str, Operation]) -> _Zone:
-    """The zone of the chain that `write` begins. Takes its links out of `replaced_by`."""
+    """The zone of the chain that `write` begins. Its links are removed from `replaced_by`."""
     zone = _Zone(write)
     value: str | None = write.value
     while value is not None:
-        latest = zone.begun_last  # what comes after this must not have ended before this began
+        latest = zone.begun_last  # a later operation of the chain must not have ended before this one began
         for read in reads.get(value, ()):
             _refuse_turned(latest, read)
             zone.include(read)
@@ -231,7 +234,7 @@ def _value_of(operation: Operation) -> str | None:
 
 
 class _Line:
-    """The line of time, and the forward zones on it: each alone, and none around a cluster that needs one moment."""
+    """The line of time and its forward zones: no two overlap, and none surrounds a cluster that needs one moment."""
 
     def __init__(self, zones: list[_Zone]) -> None:
         zones.sort(key=lambda zone: zone.first_end)
@@ -266,7 +269,7 @@ class _Line:
         return around.last_begin
 
     def latest_before(self, place: int) -> _Zone | None:
-        """Of the zones whose first operation ended before this place, the one whose last operation began last."""
+        """Of the zones whose first operation ended before this place, the one with the latest `last_begin`."""
         count = bisect_left(self._ends, place)
         return self._latest[count - 1] if count else None
 
@@ -301,7 +304,7 @@ def _within(around: _Zone, *operations: Operation) -> _Violation:
 def _place_absence(line: _Line, deletes: list[Operation], absences: list[Operation]) -> None:
     """Find a moment for each delete such that every operation that saw nothing is explained."""
     to_come = sorted(((line.first_moment(d), d) for d in deletes), key=lambda item: item[0], reverse=True)
-    waiting: list[tuple[int, int, Operation]] = []  # deletes that can have begun, the one that must end first on top
+    waiting: list[tuple[int, int, Operation]] = []  # deletes that can have begun, the first to end on top
     placed = _BEFORE_ALL
     for absence in sorted(absences, key=_end):
         first, last = line.first_moment(absence), _end(absence)
