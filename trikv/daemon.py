@@ -38,6 +38,7 @@ from trikv.net.accept import raise_descriptor_limit
 from trikv.net.doors import Doors, Listening, join_address, split_address, unresolved
 from trikv.registry import PluginError, load_registry
 from trikv.web.app import serve_http
+from trikv.web.services import Services
 from trikv.worker.datadir import DataDirError, open_data_dir
 from trikv.worker.progress import Progress, ProgressFile
 from trikv.worker.worker import Worker
@@ -155,7 +156,7 @@ async def _master(settings: MasterSettings) -> None:
                 stop = await nursery.start(_watch_for_stop, settings.exit_with_stdin)
                 await nursery.start(master.run, listening)
                 async with trio.open_nursery() as serving:
-                    await serving.start(serve_http, master, http_socket, stop)
+                    await serving.start(serve_http, services_of(master), http_socket, stop)
                     _announce(f"master {master.cluster.cluster} listening on {listening.address}, http://{http}")
                     await stop.wait()
                     # The HTTP server has seen the same event, and lets the requests under way finish.
@@ -164,6 +165,18 @@ async def _master(settings: MasterSettings) -> None:
         finally:
             with trio.CancelScope(shield=True):
                 await store.close()
+
+
+def services_of(master: Master) -> Services:
+    """What a front offers of this master."""
+    return Services(
+        coordinator=master.coordinator,
+        status=master.status,
+        operations=master.operations,
+        enlisting=master.enlisting,
+        events=master.events,
+        run_detached=master.tasks.run_detached,
+    )
 
 
 def _announce(line: str) -> None:

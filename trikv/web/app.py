@@ -11,20 +11,20 @@ neither tells `%2F` from `/` nor keeps bytes that are not UTF-8, and slashes tha
 A handler begins when the body is there to its end, also where none is wanted, so that a request that turns out to be
 broken was never carried out.
 
-Bounds: a body by its route (`VALUE_BYTES_MAX`, `batch.BODY_BYTES_MAX`, `SMALL_BODY_BYTES_MAX`), and `BODY_TIMEOUT_S`
+Bounds: a body by its route (`VALUE_BYTES_MAX`, `BODY_BYTES_MAX`, `SMALL_BODY_BYTES_MAX`), and `BODY_TIMEOUT_S`
 for it to arrive; `server.py` has those of connections. A body beyond its bound is refused on its announced length, and
 the connection closed, since what follows may be the rest of it.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
+import re
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 import quart
@@ -39,10 +39,8 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, MapAdapter
 
+from trikv.config import is_loopback
 from trikv.core.errors import Refused, TrikvError, Unknown
-from trikv.core.record import VALUE_BYTES_MAX
-from trikv.master.master import Master
-from trikv.web import batch, cluster, keys, operate
 from trikv.web.events import STREAM_HEADERS, Stream, Streams
 from trikv.web.guard import refuse_foreign
 from trikv.web.message import (
@@ -54,53 +52,17 @@ from trikv.web.message import (
     problem_response,
 )
 from trikv.web.page import EVENTS_SHOWN, PAGE_HEADERS, REFRESH_S, TOO_MANY_TO_SHOW, view_of
+from trikv.web.routes import BODY_BYTES_MAX, ROUTES, SMALL_BODY_BYTES_MAX, Route
 from trikv.web.server import serve_app
+from trikv.web.services import Services
 
-SMALL_BODY_BYTES_MAX: Final = 64 * 1024
 BODY_TIMEOUT_S: Final = 30
 
 _STATIC_FILES: Final = frozenset(file.name for file in (Path(__file__).parent / "static").iterdir())
 
+_PART: Final = re.compile(r"\{(\w+)(\.\.\.)?\}")  # of a route's path
+
 _log = logging.getLogger(__name__)
-
-
-class Route(NamedTuple):
-    """`detached`: it changes something, so it goes on when its client goes away."""
-
-    path: str
-    methods: str
-    handle: Callable[[Master, Request], Awaitable[Response]]
-    body_bytes_max: int = 0
-    detached: bool = False
-
-
-ROUTES: Final = (
-    Route("/v1/kv/<rest:key>", "GET", keys.get),
-    Route("/v1/kv/<rest:key>", "PUT", keys.put, VALUE_BYTES_MAX, detached=True),
-    Route("/v1/kv/<rest:key>", "DELETE", keys.delete, detached=True),
-    Route("/v1/kv", "GET", keys.scan),
-    Route("/v1/batch", "POST", batch.batch, batch.BODY_BYTES_MAX, detached=True),
-    Route("/v1/cluster", "GET", cluster.describe),
-    Route("/v1/locate", "GET", cluster.locate),
-    Route("/v1/mode", "GET", operate.show_mode),
-    Route("/v1/mode", "PUT", operate.set_mode, SMALL_BODY_BYTES_MAX, detached=True),
-    Route("/v1/workers", "POST", operate.enlist, SMALL_BODY_BYTES_MAX, detached=True),
-    Route("/v1/workers/plan", "GET", operate.plan_workers),
-    Route("/v1/workers/<worker>/drain", "POST", operate.drain, detached=True),
-    Route("/v1/workers/<worker>/undrain", "POST", operate.undrain, detached=True),
-    Route("/v1/workers/<worker>", "DELETE", operate.remove, detached=True),
-    Route("/v1/repair", "POST", operate.repair, detached=True),
-    Route("/v1/recover", "POST", operate.recover, SMALL_BODY_BYTES_MAX, detached=True),
-    Route("/livez", "GET", cluster.livez),
-    Route("/readyz", "GET", cluster.readyz),
-    Route("/put", "GET POST", keys.put_by_query, SMALL_BODY_BYTES_MAX, detached=True),
-    Route("/get", "GET", keys.get_by_query),
-    Route("/status", "GET", cluster.describe),
-    Route("/config", "POST", operate.set_mode, SMALL_BODY_BYTES_MAX, detached=True),
-)
-
-
-_CHANGING: Final = frozenset(f"{route.methods} {route.path}" for route in ROUTES if route.detached)
 
 
 class _Connection(TrioASGIHTTPConnection):
@@ -182,27 +144,35 @@ class _Rest(BaseConverter):
     part_isolating = False
 
 
-def create_app(master: Master, *, loopback_only: bool = True, streams: Streams | None = None) -> QuartTrio:
+def _spell_part(part: re.Match[str]) -> str:
+    """A part of a route's path in the framework's spelling."""
+    return f"<rest:{part[1]}>" if part[2] else f"<{part[1]}>"
+
+
+def create_app(services: Services, *, loopback_only: bool = True, streams: Streams | None = None) -> QuartTrio:
     """The app. `loopback_only`: answer to names of this machine's loopback alone (see `guard`)."""
     app = _App("trikv.web", template_folder="templates", static_folder="static")
-    app.config.update(MAX_CONTENT_LENGTH=batch.BODY_BYTES_MAX, BODY_TIMEOUT=BODY_TIMEOUT_S, RESPONSE_TIMEOUT=None)
+    app.config.update(MAX_CONTENT_LENGTH=BODY_BYTES_MAX, BODY_TIMEOUT=BODY_TIMEOUT_S, RESPONSE_TIMEOUT=None)
     app.url_map.merge_slashes = False
     app.url_map.converters["rest"] = _Rest
+    changing = set()
     for route in ROUTES:
-        methods = route.methods.split()
+        endpoint = f"{route.method} {route.path}"
         app.add_url_rule(
-            route.path,
-            endpoint=f"{route.methods} {route.path}",
-            view_func=partial(_serve, master, route),
-            methods=methods,
+            _PART.sub(_spell_part, route.path),
+            endpoint=endpoint,
+            view_func=partial(_serve, services, route),
+            methods=[route.method],
             strict_slashes=False,
             provide_automatic_options=False,
         )
+        if route.detached:
+            changing.add(endpoint)
     for rule in app.url_map.iter_rules():
-        if rule.endpoint in _CHANGING and rule.methods is not None:
-            rule.methods.discard("HEAD")  # which the framework adds to GET, and which must change nothing
-    streamed = partial(_serve_events, master, streams or Streams())
-    for path, view_func in (("/", partial(_serve_page, master)), ("/v1/events", streamed)):
+        if rule.endpoint in changing and rule.methods is not None:
+            rule.methods.discard("HEAD")  # Quart adds it to GET, and HEAD must change nothing
+    streamed = partial(_serve_events, services, streams or Streams())
+    for path, view_func in (("/", partial(_serve_page, services)), ("/v1/events", streamed)):
         app.add_url_rule(path, path, view_func, methods=["GET"], provide_automatic_options=False)
     app.before_request(partial(_guard, loopback_only))
     app.after_request(_make_safe)
@@ -213,16 +183,16 @@ def create_app(master: Master, *, loopback_only: bool = True, streams: Streams |
 
 
 async def serve_http(
-    master: Master,
+    services: Services,
     sock: socket.socket,
     stop: trio.Event,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve on `sock`, which is bound already and is taken over, until `stop`; then let requests end."""
-    loopback_only = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+    loopback_only = is_loopback(sock.getsockname()[0])
     streams = Streams()
-    app = create_app(master, loopback_only=loopback_only, streams=streams)
+    app = create_app(services, loopback_only=loopback_only, streams=streams)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(streams.end_all, stop)
         await serve_app(app, sock, stop, task_status=task_status)
@@ -232,32 +202,32 @@ async def serve_http(
 # --- translation ------------------------------------------------------------------------------------------------------
 
 
-async def _serve(master: Master, route: Route, **_path: str) -> quart.Response:
+async def _serve(services: Services, route: Route, **_path: str) -> quart.Response:
     request = await _read_request(route.body_bytes_max)
     if route.detached:
-        answer = await master.tasks.run_detached(partial(route.handle, master, request))
+        answer = await services.run_detached(partial(route.handle, services, request))
     else:
-        answer = await route.handle(master, request)
+        answer = await route.handle(services, request)
     return _to_quart(answer)
 
 
-async def _serve_page(master: Master) -> quart.Response:
+async def _serve_page(services: Services) -> quart.Response:
     parameters = parse_query(quart.request.query_string, "refresh")
     refresh = choice_of(parameters, "refresh", "on", "off") == "on"
     page = await quart.render_template(
         "cluster.html",
-        view=view_of(master.status.describe(), master.events.latest(EVENTS_SHOWN, but=TOO_MANY_TO_SHOW)),
+        view=view_of(services.status.describe(), services.events.latest(EVENTS_SHOWN, but=TOO_MANY_TO_SHOW)),
         host=quart.request.host,
         refresh_s=REFRESH_S if refresh else None,
     )
     return quart.Response(page, headers=PAGE_HEADERS, content_type="text/html; charset=utf-8")
 
 
-async def _serve_events(master: Master, streams: Streams) -> quart.Response:
+async def _serve_events(services: Services, streams: Streams) -> quart.Response:
     request = await _read_request(0)
     if request.method == "HEAD":
         return quart.Response(b"", headers=STREAM_HEADERS)
-    return _StreamResponse(streams.make(master.events, request))
+    return _StreamResponse(streams.make(services.events, request))
 
 
 async def _read_request(body_bytes_max: int) -> Request:
@@ -326,7 +296,7 @@ async def _answer_http_error(error: HTTPException) -> quart.Response:
         case 408:
             refused = Refused("too_slow", f"the body did not arrive within {BODY_TIMEOUT_S} s")
         case 413:
-            refused = Refused("value_too_large", f"no body may have more than {batch.BODY_BYTES_MAX:,} bytes")
+            refused = Refused("value_too_large", f"no body may have more than {BODY_BYTES_MAX:,} bytes")
         case _:
             refused = Refused("bad_request", error.description or error.name)
     return await _answer_error(refused)

@@ -27,11 +27,11 @@ from typing import Any, Final
 import cbor2
 import trio
 
+from trikv.coordinator.coordinator import Coordinator
 from trikv.core.errors import Outcome, Refused, TrikvError
 from trikv.core.frames import REFUSED_TAGS, has_more_items
 from trikv.core.precondition import Expect
 from trikv.core.record import Version
-from trikv.master.master import Master
 from trikv.web.conditions import stamps_of
 from trikv.web.message import (
     Request,
@@ -46,6 +46,7 @@ from trikv.web.message import (
     spell,
     timeout_of,
 )
+from trikv.web.services import Services
 
 ITEMS_MAX: Final = 1000
 BODY_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -67,7 +68,7 @@ class Item:
     encoding: str | None
 
 
-async def batch(master: Master, request: Request) -> Response:
+async def batch(services: Services, request: Request) -> Response:
     timeout_s = timeout_of(parse_query(request.query, "timeout"))
     in_cbor = media_type(request) == CBOR
     document = members_of(_parse_cbor(request.body) if in_cbor else parse_json(request), "the body", required=["items"])
@@ -75,7 +76,7 @@ async def batch(master: Master, request: Request) -> Response:
     if not isinstance(rows, list) or len(rows) > ITEMS_MAX:
         raise Refused("bad_request", f"items must be a list of at most {ITEMS_MAX:,}")
     items = [_read_item(row, f"item {index}", in_cbor=in_cbor) for index, row in enumerate(rows)]
-    results = await _Run(master, items, timeout_s).results()
+    results = await _Run(services.coordinator, items, timeout_s).results()
     if in_cbor:
         return Response(200, {"content-type": CBOR, "cache-control": "no-store"}, cbor2.dumps({"results": results}))
     return json_response({"results": results})
@@ -84,8 +85,8 @@ async def batch(master: Master, request: Request) -> Response:
 class _Run:
     """One batch under way."""
 
-    def __init__(self, master: Master, items: list[Item], timeout_s: float | None) -> None:
-        self._coordinator = master.coordinator
+    def __init__(self, coordinator: Coordinator, items: list[Item], timeout_s: float | None) -> None:
+        self._coordinator = coordinator
         self._items = items
         self._deadline_s = trio.current_time() + (self._coordinator.timeout_s if timeout_s is None else timeout_s)
         self._results: list[dict[str, Any]] = [{}] * len(items)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from trikv.master.master import Master
 from trikv.web.message import (
     RETRY_AFTER_S,
     Request,
@@ -25,32 +24,33 @@ from trikv.web.message import (
     require,
 )
 from trikv.web.operate import find_worker
+from trikv.web.services import Services
 
 
-async def describe(master: Master, request: Request) -> Response:
+async def describe(services: Services, request: Request) -> Response:
     parse_query(request.query)
-    return json_response(master.status.describe())
+    return json_response(services.status.describe())
 
 
-async def locate(master: Master, request: Request) -> Response:
+async def locate(services: Services, request: Request) -> Response:
     parameters = parse_query(request.query, "key", "encoding")
     raw = require(parameters, "key")[0]
     key = read_bytes(raw, choice_of(parameters, "encoding", "text", "base64"), "the key")
-    return json_response(master.status.locate(key))
+    return json_response(services.status.locate(key))
 
 
-async def livez(master: Master, request: Request) -> Response:
+async def livez(services: Services, request: Request) -> Response:
     parse_query(request.query)
     return json_response({"alive": True})
 
 
-async def readyz(master: Master, request: Request) -> Response:
+async def readyz(services: Services, request: Request) -> Response:
     parameters = parse_query(request.query, "safe_to_stop")
     if "safe_to_stop" in parameters:
         name = parameters["safe_to_stop"].decode(errors="replace")
-        safe, detail = await master.operations.safe_to_stop_soon(find_worker(master.cluster.workers, name))
+        safe, detail = await services.operations.safe_to_stop_soon(find_worker(services.status.workers, name))
         return _answer_probe({"safe": safe, "detail": detail}, safe)
-    state = master.status.describe()
+    state = services.status.describe()
     forming, partitions = state["forming"], state["partitions"]
     ready = forming is None and partitions["readable"] == partitions["total"]
     if ready:

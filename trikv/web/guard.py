@@ -17,11 +17,11 @@ server to a network (`--insecure`), its names are not known here, and the last c
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
+from trikv.config import is_loopback
 from trikv.core.errors import Refused
 
 _TRUSTED_SITES: Final = ("same-origin", "none")
@@ -56,8 +56,6 @@ def names_loopback(host: str) -> bool:
     """Does a `Host` header (`name`, `name:port`, `[v6]:port`) name this machine's loopback?"""
     try:
         name = urlsplit(f"//{host}").hostname or ""
-        if name == "localhost" or name.endswith(".localhost"):
-            return True
-        return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+    return name.endswith(".localhost") or is_loopback(name)

@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.scan import PAGE_MAX
 from trikv.core.errors import Refused, TrikvError
 from trikv.core.record import Version
-from trikv.master.master import Master
 from trikv.web.conditions import etag, expectation, if_match, if_none_match
 from trikv.web.message import (
     Request,
@@ -39,36 +39,37 @@ from trikv.web.message import (
     spell,
     timeout_of,
 )
+from trikv.web.services import Services
 
 KEY_PATH: Final = b"/v1/kv/"
 SCAN_LIMIT: Final = 100
 
 
-async def put(master: Master, request: Request) -> Response:
+async def put(services: Services, request: Request) -> Response:
     key, timeout_s = _key_and_timeout(request)
-    stamp = await master.coordinator.put(key, request.body, expect=expectation(request.headers), timeout_s=timeout_s)
+    stamp = await services.coordinator.put(key, request.body, expect=expectation(request.headers), timeout_s=timeout_s)
     return Response(204, {"etag": etag(stamp)})
 
 
-async def delete(master: Master, request: Request) -> Response:
+async def delete(services: Services, request: Request) -> Response:
     key, timeout_s = _key_and_timeout(request)
-    stamp = await master.coordinator.delete(key, expect=expectation(request.headers), timeout_s=timeout_s)
+    stamp = await services.coordinator.delete(key, expect=expectation(request.headers), timeout_s=timeout_s)
     return Response(204, {"etag": etag(stamp)})
 
 
-async def get(master: Master, request: Request) -> Response:
+async def get(services: Services, request: Request) -> Response:
     key, timeout_s = _key_and_timeout(request)
-    return await _read(master, request, key, timeout_s, _value_response)
+    return await _read(services.coordinator, request, key, timeout_s, _value_response)
 
 
-async def scan(master: Master, request: Request) -> Response:
+async def scan(services: Services, request: Request) -> Response:
     parameters = parse_query(request.query, "prefix", "after", "limit", "values", "encoding", "timeout")
     encoding = choice_of(parameters, "encoding", "text", "base64")
     with_values = choice_of(parameters, "values", "true", "false") == "true"
     prefix = read_bytes(parameters.get("prefix", b""), encoding, "prefix")
     after = read_bytes(parameters["after"], "base64", "after") if "after" in parameters else None
     limit = integer_of(parameters, "limit", default=SCAN_LIMIT, most=PAGE_MAX)
-    page = await master.coordinator.scan(prefix, after=after, limit=limit, timeout_s=timeout_of(parameters))
+    page = await services.coordinator.scan(prefix, after=after, limit=limit, timeout_s=timeout_of(parameters))
     items = []
     for key, record in page.items:
         item = {**spell("key", key, encoding), "etag": str(record.stamp)}
@@ -78,7 +79,7 @@ async def scan(master: Master, request: Request) -> Response:
     return json_response({"items": items, "after": None if page.after is None else base64_of(page.after)})
 
 
-async def put_by_query(master: Master, request: Request) -> Response:
+async def put_by_query(services: Services, request: Request) -> Response:
     """`/put?key=&value=`: one line, or JSON where that is preferred."""
     parameters = parse_query(request.query, "key", "value", "timeout")
     if request.body:
@@ -86,14 +87,14 @@ async def put_by_query(master: Master, request: Request) -> Response:
     key, value = require(parameters, "key", "value")
     key = read_bytes(key, "text", "the key")
     expect = expectation(request.headers)
-    stamp = await master.coordinator.put(key, value, expect=expect, timeout_s=timeout_of(parameters))
+    stamp = await services.coordinator.put(key, value, expect=expect, timeout_s=timeout_of(parameters))
     if prefers_json(request):
         return json_response({"outcome": "committed", "key": key.decode(), "etag": str(stamp)}, etag=etag(stamp))
     headers = {"etag": etag(stamp), "content-type": "text/plain; charset=utf-8", "cache-control": "no-store"}
-    return Response(200, headers, f"OK (Mode: {master.cluster.mode})\n".encode())
+    return Response(200, headers, f"OK (Mode: {services.status.mode.name})\n".encode())
 
 
-async def get_by_query(master: Master, request: Request) -> Response:
+async def get_by_query(services: Services, request: Request) -> Response:
     """`/get?key=`: the value itself, or JSON where that is preferred."""
     parameters = parse_query(request.query, "key", "timeout")
     (key,) = require(parameters, "key")
@@ -104,15 +105,19 @@ async def get_by_query(master: Master, request: Request) -> Response:
         return json_response(document, etag=etag(stamp))
 
     answer = as_json if prefers_json(request) else _value_response
-    return await _read(master, request, key, timeout_of(parameters), answer)
+    return await _read(services.coordinator, request, key, timeout_of(parameters), answer)
 
 
 async def _read(
-    master: Master, request: Request, key: bytes, timeout_s: float | None, answer: Callable[[Version, bytes], Response]
+    coordinator: Coordinator,
+    request: Request,
+    key: bytes,
+    timeout_s: float | None,
+    answer: Callable[[Version, bytes], Response],
 ) -> Response:
     """Read the key, under the preconditions of the request."""
     wanted, unwanted = if_match(request.headers), if_none_match(request.headers)
-    record = await master.coordinator.get(key, timeout_s=timeout_s)
+    record = await coordinator.get(key, timeout_s=timeout_s)
     if record is None or record.value is None:
         raise _not_found(key)
     if wanted is not None and not wanted.holds(record):

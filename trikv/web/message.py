@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from trikv.coordinator.coordinator import TIMEOUT_MOST_S
 from trikv.core.errors import Refused, TrikvError
 
 JSON_VALUES_MAX: Final = 64 * 1024
-TIMEOUT_MOST_S: Final = 60.0
 RETRY_AFTER_S: Final = 1  # what a refusal can wait for, a worker's return or a queue's end, is soon or unforeseeable
 
 # On every response. A value is a stranger's bytes: no browser shall see a page, a script or a style in it. `trikv` is

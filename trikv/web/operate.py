@@ -25,7 +25,6 @@ from typing import Final
 
 from trikv.core.configuration import WorkerEntry
 from trikv.core.errors import Refused
-from trikv.master.master import Master
 from trikv.net.doors import split_address
 from trikv.web.message import (
     Request,
@@ -37,31 +36,32 @@ from trikv.web.message import (
     parse_query,
     percent_decode,
 )
+from trikv.web.services import Services
 
 NAMED_MAX: Final = 8  # workers that an error names
 
 _WORKERS_PATH: Final = b"/v1/workers/"
 
 
-async def show_mode(master: Master, request: Request) -> Response:
+async def show_mode(services: Services, request: Request) -> Response:
     parse_query(request.query)
-    strategy = master.registry.strategy(master.cluster.mode)
+    strategy = services.status.mode
     return json_response(
-        {"mode": strategy.name, "promise": strategy.promise.value, "progress": master.operations.progress()}
+        {"mode": strategy.name, "promise": strategy.promise.value, "progress": services.operations.progress()}
     )
 
 
-async def set_mode(master: Master, request: Request) -> Response:
+async def set_mode(services: Services, request: Request) -> Response:
     parameters = parse_query(request.query, "plan")
     name = members_of(parse_json(request), "the body", required=["mode"])["mode"]
     if not isinstance(name, str):
         raise Refused("bad_request", "mode must be a string")
     if _is_on(parameters, "plan"):
-        return json_response(master.operations.plan_mode(name))
-    return json_response({"outcome": "committed", **await master.operations.switch_mode(name)})
+        return json_response(services.operations.plan_mode(name))
+    return json_response({"outcome": "committed", **await services.operations.switch_mode(name)})
 
 
-async def enlist(master: Master, request: Request) -> Response:
+async def enlist(services: Services, request: Request) -> Response:
     parse_query(request.query)
     address = members_of(parse_json(request), "the body", required=["address"])["address"]
     if not isinstance(address, str):
@@ -70,44 +70,46 @@ async def enlist(master: Master, request: Request) -> Response:
         split_address(address)
     except ValueError as error:
         raise Refused("bad_request", str(error)) from error
-    return json_response({"outcome": "committed", **await master.enlisting.enlist(address)})
+    return json_response({"outcome": "committed", **await services.enlisting.enlist(address)})
 
 
-async def plan_workers(master: Master, request: Request) -> Response:
+async def plan_workers(services: Services, request: Request) -> Response:
     parse_query(request.query)
-    return json_response(await master.operations.plan_join())
+    return json_response(await services.operations.plan_join())
 
 
-async def drain(master: Master, request: Request) -> Response:
+async def drain(services: Services, request: Request) -> Response:
     dry_run = _is_on(parse_query(request.query, "dry_run"), "dry_run")
-    worker = _worker_in_path(master, request)
+    worker = _worker_in_path(services, request)
     if dry_run:
-        return json_response(await master.operations.plan_drain(worker))
-    return json_response({"outcome": "committed", **await master.operations.drain(worker)})
+        return json_response(await services.operations.plan_drain(worker))
+    return json_response({"outcome": "committed", **await services.operations.drain(worker)})
 
 
-async def undrain(master: Master, request: Request) -> Response:
+async def undrain(services: Services, request: Request) -> Response:
     parse_query(request.query)
-    return json_response({"outcome": "committed", **await master.operations.undrain(_worker_in_path(master, request))})
+    undrained = await services.operations.undrain(_worker_in_path(services, request))
+    return json_response({"outcome": "committed", **undrained})
 
 
-async def remove(master: Master, request: Request) -> Response:
+async def remove(services: Services, request: Request) -> Response:
     parse_query(request.query)
-    return json_response({"outcome": "committed", **await master.operations.remove(_worker_in_path(master, request))})
+    removed = await services.operations.remove(_worker_in_path(services, request))
+    return json_response({"outcome": "committed", **removed})
 
 
-async def repair(master: Master, request: Request) -> Response:
+async def repair(services: Services, request: Request) -> Response:
     dry_run = _is_on(parse_query(request.query, "dry_run"), "dry_run")
-    report = await master.operations.repair(dry_run=dry_run)
+    report = await services.operations.repair(dry_run=dry_run)
     return json_response(report if dry_run else {"outcome": "committed", **report})
 
 
-async def recover(master: Master, request: Request) -> Response:
+async def recover(services: Services, request: Request) -> Response:
     parse_query(request.query)
     accept_loss = members_of(parse_json(request), "the body", required=["accept_loss"])["accept_loss"]
     if not isinstance(accept_loss, bool):
         raise Refused("bad_request", "accept_loss must be true or false")
-    report = await master.operations.recover(accept_loss=accept_loss)
+    report = await services.operations.recover(accept_loss=accept_loss)
     return json_response({"outcome": "committed", **report} if accept_loss else report)
 
 
@@ -130,9 +132,9 @@ def find_worker(workers: Mapping[str, WorkerEntry], name: str) -> str:
     raise Refused("unknown_worker", detail, workers=sorted(workers))
 
 
-def _worker_in_path(master: Master, request: Request) -> str:
+def _worker_in_path(services: Services, request: Request) -> str:
     raw = request.path.removeprefix(_WORKERS_PATH).partition(b"/")[0]
-    return find_worker(master.cluster.workers, percent_decode(raw, "the worker").decode(errors="replace"))
+    return find_worker(services.status.workers, percent_decode(raw, "the worker").decode(errors="replace"))
 
 
 def _is_on(parameters: Mapping[str, bytes], name: str) -> bool:

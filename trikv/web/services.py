@@ -1,0 +1,38 @@
+"""What the front offers of a master, and nothing else of it: the one value that every handler is given.
+
+A handler, or a front that is not HTTP, needs the coordinator for keys and a few parts beside it. It never sees the
+master that these parts belong to, so a test can give it parts of its own, and a part that is not named here cannot be
+reached by a request. `trikv.daemon.services_of` takes them from a master.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from trikv.coordinator.coordinator import Coordinator
+from trikv.master.enlist import Enlisting
+from trikv.master.events import EventLog
+from trikv.master.operations import Operations
+from trikv.master.status import Status
+
+T = TypeVar("T")
+
+
+class RunDetached(Protocol):
+    """Run an operation to its end, also if the caller is cancelled meanwhile (`trikv.master.tasks`)."""
+
+    async def __call__(self, operation: Callable[[], Awaitable[T]]) -> T: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """`coordinator`: keys. `status`: what the cluster says of itself. `operations`, `enlisting`: operators' changes."""
+
+    coordinator: Coordinator
+    status: Status
+    operations: Operations
+    enlisting: Enlisting
+    events: EventLog
+    run_detached: RunDetached
