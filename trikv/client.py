@@ -20,10 +20,10 @@ One client may be shared by threads; each request then takes a connection of its
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import ssl
+from base64 import urlsafe_b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -34,6 +34,7 @@ import httpx
 
 from trikv.core.errors import KINDS, Outcome, TrikvError
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX
+from trikv.core.text import to_base64
 
 __all__ = ["DEFAULT_URL", "Change", "Client", "Entry", "Found", "TrikvError"]
 
@@ -133,15 +134,18 @@ class Client:
         left = limit
         while left is None or left > 0:
             size = SCAN_PAGE_KEYS if left is None else min(left, SCAN_PAGE_KEYS)
-            query = {"prefix": _encode(prefix), "limit": str(size), "encoding": "base64", **self._deadline}
+            query = {"prefix": to_base64(prefix), "limit": str(size), "encoding": "base64", **self._deadline}
             if after is not None:
-                query["after"] = _encode(after)
+                query["after"] = to_base64(after)
             page = self._document(self._ask("GET", "/v1/kv", params=query))
-            entries = [Entry(_decode(row["key"]), _decode(row["value"]), row["etag"]) for row in page["items"]]
+            entries = [
+                Entry(urlsafe_b64decode(row["key"]), urlsafe_b64decode(row["value"]), row["etag"])
+                for row in page["items"]
+            ]
             yield from entries
             if page["after"] is None:
                 return
-            after = _decode(page["after"])
+            after = urlsafe_b64decode(page["after"])
             left = None if left is None else left - len(entries)
 
     def batch(self, changes: Sequence[Change]) -> list[str | TrikvError]:
@@ -180,7 +184,7 @@ class Client:
 
     def locate(self, key: bytes) -> list[str]:
         """The ids of the workers that hold the key, first choice first."""
-        place = self._document(self._ask("GET", "/v1/locate", params={"key": _encode(key), "encoding": "base64"}))
+        place = self._document(self._ask("GET", "/v1/locate", params={"key": to_base64(key), "encoding": "base64"}))
         return [replica["id"] for replica in place["replicas"]]
 
     def mode(self) -> dict[str, Any]:
@@ -337,7 +341,7 @@ def _key_path(key: bytes) -> tuple[str, dict[str, str]]:
         plain = False
     if plain:
         return f"/v1/kv/{quote(key, safe='/')}", {}
-    return f"/v1/kv/{_encode(key)}", {"encoding": "base64"}
+    return f"/v1/kv/{to_base64(key)}", {"encoding": "base64"}
 
 
 def _worker_path(worker: str) -> str:
@@ -355,14 +359,6 @@ def _conditions(if_match: str | None, if_absent: bool) -> dict[str, str]:
     if if_absent:
         headers["if-none-match"] = "*"
     return headers
-
-
-def _encode(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).decode()
-
-
-def _decode(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text)
 
 
 def _error(problem: Mapping[str, Any]) -> TrikvError:

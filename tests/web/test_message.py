@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trikv.core.errors import KINDS, Refused, TrikvError
+from trikv.core.text import to_base64
 from trikv.web.message import (
     Request,
-    base64_of,
     integer_of,
     members_of,
     parse_json,
@@ -57,7 +57,7 @@ def test_bytes_are_no_text() -> None:
 def test_a_json_member_gives_the_bytes_back(data: bytes) -> None:
     ((name, text),) = spell("key", data, "text").items()
     assert (text.encode() if name == "key" else base64.urlsafe_b64decode(text)) == data
-    assert spell("key", data, "base64") == {"key": base64_of(data)}
+    assert spell("key", data, "base64") == {"key": to_base64(data)}
 
 
 def test_a_query_is_read_as_forms_send_it() -> None:

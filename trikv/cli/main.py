@@ -40,6 +40,7 @@ from trikv.cli.shared import (
     say_error,
     warn,
 )
+from trikv.core.text import spell_bytes, to_base64
 
 if TYPE_CHECKING:
     from trikv.cli.bulk import BulkProgress, BulkReport
@@ -114,18 +115,6 @@ def _key(text: str, in_base64: bool = False) -> bytes:
         raise click.UsageError(f"{text!r} is not base64 ({error}); leave --base64 out for a key that is text") from None
 
 
-def _spell_base64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).decode()
-
-
-def _as_json(data: bytes, name: str) -> dict[str, str]:
-    """Bytes in a JSON document: as text if they are UTF-8, else as base64 under a name that says so."""
-    try:
-        return {name: data.decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_base64": _spell_base64(data)}
-
-
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
@@ -198,7 +187,7 @@ def get(key: str, only_etag: bool, in_base64: bool, url: str, timeout_s: float |
     if found is None:
         raise TrikvError("not_found", readable_key(name))
     if as_json:
-        print_json({**_as_json(name, "key"), **_as_json(found.value, "value"), "etag": found.stamp})
+        print_json({**spell_bytes("key", name), **spell_bytes("value", found.value), "etag": found.stamp})
     elif only_etag:
         click.echo(found.stamp)
     else:
@@ -241,9 +230,9 @@ def scan(
         entries = client.scan(_key(prefix, in_base64), after=start, limit=limit)
         if as_json:
             for entry in entries:
-                print_json({**_as_json(entry.key, "key"), **_as_json(entry.value, "value"), "etag": entry.stamp})
+                print_json({**spell_bytes("key", entry.key), **spell_bytes("value", entry.value), "etag": entry.stamp})
             return
-        spell: Callable[[bytes], str] = _spell_base64 if in_base64 else readable_key
+        spell: Callable[[bytes], str] = to_base64 if in_base64 else readable_key
         if not sys.stdout.isatty():
             for entry in entries:
                 click.echo(spell(entry.key))

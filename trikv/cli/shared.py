@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
+from trikv.core.record import TIMEOUT_MOST_S
 from trikv.core.text import escape
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def client_options(command: Command) -> Command:
     """What those have besides that ask for keys: --timeout."""
     return cluster_options(
         click.option(
-            "--timeout", "timeout_s", type=click.FloatRange(min=0.001, max=60), metavar="SECONDS",
+            "--timeout", "timeout_s", type=click.FloatRange(min=0.001, max=TIMEOUT_MOST_S), metavar="SECONDS",
             help="How long the cluster may take. Default: as its master was told, 2 s.",
         )(command)
     )  # fmt: skip

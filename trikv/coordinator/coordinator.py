@@ -36,7 +36,7 @@ from trikv.core.calls import Full
 from trikv.core.errors import Outcome, Refused, TrikvError, Unknown
 from trikv.core.precondition import Expect
 from trikv.core.quorums import Availability, judge_write
-from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
+from trikv.core.record import KEY_BYTES_MAX, TIMEOUT_MOST_S, VALUE_BYTES_MAX, Record, Version
 from trikv.core.ring import partition_of
 from trikv.core.session import PeerError
 from trikv.core.tally import TallyVerdict
@@ -50,7 +50,6 @@ WRITING_BYTES_MAX: Final = QUEUE_BYTES_MAX * 3 // 4
 LARGE_BYTES_MAX: Final = QUEUE_BYTES_MAX // 2
 LARGE_VALUE_BYTES: Final = 64 * 1024
 SCANS_MAX: Final = 4
-TIMEOUT_MOST_S: Final = 60.0
 _MAY_GO_ON: Final = ("unavailable", "unanswered")  # as the next configuration may answer
 
 _log = logging.getLogger(__name__)

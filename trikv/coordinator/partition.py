@@ -25,7 +25,7 @@ from trikv.coordinator.replicas import Copies, NotEnough, Replicas, ServedReques
 from trikv.core import quorums
 from trikv.core.configuration import Configuration, Member, Partition
 from trikv.core.quorums import Electorate
-from trikv.core.record import Record, Version, generation_of, make_epoch, make_seq
+from trikv.core.record import Record, Version, generation_of, make_epoch, make_seq, size_of
 from trikv.core.ring import PARTITION_COUNT, partition_of
 
 PENDING_MAX: Final = 4_096  # keys in doubt in one partition; beyond it, writes of further keys are refused
@@ -262,7 +262,7 @@ class PartitionState:
     def replace(self) -> None:
         """A new state has taken its place; what is still under way here weighs no more."""
         self._take(Step.REPLACE)
-        self._doubt.size_bytes -= sum(_weight(key, record) for key, record in self.pending.items())
+        self._doubt.size_bytes -= sum(_doubt_bytes(key, record) for key, record in self.pending.items())
         self._doubt = Doubt()
 
     def _check_open(self) -> None:
@@ -289,7 +289,7 @@ class PartitionState:
         pending = self.pending.get(key)
         if pending is None or record.version > pending.version:
             self.pending[key] = record
-            self._doubt.size_bytes += _weight(key, record) - (_weight(key, pending) if pending else 0)
+            self._doubt.size_bytes += _doubt_bytes(key, record) - (_doubt_bytes(key, pending) if pending else 0)
 
     def note_committed(self, key: bytes, record: Record) -> None:
         """
@@ -300,7 +300,7 @@ class PartitionState:
         pending = self.pending.get(key)
         if pending is not None and pending.version <= record.version:
             del self.pending[key]
-            self._doubt.size_bytes -= _weight(key, pending)
+            self._doubt.size_bytes -= _doubt_bytes(key, pending)
 
     def anchor(self, key: bytes) -> None:
         """The active configuration holds what was ever committed of the key: from now on reads ask it alone.
@@ -355,6 +355,10 @@ class PartitionState:
             self.missed = 0
 
 
-def _weight(key: bytes, record: Record) -> int:
-    """What a write in doubt takes of the memory, in bytes."""
-    return _OVERHEAD_BYTES + len(key) + len(record.value or b"")
+def _doubt_bytes(key: bytes, record: Record) -> int:
+    """The memory that a write in doubt takes.
+
+    The objects around it count, unlike in a hint's size: hints also have a bound on their number, and the keys in doubt
+    have none in all partitions together.
+    """
+    return _OVERHEAD_BYTES + size_of(key, record)

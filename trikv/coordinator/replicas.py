@@ -23,7 +23,7 @@ from trikv.core.calls import Full, Op, fetched_from_wire, is_epoch, record_to_wi
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault
 from trikv.core.quorums import Availability
-from trikv.core.record import Record
+from trikv.core.record import Record, size_of
 from trikv.core.tally import Tally, TallyVerdict
 
 LATE_S: Final = 0.1  # a replica that has not answered by then is late: another one is asked too
@@ -264,7 +264,7 @@ class Replicas:
             done(fault, payload)
 
         arguments: list[Any] = [request.partition, request.epoch, target.member.incarnation, write.key, row, hops]
-        size_bytes = _OVERHEAD_BYTES + len(write.key) + len(write.record.value or b"")
+        size_bytes = _OVERHEAD_BYTES + size_of(write.key, write.record)
         target.call(Op.STORE, arguments, deadline_s, ended, size_bytes)
 
 

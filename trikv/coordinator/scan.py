@@ -19,14 +19,13 @@ from typing import Any, Final
 
 import trio
 
-from trikv.coordinator.listing import list_members
+from trikv.coordinator.listing import group_by_target, list_members
 from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.replicas import Target
 from trikv.core.calls import LIST_BYTES_MAX
-from trikv.core.configuration import Member
 from trikv.core.errors import Refused
 from trikv.core.quorums import Availability
-from trikv.core.record import Record
+from trikv.core.record import Record, size_of
 
 PAGE_MAX: Final = 1000
 SCAN_BYTES_MAX: Final = 2 * LIST_BYTES_MAX  # a page ends after the value that exceeds this
@@ -78,7 +77,7 @@ async def scan_page(
             record = await read(states[partition], key, listed)
             if record is not None and record.value is not None:
                 items.append((key, record))
-                size_bytes += len(key) + len(record.value)
+                size_bytes += size_of(key, record)
         if listing.bound is None:
             return ScanPage(items, None)
         after = listing.bound
@@ -90,17 +89,16 @@ async def scan_page(
 async def _plan(states: list[PartitionState], wait_change: Callable[[], Any]) -> dict[Target, list[PartitionState]]:
     """Whom to ask for which partitions; waits for members that may yet be heard of."""
     while True:
-        plan: dict[Member, tuple[Target, list[PartitionState]]] = {}
+        asked: dict[PartitionState, list[Target]] = {}
         short: PartitionState | None = None
         for state in states:
             chosen = state.choose_to_list()
             if chosen is None:
                 short = state
                 break
-            for target in chosen:
-                plan.setdefault(target.member, (target, []))[1].append(state)
+            asked[state] = chosen
         if short is None:
-            return dict(plan.values())
+            return group_by_target(asked)
         if short.is_blocked:
             raise Refused("recover", short.blocked_because)
         everyone = [target for electorate in short.history for target in electorate.voters]

@@ -18,7 +18,7 @@ from hashlib import blake2b
 from struct import Struct
 from typing import Final, NamedTuple
 
-from trikv.core.record import Record, Version
+from trikv.core.record import Record, Version, size_of
 
 _VERSION: Final = Struct(">QQ")
 _HASH: Final = blake2b(digest_size=8)  # copied for each row: making one would take a third of the time
@@ -42,12 +42,12 @@ class Summary(NamedTuple):
         if before is not None:
             digest ^= word_of(key, before.version)
             rows -= 1
-            size_bytes -= len(key) + len(before.value or b"")
+            size_bytes -= size_of(key, before)
             keys -= not before.is_tombstone
         if after is not None:
             digest ^= word_of(key, after.version)
             rows += 1
-            size_bytes += len(key) + len(after.value or b"")
+            size_bytes += size_of(key, after)
             keys += not after.is_tombstone
         return Summary(digest, rows, size_bytes, keys)
 

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 
 KEY_BYTES_MAX: Final = 4 * 1024
 VALUE_BYTES_MAX: Final = 1024 * 1024
+TIMEOUT_MOST_S: Final = 60  # that a client may ask for
 
 TERM_MAX: Final = (1 << 32) - 1
 GENERATION_MAX: Final = (1 << 32) - 1
@@ -132,6 +133,11 @@ def unpack(data: bytes) -> Record:
     if form != _FORMAT:
         raise ValueError(f"record format {form}; this trikv reads format {_FORMAT}")
     return Record(Version(epoch, seq), Version(stamp_epoch, stamp_seq), None if tombstone else data[_HEADER.size :])
+
+
+def size_of(key: bytes, record: Record) -> int:
+    """The bytes of key and value, without what the objects around them take."""
+    return len(key) + len(record.value or b"")
 
 
 def newest(records: list[Record | None]) -> Record | None:

@@ -1,6 +1,8 @@
-"""Text from another node or a user, made fit for one line of a log or a terminal."""
+"""Foreign text and bytes, made fit for a log, a terminal, a URL or a JSON document."""
 
 from __future__ import annotations
+
+import base64
 
 
 def escape(text: str) -> str:
@@ -11,3 +13,16 @@ def escape(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def to_base64(data: bytes) -> str:
+    """URL-safe base64 with padding (RFC 4648, section 5)."""
+    return base64.urlsafe_b64encode(data).decode()
+
+
+def spell_bytes(name: str, data: bytes) -> dict[str, str]:
+    """A JSON member that carries bytes: `name` with text if the bytes are UTF-8, else `name_base64`."""
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": to_base64(data)}

@@ -37,7 +37,7 @@ from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.replicas import NotEnough, Target
 from trikv.core.quorums import Availability
-from trikv.core.record import Record
+from trikv.core.record import Record, size_of
 
 BYTES_MAX: Final = 64 * 1024 * 1024
 COUNT_MAX: Final = 1 << 17
@@ -116,11 +116,11 @@ class Hints:
         former = bundle.records.pop(key, None)
         if former is not None:
             self._count -= 1
-            self._bytes -= _weight(key, former)
+            self._bytes -= size_of(key, former)
         if record is not None:
             bundle.records[key] = record
             self._count += 1
-            self._bytes += _weight(key, record)
+            self._bytes += size_of(key, record)
 
     def _drop(self, target: Target, state: PartitionState) -> None:
         """All that this member missed of the partition; from now on only anti-entropy can find out what that was."""
@@ -182,7 +182,3 @@ class Hints:
             self._set(bundle, write.key, None)
             if not bundle.records:
                 self._drop(target, state)
-
-
-def _weight(key: bytes, record: Record) -> int:
-    return len(key) + len(record.value or b"")

@@ -40,7 +40,7 @@ from trikv.coordinator.replicas import NotEnough, Target
 from trikv.core.calls import Op
 from trikv.core.errors import Refused, Unknown
 from trikv.core.quorums import Availability, are_enough_to_copy, choose_to_settle
-from trikv.core.record import Record, spell_epoch
+from trikv.core.record import Record, size_of, spell_epoch
 from trikv.core.session import PeerError
 from trikv.healing.digests import ask_digests
 from trikv.healing.hung import Hung
@@ -270,7 +270,7 @@ class Settling:
                     self.progress.keys_moved += 1
                 state.anchor(key)
             if record is not None:
-                size_bytes = copies * (len(key) + len(record.value or b"") + _OVERHEAD_BYTES)
+                size_bytes = copies * (size_of(key, record) + _OVERHEAD_BYTES)
         return size_bytes
 
     async def _throttle(self, size_bytes: int) -> None:

@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator
 
 from trikv.api import Page, Record, Row
+from trikv.core.record import size_of
 
 
 def first_key(prefix: bytes, after: bytes | None) -> bytes:
@@ -37,5 +38,5 @@ def merge_page(
             return Page(rows, more=True)
         record = read(partition, key)
         rows.append(Row(partition, key, record))
-        bytes_so_far += len(key) + len(record.value or b"")
+        bytes_so_far += size_of(key, record)
     return Page(rows, more=False)

@@ -23,11 +23,11 @@ from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.scan import PAGE_MAX
 from trikv.core.errors import Refused, TrikvError
 from trikv.core.record import Version
+from trikv.core.text import to_base64
 from trikv.web.conditions import etag, expectation, if_match, if_none_match
 from trikv.web.message import (
     Request,
     Response,
-    base64_of,
     choice_of,
     integer_of,
     json_response,
@@ -76,7 +76,7 @@ async def scan(services: Services, request: Request) -> Response:
         if with_values and record.value is not None:
             item |= spell("value", record.value, encoding)
         items.append(item)
-    return json_response({"items": items, "after": None if page.after is None else base64_of(page.after)})
+    return json_response({"items": items, "after": None if page.after is None else to_base64(page.after)})
 
 
 async def put_by_query(services: Services, request: Request) -> Response:

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
-from trikv.coordinator.coordinator import TIMEOUT_MOST_S
 from trikv.core.errors import Refused, TrikvError
+from trikv.core.record import TIMEOUT_MOST_S
+from trikv.core.text import spell_bytes, to_base64
 
 JSON_VALUES_MAX: Final = 64 * 1024
 RETRY_AFTER_S: Final = 1  # what a refusal can wait for, a worker's return or a queue's end, is soon or unforeseeable
@@ -188,19 +189,10 @@ def read_bytes(data: bytes, encoding: str, what: str) -> bytes:
     return data
 
 
-def base64_of(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).decode()
-
-
 def spell(name: str, data: bytes, encoding: str) -> dict[str, str]:
     """A JSON member that carries bytes: `name` with text, or with base64 if that is wanted; and `name_base64` where
     text is wanted and the bytes are none."""
-    if encoding == "base64":
-        return {name: base64_of(data)}
-    try:
-        return {name: data.decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_base64": base64_of(data)}
+    return {name: to_base64(data)} if encoding == "base64" else spell_bytes(name, data)
 
 
 def media_type(request: Request) -> str:

@@ -51,7 +51,7 @@ from trikv.core.calls import (
 from trikv.core.errors import Fault
 from trikv.core.fence import EpochJudgement
 from trikv.core.lineage import Starts
-from trikv.core.record import JUMP_MAX, TERM_MAX, Record
+from trikv.core.record import JUMP_MAX, TERM_MAX, Record, size_of
 from trikv.core.session import Call, Hello, MasterId, PeerError
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
@@ -306,7 +306,7 @@ class Worker:
                 if request.record.value is not None and self._disk_is_exhausted(size_bytes + len(request.record.value)):
                     link.answer(call.id, Fault.FULL, [])
                     continue
-                size_bytes += len(request.key) + len(request.record.value or b"")
+                size_bytes += size_of(request.key, request.record)
                 if self._queue_bytes + size_bytes > QUEUE_BYTES_MAX:
                     link.answer(call.id, Fault.BUSY, [])
                     continue
@@ -495,7 +495,7 @@ class Worker:
             item.link.answer(item.call_id, fault if known else Fault.RELAY_BROKE, payload if known else [])
 
         peer = self._neighbour(hop.address, item.deadline_s)
-        size_bytes = _OVERHEAD_BYTES + len(request.key) + len(request.record.value or b"")
+        size_bytes = _OVERHEAD_BYTES + size_of(request.key, request.record)
         if peer.link is not None:
             peer.call(Op.STORE, arguments, item.deadline_s, done, size_bytes)
             return
