@@ -27,7 +27,7 @@ from trikv.core.quorums import (
     count_to_stop,
     judge_write,
 )
-from trikv.core.tally import Verdict
+from trikv.core.tally import TallyVerdict
 
 SIGNS = {"+": Availability.UP, "?": Availability.DOUBTFUL, "-": Availability.DOWN, "!": Availability.DOWN}
 
@@ -72,19 +72,19 @@ def names(chosen: list[Someone] | None) -> str | None:
 @pytest.mark.parametrize(
     ("active", "verdict"),
     [
-        pytest.param("CP2 a+ b+ c-", Verdict.WON, id="CP: W are up"),
-        pytest.param("CP2 a+ b? c-", Verdict.PENDING, id="CP: a doubtful one may make it W"),
-        pytest.param("CP2 a? b? c-", Verdict.PENDING, id="CP: nobody was heard yet"),
-        pytest.param("CP2 a+ b- c!", Verdict.LOST, id="CP: too few can ever answer"),
-        pytest.param("CP3 a+ b+ c-", Verdict.LOST, id="CP: where W is all, one that is down is one too many"),
-        pytest.param("CP3 a+ b+ c?", Verdict.PENDING, id="CP: where W is all, one that is doubtful is awaited"),
-        pytest.param("AP1 a- b- c+", Verdict.WON, id="AP: one is W"),
-        pytest.param("AP1 a- b- c?", Verdict.PENDING, id="AP: the last one may answer"),
-        pytest.param("AP1 a- b- c-", Verdict.LOST, id="AP: nobody is left"),
-        pytest.param("AP2 a+ b- c-", Verdict.LOST, id="AP: a mode may ask for more than one"),
+        pytest.param("CP2 a+ b+ c-", TallyVerdict.WON, id="CP: W are up"),
+        pytest.param("CP2 a+ b? c-", TallyVerdict.PENDING, id="CP: a doubtful one may make it W"),
+        pytest.param("CP2 a? b? c-", TallyVerdict.PENDING, id="CP: nobody was heard yet"),
+        pytest.param("CP2 a+ b- c!", TallyVerdict.LOST, id="CP: too few can ever answer"),
+        pytest.param("CP3 a+ b+ c-", TallyVerdict.LOST, id="CP: where W is all, one that is down is one too many"),
+        pytest.param("CP3 a+ b+ c?", TallyVerdict.PENDING, id="CP: where W is all, one that is doubtful is awaited"),
+        pytest.param("AP1 a- b- c+", TallyVerdict.WON, id="AP: one is W"),
+        pytest.param("AP1 a- b- c?", TallyVerdict.PENDING, id="AP: the last one may answer"),
+        pytest.param("AP1 a- b- c-", TallyVerdict.LOST, id="AP: nobody is left"),
+        pytest.param("AP2 a+ b- c-", TallyVerdict.LOST, id="AP: a mode may ask for more than one"),
     ],
 )
-def test_a_write_needs_as_many_as_its_mode_says(active: str, verdict: Verdict) -> None:
+def test_a_write_needs_as_many_as_its_mode_says(active: str, verdict: TallyVerdict) -> None:
     assert judge_write(electorate(active)) is verdict
 
 
@@ -347,7 +347,7 @@ def test_those_that_answer_a_read_find_every_write(configurations: list[Electora
     assume(can_read(active, None))
     alive = members_of(active.up())
     assert all(alive & quorum for quorum in write_quorums(active))
-    assert judge_write(active) is Verdict.WON, "what is read must be put on W"
+    assert judge_write(active) is TallyVerdict.WON, "what is read must be put on W"
 
 
 @given(histories((Promise.CP,)))

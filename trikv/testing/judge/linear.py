@@ -1,4 +1,4 @@
-"""Is a history linearizable? The entry point: every key is judged, and one verdict comes out with its evidence.
+"""Is a history linearizable? The entry point, which judges every key and gives one verdict.
 
 A history is linearizable exactly if that of every key is (Herlihy and Wing 1990, section 3.3), so each key is judged
 alone. zones.py judges it in n log n. Where that is not certain (compare-and-set from or to absence, a compare-and-set

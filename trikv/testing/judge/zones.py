@@ -1,4 +1,4 @@
-"""Is one key's history linearizable? The zone test: O(n log n) if each write has a value of its own.
+"""Is one key's history linearizable? The zone test, O(n log n) if each write has its own value.
 
 After Gibbons and Korach, "Testing Shared Memories" (SIAM J. Comput. 26, 1997), section 4, with three additions of ours:
 deletes, of which many write the same thing; compare-and-set from one value to another; writes of which it is not known

@@ -1,12 +1,12 @@
-"""A whole cluster in a simulated world: virtual time, a network and disks that misbehave by a seed, and a verdict.
+"""A whole cluster in a simulated world: virtual time, faults drawn from a seed, and a verdict.
 
     from trikv.testing.sim import simulate
     run = simulate(Quorum(), seed=17)
     assert run.verdict is Verdict.HELD, run.findings
 
-The production code runs unchanged. `plan.py` says what happens as data, `run.py` plays and judges it; beneath them lie
-the world (`world.py`), what befalls it (`faults.py`), who asks it (`clients.py`), and its doors: `network.py`,
-`disk.py`, `clock.py`. `script.py` plays scenarios that somebody wrote, as text, instead of drawn ones.
+The production code runs unchanged. `plan.py` says, as data, what happens; `run.py` plays and judges it. They rest on
+the world (`world.py`), its faults (`faults.py`), its clients (`clients.py`) and operators (`operators.py`), and its
+doors: `network.py`, `disk.py`, `clock.py`. `script.py` plays scenarios that are written as text instead of drawn.
 """
 
 from trikv.testing.sim.plan import (

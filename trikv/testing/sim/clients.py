@@ -1,9 +1,10 @@
-"""The clients: each asks for one thing after the other, retries nothing, and writes down what it was told.
+"""The clients of a run: one request after another, no retries, and every answer recorded.
 
-They call the coordinator's public methods inside the master that serves at that moment, as the two HTTP lanes do; HTTP
-itself is not simulated. When that master crashes while a call is in flight, the client learns nothing: unknown.
+They call the coordinator's public methods inside the master that serves at that moment, as the HTTP handlers do. HTTP
+itself is not simulated. If that master crashes while a call is in flight, the client learns nothing: the outcome is
+unknown.
 
-A compare-and-set expects what the clients saw last of its key, as a client would that read it a moment ago.
+A compare-and-set expects what the clients saw last of its key, like a client that read it a moment ago.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from trikv.testing.sim.clock import sleep
 from trikv.testing.sim.plan import ScheduledRequest
 from trikv.testing.sim.world import World
 
-_SLACK_S = 0.05  # an answer that comes so much after its deadline is late
+_SLACK_S = 0.05  # an answer is late if it comes this long after its deadline
 _TIMEOUT_S = 2.0
 _THINK_S = 0.02
-_PATIENCE_S = 5.0  # for a master to come back, before a request is given up as refused
+_PATIENCE_S = 5.0  # how long a client waits for a master before it sends its request; without one it is refused
 _PAGE = 100
 
 ClientAnswer = Record | Version | ScanPage | None
 
 
 class Clients:
-    """The clients of one run, and the history that they write together."""
+    """The clients of one run, and their common history."""
 
     def __init__(self, world: World) -> None:
         self.recorder = Recorder()
@@ -43,7 +44,7 @@ class Clients:
         self._seen: dict[str, tuple[str, Version] | None] = {}  # by key: value and stamp, None for absence
 
     async def run(self) -> None:
-        """Ask for everything in the schedule."""
+        """Make every request of the schedule."""
         began_s = trio.current_time()
         schedule = self._world.schedule
         async with trio.open_nursery() as nursery:
@@ -55,17 +56,17 @@ class Clients:
         dice = random.Random(f"{self._world.schedule.seed}/client/{number}")
         for request in requests:
             await sleep(max(0.0, began_s + request.at_s - trio.current_time()) + _THINK_S * dice.random())
-            if self._world.master is None:  # a request that nobody hears proves nothing
+            if self._world.master is None:  # a request without a master proves nothing
                 await self._world.wait_until(lambda: self._world.master is not None, _PATIENCE_S)
             await self.ask(f"c{number + 1}", request.kind, request.key)
 
     def last_seen(self, key: str) -> str | None:
-        """The value that a compare-and-set which begins now would expect; None for absence."""
+        """The value that a compare-and-set expects if it begins now; None for absence."""
         seen = self._seen.get(key)
         return None if seen is None else seen[0]
 
     async def ask(self, client: str, kind: Kind, key: str, value: str | None = None) -> Operation:
-        """One request, from its beginning to its end. What it writes is `value`, or else a fresh one."""
+        """One request, from its beginning to its end. It writes `value`, or a fresh value if there is none."""
         world, recorder = self._world, self.recorder
         if value is None and kind in (Kind.PUT, Kind.CAS):
             value = recorder.fresh_value()
@@ -87,7 +88,7 @@ class Clients:
         except ConfigStoreError:
             if life is not None and not life.dead:
                 raise
-            self._end(operation, Outcome.UNKNOWN)  # it died while it had its document written
+            self._end(operation, Outcome.UNKNOWN)  # it died while its document was being written
         else:
             if life is None or life.dead:
                 self._end(operation, Outcome.UNKNOWN)

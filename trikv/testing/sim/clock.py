@@ -1,13 +1,13 @@
-"""Virtual time, and a scheduler that repeats itself: the floor that a simulated world stands on.
+"""Virtual time, and a repeatable scheduler: the base of a simulated world.
 
-Nothing here waits. When no task can run, Trio asks the clock how long it may sleep; this clock then moves to whatever
-comes next, a deadline of Trio's or an event of the world's, lets the event happen, and answers "not at all". So a
-message that arrives costs a heap entry and a call, not a task; a world made of tasks took twice as long. The clock
-moves by whole ticks of two milliseconds, and what falls into one tick happens together, which spares Trio a third of
-its rounds; the order of the tasks that it wakes is drawn all the same.
+Nothing here waits. When no task can run, Trio asks the clock how long it may sleep. This clock then moves to the next
+deadline of Trio's or the next event of the world, lets the event happen, and answers "not at all". So a message that
+arrives costs a heap entry and a call, not a task; a world made of tasks took twice as long. The clock moves by whole
+ticks of two milliseconds, and what falls into one tick happens together. That saves Trio a third of its rounds. The
+order of the tasks that it wakes is still drawn.
 
-The same seed gives the same run, bit for bit, in any process. Four things inside Trio stand in the way, and
-`run_repeatably` is the only place that knows of them. Tests say what broke if a release of Trio drops a name.
+The same seed gives the same run, bit for bit, in any process. Four things inside Trio stand in the way, and only
+`run_repeatably` knows of them. Tests say what broke if a release of Trio drops a name.
 
     the order in which tasks that can all run are run     Trio's own Hypothesis plugin sets the same two names
     the dice that shuffle it
@@ -15,12 +15,13 @@ The same seed gives the same run, bit for bit, in any process. Four things insid
                                                           sets keep the order of entry
     the order in which equal deadlines expire             Trio compares the addresses of the scopes; here a counter
 
-The order of cancellation matters although all these tasks then wake in one round: a task that is cancelled while it
-waits for a lock leaves the queue at once, and the lock goes to the next one, unless that one was cancelled before it.
+The order of cancellation matters although all these tasks then wake in one round. A task that is cancelled while it
+waits for a lock leaves the queue at once. The lock goes to the next task in the queue, unless that task was cancelled
+earlier.
 
 A fifth private name only saves time.
 
-Left out: threads and sockets. Time would jump past whatever happens there.
+Left out: threads and sockets. Time would jump past what happens there.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ T = TypeVar("T")
 
 
 _ASKS_EVERY: Final = 64  # rounds of Trio's
-TICKS_PER_S: Final = 512  # a power of two: every instant is a float without an error
+TICKS_PER_S: Final = 512  # a power of two, so every instant is an exact float
 
 
 class SimClock(trio.abc.Clock):
-    """Begins at 0. `at` and `after` enter an event; events of one instant happen in the order of their entry."""
+    """Begins at 0. `at` and `after` enter an event. Events of one instant happen in the order of their entry."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -51,9 +52,9 @@ class SimClock(trio.abc.Clock):
         self._events: list[tuple[float, int, Callable[[], None]]] = []
 
     def at(self, time_s: float, event: Callable[[], None]) -> None:
-        """Have `event` happen at the first tick that is not before `time_s`.
+        """Make `event` happen at the first tick that is not before `time_s`.
 
-        It runs between tasks, which it may wake, cancel and start; it must not raise.
+        It runs between tasks, which it may wake, cancel and start. It must not raise.
         """
         self._entries += 1
         heapq.heappush(self._events, (_next_tick(time_s), self._entries, event))
@@ -68,11 +69,11 @@ class SimClock(trio.abc.Clock):
         return self.now_s
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        """Trio asks this only when no task can run: so time may pass."""
+        """Trio calls this only when no task can run, so time may pass."""
         events = self._events
-        if not events or events[0][0] > deadline:  # an event in the deadline's own tick happens a round later
+        if not events or events[0][0] > deadline:  # an event in the deadline's own tick happens one round later
             if deadline == float("inf"):
-                return deadline  # the run is over, or hangs for good; either is for whoever runs it to see
+                return deadline  # the run is over, or hangs for ever; its caller finds out
             self.now_s = max(self.now_s, _next_tick(deadline))
             return 0.0
         self.now_s = max(self.now_s, events[0][0])
@@ -86,7 +87,7 @@ def _next_tick(time_s: float) -> float:
 
 
 async def sleep(delay_s: float) -> None:
-    """What `trio.sleep` does, in a simulated world: for the world's own waits, of which there are hundreds in a run.
+    """`trio.sleep` for the world's own waits, of which there are hundreds in a run.
 
     An event of the clock wakes the sleeper. Trio's way, a scope that expires and an exception that unwinds from it,
     costs four times as much.
@@ -110,7 +111,7 @@ async def sleep(delay_s: float) -> None:
 
 
 def run_repeatably(main: Callable[[], Awaitable[T]], clock: SimClock, seed: int) -> T:
-    """`trio.run` in an order of tasks that is drawn from `seed` and from nothing else.
+    """`trio.run` with an order of tasks that depends on `seed` alone.
 
     Raises:
       RuntimeError: this release of Trio does not offer that any more.
@@ -129,14 +130,14 @@ def run_repeatably(main: Callable[[], Awaitable[T]], clock: SimClock, seed: int)
         "_ALLOW_DETERMINISTIC_SCHEDULING": True,
         "_r": random.Random(seed),
         "CancelStatus": _in_order_of_entry(scheduler.CancelStatus),
-        "id": lambda scope: next(entries),  # for this module of Trio's, which compares scopes of one deadline by it
+        "id": lambda scope: next(entries),  # this module of Trio's compares scopes of one deadline by it
     }
     if hasattr(scheduler, "TheIOManager"):
         ours["TheIOManager"] = _seldom_asking(scheduler.TheIOManager)
     theirs = {name: value for name, value in vars(scheduler).items() if name in ours}
     vars(scheduler).update(ours)
     collecting = gc.isenabled()
-    gc.disable()  # it would run finalizers at moments of its own; and a run leaves a few megabytes only
+    gc.disable()  # it would run finalizers at arbitrary moments; a run leaves only a few megabytes
     try:
         return trio.run(main, clock=clock)
     finally:
@@ -155,7 +156,7 @@ class _OrderedSet(dict[Any, None]):
 
 
 def _in_order_of_entry(cancel_status: Any) -> Any:
-    """A cancel status that cancels its tasks, and the scopes inside it, in the order in which they were entered."""
+    """A cancel status that cancels its tasks, and the scopes inside it, in the order of their entry."""
 
     class InOrderOfEntry(cancel_status):  # type: ignore[misc]
         __slots__ = ()
@@ -169,8 +170,12 @@ def _in_order_of_entry(cancel_status: Any) -> Any:
 
 
 def _seldom_asking(io_manager: Any) -> Any:
-    """Trio asks the kernel for news of sockets in each of its rounds, six thousand times in a run, and here there are
-    none: 2 % of the time. It still asks now and then, since an interrupt from the keyboard comes that way."""
+    """An I/O manager that asks the kernel seldom.
+
+    Trio asks it for news of sockets in each of its rounds, six thousand times in a run. There are no sockets here, so
+    that is 2 % of the time for nothing. It still asks now and then, since an interrupt from the keyboard comes that
+    way.
+    """
 
     class SeldomAsking(io_manager):  # type: ignore[misc]
         rounds = 0

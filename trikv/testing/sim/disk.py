@@ -1,16 +1,18 @@
 """Disks that outlive their node, and forget what was not flushed.
 
-A `Disk` is what a machine still has after a crash. A `SimStorage` is one life's view of it, behind the door that every
-storage engine has. A batch is on its way to the disk for as long as an fsync takes; whether reads see it meanwhile is
-drawn, since engines differ in it. A crash in that time leaves all of the batch or nothing. A disk that is full fails
-the commit, and what it then holds is drawn too: after an fsync that failed nobody can say. A disk that hangs answers
-neither commits nor scans until it is mended; what is in memory is still read.
+A `Disk` is what a machine still has after a crash. A `SimStorage` is one life's view of the disk, behind the door that
+every storage engine has. A batch is on its way to the disk for as long as an fsync takes. Whether reads see the batch
+meanwhile is drawn, since engines differ in it. A crash in that time leaves all of the batch or nothing.
 
-A disk remembers its batches, so that it can be put back as it was when any of them had just been written.
+A full disk fails the commit, and after that its content is drawn too: after a failed fsync it cannot be known. A hung
+disk answers neither commits nor scans until it is mended. Reads of what is in memory still work.
 
-`ConfigDisk` and `SimConfigStore` are the same for the master's document. While it is in doubt, a change is refused, or
-is reported as failed; then it is made, or is not, or is made later, unless another one was made first: when the process
-of the master ends, as with a log that was written and not flushed, or by itself, as with a request still on its way.
+A disk remembers its batches, so that it can be put back as it was after any of them.
+
+`ConfigDisk` and `SimConfigStore` are the same for the master's document. While the document is in doubt, a change is
+refused or reported as failed. A change that was reported as failed was made, or was not made, or is made later, unless
+another change is made first. It is made later when the master's process ends, as with a log that was written and not
+flushed, or by itself, as with a request still on its way.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from trikv.testing.sim.clock import SimClock, sleep
 from trikv.testing.sim.network import Life
 from trikv.worker.progress import Progress
 
-_FAILING: Final = 0.7  # of the changes that are asked for while the document is in doubt
+_FAILING: Final = 0.7  # this share of the changes fails while the document is in doubt
 _LATER_S: Final = 3.0
 
 
@@ -41,15 +43,15 @@ class Disk:
         self.fsync_s = fsync_s
         self.slow_s = 0.0
         self.full = False
-        self.mended: trio.Event | None = None  # it hangs until then
-        self.past: list[Batch] = []  # what was written, since the disk was new
+        self.mended: trio.Event | None = None  # the disk hangs until this event
+        self.past: list[Batch] = []  # the batches that were written since the disk was new
         self.records: dict[tuple[int, bytes], Record] = {}
         self.meta: dict[str, bytes] = {}
-        self.progress = 0  # how many batches the worker has noted beside its records
+        self.progress = 0  # the number of batches in the marker beside the records
         self.under_way: Batch | None = None
 
     def flush(self) -> None:
-        """What was under way is on the disk."""
+        """Put what is under way on the disk."""
         batch, self.under_way = self.under_way, None
         if batch is not None:
             self.past.append(batch)
@@ -62,13 +64,13 @@ class Disk:
             self.meta.update(batch.meta)
 
     def crash(self, dice: random.Random, share_kept: float) -> None:
-        """What was under way is on the disk with this probability, and else lost."""
+        """Keep what is under way with this probability, and lose it otherwise."""
         if dice.random() < share_kept:
             self.flush()
         self.under_way = None
 
     def lose(self) -> None:
-        """A new disk in its place."""
+        """Put a new disk in its place."""
         self.past = []
         self.records = {}
         self.meta = {}
@@ -76,12 +78,14 @@ class Disk:
         self.under_way = None
 
     def copies(self) -> list[int]:
-        """The copies that there are of it, by the number of batches in them: one from before each start of its worker,
-        but for the first."""
+        """The copies of the disk, by the number of batches in them.
+
+        There is one from before each start of its worker, except the first.
+        """
         return [number for number, batch in enumerate(self.past) if number and b" " in batch.meta.get("starts", b"")]
 
     def put_back(self, share: float) -> None:
-        """The disk as it was when one of its copies was made, `share` of the way from the first to the last."""
+        """Make the disk as it was when a copy was made: the one at `share` of the way from the first to the last."""
         copies = self.copies()
         past = self.past[: copies[int(share * len(copies))]]
         self.lose()
@@ -175,8 +179,10 @@ class ConfigDisk:
         self.revision = 1
         self.under_way: bytes | None = None
         self.doubtful = False
-        self.later: tuple[bytes, int] | None = None  # a change that was reported as failed, and the revision it changes
-        self.past: list[bytes] = []  # the documents that there were before
+        self.later: tuple[bytes, int] | None = (
+            None  # a change that was reported as failed, and the revision that it changes
+        )
+        self.past: list[bytes] = []  # the earlier documents
 
     def flush(self) -> None:
         if self.under_way is not None:
@@ -185,7 +191,7 @@ class ConfigDisk:
             self.revision += 1
 
     def make_later_change(self) -> None:
-        """What was reported as failed happens after all, unless something else did."""
+        """Make a change that was reported as failed, unless another change was made first."""
         later, self.later = self.later, None
         if later is not None and later[1] == self.revision:
             before, self.under_way = self.under_way, later[0]
@@ -222,7 +228,7 @@ class SimConfigStore(ConfigStore):
         disk.under_way = cbor2.dumps(document)
         await sleep(disk.fsync_s * (0.5 + self._life.dice.random()))
         self._check_alive()
-        if revision != disk.revision:  # a change that was reported as failed was made meanwhile
+        if revision != disk.revision:  # meanwhile a change was made that had been reported as failed
             disk.under_way = None
             raise ConfigConflict(f"the document is at revision {disk.revision}, not {revision}")
         if disk.doubtful and self._life.dice.random() < _FAILING:
@@ -248,7 +254,7 @@ class SimConfigStore(ConfigStore):
         raise ConfigStoreError("the answer of the simulated document's disk was lost")
 
     def _check_alive(self) -> None:
-        """A master holds off its cancellation while it waits here. Its crash does not wait for that."""
+        """A master shields itself from cancellation while it waits here. A crash must end it all the same."""
         if self._life.dead:
             raise ConfigStoreError("the machine is off")
 

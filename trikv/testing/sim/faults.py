@@ -1,11 +1,11 @@
-"""Carrying out the faults of a schedule, each by its kind.
+"""Carries out the faults of a schedule, each by its kind.
 
-Beginning and end of a fault are events of the clock's: between two of them the nodes run undisturbed. Faults overlap
-freely: holds of a wire are counted, other properties are as the latest fault left them. A machine that is off already
-cannot be switched off, so such a fault is passed by and not counted. A disk is lost only if the promise covers it at
-that moment; else its machine merely crashes.
+Beginning and end of a fault are events of the clock: between two of them the nodes run undisturbed. Faults may overlap.
+Holds of a wire are counted; other properties have the value that the latest fault gave them. A machine that is off
+cannot be switched off, so such a fault is skipped and not counted. A disk is lost only if the promise covers the loss
+at that moment; otherwise its machine merely crashes.
 
-What an operator asks for is asked of the master that serves at that moment, once: without one, nothing happens.
+An operator's request goes, once, to the master that serves at that moment. Without a master, nothing happens.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SLOW_DISK_S = 0.8
 
 
 class Faults:
-    """The faults of one run. `heal` ends whatever is still in force."""
+    """The faults of one run. `heal` ends all that are still in force."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -51,7 +51,7 @@ class Faults:
             clock.after(fault.at_s, partial(self._strike, fault))
 
     def heal(self) -> None:
-        """From now on nothing breaks, and all that is broken is mended. Machines that are off are switched on."""
+        """End all faults and begin no further one. Machines that are off are switched on."""
         self._over = True
         for fault in list(self._healers):
             self._mend(fault)
@@ -73,7 +73,7 @@ class Faults:
             mend()
 
     def _carry_out(self, fault: ScheduledFault) -> Callable[[], None] | None:
-        """Begin it; what ends it, or None if it cannot befall the world as it is."""
+        """Begin the fault. Returns what ends it; None if it is not possible in the world as it is."""
         world, kind, first = self._world, fault.kind, fault.nodes[0]
         if kind in _CRASHES:
             return self._crash(fault)
@@ -141,12 +141,12 @@ class Faults:
         return restart
 
     def _stop(self, fault: ScheduledFault) -> Callable[[], None] | None:
-        """Its tasks are cancelled while network and disk still work, so clients hear what it says at its end."""
+        """The node's tasks are cancelled while network and disk still work, so clients hear its last answers."""
         world, name = self._world, fault.nodes[0]
         life = world.network.hosts[name].life
         if life is None:
             return None
-        life.has_successor = False  # not before the fault ends
+        life.has_successor = False  # its successor starts when the fault ends
         life.scope.cancel()
         return partial(world.start, name)
 
@@ -156,7 +156,7 @@ class Faults:
 
         def trust() -> None:
             config.doubtful = False
-            self._world.start(MASTER)  # it may have ended, since it could not know
+            self._world.start(MASTER)  # the master may have ended itself over the doubt
 
         return trust
 
@@ -180,7 +180,7 @@ class Faults:
 
 
 def _stay() -> None:
-    """What was begun is not undone."""
+    """The end of a fault that is not undone."""
 
 
 def _hold(wires: list[Wire]) -> Callable[[], None]:

@@ -1,17 +1,19 @@
-"""The network: streams that delay, hold back, cut and repeat, with Trio's own interfaces in front.
+"""The simulated network: streams that delay, hold back, cut and repeat, behind Trio's interfaces.
 
-A *host* is a machine with an address; a *life* is a node on it from a start to a crash. A connection is two *pipes*,
-one for each direction, which keep their bytes in order, as TCP does. All pipes from one host to another share a *wire*,
-to which the weather is done: it has a latency, may be slow or lossy, and may be held. What arrives on a wire that is
-held waits there, and is delivered when the last hold ends; so a partition ends with a burst of late messages, and no
-timer polls for its end.
+A *host* is a machine with an address. A *life* is a node on it, from a start to a crash. A connection is two *pipes*,
+one for each direction, which keep their bytes in order, as TCP does. All pipes from one host to another share a *wire*.
+Faults act on the wire: it has a latency, may be slow or lossy, and may be held. What arrives on a held wire waits
+there, and is delivered when the last hold ends. So a partition ends with a burst of late messages, and no timer polls
+for its end.
 
-What the dead leave behind. Bytes that were under way when a node died still arrive, perhaps much later (`linger_s`),
-perhaps cut short; then the connection ends, or it does not and the other side learns of it when its own bytes meet a
-machine that knows nothing of that connection. A machine that is off (`silent`) says nothing at all. `replay` has
+After a crash. Bytes that were under way when a node died still arrive, perhaps much later (`linger_s`), perhaps cut
+short. Then the connection may end. Or it does not end, and the other side learns of the crash when its own bytes reach
+a machine that does not know the connection. A machine that is off (`silent`) answers nothing at all. `replay` makes
 frames that once arrived arrive again, on another connection with the old greeting.
 
-Cost: one heap entry and one call for each chunk of bytes; no task. Bytes under way are not bounded, links above are.
+Cost: one heap entry and one call for each chunk of bytes; no task. Bytes under way are not bounded here; the links
+above bound them.
+
 Left out: back pressure. A `send_all` never waits.
 """
 
@@ -28,29 +30,29 @@ from trikv.net.doors import Listening, Transport
 from trikv.testing.sim.clock import SimClock
 from trikv.testing.sim.trace import Trace
 
-_END: Final = b""  # in a pipe: the writer has closed
+_END: Final = b""  # in a pipe: the writer has closed it
 _RETRANSMIT_S: Final = 0.2  # what a lost packet costs, doubled for each further loss
-_CUT_SHARE: Final = 0.25  # of the losses on a lossy wire, so many end the connection
-_KEPT_FRAMES: Final = 24  # for each pipe: what can be replayed
-_SMALL_FRAME_BYTES: Final = 64  # heartbeats; to replay them proves nothing
+_CUT_SHARE: Final = 0.25  # the share of losses on a lossy wire that end the connection
+_KEPT_FRAMES: Final = 24  # for each pipe, for replays
+_SMALL_FRAME_BYTES: Final = 64  # heartbeats, whose replay proves nothing
 
 
 class Life:
-    """One node, from a start to its crash. `dead` from the instant of the crash on, while its tasks still unwind."""
+    """One node, from a start to its crash. `dead` is true from the crash on, while its tasks still unwind."""
 
     def __init__(self, host: Host, number: int, dice: random.Random) -> None:
         self.host = host
         self.number = number
         self.dice = dice
         self.dead = False
-        self.disk_failed = False  # the node was told so, and may end for this reason
-        self.has_successor = False  # when it has ended by itself, the next one begins
+        self.disk_failed = False  # the node was told so, and may end for that reason
+        self.has_successor = False  # when this life has ended by itself, the next one begins
         self.scope = trio.CancelScope()
-        self.steps_left = 0  # until `crash` is called; 0: it is not counted
+        self.steps_left = 0  # until `crash` is called; 0: steps are not counted
         self.crash: Callable[[], None] = lambda: None
 
     def step(self) -> None:
-        """The node is about to do something that others can see. It may die of it: a crash at any await."""
+        """Note that the node is about to do something that others can see. Its crash may come at this step."""
         if self.steps_left:
             self.steps_left -= 1
             if not self.steps_left:
@@ -65,12 +67,12 @@ class Host:
         self.address = address
         self.life: Life | None = None
         self.lives = 0
-        self.silent = False  # off, or cut off: it does not even say that nobody listens
+        self.silent = False  # off, or cut off: it does not even refuse connections
         self.listener: SimListener | None = None
 
 
 class Wire:
-    """All that goes from one host to another."""
+    """The way of all bytes from one host to another."""
 
     def __init__(self, source: str, target: str, latency_s: float, seed: object) -> None:
         self.source = source
@@ -80,7 +82,7 @@ class Wire:
         self.slow_s = 0.0
         self.loss = 0.0
         self.pipes: list[Pipe] = []
-        self.waiting: list[Callable[[], None]] = []  # what is no pipe's: attempts to connect
+        self.waiting: list[Callable[[], None]] = []  # attempts to connect, which belong to no pipe
         self.dice = random.Random(f"{seed}/{source}>{target}")
         self._latency_s = latency_s
 
@@ -114,7 +116,7 @@ class Pipe:
     def __init__(self, network: Network, wire: Wire, writer: Life, reader: Life, connection: int) -> None:
         self.writer = writer
         self.reader = reader
-        self.back: Pipe = self  # the other direction, set by whoever connects
+        self.back: Pipe = self  # the other direction, set when the connection is made
         self.buffer = bytearray()  # arrived, not yet read
         self.ended = False  # nothing follows
         self.broken = False  # reset
@@ -126,7 +128,7 @@ class Pipe:
         self._wire = wire
         self._connection = connection
         self._flight: deque[tuple[int, bytes | None]] = deque()  # None: a reset
-        self._due = 0  # of those, how many should have arrived already
+        self._due = 0  # how many of those should have arrived already
         self._lingers = False
         self._last_s = 0.0
         wire.pipes.append(self)
@@ -145,7 +147,7 @@ class Pipe:
         network.clock.at(self._last_s, self._arrive)
 
     def die(self, dice: random.Random, *, linger_s: float, silent: bool) -> None:
-        """The writer died."""
+        """Decide what becomes of the bytes under way when the writer dies."""
         if self._flight and not silent:
             fate = dice.random()
             if fate < 0.2:
@@ -165,7 +167,7 @@ class Pipe:
             self._deliver(*self._flight.popleft())
 
     def set_aside(self) -> list[bytes]:
-        """Take back whatever is still under way."""
+        """Take back all that is still under way."""
         frames = [data for _, data in self._flight if data]
         self._flight.clear()
         self._due = 0
@@ -267,7 +269,7 @@ class SimStream(trio.abc.Stream):
             self._incoming.wake()
             if not self._life.dead and not self._incoming.broken:
                 self._outgoing.send(_END)
-        # No checkpoint: nothing is waited for, and nearly all who close have cancelled themselves to be quick about it.
+        # No checkpoint: nothing is waited for here, and nearly all callers have cancelled themselves before they close.
 
 
 class SimListener(trio.abc.Listener[SimStream]):
@@ -301,7 +303,7 @@ class SimListener(trio.abc.Listener[SimStream]):
 
 
 class _Attempt:
-    """A connection that is being opened. `stream` is the caller's end, `refused` that there will be none."""
+    """A connection that is being opened. `stream` is the caller's end; `refused` says that there will be none."""
 
     def __init__(self) -> None:
         self.stream: SimStream | None = None
@@ -366,7 +368,7 @@ class Network:
     # --- opening ------------------------------------------------------------------------------------------------------
 
     def open(self, caller: Life, address: str, attempt: _Attempt) -> None:
-        """Knock at `address`. It takes one way there, and one back."""
+        """Connect to `address`. It takes the way there and the way back."""
         callee = next(host for host in self.hosts.values() if host.address == address)
         there, back = self.wire(caller.host.name, callee.name), self.wire(callee.name, caller.host.name)
 
@@ -404,14 +406,14 @@ class Network:
     # --- weather ------------------------------------------------------------------------------------------------------
 
     def bury(self, life: Life, *, linger_s: float = 0.0, silent: bool = False) -> None:
-        """A node died: what becomes of its connections."""
+        """Decide what becomes of the connections of a node that died."""
         life.host.listener = None
         for pipe in list(self._pipes):
             if pipe.writer is life and not pipe.back.closed:
                 pipe.die(life.dice, linger_s=linger_s, silent=silent)
 
     def capture(self, target: str, dice: random.Random) -> tuple[Pipe, list[bytes]] | None:
-        """Some frames that reached `target` on one connection from a master, dead or alive."""
+        """Some frames that reached `target` on one connection, from a node dead or alive."""
         pipes = [pipe for pipe in self._pipes if pipe.reader.host.name == target and pipe.recent]
         if not pipes:
             return None
@@ -419,12 +421,12 @@ class Network:
         return pipe, sorted(dice.sample(pipe.recent, min(len(pipe.recent), 3)), key=pipe.recent.index)
 
     def set_aside(self, source: str, target: str) -> list[tuple[Pipe, list[bytes]]]:
-        """Take off the wire what a dead node still had under way there: to be replayed when it suits."""
+        """Take off the wire what a dead node still had under way, so that it can be replayed later."""
         pipes = [pipe for pipe in self.wire(source, target).pipes if pipe.writer.dead]
         return [(pipe, frames) for pipe in pipes if (frames := pipe.set_aside())]
 
     def replay(self, pipe: Pipe, frames: Sequence[bytes]) -> None:
-        """Have these frames arrive, or arrive again, at whoever lives there now. Nobody hears the answers."""
+        """Make these frames arrive at the node that lives there now. Its answers are dropped."""
         host = pipe.reader.host
         if host.life is None or host.listener is None:
             return

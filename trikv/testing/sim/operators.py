@@ -1,11 +1,11 @@
-"""Operators: they ask the master that serves at that moment for a change, once, and live with what they are told.
+"""Operators: each asks the serving master for a change, once, and accepts its answer.
 
-A refusal is an answer, and a master that dies takes the answer with it; the wish may be durable all the same. What is
-held against the master: an operation that fails in any other way, and a certificate that is not true.
+A refusal is an answer. A master that dies takes its answer with it, and the change may be durable all the same. Two
+things are findings against the master: an operation that fails in any other way, and a certificate that is not true.
 
-Here is also noted in which times the history must be linearizable (`strong_periods.py`). A switch away from such a mode
-ends that time when it is asked for; it begins again when a glance at the master shows that no other mode may hold
-anything.
+The operators also note in which times the history must be linearizable (`strong_periods.py`). A switch away from a mode
+that promises it ends such a time when it is asked for. The next one begins when a look at the master shows that no
+other mode may hold a committed write.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class OperatorsWorld(Protocol):
 
 
 class Operators:
-    """Those of one world."""
+    """The operators of one world."""
 
     def __init__(self, world: OperatorsWorld, nursery: trio.Nursery) -> None:
         self._world = world
         self._nursery = nursery
-        self.strong_periods = [StrongPeriod(None)] if self._is_strict(world.strategy.name) else []
-        self.waiting = 0  # how many of them wait for an answer
-        self._asked_for_ap = 0  # switches under way to a mode that ends the present period
+        self.strong_periods = [StrongPeriod(None)] if self._is_cp(world.strategy.name) else []
+        self.waiting = 0  # how many operators wait for an answer
+        self._asked_for_ap = 0  # switches under way to an AP mode, which end the present period
 
     def ask(self, call: Callable[[Master], Awaitable[Any]]) -> None:
         """Ask, in the background."""
@@ -66,21 +66,21 @@ class Operators:
             self._nursery.start_soon(self._switch, self._world.master, mode)
 
     async def watch(self) -> None:
-        """Note when a period begins, until cancelled."""
+        """Note the beginning of each period, until cancelled."""
         while True:
             await trio.sleep(_GLANCE_S)
             master = self._world.master
             if master is None or self._asked_for_ap or (self.strong_periods and self.strong_periods[-1].to_s is None):
                 continue
             modes = {c.mode for partition in master.cluster.partitions for c in partition.history}
-            if all(self._is_strict(mode) for mode in modes | {master.cluster.mode}):
+            if all(self._is_cp(mode) for mode in modes | {master.cluster.mode}):
                 self.strong_periods.append(StrongPeriod(trio.current_time()))
 
-    def _is_strict(self, mode: str) -> bool:
+    def _is_cp(self, mode: str) -> bool:
         return self._world.modes[mode].promise is Promise.CP
 
     async def _ask(self, master: Master, call: Callable[[Master], Awaitable[Any]]) -> Any:
-        """What the master answers; None if that is nothing, or a refusal."""
+        """The master's answer; None if it is empty, or a refusal."""
         world = self._world
         life = world.network.hosts[MASTER].life
         try:
@@ -99,7 +99,7 @@ class Operators:
         return None if life is None or life.dead else answer
 
     async def _switch(self, master: Master, mode: str) -> None:
-        ends_period = not self._is_strict(mode)
+        ends_period = not self._is_cp(mode)
         if ends_period and self.strong_periods and self.strong_periods[-1].to_s is None:
             self.strong_periods[-1].to_s = trio.current_time()
         self._asked_for_ap += ends_period

@@ -1,20 +1,20 @@
-"""What is going to happen in a run, as data: every request of every client, every fault, and the world's measures.
+"""What happens in a run, as data: every client's requests, every fault, and the world's measures.
 
 A `Plan` says what runs are like; `draw` makes the `Schedule` of one seed from it. The world only carries a schedule
-out. So a failing run is a value: a shrinker removes faults and requests from it one by one, and runs what is left.
+out. So a failing run is a value: a shrinker removes faults and requests one by one, and runs what is left.
 
 Quiet runs prove nothing. So requests and faults gather in a few *storms* of some seconds, in which clients ask without
-a pause; one or two keys get most of the requests, and their replicas most of the faults. Seeds differ in kind: each
-kind of fault has a weight of its own in each seed, and in about half of the seeds it is none.
+a pause. One or two keys get most of the requests, and their replicas most of the faults. Seeds differ in kind: each
+kind of fault has its own weight in each seed, and in about half of the seeds that weight is 0.
 
 Changes of the cluster (`FaultKind`, the last five) are drawn beside the other faults, as many as the plan says. They
 strike in storms too, often two in a row, and often the master dies some steps into one.
 
 Faults end before the last phase, in which everything is healed and read. Disks are lost, or put back from an older
 copy, only as far as the mode's promise covers it: W - 1 of them, since then R = n - W + 1 members of every
-configuration are left (one under async, which promises less); and the world lets none be lost whose loss would leave
-fewer at that moment. A document that is put back has the configurations of the one that it replaces: what it has
-forgotten is the last terms. To put back one with other configurations is beyond the promise.
+configuration are left (one under async, which promises less). The world also prevents a loss that would leave fewer at
+that moment. A document that is put back has the same configurations as the one that it replaces; it has forgotten only
+the last terms. A document with other configurations is beyond the promise.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ MASTER: Final = "master"
 
 class FaultKind(StrEnum):
     CRASH = "crash"  # a worker's process dies, and starts again with its disk
-    POWER_CUT = "power cut"  # the same without a word, and what was not flushed is likely lost
-    DISK_LOSS = "disk loss"  # the same, and comes back with an empty disk: as another incarnation
-    PAUSE = "pause"  # a node neither hears nor says anything for a while
+    POWER_CUT = "power cut"  # the same, but no peer notices at once, and what was not flushed is likely lost
+    DISK_LOSS = "disk loss"  # the same, and the disk is empty at the next start: another incarnation
+    PAUSE = "pause"  # a node neither receives nor sends anything for a while
     PARTITION = "partition"  # nothing passes between some nodes and all others
     ONE_WAY = "one-way partition"  # nothing passes from one node to another
     SLOW_LINK = "slow link"
@@ -47,17 +47,19 @@ class FaultKind(StrEnum):
     REPLAY = "replay"  # frames that a worker once got from a node that may be dead arrive again
     SLOW_DISK = "slow disk"
     FULL_DISK = "full disk"  # commits fail, and the worker stops
-    HUNG_DISK = "hung disk"  # nothing comes back from the disk, while the process lives
+    HUNG_DISK = "hung disk"  # the disk does not answer, while the process lives
     OLD_DISK = "disk put back"  # a worker dies, and its disk is put back from an older copy
     MASTER_CRASH = "master crash"
-    MASTER_STOP = "master stop"  # it is shut down as an operator would do it
-    DOUBTFUL_DOCUMENT = "document in doubt"  # a change of it is reported as failed, and is made, or not, or later
-    OLD_DOCUMENT = "document put back"  # the master dies, and its document is put back: a term is given twice
+    MASTER_STOP = "master stop"  # the master is shut down as an operator would do it
+    DOUBTFUL_DOCUMENT = (
+        "document in doubt"  # a change of it is reported as failed, and is made, or not made, or made later
+    )
+    OLD_DOCUMENT = "document put back"  # the master dies, and its document is put back: a term is used twice
     JOIN = "join"  # a further worker is started, and stays
-    DRAIN = "drain"  # an operator has a worker emptied, and changes their mind when the fault ends
+    DRAIN = "drain"  # an operator drains a worker, and undoes that when the fault ends
     MODE_SWITCH = "mode switch"  # an operator asks for another mode
     EVICTION = "eviction"  # a worker is off for so long that the others replace it, and comes back with its disk
-    EVICTION_EMPTY = "eviction with disk loss"  # the same, and comes back with an empty one
+    EVICTION_EMPTY = "eviction with disk loss"  # the same, and comes back with an empty disk
 
 
 _MIX: Final[Mapping[Kind, float]] = {Kind.GET: 44, Kind.PUT: 34, Kind.CAS: 12, Kind.DELETE: 7, Kind.SCAN: 3}
@@ -94,10 +96,10 @@ _LOSE_DISKS: Final = (FaultKind.DISK_LOSS, FaultKind.OLD_DISK)
 
 @dataclass(frozen=True, slots=True)
 class ScheduledFault:
-    """`nodes`: whom it hits; of a fault on a link, from whom to whom. What goes down stays down for `lasts_s`.
+    """`nodes` are those that it hits; for a fault on a link, its source and target. A node stays down for `lasts_s`.
 
-    `after_steps`: the node dies only when it has, from `at_s` on, sent or begun to write so many things more.
-    `linger_s`: what it had sent is held up on its way for so long. `mode`: the one that is asked for.
+    `after_steps`: the node dies only after this many further sends and begun writes, counted from `at_s`. `linger_s`:
+    how long its sent bytes are held up on their way. `mode`: the mode that a switch asks for.
     """
 
     at_s: float
@@ -116,7 +118,7 @@ class ScheduledFault:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRequest:
-    """One client asks for one thing: at `at_s`, or when its last request has ended. Of a scan, `key` is the prefix."""
+    """One client's request, at `at_s` or when its last request has ended. For a scan, `key` is the prefix."""
 
     at_s: float
     client: int
@@ -126,9 +128,9 @@ class ScheduledRequest:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One run, before it happens. Times count from when the cluster has formed.
+    """One run, before it happens. Times count from the moment when the cluster has formed.
 
-    `joiners`: further workers, which are off until a fault starts them. `modes`: what may be switched to.
+    `joiners`: further workers, which are off until a fault starts them. `modes`: those that a switch may lead to.
     """
 
     seed: int
@@ -149,13 +151,13 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What runs are like. A latency or fsync is drawn between its two bounds, evenly on a scale of powers.
+    """What runs are like. A latency or fsync is drawn between its two bounds, evenly on a logarithmic scale.
 
-    `changes`: how many changes of the cluster there are, not counting what follows on one. `modes`: the installed ones
-    that an operator may switch to.
+    `changes`: how many changes of the cluster there are, without those that directly follow one. `modes`: the installed
+    modes that an operator may switch to.
     """
 
-    lasts_s: float = 60.0  # until the last faults are over; forming and the last phase add a few seconds
+    lasts_s: float = 60.0  # until the last faults are over; forming and the last phase come on top
     workers: int = 5
     replicas: int = 3
     clients: int = 4
@@ -175,7 +177,7 @@ class Plan:
     down_after_s: float = DOWN_AFTER_S
     forget_after_s: float = MIN_AGE_S
     modes: tuple[str, ...] = ()
-    now_and_then: tuple[Plan, ...] = ()  # each of these is what every fourth seed follows instead
+    now_and_then: tuple[Plan, ...] = ()  # every fourth seed follows one of these instead
 
     def draw(self, strategy: Strategy, seed: int) -> Schedule:
         """The schedule of this seed."""
@@ -250,16 +252,16 @@ class Plan:
     def _draw_changes(self, strategy: Strategy, dice: random.Random, storms: Sequence[float]) -> list[ScheduledFault]:
         weights = dict.fromkeys(_CHANGES, 0.0) | dict(self.change_weights)
         joiners = [f"w{self.workers + number}" for number in range(self.joiners, 0, -1)]
-        mode = strategy.name  # the one in force, if every switch so far succeeded
+        mode = strategy.name  # the mode in force, if every switch so far succeeded
         faults: list[ScheduledFault] = []
         for _ in range(dice.randint(*self.changes)):
             at_s = dice.choice(storms) + dice.random() * self.storm_s
-            for _ in range(dice.choice((1, 1, 2))):  # the second on the heels of the first
+            for _ in range(dice.choice((1, 1, 2))):  # the second directly after the first
                 weights[FaultKind.JOIN] *= bool(joiners)
                 modes = [other for other in self.modes if other != mode]
                 weights[FaultKind.MODE_SWITCH] *= bool(modes)
                 (kind,) = dice.choices(list(weights), list(weights.values()))
-                begins_s = at_s  # when the cluster takes notice of it
+                begins_s = at_s  # when the cluster notices the change
                 if kind is FaultKind.JOIN:
                     faults.append(ScheduledFault(at_s, kind, (joiners.pop(),), 0.0))
                 elif kind is FaultKind.MODE_SWITCH:
@@ -318,7 +320,7 @@ CHANGING: Final = Plan(
     modes=("sync", "chain", "quorum"),
 )
 
-# The mode is switched, to whatever `modes` says, and little else is changed. Whoever plays it says between which.
+# The mode is switched, to those that `modes` names, and little else changes. The caller replaces `modes`.
 SWITCHING: Final = replace(
     CHANGING,
     lasts_s=30.0,
@@ -330,10 +332,10 @@ SWITCHING: Final = replace(
     joiners=1,
 )
 
-# What is played unless somebody asks for another plan.
+# The default plan.
 USUAL: Final = Plan(now_and_then=(CROWDED,))
 
-# What a strategy is certified by: workers come and go besides. The mode stays what it is, since it is the one on trial.
+# The plan for certifying a strategy. Workers come and go, too. The mode is not switched, since it is on trial.
 CERTIFYING: Final = Plan(now_and_then=(CROWDED, replace(CHANGING, modes=())))
 
 
@@ -342,7 +344,7 @@ def _between(dice: random.Random, low: float, high: float) -> float:
 
 
 def _draw_fault(kind: FaultKind, at_s: float, workers: Sequence[str], dice: random.Random) -> ScheduledFault:
-    """`workers`: whom it may hit; one that is named twice is hit more often."""
+    """`workers`: those that it may hit; a worker that is named twice is hit more often."""
     lasts_s = 0.1 + dice.random() ** 2 * 3
     after_steps = dice.choice((0, 0, dice.randint(1, 6)))
     linger_s = dice.choice((0.0, dice.random() * 3))
@@ -353,7 +355,7 @@ def _draw_fault(kind: FaultKind, at_s: float, workers: Sequence[str], dice: rand
         cut_off = {dice.choice([MASTER, *workers]) for _ in range(dice.randint(1, 3))}
         return ScheduledFault(at_s, kind, tuple(sorted(cut_off)), lasts_s)
     if kind in _ON_LINKS:
-        # Between workers only chains talk, so most of it should happen at the master's links.
+        # Only chains use links between workers, so most faults should hit the master's links.
         one, other = dice.choice(workers), dice.choice(workers)
         ends = [MASTER if one == other or dice.random() < 0.6 else one, other]
         dice.shuffle(ends)

@@ -1,16 +1,17 @@
-"""A seed in, a verdict out: one simulated run from forming to the last read, and its judgement.
+"""One simulated run of a seed, from forming to the last read, and its verdict.
 
     forming    machines are switched on, workers enlist, every partition gets its configuration
     trouble    the schedule's requests and faults, about a minute of virtual time
-    mending    faults are over, everybody is up; the cluster must become whole by itself, in bounded time
+    mending    faults are over, every node is up; the cluster must become whole by itself, in bounded time
     last reads every client reads every key, and writes it once more
 
-Modes that promise consistency are held to linearizability, the last reads included, through all switches between them.
-Modes that promise convergence are held to it: in the end all replicas hold the same on their disks, and no acknowledged
-write is missing but those that a disk held alone when it was lost, or was put back from a copy. All modes: no refused
-write is ever seen, no value comes from nowhere, no answer comes after its deadline, no node fails without a reason, and
-when nothing is broken any more everything is available, every partition settled, and as many replicas up as there
-should be.
+Modes that promise consistency must be linearizable, the last reads included, through all switches between them. Modes
+that promise convergence must converge: in the end all replicas hold the same on their disks. And no acknowledged write
+is missing, except those that one disk alone held when it was lost or put back from a copy.
+
+For all modes: no refused write is ever seen, every value that is seen was written, no answer comes after its deadline,
+and no node fails without a reason. When nothing is broken any more, everything is available, every partition is
+settled, and as many replicas are up as there should be.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ _FORMING_TIMEOUT_S = 20.0
 _MENDING_TIMEOUT_S = 30.0
 _TRIES = 3
 _TRY_AGAIN_S = 0.5
-_HORIZON_S = 600.0  # nothing takes that long: a run that gets there hangs
+_HORIZON_S = 600.0  # no run takes that long: one that gets there hangs
 
 
 class DidNotEndError(Exception):
-    """A run that hangs: nothing in it takes so long."""
+    """A run that hangs: it did not end within a time that no run takes."""
 
 
 class Verdict(StrEnum):
     HELD = "held"  # the mode did what it promises
     VIOLATION = "violation"
-    UNDECIDED = "not decided"  # the checker ran out of steps: never to be taken for a pass
+    UNDECIDED = "not decided"  # the checker ran out of steps; this is not a pass
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class Run:
     virtual_s: float
     findings: list[Finding]
     undecided: list[str] = field(default_factory=list)  # keys
-    staleness: Staleness | None = None  # of modes that allow it
+    staleness: Staleness | None = None  # of modes that allow stale reads
     trace: list[TraceEvent] = field(default_factory=list)
 
     @property
@@ -85,14 +86,14 @@ def simulate(strategy: Strategy, seed: int, plan: Plan | None = None, *, trace: 
 
 
 def run_schedule(strategy: Strategy, schedule: Schedule, *, trace: bool = False) -> Run:
-    """Run exactly this and judge it. `trace`: keep the events, for drawing them."""
+    """Run this schedule and judge it. `trace`: keep the events, so that they can be drawn."""
     clock = SimClock()
-    story = Trace(wanted=trace)
+    recorded = Trace(wanted=trace)
 
     async def main() -> Run:
         with trio.move_on_after(_HORIZON_S):
             async with trio.open_nursery() as nursery:
-                world = World(strategy, schedule, clock, story, nursery)
+                world = World(strategy, schedule, clock, recorded, nursery)
                 clients = Clients(world)
                 await _play(world, clients, nursery)
                 run = _judge(world, clients.recorder.operations)
@@ -104,7 +105,7 @@ def run_schedule(strategy: Strategy, schedule: Schedule, *, trace: bool = False)
 
 
 async def _play(world: World, clients: Clients, nursery: trio.Nursery) -> None:
-    """The run itself."""
+    """Play the schedule, from forming to the last writes."""
     faults = Faults(world)
     world.start_all()
     if not await world.wait_until(world.is_formed, _FORMING_TIMEOUT_S):
@@ -120,7 +121,7 @@ async def _play(world: World, clients: Clients, nursery: trio.Nursery) -> None:
         why = f"{_MENDING_TIMEOUT_S:g} s after the last fault the cluster is not whole"
         world.findings.append(Finding("does not mend", "-", f"{why}: {_describe_wounds(world)}"))
     final = await _read_all(world, clients)
-    # Meanwhile a worker may have been up for so long that it is given its share, and be empty until it has it.
+    # Meanwhile a worker may have become steady, and been given its share; it is empty until it has it.
     await world.wait_until(world.is_whole, _MENDING_TIMEOUT_S)
     if world.converges and world.master is not None:
         for replicas in world.replicas().values():
@@ -156,7 +157,7 @@ async def _read_all(world: World, clients: Clients) -> dict[str, str | None]:
 
 
 async def _ask_until_committed(world: World, clients: Clients, client: str, kind: Kind, key: str) -> Operation:
-    """Ask, a few times if need be: a link that a machine took down with it breaks only when it is next used."""
+    """Ask, up to `_TRIES` times: a link to a machine that went down breaks only when it is next used."""
     operation = await clients.ask(client, kind, key)
     for _ in range(_TRIES - 1):
         if operation.outcome is Outcome.COMMITTED:

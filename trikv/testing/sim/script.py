@@ -1,4 +1,4 @@
-"""Scenarios as text: who does what when, and what comes of it, readable by someone who has never seen the code.
+"""Scenarios as text, with the outcome of every line, readable without knowing the code.
 
     cluster quorum, 3 workers
 
@@ -7,45 +7,45 @@
     client a put k v2        -> unknown
     judge                    -> linearizable
 
-A script is run on a simulated cluster of one partition, where nothing happens by chance. A line whose deed has an
-outcome ends in `-> OUTCOME`. Running the script gives the same text with the outcomes that there really were; so a
-test compares two texts, and a new script is written with any outcome (`-> ?`) and rewritten once.
+A script runs on a simulated cluster of one partition, where nothing happens by chance. A line whose action has an
+outcome ends in `-> OUTCOME`. Running the script gives the same text with the real outcomes. So a test compares two
+texts, and a new script is written with any outcome (`-> ?`) and rewritten once.
 
 `m1`, `m2` ... are the partition's replicas in the order of its preference list, `s1`, `s2` ... the other workers, and
-`master` is the master. The lines that there are:
+`master` is the master. All lines:
 
     cluster MODE, N workers[, N replicas]    always first; the replicas are 3 unless it says so
-    client NAME put KEY VALUE ->             committed, refused (CODE) or unknown; so for the next three
+    client NAME put KEY VALUE ->             committed, refused (CODE) or unknown; also for the next three
     client NAME delete KEY ->
     client NAME cas KEY OLD NEW ->           NEW in place of OLD ("nothing": absence), which clients saw last
     client NAME get KEY ->                   the value, or nothing
-    client NAME begins put KEY VALUE         and the same for the others: it is left under way
-    client NAME is told ->                   how that ended; waits for it
+    client NAME begins put KEY VALUE         and the same for the others: the request is left under way
+    client NAME is told ->                   the outcome of that request; waits for it
     hold A>B                                 what A sends to B waits on its way
-    cut A B                                  nothing passes between these and all others; it waits on its way
+    cut A B                                  nothing passes between these and all others; messages wait on their way
     release A>B; heal                        one hold ends; every hold and cut ends. What waited arrives
-    crash A B                                they die; others notice at once. What was flushed to disk is kept
-    power off A B                            the same, and nobody is told
-    lose disk A B                            the same, and they will come back with an empty disk
+    crash A B                                they die, and others notice at once. What was flushed to disk is kept
+    power off A B                            the same, but others do not notice
+    lose disk A B                            the same, and they come back with an empty disk
     freeze A                                 nothing more is written to its disk, until it is switched off and on
     start A B                                they are switched on, and linked a moment later
     set aside A>B                            what the dead A still had under way to B is kept; the wire is free again
     deliver A>B                              it arrives now, on a connection of its own
     reconfigure M1 M2 M3                     these become the replicas, while the master is off; see below
     operator asks mode MODE                  a switch is begun, and goes on by itself
-    operator asks drain A                    so is the emptying of a worker
-    configuration ->                         mode and replicas, or all in the history, the oldest first, while unsettled
+    operator asks drain A                    the emptying of a worker is begun
+    configuration ->                         mode and replicas; of the whole history, the oldest first, while unsettled
     wait SECONDS
     disks KEY ->                             what each replica, in order, has on its disk
-    judge ->                                 of all that clients saw: is the promise kept?
+    judge ->                                 is the promise kept, by all that clients saw?
 
-`reconfigure` writes into the cluster's document what a change of a configuration is to leave there: the next
-generation, and the new configuration at the end of the history. It is how schedules about such changes are driven.
+`reconfigure` writes into the cluster's document what a change of a configuration leaves there: the next generation,
+and the new configuration at the end of the history.
 
-A client has one request at a time. Names and values are one word each. Whatever is not one of these lines is an error
-that names the line; nothing has run then.
+A client has one request at a time. Names and values are one word each. Any other line is an error that names the
+line, and then nothing is run.
 
-This file reads scripts and plays them; what each line does is a method of the stage (`script_world.py`).
+This file reads scripts and plays them. What each line does is a method of `ScriptWorld` (`script_world.py`).
 """
 
 from __future__ import annotations
@@ -69,22 +69,22 @@ from trikv.testing.sim.trace import Trace
 from trikv.testing.sim.world import World
 
 _ARROW: Final = "->"
-_SEED: Final = 1  # of latencies; a script holds back whatever must not happen yet
+_SEED: Final = 1  # of latencies; a script holds back what must not happen yet
 _LATENCY_S: Final = 0.001
 _FSYNC_S: Final = 0.001
 _REPLICAS: Final = 3
 _HORIZON_S: Final = 600.0  # as in run.py: a script that gets there hangs
 
-Deed = Callable[[ScriptWorld], Awaitable[str | None]]
+Action = Callable[[ScriptWorld], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`text` is the line as it stands, up to the arrow if what it does has an outcome."""
+    """`text` is the line as it stands; if it has an outcome, up to the arrow."""
 
     number: int
     text: str
-    deed: Deed | None = None  # None: a comment, an empty line, or the first
+    action: Action | None = None  # None: a comment, an empty line, or the first line
     has_outcome: bool = False
 
 
@@ -99,7 +99,7 @@ class Script:
 
 @dataclass(slots=True)
 class PlayedScript:
-    """What came of a script: its text with the outcomes that there were, and what its judges found."""
+    """A script's text with its real outcomes, and the findings of its judges."""
 
     text: str
     findings: list[Finding]
@@ -114,7 +114,7 @@ def read(name: str, text: str) -> Script:
     """The script in `text`; `name` is for messages.
 
     Raises:
-      ScriptError: it is none.
+      ScriptError: the text is not a script.
     """
     head: re.Match[str] | None = None
     nodes: set[str] = set()
@@ -130,11 +130,11 @@ def read(name: str, text: str) -> Script:
                 nodes = _nodes_of(head)
                 lines.append(Line(number, whole))
             else:
-                deed, has_outcome = _understand(words, nodes)
+                action, has_outcome = _understand(words, nodes)
                 if has_outcome != bool(arrow and outcome.strip()):
                     needs = f"say `{_ARROW} OUTCOME` after it" if has_outcome else f"nothing can stand after `{_ARROW}`"
                     raise ScriptError(f"`{' '.join(words)}`: {needs}")
-                lines.append(Line(number, before if has_outcome else whole, deed, has_outcome))
+                lines.append(Line(number, before if has_outcome else whole, action, has_outcome))
         except ScriptError as error:
             raise ScriptError(f"{name}, line {number}: {error}") from None
     if head is None:
@@ -151,7 +151,7 @@ def _nodes_of(head: re.Match[str] | None) -> set[str]:
     return {MASTER, *numbered("m", replicas), *numbered("s", workers - replicas)}
 
 
-def _understand(words: list[str], nodes: set[str]) -> tuple[Deed, bool]:
+def _understand(words: list[str], nodes: set[str]) -> tuple[Action, bool]:
     """What a line does, and whether that has an outcome."""
 
     def known(names: Sequence[str]) -> Sequence[str]:
@@ -245,10 +245,10 @@ def _understand_seconds(text: str) -> float:
 
 
 def play(script: Script, strategy: Strategy) -> PlayedScript:
-    """Run a script, with `strategy` in the part of its mode.
+    """Run a script, with `strategy` in place of its mode.
 
     Raises:
-      ScriptError: a line asks for what cannot be done at that point.
+      ScriptError: a line asks for something that is not possible at that point.
       DidNotEndError: it hangs.
     """
     clock = SimClock()
@@ -271,17 +271,17 @@ def play(script: Script, strategy: Strategy) -> PlayedScript:
     async def main() -> None:
         with trio.move_on_after(_HORIZON_S) as scope:
             async with trio.open_nursery() as nursery:
-                stage = ScriptWorld(World(strategy, schedule, clock, Trace(wanted=False), nursery), nursery)
-                await stage.set_up()
+                script_world = ScriptWorld(World(strategy, schedule, clock, Trace(wanted=False), nursery), nursery)
+                await script_world.set_up()
                 for line in script.lines:
                     outcome = None
-                    if line.deed is not None:
+                    if line.action is not None:
                         try:
-                            outcome = await line.deed(stage)
+                            outcome = await line.action(script_world)
                         except ScriptError as error:
                             raise ScriptError(f"{script.name}, line {line.number}: {error}") from None
                     written.append(f"{line.text}{_ARROW} {outcome}" if line.has_outcome else line.text)
-                findings.extend(stage.findings)
+                findings.extend(script_world.findings)
                 nursery.cancel_scope.cancel()
         if scope.cancelled_caught:
             raise DidNotEndError(f"{script.name} did not end within {_HORIZON_S:g} s of virtual time")

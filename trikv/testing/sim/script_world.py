@@ -1,8 +1,8 @@
-"""The stage on which scripts are played (`script.py`): a simulated cluster, and a method for each line that there is.
+"""The simulated cluster that a script runs on: one method for each line (`script.py`).
 
-It knows the nodes by the names that a script gives them, who they are in the world, what is held back on which wire,
-and which client waits for what. A method does what its line says, or refuses if that cannot be done at this point; what
-it answers is the line's outcome.
+It knows the nodes by the names that the script gives them, and by their names in the world. It also knows what is held
+back on which wire, and which request each client has under way. A method does what its line says, or refuses if that is
+not possible at this point. Its return value is the line's outcome.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Request:
 
 
 class ScriptWorld:
-    """The cluster of one script. Each method is a line."""
+    """The cluster of one script. Each public method is a line."""
 
     def __init__(self, world: World, nursery: trio.Nursery) -> None:
         self.findings: list[Finding] = []
@@ -68,12 +68,12 @@ class ScriptWorld:
         self._nursery = nursery
         self._requests: dict[str, _Request] = {}
         self._host_of = {MASTER: MASTER}  # by the name in the script
-        self._incarnations: dict[str, bytes | None] = {}  # of the replicas, in order, as they were at first
+        self._incarnations: dict[str, bytes | None] = {}  # of the replicas, in order, at the beginning
         self._held: list[Wire] = []
         self._aside: dict[tuple[str, str], list[tuple[Pipe, list[bytes]]]] = {}
 
     async def set_up(self) -> None:
-        """Have the cluster form, and see who became what."""
+        """Let the cluster form, and give each node its name in the script."""
         world = self._world
         world.start_all()
         formed = await world.wait_until(world.is_formed, _FORMING_TIMEOUT_S)
@@ -224,7 +224,7 @@ class ScriptWorld:
         return " ".join(value or NOTHING for value in self._on_disk(key).values())
 
     async def judge(self) -> str:
-        """What the run is judged by that `simulate` makes."""
+        """Judge by the rules by which `simulate` judges a run."""
         operations = self._clients.recorder.operations
         lies = [*self._world.findings, *check_origins(operations)]
         if self._world.strategy.promise is Promise.CP:

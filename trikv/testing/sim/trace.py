@@ -1,10 +1,10 @@
-"""What happened in a run, in order: as a digest always, as events that can be drawn when somebody asks for them.
+"""What happened in a run, in order: a digest always, and on demand events that can be drawn.
 
 The digest is a hash over every message that arrived, with its bytes and its instant, over every fault, and over the
 beginning and end of every operation. Two runs with one digest were the same run.
 
-Events are for people and cost a decoding of every frame, so they are kept only on demand. A message has two: it is
-sent, and it arrives, later or never; `number` joins them. Frames carry many calls; each is told apart.
+Events are for people, and cost a decoding of every frame, so they are kept only on demand. A message has two events: it
+is sent, and it arrives, later or never. `number` joins the two. A frame carries many calls; each has its own events.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _SECONDS: Final = Struct("<d")
 
 
 class TraceEvent(NamedTuple):
-    """`what` is "send", "arrive", "fault", "heal", "begin", "end", "start" or "down"; `text` is for a person.
+    """`what` is "send", "arrive", "fault", "heal", "begin", "end", "start", "down" or "told"; `text` is for a person.
 
-    Messages also carry `number`, and as far as they have them `call`, `key` and `record`; answers their `fault`.
+    Messages also have a `number`, and `call`, `key` and `record` where these apply; answers have their `fault`.
     """
 
     time_s: float
@@ -41,7 +41,7 @@ class TraceEvent(NamedTuple):
 
 
 class Trace:
-    """Takes down one run. `events` stays empty unless they are wanted."""
+    """Records one run. `events` stays empty unless they are wanted."""
 
     def __init__(self, *, wanted: bool) -> None:
         self.events: list[TraceEvent] = []
@@ -54,7 +54,7 @@ class Trace:
         return self._hash.hexdigest()
 
     def note(self, time_s: float, what: str, node: str, text: str) -> None:
-        """Something that is no message."""
+        """An event that is not a message."""
         self._hash.update(f"{time_s!r} {what} {node} {text}\n".encode())
         if self.wanted:
             self.events.append(TraceEvent(time_s, what, node, node, text))
@@ -65,7 +65,7 @@ class Trace:
     def note_message(
         self, time_s: float, what: str, source: str, target: str, number: int, connection: int, data: bytes
     ) -> None:
-        """Only if `wanted`: the calls and answers in a frame that is sent or arrives."""
+        """The calls and answers in a frame that is sent or arrives; only if `wanted`."""
         for call, key, record, fault in self._told(connection, data):
             outcome = "" if fault is None else fault.name.lower()
             version = "" if record is None else str(record.version)

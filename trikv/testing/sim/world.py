@@ -1,9 +1,9 @@
-"""A whole cluster on simulated machines, and what can befall it.
+"""A whole cluster on simulated machines, and the ways in which it can break.
 
-Nodes are the production code's `Master` and `Worker`, unchanged: they get the world's transport, dice, disks and
-clock through the doors that they have anyway. A node lives in a task of its own under a cancel scope. When it crashes,
-it is first cut off from network and disk, at that instant, and only then cancelled: what its tasks still do while they
-unwind, nobody can see.
+Nodes are the production code's `Master` and `Worker`, unchanged. They get the world's transport, dice, disks and clock
+through the doors that they have anyway. A node lives in its own task, under a cancel scope. When it crashes, it is
+first cut off from network and disk, at that instant, and only then cancelled. So what its tasks still do while they
+unwind has no effect outside.
 
 A node that fails by itself, other than by a disk that failed under it, is a finding: nothing here gives it a reason.
 
@@ -42,7 +42,7 @@ _MASTER_ADDRESS = "master:8000"
 
 
 class World:
-    """Made inside the run, with a nursery for its nodes."""
+    """One cluster. It is made inside the run, with a nursery for its nodes."""
 
     def __init__(
         self, strategy: Strategy, schedule: Schedule, clock: SimClock, trace: Trace, nursery: trio.Nursery
@@ -53,14 +53,16 @@ class World:
         self.trace = trace
         self.network = Network(clock, trace, schedule.seed, schedule.latency_s)
         names = [f"w{number}" for number in range(1, schedule.workers + schedule.joiners + 1)]
-        self.workers = names[: schedule.workers]  # those that were ever started
+        self.workers = names[: schedule.workers]  # all that were ever started
         self.disks = {name: Disk(schedule.fsync_s) for name in names}
-        self.master: Master | None = None  # the one that lives, once it serves
+        self.master: Master | None = None  # the living master, once it serves
         self.findings: list[Finding] = []
         self.injected: Counter[FaultKind] = Counter()
         self.disks_lost = 0
-        self.gone: list[HeldAlone] = []  # with those disks
-        self._put_back: set[tuple[str, bytes]] = set()  # workers and incarnations of which an older copy was put back
+        self.gone: list[HeldAlone] = []  # what was lost with those disks
+        self._put_back: set[tuple[str, bytes]] = (
+            set()
+        )  # (worker, incarnation) whose disk was put back from an older copy
         self._nursery = nursery
         self.modes = {name: _installed().strategy(name) for name in schedule.modes} | {strategy.name: strategy}
         self.operators = Operators(self, nursery)
@@ -73,8 +75,10 @@ class World:
     # --- lives --------------------------------------------------------------------------------------------------------
 
     def start(self, name: str) -> None:
-        """Switch the machine on, if it is off. If its node still runs, or is on its way to its end, another life
-        follows as soon as this one has ended by itself."""
+        """Switch the machine on, if it is off.
+
+        If its node still runs, or is about to end, another life follows as soon as this one has ended by itself.
+        """
         host = self.network.hosts[name]
         if host.life is not None:
             host.life.has_successor = True
@@ -93,14 +97,14 @@ class World:
             self.start(name)
 
     def join(self, name: str) -> None:
-        """A further worker is started for the first time."""
+        """Start a further worker for the first time."""
         self.workers.append(name)
         self.start(name)
 
     def crash(
         self, life: Life, *, share_kept: float = 0.5, silent: bool = False, linger_s: float = 0.0, why: str = "crash"
     ) -> None:
-        """The node is gone, at this instant; unflushed batches survive with probability `share_kept`."""
+        """End the node, at this instant. Unflushed batches survive with probability `share_kept`."""
         if life.dead:
             return
         host = life.host
@@ -117,13 +121,15 @@ class World:
         life.scope.cancel()
 
     def lose_disk(self, name: str) -> None:
-        """A new disk takes the place of the one that this machine, which is off, had."""
+        """Give this machine, which is off, a new disk in place of its old one."""
         self._note_gone(name)
         self.disks[name].lose()
 
     def put_disk_back(self, name: str, share: float) -> None:
-        """The disk of this machine, which is off, is as it was before one of its starts (`Disk.put_back`). Whoever
-        starts with it is another member, for it has forgotten what it promised."""
+        """Make the disk of this machine, which is off, as it was before one of its starts (`Disk.put_back`).
+
+        The worker that starts with it is another member, because it has forgotten what it promised.
+        """
         disk = self.disks[name]
         if disk.copies():
             former = disk.meta["incarnation"]
@@ -132,7 +138,7 @@ class World:
             self._put_back |= {(name, former), (name, disk.meta["incarnation"])}
 
     def _note_gone(self, name: str) -> None:
-        """This disk is about to be lost, with all that no other one holds."""
+        """Note what is about to be lost with this disk: all that no other disk holds."""
         self.disks_lost += 1
         others = [disk.records for host, disk in self.disks.items() if host != name]
         for where, record in self.disks[name].records.items():
@@ -141,8 +147,10 @@ class World:
                 self.gone.append(HeldAlone(where[1].decode(), None if held is None else held.stamp, record.stamp))
 
     def put_document_back(self, starts: int) -> None:
-        """The document is as it was so many starts of a master ago, or fewer, while the master is off. Nothing happens
-        if the configurations, the members or the mode were others then: that is beyond what is promised."""
+        """Make the document as it was this many starts of a master ago, or fewer, while the master is off.
+
+        Nothing happens if the configurations, the members or the mode were others then: that is beyond the promise.
+        """
         config = self.config
         present = Cluster.from_document(cbor2.loads(config.body))
         chosen: bytes | None = None
@@ -180,7 +188,7 @@ class World:
         try:
             with life.scope:
                 await run(life)
-        except Exception as error:  # noqa: BLE001 whatever it is, it ends one node, and is judged here
+        except Exception as error:  # noqa: BLE001 any error ends one node, and is judged here
             if not life.dead and not _has_reason(life, error):
                 where = traceback.format_exception(error)[-12:]
                 self.findings.append(Finding("node failed", "-", f"{host.name} ended by itself: {''.join(where)}"))
@@ -214,15 +222,15 @@ class World:
     # --- what can be seen from outside --------------------------------------------------------------------------------
 
     async def wait_until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait for something to become true, looking ten times a second."""
+        """Wait until `holds` is true, looking ten times a second."""
         with trio.move_on_after(timeout_s):
-            while not holds():  # noqa: ASYNC110 nothing in the production code should have to tell us
+            while not holds():  # noqa: ASYNC110 the production code does not notify tests
                 await trio.sleep(0.1)
             return True
         return False
 
     def is_formed(self) -> bool:
-        """Has everybody enlisted, and got a place?"""
+        """Has every worker enlisted, and does every partition have its configuration?"""
         master = self.master
         return (
             master is not None
@@ -232,15 +240,17 @@ class World:
         )
 
     def is_whole(self) -> bool:
-        """Is everything mended? Nothing in doubt, all partitions settled, as many replicas as there should be, and the
-        same on all of them."""
+        """Is everything mended?
+
+        Then nothing is in doubt, all partitions are settled with their number of replicas, and these hold the same.
+        """
         master = self.master
         if master is None or self.operators.waiting or not self._all_up(master) or not master.reconciler.at_rest:
             return False
         return not self.wounded() and not self.differing()
 
     def wounded(self) -> list[int]:
-        """Partitions that are not as they should be."""
+        """Partitions that are not whole."""
         master = self.master
         assert master is not None
         return [
@@ -263,7 +273,7 @@ class World:
 
     @property
     def converges(self) -> bool:
-        """Is the mode in force one that promises convergence?"""
+        """Does the mode in force promise convergence?"""
         mode = self.strategy.name if self.master is None else self.master.cluster.mode
         return self.modes[mode].promise is Promise.AP
 
@@ -276,7 +286,7 @@ class World:
         )
 
     def replicas(self) -> dict[int, dict[str, dict[bytes, Record]]]:
-        """By partition: what the disks of its members hold."""
+        """By partition and worker: what the disks of its members hold."""
         assert self.master is not None
         held: dict[tuple[str, int], dict[bytes, Record]] = defaultdict(dict)
         for name in self.workers:
@@ -301,8 +311,10 @@ def _version(record: Record) -> Version:
 
 
 def _what_stays(cluster: Cluster) -> object:
-    """What a document that is put back must not have forgotten: the starts of workers among it, since a directory that
-    is put back as well would then be believed."""
+    """What a document that is put back must not have forgotten.
+
+    The starts of workers are part of it, since otherwise a directory that is put back as well would be believed.
+    """
     members = [enlisted.member for enlisted in cluster.workers.values()]
     return cluster.mode, members, cluster.starts, [(p.generation, p.history) for p in cluster.partitions]
 
