@@ -192,8 +192,13 @@ def check_strategy(strategy: object, origin: str) -> None:
             copies: object = strategy.copies(n)
         except Exception as error:  # a stranger's code
             raise complain(f"fails in copies({n}): {_told(error)}") from error
-        if not isinstance(copies, int) or isinstance(copies, bool) or not 1 <= copies <= n:
+        if not can_keep(copies, n):
             raise complain(f"says copies({n}) = {copies!r}, which is not from 1 to {n}")
+
+
+def can_keep(copies: object, replicas: int) -> bool:
+    """Is `copies` a number of copies that so many replicas can keep: an integer from 1 to `replicas`?"""
+    return isinstance(copies, int) and not isinstance(copies, bool) and 1 <= copies <= replicas
 
 
 def check_storage_engine(engine: object, origin: str) -> None:

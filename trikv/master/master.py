@@ -49,7 +49,7 @@ from trikv.master.tasks import Tasks
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
 from trikv.net.serve import serve_links
-from trikv.registry import Registry
+from trikv.registry import Registry, can_keep
 
 MIN_COPIES: Final = 2
 SETTLE_RATE_BYTES: Final = 16e6
@@ -313,7 +313,7 @@ def _warn_of_other_founding(cluster: Cluster, mode: str | None, replicas: int | 
 
 def _check_copies(strategy: Strategy, replicas: int) -> None:
     copies = strategy.copies(replicas)
-    if not 1 <= copies <= replicas:
+    if not can_keep(copies, replicas):
         raise StartError(f"mode {strategy.name} wants {copies} copies of {replicas} replicas; choose other --replicas")
 
 

@@ -39,7 +39,7 @@ from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
 from trikv.master.membership import Membership
 from trikv.master.reconcile import Reconciler
-from trikv.registry import Registry
+from trikv.registry import Registry, can_keep
 
 DISK_TIMEOUT_S: Final = 5.0
 COPIES_S: Final = 2.0  # for copies that are under way; a disk that takes longer is no second replica just now
@@ -196,7 +196,7 @@ class Operations:
         strategy = self._registry.strategy(mode)
         replicas = self._document.cluster.replicas
         copies = strategy.copies(replicas)
-        if not 1 <= copies <= replicas:
+        if not can_keep(copies, replicas):
             raise Refused(
                 "conflict", f"mode {mode} keeps {copies} copies of each write, and this cluster has {replicas} replicas"
             )
