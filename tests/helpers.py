@@ -1,4 +1,4 @@
-"""A worker that runs in a test, and a master's link to it."""
+"""What tests share: a worker that runs alone with a master's link to it, and a whole cluster with what it holds."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from trikv.core.calls import (
     vitals_from_wire,
 )
 from trikv.core.digest import Summary
-from trikv.core.errors import Fault
-from trikv.core.record import Record, Version, make_epoch
+from trikv.core.errors import Fault, Refused
+from trikv.core.record import Record, Version, make_epoch, make_seq
 from trikv.core.session import Hello
 from trikv.net.doors import Doors
 from trikv.net.link import Link, dial
@@ -30,6 +30,9 @@ from trikv.worker.worker import Worker
 PATIENCE_S = 20.0
 P = 7  # a partition
 OLD, NOW, NEXT = make_epoch(3, 0), make_epoch(3, 1), make_epoch(3, 2)
+KEYS = [b"key-%d" % number for number in range(100)]
+VALUES = {key: b"value of " + key for key in KEYS}
+MANY = 1024  # partitions: so many that they move in several steps
 MASTER = Hello("master", "c-1", "term-3", "c-1")
 
 Reply = tuple[int, list[Any]]
@@ -220,3 +223,123 @@ async def lay_down(
     link.call(Op.STORE, arguments, trio.current_time() + 5, done, 64)
     await stored.wait()
     return record
+
+
+# --- a cluster, and what it holds -------------------------------------------------------------------------------------
+
+
+async def fill(cluster: InProcessCluster, value: bytes = b"v") -> None:
+    """Every key with the same value."""
+    for key in KEYS:
+        await cluster.coordinator.put(key, value)
+    await trio.sleep(1)  # copies that nobody waits for arrive
+
+
+async def fill_apart(cluster: InProcessCluster) -> None:
+    """Every key with a value of its own."""
+    for key, value in VALUES.items():
+        await cluster.coordinator.put(key, value)
+
+
+async def read_all(cluster: InProcessCluster) -> dict[bytes, bytes | None]:
+    return {key: await value_of(cluster, key) for key in KEYS}
+
+
+async def value_of(cluster: InProcessCluster, key: bytes) -> bytes | None:
+    record = await cluster.coordinator.get(key)
+    return None if record is None else record.value
+
+
+async def values(cluster: InProcessCluster) -> set[bytes | None]:
+    return {await value_of(cluster, key) for key in KEYS}
+
+
+def under(cluster: InProcessCluster, *nodes: Node) -> list[int]:
+    """The partitions whose active configuration has all of them."""
+    workers = {node.worker.id for node in nodes}
+    return [
+        state.index for state in cluster.coordinator.partitions if workers <= {t.member.worker for t in state.targets}
+    ]
+
+
+def later(cluster: InProcessCluster, key: bytes) -> Version:
+    """A version later than any that the present configuration has given so far."""
+    return Version(cluster.coordinator.partitions[partition_of(key)].epoch, make_seq(1 << 20, 0))
+
+
+class SlowDisk(MemoryStorage):
+    """Its commits take as long as a test wants."""
+
+    slow_s = 0.0
+
+    async def commit(self, batch: Batch) -> None:
+        await trio.sleep(self.slow_s)
+        await super().commit(batch)
+
+
+def slow_down(node: Node, slow_s: float) -> None:
+    assert isinstance(node.storage, SlowDisk)
+    node.storage.slow_s = slow_s
+
+
+async def start_on_slow_disks(nursery: trio.Nursery) -> InProcessCluster:
+    """Four workers under async whose disks can be slowed down."""
+    cluster = await InProcessCluster.start(nursery, mode="async", workers=0)
+    for _ in range(4):
+        await cluster.add_worker(storage=SlowDisk())
+    await cluster.until(lambda: cluster.master.cluster.formed and len(cluster.master.cluster.workers) == 4)
+    await cluster.until_all_up()
+    return cluster
+
+
+async def start_with_a_drained_one(nursery: trio.Nursery, mode: str, **settings: Any) -> tuple[InProcessCluster, Node]:
+    """Four workers that hold everything, and a fifth that was emptied; its disk can be made to hang (`shut`)."""
+    cluster = await InProcessCluster.start(nursery, mode=mode, workers=0, **settings)
+    for _ in range(5):
+        await cluster.add_worker(storage=GatedStorage())
+    await cluster.until(lambda: cluster.master.cluster.formed and len(cluster.master.cluster.workers) == 5)
+    await cluster.until_all_up()
+    await fill(cluster)
+    drained = cluster.workers[0]
+    await cluster.master.operations.drain(drained.worker.id)
+    await cluster.until(lambda: cluster.master.operations.operation() is None)
+    await cluster.until_settled()
+    return cluster, drained
+
+
+async def back_up(cluster: InProcessCluster) -> dict[str, Any]:
+    """The document as it is now."""
+    document, _ = await cluster.store.read()
+    assert document is not None
+    return document
+
+
+async def restore(cluster: InProcessCluster, document: dict[str, Any]) -> None:
+    """Put an earlier document back, while no master runs."""
+    _, revision = await cluster.store.read()
+    await cluster.store.compare_and_set(document, revision)
+
+
+def seen(cluster: InProcessCluster, node: Node) -> dict[str, Any]:
+    """What the cluster's description says of that worker."""
+    workers = cluster.master.status.describe()["workers"]
+    return next(worker for worker in workers if worker["id"] == node.worker.id)
+
+
+async def code_of(cluster: InProcessCluster, key: bytes = b"key") -> str:
+    """How a read of the key ends."""
+    try:
+        await cluster.coordinator.get(key)
+    except Refused as error:
+        return error.kind.code
+    return "committed"
+
+
+def members_of(cluster: InProcessCluster) -> set[str]:
+    """The workers that hold a place in some partition."""
+    return {m.worker for p in cluster.master.cluster.partitions for m in p.active.members}
+
+
+def copies_of(cluster: InProcessCluster, key: bytes) -> int:
+    """On how many of the replicas that it is placed on the key is."""
+    return sum(node.storage.get(partition_of(key), key) is not None for node in cluster.replicas_of(key))

@@ -188,6 +188,25 @@ def test_a_file_opens_by_saying_why_it_exists(file: Path) -> None:
     assert ast.get_docstring(ast.parse(file.read_text())), "a docstring comes first"
 
 
+def files_of_tests(names: set[str]) -> list[str]:
+    """Those of these modules that lie in a file of tests."""
+    return sorted(
+        name for name in names if name.startswith("tests.") and any(p.startswith("test_") for p in name.split("."))
+    )
+
+
+@pytest.mark.parametrize("file", files(*FOLDERS), ids=module_of)
+def test_nothing_is_imported_from_a_file_of_tests(file: Path) -> None:
+    """What tests share is in a module of its own, or in a `conftest.py`."""
+    assert files_of_tests(set(imports(file.read_text(), module_of(file)))) == []
+
+
+@pytest.mark.parametrize("source", ["from tests.net.test_link import x", "from tests.net import test_link"])
+def test_an_import_from_a_file_of_tests_is_seen(source: str) -> None:
+    assert files_of_tests(set(imports(source, "tests.web.test_page"))) != []
+    assert files_of_tests(set(imports("from tests.helpers import fill", "tests.web.test_page"))) == []
+
+
 @pytest.mark.parametrize("hook", [name for name in vars(Hooks) if name.startswith("trikv_")])
 def test_a_hook_is_documented_and_implemented(hook: str) -> None:
     assert inspect.getdoc(getattr(Hooks, hook))

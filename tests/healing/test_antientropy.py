@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import lay_down, partition_of
+from tests.helpers import later, lay_down, partition_of, value_of
 from trikv.api import Batch
 from trikv.core.calls import Op
 from trikv.core.record import Record, Version, make_epoch, make_seq, term_of
@@ -36,6 +36,10 @@ async def start(nursery: trio.Nursery, mode: str, **more: Any) -> InProcessClust
 
 def held(cluster: InProcessCluster, key: bytes) -> list[Record | None]:
     return [node.storage.get(partition_of(key), key) for node in cluster.replicas_of(key)]
+
+
+def values_held(cluster: InProcessCluster, key: bytes) -> list[bytes | None]:
+    return [record and record.value for record in held(cluster, key)]
 
 
 def whole(cluster: InProcessCluster) -> bool:
@@ -190,3 +194,55 @@ async def test_being_fenced_meanwhile_is_survived(nursery: trio.Nursery, autojum
     await cluster.until_all_up()
     await lay_down(cluster, nursery, node, KEYS[0], LATER, b"remains")
     await cluster.until(lambda: whole(cluster))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+async def test_a_copy_that_a_replica_missed_reaches_it_when_it_is_back(
+    number: int, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="async")
+    await cluster.coordinator.put(KEYS[0], b"1")
+    await trio.sleep(5)
+    missing = cluster.replicas_of(KEYS[0])[number]
+    await cluster.kill(missing)
+    await cluster.coordinator.put(KEYS[0], b"2")
+    await trio.sleep(20)
+    assert values_held(cluster, KEYS[0]).count(b"2") == 2
+    await cluster.restart(missing)
+    await cluster.until_all_up()
+    await trio.sleep(3)  # far less than the period: it was noted that a copy is missing
+    assert values_held(cluster, KEYS[0]) == [b"2"] * 3
+
+
+async def test_a_repair_under_async_does_not_win_over_a_replica_that_is_only_cut_off(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await start(nursery, "async")
+    away = cluster.workers[0]
+    for key in KEYS:
+        await lay_down(cluster, nursery, away, key, later(cluster, key), b"acknowledged last")
+    await cluster.add_worker()
+    cluster.network.cut(away.address)
+    before = cluster.master.cluster.partitions
+    await cluster.until(lambda: cluster.master.cluster.partitions != before)
+    cluster.network.mend(away.address)
+    await cluster.until_all_up()
+    await trio.sleep(PERIOD_S + 5)  # nobody has noted that copies are missing, so they are found in their turn
+    assert {await value_of(cluster, key) for key in KEYS} == {b"acknowledged last"}
+
+
+async def test_being_fenced_during_a_sweep_is_survived(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="async")
+    await cluster.coordinator.put(KEYS[0], b"v")
+    await trio.sleep(5)
+    node = cluster.workers[0]
+    state = cluster.coordinator.partitions[-1]
+    link = await dial(await cluster.network.connect(node.address), cluster.master.hello())
+    nursery.start_soon(link.run)
+    later = make_epoch(40, state.partition.generation)
+    arguments = [state.index, later, node.worker.incarnation, b"k"]
+    link.call(Op.FETCH, arguments, trio.current_time() + 1, lambda fault, payload: None)
+    state.note_missed()  # so that it is swept at the next tick
+    await cluster.until(lambda: cluster.master.cluster.term == 41)
+    assert {term_of(state.epoch) for state in cluster.coordinator.partitions} == {41}
+    assert (await cluster.coordinator.get(KEYS[0])) is not None

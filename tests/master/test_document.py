@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,25 @@ async def test_a_first_write_is_refused_while_the_flag_before_it_is_in_doubt(
     await cluster.until(lambda: cluster.coordinator.stored)
     assert await cluster.coordinator.get(KEY) is None
     await cluster.coordinator.put(KEY, b"w")
+
+
+async def test_a_document_that_no_master_could_serve_is_not_written(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="quorum")
+    await cluster.coordinator.put(b"k", b"v")
+    before = await cluster.store.read()
+
+    def last_generation(found: Cluster) -> Cluster:
+        first = replace(found.partitions[0], generation=(1 << 32) - 1)
+        return replace(found, partitions=(first.renewed(), *found.partitions[1:]))
+
+    for change in (last_generation, lambda found: replace(found, term=1 << 32)):
+        async with cluster.master.document.changing:
+            with pytest.raises(Refused, match="is beyond"):
+                await cluster.master.document.change(change)
+    assert await cluster.store.read() == before
+    assert (await cluster.coordinator.get(b"k")).value == b"v"  # type: ignore[union-attr]
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

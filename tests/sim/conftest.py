@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from trikv.api import Strategy
 from trikv.registry import load_registry
+from trikv.testing.sim.script import Script, read
 
+SCRIPTS = Path(__file__).parent / "scripts"
 _CAUGHT = "mutant"
+
+
+def read_script(file: Path) -> Script:
+    return read(file.name, file.read_text())
 
 
 @pytest.fixture(scope="session")

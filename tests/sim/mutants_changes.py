@@ -1,8 +1,7 @@
 """What can be broken about changes of configurations: in who joins, in what settles, and in what takes whose place.
 
 Most show when a configuration changes while something else goes on, or twice in a row, and search finds them. Others
-take somebody who is away at one particular moment: those are driven by hand, in `scripts/` or in
-`tests/master/test_changes_driven.py`.
+take somebody who is away at one particular moment: those are driven by hand, in `scripts/` or in `driven.py`.
 """
 
 from __future__ import annotations

@@ -10,16 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.sim.conftest import SCRIPTS, read_script
 from trikv.api import Strategy
-from trikv.testing.sim.script import Script, play, read
+from trikv.testing.sim.script import play, read
 from trikv.testing.sim.script_world import ScriptError
 
-SCRIPTS = Path(__file__).parent / "scripts"
 REWRITE = "TRIKV_REWRITE_SCRIPTS"
-
-
-def read_script(file: Path) -> Script:
-    return read(file.name, file.read_text())
 
 
 @pytest.mark.parametrize("file", sorted(SCRIPTS.glob("*.txt")), ids=lambda file: file.stem)

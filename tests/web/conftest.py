@@ -18,6 +18,19 @@ class Told(NamedTuple):
 
 
 Ask = Callable[..., Told]
+Wire = Callable[[], socket.socket]
+
+HEAD = b"PUT /v1/kv/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    answer = b""
+    try:
+        while piece := connection.recv(65_536):
+            answer += piece
+    except ConnectionResetError:
+        pass  # it had sent what it would not read
+    return answer
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +62,7 @@ def ask(cluster: LocalCluster) -> Ask:
 
 
 @pytest.fixture
-def wire(cluster: LocalCluster) -> Iterator[Callable[[], socket.socket]]:
+def wire(cluster: LocalCluster) -> Iterator[Wire]:
     """Bare connections to the HTTP port, closed at the end."""
     opened: list[socket.socket] = []
 

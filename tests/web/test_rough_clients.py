@@ -2,27 +2,12 @@
 
 import random
 import socket
-from collections.abc import Callable
 
 import httpx
 import pytest
 
+from tests.web.conftest import HEAD, Wire, read_to_end
 from trikv.testing.processes.cluster import LocalCluster, wait_until
-
-Wire = Callable[[], socket.socket]
-
-HEAD = b"PUT /v1/kv/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
-
-
-def read_to_end(connection: socket.socket) -> bytes:
-    answer = b""
-    try:
-        while piece := connection.recv(65_536):
-            answer += piece
-    except ConnectionResetError:
-        pass  # it had sent what it would not read
-    return answer
-
 
 GARBAGE = {
     "noise": random.Random(7).randbytes(4096),

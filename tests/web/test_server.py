@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.web.test_rough_clients import HEAD, Wire, read_to_end
+from tests.web.conftest import HEAD, Wire, read_to_end
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 from trikv.testing.processes.process import STOP_DEADLINE_S
 

@@ -16,13 +16,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-import pytest
 import trio
-from trio.testing import MockClock
 
 from tests.helpers import lay_down, partition_of
 from tests.sim.mutant import replaced
-from tests.sim.mutants import BY_NAME
 from trikv.coordinator.partition import PartitionState, Stage
 from trikv.core.configuration import Configuration
 from trikv.core.errors import Outcome, TrikvError
@@ -39,7 +36,6 @@ INDEX = partition_of(KEY)
 KEYS = [b"k%d" % number for number in range(30)]
 GONE = KEYS[:10]
 MODES = ["sync", "async"]
-
 Held = str  # what is held against the cluster; empty: nothing
 Schedule = Callable[[trio.Nursery], Awaitable[Held]]
 
@@ -202,7 +198,7 @@ async def an_evicted_worker_returns(mode: str, nursery: trio.Nursery) -> Held:
     return f"deleted, and back: {', '.join(back)}" if back else ""
 
 
-# --- what they are held against ---------------------------------------------------------------------------------------
+# --- what breaks them -------------------------------------------------------------------------------------------------
 
 SCHEDULES: dict[str, Schedule] = {
     "a settle ends late": a_settle_ends_late,
@@ -217,14 +213,3 @@ BROKEN_BY = [
     *[(f"an evicted worker returns, {mode}", "joiner without discard") for mode in MODES],
     ("an evicted worker returns, async", "tombstones forgotten and not noted"),
 ]
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-async def test_nothing_is_held_against_it(name: str, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    assert not await SCHEDULES[name](nursery)
-
-
-@pytest.mark.parametrize(("name", "mutant"), BROKEN_BY)
-async def test_a_mutant_is_caught(name: str, mutant: str, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    with BY_NAME[mutant].breaks():
-        assert await SCHEDULES[name](nursery), f"nothing was held against {mutant}"

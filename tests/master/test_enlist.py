@@ -1,0 +1,236 @@
+"""Forming the cluster, and taking workers into it: who is taken, as whom, and who is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from tests.helpers import code_of, fill, partition_of, seen, under
+from trikv.api import Batch
+from trikv.core.errors import Refused
+from trikv.core.quorums import Availability
+from trikv.master import enlist
+from trikv.master.configstore import ConfigStoreError, MemoryConfigStore
+from trikv.net.link import LinkError, dial
+from trikv.storage.memory import MemoryStorage
+from trikv.testing.inprocess import PARTITIONS, InProcessCluster
+
+KEY = b"key"
+
+
+# --- forming ----------------------------------------------------------------------------------------------------------
+
+
+async def test_until_enough_workers_have_enlisted_it_says_how_many_are_missing(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=1)
+    await cluster.until(lambda: cluster.master.cluster.workers)
+    for operation in (cluster.coordinator.put(KEY, b"v"), cluster.coordinator.get(KEY)):
+        with pytest.raises(Refused, match="1 of 3 workers have enlisted; 2 more needed") as refused:
+            await operation
+        assert refused.value.kind.code == "forming"
+    forming = cluster.master.status.describe()["forming"]
+    assert (forming["needed"], forming["enlisted"], forming["missing"]) == (3, 1, 2)
+    for _ in range(2):
+        await cluster.add_worker()
+    await cluster.until(lambda: cluster.master.cluster.formed)
+    assert cluster.master.status.describe()["forming"] is None
+    await cluster.coordinator.put(KEY, b"v")
+
+
+async def test_it_waits_for_all_whom_the_command_line_names(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=0)
+    await cluster.stop_master()
+    cluster.store = MemoryConfigStore()
+    named = ["127.0.0.1:7001", "127.0.0.1:7002"]
+    await cluster.start_master(mode="quorum", replicas=2, named=named)
+    await cluster.add_worker()
+    await cluster.add_worker()
+    await cluster.add_worker(address=named[0], enlist=False)
+    await cluster.until(lambda: len(cluster.master.cluster.workers) == 3)
+    with pytest.raises(Refused, match=r"waiting for 127\.0\.0\.1:7002, named at the start"):
+        await cluster.coordinator.put(KEY, b"v")
+    await cluster.add_worker(address=named[1], enlist=False)
+    await cluster.until(lambda: cluster.master.cluster.formed)
+    assert len(cluster.master.cluster.workers) == 4
+    assert all(seen(cluster, node)["place"] == "member" for node in cluster.workers)
+
+
+async def test_until_the_first_store_each_newcomer_gets_a_share_and_after_it_is_spare(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4)
+    assert [seen(cluster, node)["place"] for node in cluster.workers] == ["member"] * 4
+    assert sum(seen(cluster, node)["copies"] for node in cluster.workers) == 3 * PARTITIONS
+    await cluster.coordinator.put(KEY, b"v")
+    newcomer = await cluster.add_worker()
+    await cluster.until(lambda: newcomer.worker.id in cluster.master.cluster.workers)
+    assert (seen(cluster, newcomer)["place"], seen(cluster, newcomer)["copies"]) == ("spare", 0)
+    assert await code_of(cluster) == "committed"
+
+
+# --- workers that come back -------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_comes_back_without_its_data_is_lost(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="quorum")
+    await cluster.coordinator.put(KEY, b"v")
+    wiped = cluster.replicas_of(KEY)[0]
+    await cluster.restart(wiped, wiped=True)
+    await cluster.until(lambda: seen(cluster, wiped)["place"] == "lost")
+    assert "came back without its data" in seen(cluster, wiped)["note"]
+    assert seen(cluster, wiped)["incarnation"] == wiped.worker.incarnation
+    record = await cluster.coordinator.get(KEY)
+    assert record is not None
+    await cluster.coordinator.put(KEY, b"w")
+    assert wiped.storage.get(partition_of(KEY), KEY) is None
+    await cluster.restart_master()
+    await cluster.until_all_up()
+    assert seen(cluster, wiped)["place"] == "lost"
+
+
+async def test_one_wiped_before_the_first_store_is_placed_anew(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    wiped = cluster.workers[0]
+    await cluster.restart(wiped, wiped=True)
+    await cluster.until(lambda: seen(cluster, wiped)["incarnation"] == wiped.worker.incarnation)
+    assert seen(cluster, wiped)["place"] == "member"
+    await cluster.until_all_up()
+    await cluster.coordinator.put(KEY, b"v")
+    assert wiped.storage.get(partition_of(KEY), KEY) is not None
+
+
+async def test_a_worker_may_come_back_at_another_address(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="sync")
+    await cluster.coordinator.put(KEY, b"v")
+    moved = cluster.workers.pop(0)
+    await cluster.kill(moved)
+    again = await cluster.add_worker(storage=moved.storage, worker_id=moved.worker.id)
+    assert again.address != moved.address
+    await cluster.until(lambda: seen(cluster, again)["address"] == again.address)
+    await cluster.until_all_up()
+    assert seen(cluster, again)["place"] == "member"
+    assert await code_of(cluster) == "committed"
+    await cluster.coordinator.put(KEY, b"w")
+    assert again.storage.get(partition_of(KEY), KEY) is not None
+
+
+async def test_one_process_under_two_names_of_its_address_is_one_worker(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    before = cluster.master.cluster
+    for node in cluster.workers:
+        assert (await cluster.master.enlisting.enlist(node.address))["address"] == node.address
+    assert cluster.master.cluster == before
+
+
+async def test_a_worker_that_came_back_empty_is_enlisted_though_the_document_cannot_be_written_for_a_while(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="sync")
+    await cluster.coordinator.put(b"key", b"v")
+    node = cluster.workers[0]
+
+    async def refuse(document: Any, revision: int) -> int:
+        raise ConfigStoreError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.store, "compare_and_set", refuse)
+        await cluster.restart(node, wiped=True)
+        await trio.sleep(3)
+    states = cluster.coordinator.partitions
+    await cluster.until(lambda: cluster.coordinator.partitions is not states)
+    await cluster.until(
+        lambda: all(t.availability is Availability.UP for s in cluster.coordinator.partitions for t in s.targets)
+    )
+    assert await cluster.coordinator.put(b"key", b"w")
+
+
+async def test_a_worker_that_comes_back_while_it_is_removed_does_not_stay_outside(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """The document is being written for somebody else; the worker enlists, and then the operator has their turn."""
+    cluster = await InProcessCluster.start(nursery, workers=4)
+    await fill(cluster)
+    node = cluster.workers[0]
+    await cluster.kill(node)
+    await cluster.until(lambda: not under(cluster, node))
+    await cluster.until_settled()
+    async with cluster.master.document.changing:
+        await cluster.restart(node)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (
+            cluster.master.membership.watched[node.worker.id].availability is Availability.DOWN
+        )  # not dialled again yet
+        nursery.start_soon(cluster.master.operations.remove, node.worker.id)
+        await trio.testing.wait_all_tasks_blocked()
+    await trio.sleep(300)
+    assert node.worker.id in cluster.master.cluster.workers, "it runs, thinks that it is enlisted, and is not"
+
+
+async def test_a_worker_that_was_paused_while_it_was_removed_enlists_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """No race here: its own connection to the master outlives the pause, so it does not know that it was forgotten."""
+    cluster = await InProcessCluster.start(nursery, workers=4)
+    await fill(cluster)
+    node = cluster.workers[0]
+    cluster.network.hold(node.address)
+    await cluster.until(lambda: not under(cluster, node))
+    await cluster.until_settled()
+    await cluster.master.operations.remove(node.worker.id)
+    cluster.network.release(node.address)
+    await trio.sleep(300)
+    assert node.worker.id in cluster.master.cluster.workers, "it runs, thinks that it is enlisted, and is not"
+
+
+# --- who is not taken -------------------------------------------------------------------------------------------------
+
+
+async def test_two_workers_with_one_identity_are_refused(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    original = cluster.workers[0]
+    twin = MemoryStorage()
+    await twin.commit(Batch(meta=dict(original.storage.meta())))
+    copy = await cluster.add_worker(storage=twin, worker_id=original.worker.id)
+    with pytest.raises(Refused, match="has a copy of its data directory: give it one of its own"):
+        await cluster.master.enlisting.enlist(copy.address)
+    await trio.sleep(10)
+    assert seen(cluster, original)["address"] == original.address
+    assert await code_of(cluster) == "committed"
+
+
+async def test_a_worker_of_another_cluster_is_refused_with_a_sentence(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    storage = MemoryStorage()
+    await storage.commit(Batch(meta={"incarnation": b"i-9", "cluster": b"c-other"}))
+    stranger = await cluster.add_worker(storage=storage)
+    with pytest.raises(Refused, match=r"belongs to cluster c-other, not to c-\w+; start it with another --data-dir"):
+        await cluster.master.enlisting.enlist(stranger.address)
+    with pytest.raises(LinkError, match=r"belongs to cluster c-other, and this is c-\w+"):
+        await dial(await cluster.network.connect(cluster.master_address), stranger.worker.hello())
+    assert stranger.worker.id not in cluster.master.cluster.workers
+
+
+async def test_the_number_of_workers_has_a_bound(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="quorum")
+    await cluster.coordinator.put(b"k", b"v")
+    monkeypatch.setattr(enlist, "WORKERS_MAX", 3)
+    further = await cluster.add_worker(enlist=False)
+    with pytest.raises(Refused, match="3 workers"):
+        await cluster.master.enlisting.enlist(further.address)
+    await cluster.master.enlisting.enlist(cluster.workers[0].address)  # one of those that it knows
