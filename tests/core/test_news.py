@@ -4,7 +4,8 @@ from string import Formatter
 
 import pytest
 
-from trikv.core.news import SENTENCES, tell
+from trikv.core.news import SENTENCES, tell, tone_of
+from trikv.core.present import Tone
 
 
 @pytest.mark.parametrize("kind", SENTENCES)
@@ -29,3 +30,8 @@ def test_every_sentence_can_be_told(kind: str) -> None:
 )
 def test_what_is_not_known_is_told_by_its_fields(event: dict[str, object], told: str) -> None:
     assert tell(event) == told
+
+
+def test_news_has_a_tone_and_what_is_not_known_has_none() -> None:
+    tones = [tone_of(kind) for kind in ("worker_down", "worker_suspect", "worker_up", "worker_enlisted", "comet_seen")]
+    assert tones == [Tone.POOR, Tone.FAIR, Tone.GOOD, Tone.PLAIN, Tone.PLAIN]

@@ -27,9 +27,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from trikv.cli.show import WORKER_COLUMNS, mode_of, readable_key, summary_rows, table, worker_rows
+from trikv.cli.show import WORKER_COLUMNS, readable_key, summary_rows, table, worker_rows
 from trikv.client import Client
 from trikv.core.errors import Outcome, TrikvError
+from trikv.core.present import mode_of
 from trikv.testing.judge.expectations import Expectations, Reads
 from trikv.testing.processes.cluster import LocalCluster, NodeFailed, NodeProcess, wait_until
 

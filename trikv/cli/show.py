@@ -10,22 +10,31 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from trikv.core.news import say_operation, tell
+from trikv.core.news import tell
+from trikv.core.present import (
+    WORD_TONES,
+    State,
+    Tone,
+    count_outcomes,
+    describe_progress,
+    mode_of,
+    notes_on,
+    say_copies,
+    say_count,
+    say_duration,
+    say_megabytes,
+    say_short,
+)
 from trikv.core.text import escape
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-State = Mapping[str, Any]  # the document of GET /v1/cluster
-
 WORKER_COLUMNS: Final = ("worker", "address", "state", "place", "keys", "copies", "primaries", "storage", "note")
 MODE_COLUMNS: Final = ("", "mode", "promise", "what it gives up", "when to use it")
 PLUGIN_COLUMNS: Final = ("kind", "name", "promise", "from", "what it says of itself")
 
-_STYLES: Final = {
-    "up": "green", "suspect": "yellow", "down": "red", "lost": "red", "spare": "cyan", "draining": "yellow",
-    "drained": "cyan", "leaving": "yellow",
-}  # fmt: skip
+_COLOURS: Final = {Tone.GOOD: "green", Tone.FAIR: "yellow", Tone.POOR: "red", Tone.PLAIN: "cyan"}
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]], *, label: str = "") -> None:
@@ -65,30 +74,33 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for column in columns:
         drawn.add_column(column, no_wrap=column in WORKER_COLUMNS[:-1])
     for row in rows:
-        drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))  # Text: a cell is never markup
+        drawn.add_row(*(Text(cell, style=_colour_of(cell)) for cell in row))  # Text: a cell is never markup
     return drawn
 
 
+def _colour_of(cell: str) -> str:
+    tone = WORD_TONES.get(cell)
+    return "" if tone is None else _COLOURS[tone]
+
+
 def summary_rows(state: State) -> list[tuple[str, str]]:
-    """What there is to say of the cluster as a whole, most important first."""
+    """The cluster as a whole, the most important first."""
+    uptime = say_duration(state["uptime_s"])
     rows = [
-        ("cluster", f"{state['cluster']}, trikv {state['version']}, term {state['term']}, {_age(state['uptime_s'])}"),
-        ("mode", f"{state['mode']} ({state['promise']}): a committed write is on {_of_replicas(state)}"),
+        ("cluster", f"{state['cluster']}, trikv {state['version']}, term {state['term']}, up {uptime}"),
+        ("mode", f"{state['mode']} ({state['promise']}): a committed write is on {say_copies(state)}"),
         ("price", mode_of(state).get("gives_up", "")),
     ]
     if state["forming"]:
         rows.append(("forming", state["forming"]["detail"]))
     parts = state["partitions"]
-    total = parts["total"]
-    rows.append(
-        ("partitions", ", ".join(f"{_all(parts[word], total)} {word}" for word in ("settled", "readable", "writable")))
-    )
-    if parts["short"]:
-        rows.append(("too few", f"{parts['short']:,} partitions have fewer than {state['replicas']} replicas for now"))
+    counts = [f"{say_count(parts[word], parts['total'])} {word}" for word in ("settled", "readable", "writable")]
+    rows.append(("partitions", ", ".join(counts)))
+    if short := say_short(state):
+        rows.append(("too few", short))
     if line := progress_line(state):
         rows.append(("healing", line))
-    done = state["operations"]
-    rows.append(("operations", ", ".join(f"{done[word]:,} {word}" for word in ("committed", "refused", "unknown"))))
+    rows.append(("operations", ", ".join(f"{each.count:,} {each.name}" for each in count_outcomes(state))))
     return rows
 
 
@@ -104,7 +116,7 @@ def worker_rows(state: State) -> list[tuple[str, ...]]:
             str(worker["copies"]),
             str(worker["primaries"]),
             worker["storage"],
-            _note(worker),
+            "; ".join(notes_on(worker)),
         )
         for worker in state["workers"]
     ]
@@ -120,14 +132,11 @@ def mode_rows(state: State) -> list[tuple[str, ...]]:
 
 def progress_line(state: State) -> str:
     """What is being moved or mended, and how much of it is left; empty if nothing is."""
-    progress = state["progress"]
-    operation = progress["operation"]
-    if operation is None and not progress["settling"]:
+    progress = describe_progress(state)
+    if progress is None:
         return ""
-    line = f"{say_operation(operation)}: {operation['partitions_left'] if operation else progress['settling']:,} of "
-    line += f"{state['partitions']['total']:,} partitions left, {progress['keys_compared']:,} keys compared"
-    line += f", {progress['bytes_moved'] / 1e6:,.1f} MB moved"
-    return line if progress["seconds_left"] is None else f"{line}, about {progress['seconds_left']:.0f} s to go"
+    line = f"{progress.what}: {progress.left:,} of {progress.total:,} partitions left, {progress.done}"
+    return line if progress.time_left is None else f"{line}, about {progress.time_left} to go"
 
 
 def certificate_rows(certificate: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -160,7 +169,7 @@ def mode_plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def move_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What draining a worker, or giving spares their share, moves."""
-    size = "unknown" if plan["bytes"] is None else f"about {plan['bytes'] / 1e6:,.1f} MB"
+    size = "unknown" if plan["bytes"] is None else f"about {say_megabytes(plan['bytes'])}"
     takes = "" if plan["seconds"] is None else f", which takes {plan['seconds']:,.0f} s or longer"
     return [
         *([("worker", plan["worker"])] if "worker" in plan else []),
@@ -200,36 +209,6 @@ def event_line(event: Mapping[str, Any]) -> str:
     return f"{event['id']}\t{when}\t{readable_key(tell(event).encode())}"
 
 
-def mode_of(state: State) -> Mapping[str, Any]:
-    """What the cluster says of the mode in force."""
-    return next((mode for mode in state["modes"] if mode["name"] == state["mode"]), {})
-
-
 def readable_key(key: bytes) -> str:
     """The key as text on one line: what is not printable is written as an escape, so this is for eyes alone."""
     return escape(key.decode("utf-8", "backslashreplace"))
-
-
-def _note(worker: Mapping[str, Any]) -> str:
-    notes = [worker["note"]]
-    if worker["full"]:
-        notes.append(f"full: it takes no key beyond its {worker['max_keys']:,}")
-    if worker["disk_full"]:
-        notes.append("its disk is nearly full: it takes deletes alone until there is room")
-    return "; ".join(note for note in notes if note)
-
-
-def _of_replicas(state: State) -> str:
-    copies, replicas = state["copies"], state["replicas"]
-    return f"all {replicas} replicas" if copies == replicas else f"at least {copies} of {replicas} replicas"
-
-
-def _all(count: int, total: int) -> str:
-    return f"all {total:,}" if count == total else f"{count:,} of {total:,}"
-
-
-def _age(seconds: float) -> str:
-    for unit_s, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * unit_s:
-            return f"up {seconds / unit_s:.0f} {unit}"
-    return f"up {seconds:.0f} s"

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from trikv.core.present import Tone
+
 SENTENCES: Final[dict[str, str]] = {
     "gap": "some events cannot be told any more ({reason}): look at the state of the cluster",
     "term": "this master took term {term}",
@@ -35,7 +37,17 @@ SENTENCES: Final[dict[str, str]] = {
     "records_lost": "records of worker {worker} dropped, since they may have been deleted meanwhile: {records:,}",
 }
 
+_TONES: Final = {
+    "worker_down": Tone.POOR, "worker_evicted": Tone.POOR, "worker_disk_full": Tone.POOR, "records_lost": Tone.POOR,
+    "recovered": Tone.POOR, "gap": Tone.POOR,
+    "worker_suspect": Tone.FAIR, "worker_draining": Tone.FAIR, "mode_switching": Tone.FAIR,
+    "worker_up": Tone.GOOD, "worker_disk_has_room": Tone.GOOD, "settled": Tone.GOOD, "mode_switched": Tone.GOOD,
+}  # fmt: skip
 _NOT_TOLD: Final = frozenset({"id", "time_s", "at", "kind"})
+
+
+def tone_of(kind: str) -> Tone:
+    return _TONES.get(kind, Tone.PLAIN)
 
 
 def tell(event: Mapping[str, Any]) -> str:
@@ -49,15 +61,3 @@ def tell(event: Mapping[str, Any]) -> str:
     except (KeyError, ValueError, TypeError):
         fields = (f"{name}={value}" for name, value in event.items() if name not in _NOT_TOLD)
         return " ".join([kind.replace("_", " "), *fields])
-
-
-def say_operation(operation: Mapping[str, Any] | None) -> str:
-    """What the cluster is doing while partitions are not settled. None: no operator asked for it."""
-    match operation:
-        case {"kind": "mode", "mode": mode}:
-            return f"switching to mode {mode}"
-        case {"kind": "drain", "worker": worker}:
-            return f"emptying worker {worker}"
-        case {"kind": kind}:
-            return str(kind).replace("_", " ")
-    return "settling"

@@ -1,0 +1,38 @@
+"""Documents as `GET /v1/cluster` answers them, for tests of what is said of a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def state_of(readable: int = 1024, writable: int = 1024, short: int = 0, **changes: Any) -> dict[str, Any]:
+    """A cluster of three replicas in mode m, which is whole unless it is said otherwise."""
+    return {
+        "cluster": "c-1", "version": "1", "term": 3, "mode": "m", "promise": "CP", "replicas": 3, "copies": 2,
+        "uptime_s": 3661.0, "forming": None,
+        "modes": [
+            {"name": "m", "promise": "CP", "gives_up": "much", "use_when": "now"},
+            {"name": "other", "promise": "AP", "gives_up": "more", "use_when": "never"},
+        ],
+        "partitions": {"total": 1024, "settled": 1024, "readable": readable, "writable": writable, "short": short},
+        "workers": [],
+        "operations": {"committed": 1, "refused": 2, "unknown": 3}, "in_flight": 4, "pending": 5,
+        "progress": progress_of(), **changes,
+    }  # fmt: skip
+
+
+def progress_of(
+    settling: int = 0, operation: dict[str, Any] | None = None, seconds_left: float | None = 61.0
+) -> dict[str, Any]:
+    return {
+        "settling": settling, "keys_compared": 1200, "bytes_moved": 2_500_000, "seconds_left": seconds_left,
+        "operation": operation,
+    }  # fmt: skip
+
+
+def worker_of(state: str = "up", place: str = "member", note: str = "", **changes: Any) -> dict[str, Any]:
+    return {
+        "id": "w-1", "address": "a:1", "incarnation": "i", "storage": "memory", "state": state, "place": place,
+        "note": note, "primaries": 1, "copies": 2, "keys": 1000, "full": False, "disk_full": False, "max_keys": 1000,
+        "last_heard_s": 0.25, **changes,
+    }  # fmt: skip

@@ -1,0 +1,267 @@
+"""The cluster's state in words: what the page, the command line and the demo say of it, each sentence in one place.
+
+Everything here is made from the document that `GET /v1/cluster` answers, called `state`, or from a part of it. Fronts
+only lay out: the page as HTML, the command line as rows. So both say the same, and a test needs neither.
+
+A text is a clause, with no capital letter at its front and no full stop, unless it is said to be a sentence;
+`as_sentence` makes one of the other. Sentences about modes are the strategies' own, and events are told by `news.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+State = Mapping[str, Any]
+
+
+class Tone(StrEnum):
+    """How a reader should take something; a front makes a colour of it."""
+
+    GOOD = "good"
+    FAIR = "fair"
+    POOR = "poor"
+    PLAIN = "plain"
+
+
+# --- the cluster as a whole -------------------------------------------------------------------------------------------
+
+
+class Health(NamedTuple):
+    """`detail` is a sentence, or two."""
+
+    tone: Tone
+    word: str
+    detail: str
+
+
+def judge_health(state: State) -> Health:
+    """Can the cluster be read and written now?"""
+    if state["forming"]:
+        return Health(Tone.FAIR, "Forming", "Nothing can be read or written yet.")
+    parts = state["partitions"]
+    total = parts["total"]
+    if parts["readable"] == parts["writable"] == total:
+        detail = "Every key can be read and written."
+        if short := say_short(state):
+            return Health(Tone.FAIR, "Serving", f"{detail} {as_sentence(short)}")
+        return Health(Tone.GOOD, "Serving", detail)
+    if parts["readable"] == 0:
+        up = sum(worker["state"] == "up" for worker in state["workers"])
+        why = f"{up} of {len(state['workers'])} workers are up; bring back those that are down."
+        return Health(Tone.POOR, "Unavailable", f"No key can be read: {why}")
+    readable, writable = say_share(parts["readable"], total), say_share(parts["writable"], total)
+    if parts["readable"] == total:
+        return Health(Tone.FAIR, "Degraded", f"Every key can be read, {writable} of them can be written.")
+    return Health(Tone.POOR, "Degraded", f"Of the keys, {readable} can be read, and {writable} can be written.")
+
+
+def say_short(state: State) -> str:
+    """How many partitions have fewer replicas than they should have; empty if none has."""
+    parts = state["partitions"]
+    if not parts["short"]:
+        return ""
+    return (
+        f"{say_count(parts['short'], parts['total'])} partitions have fewer than {state['replicas']} replicas for now"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionCount:
+    """How many of the partitions have a property; `meaning` says what the property is."""
+
+    name: str
+    count: int
+    total: int
+    tone: Tone
+    meaning: str
+
+    @property
+    def share(self) -> str:
+        return say_share(self.count, self.total)
+
+
+_PARTITION_MEANINGS: Final = {
+    "readable": "with enough replicas up to answer a read",
+    "writable": "with enough replicas up to commit a write",
+    "settled": "of which one configuration holds all that was written",
+}
+
+
+def count_partitions(state: State) -> list[PartitionCount]:
+    parts = state["partitions"]
+    total = parts["total"]
+    counts = []
+    for name, meaning in _PARTITION_MEANINGS.items():
+        count = parts[name]
+        tone = Tone.GOOD if count == total else Tone.POOR if count == 0 or name == "readable" else Tone.FAIR
+        counts.append(PartitionCount(name, count, total, tone, meaning))
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class OperationCount:
+    name: str
+    count: int
+    meaning: str
+
+
+def count_outcomes(state: State) -> list[OperationCount]:
+    """What clients' operations came to, since this master started."""
+    done = state["operations"]
+    return [
+        OperationCount("committed", done["committed"], "done, and the mode's promise holds"),
+        OperationCount("refused", done["refused"], "not done, and never will be"),
+        OperationCount("unknown", done["unknown"], "perhaps done: read before you decide"),
+    ]
+
+
+def count_open(state: State) -> list[OperationCount]:
+    """What has no outcome yet."""
+    return [
+        OperationCount("in flight", state["in_flight"], "under way now"),
+        OperationCount("in doubt", state["pending"], "keys with a write of unknown outcome"),
+    ]
+
+
+# --- the mode ---------------------------------------------------------------------------------------------------------
+
+
+class PromiseWords(NamedTuple):
+    """`meaning` is a sentence."""
+
+    word: str
+    meaning: str
+
+
+_PROMISES: Final = {
+    "CP": PromiseWords("consistent", "Reads return the latest committed write, or are refused."),
+    "AP": PromiseWords("available", "Answers while any replica can; a read may be out of date."),
+}
+
+
+def say_promise(promise: str) -> PromiseWords:
+    return _PROMISES.get(promise, PromiseWords("", ""))
+
+
+def mode_of(state: State) -> Mapping[str, Any]:
+    """What the cluster says of the mode in force."""
+    return next((mode for mode in state["modes"] if mode["name"] == state["mode"]), {})
+
+
+def say_copies(state: State) -> str:
+    """On which replicas of a key a committed write is."""
+    copies, replicas = state["copies"], state["replicas"]
+    if replicas == 1:
+        return "the one replica that there is of each key"
+    return f"all {replicas} replicas" if copies == replicas else f"at least {copies} of {replicas} replicas"
+
+
+# --- what is being moved or mended ------------------------------------------------------------------------------------
+
+
+class Progress(NamedTuple):
+    """`what` is under way; `left` of `total` partitions remain, for about `time_left` if that can be told."""
+
+    what: str
+    left: int
+    total: int
+    done: str
+    time_left: str | None
+
+
+def describe_progress(state: State) -> Progress | None:
+    """None: every partition is settled, and no operator's wish is being fulfilled."""
+    progress = state["progress"]
+    operation = progress["operation"]
+    if operation is None and not progress["settling"]:
+        return None
+    return Progress(
+        _say_operation(operation),
+        progress["settling"] if operation is None else operation["partitions_left"],
+        state["partitions"]["total"],
+        f"{progress['keys_compared']:,} keys compared and {say_megabytes(progress['bytes_moved'])} moved",
+        None if progress["seconds_left"] is None else say_duration(progress["seconds_left"]),
+    )
+
+
+def _say_operation(operation: Mapping[str, Any] | None) -> str:
+    """None: the cluster heals by itself."""
+    match operation:
+        case {"kind": "mode", "mode": mode}:
+            return f"switching to mode {mode}"
+        case {"kind": "drain", "worker": worker}:
+            return f"emptying worker {worker}"
+        case {"kind": kind}:
+            return str(kind).replace("_", " ")
+    return "settling"
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+# Of a worker's state, and of its place. A member's place says nothing of how it is.
+WORD_TONES: Final = {
+    "up": Tone.GOOD, "suspect": Tone.FAIR, "down": Tone.POOR,
+    "lost": Tone.POOR, "draining": Tone.FAIR, "leaving": Tone.FAIR, "spare": Tone.PLAIN, "drained": Tone.PLAIN,
+}  # fmt: skip
+_PLACES: Final = {"lost": "holds no place"}  # the other words stand for themselves
+
+
+def say_place(place: str) -> str:
+    return _PLACES.get(place, place)
+
+
+def notes_on(worker: Mapping[str, Any]) -> list[str]:
+    """What there is to say of a worker beside its numbers."""
+    notes = [worker["note"]] if worker["note"] else []
+    if worker["full"]:
+        notes.append(f"full: it takes no key beyond its {worker['max_keys']:,}")
+    if worker["disk_full"]:
+        notes.append("its disk is nearly full: it takes deletes alone until there is room")
+    return notes
+
+
+def judge_notes(worker: Mapping[str, Any]) -> Tone:
+    """How the notes on a worker are to be taken."""
+    state, place = WORD_TONES.get(worker["state"]), WORD_TONES.get(worker["place"])
+    if Tone.POOR in (state, place):
+        return Tone.POOR
+    return Tone.PLAIN if place is Tone.PLAIN and state is Tone.GOOD else Tone.FAIR
+
+
+# --- numbers and sentences --------------------------------------------------------------------------------------------
+
+
+def say_count(count: int, total: int) -> str:
+    return f"all {total:,}" if count == total else f"{count:,} of {total:,}"
+
+
+def say_share(count: int, total: int) -> str:
+    """A percentage that says 100 only for all and 0 only for none."""
+    if count in (0, total):
+        return f"{100 if count else 0} %"
+    return f"{min(99, max(1, round(100 * count / total)))} %"
+
+
+def say_duration(seconds: float) -> str:
+    """In the largest unit that is reached, and the one below it."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    for (unit, unit_s), (below, below_s) in pairwise(units):
+        if whole >= unit_s:
+            return f"{whole // unit_s} {unit} {whole % unit_s // below_s} {below}"
+    return f"{whole} s"
+
+
+def say_megabytes(count: float) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+def as_sentence(text: str) -> str:
+    """A clause or a sentence, as a sentence."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
