@@ -1,15 +1,15 @@
-"""Asynchronous replication: one replica stores a write, the others hear of it behind the client's back.
+"""Asynchronous replication: one replica stores a write, and the others follow later.
 
-A write is acknowledged by the primary, the head of the preference list, or, where that is down or late, by the next
-replica that answers; the rest are sent the write and nobody waits. A read asks the primary, or whoever answers. So as
-long as one replica of a key is up, it can be read and written. Replicas that missed something are brought together
-later by anti-entropy: the newest version wins everywhere.
+The primary, the head of the preference list, acknowledges a write. If it is down or late, the next replica that answers
+does. The write is then sent to the others, and the client does not wait for them. A read asks the primary, or the next
+replica that answers. So a key can be read and written as long as one of its replicas is up. Anti-entropy later brings
+replicas together that missed something: the newest version wins everywhere.
 
-Price: an acknowledged write may be on one disk only, and is gone with it; a read may return an older value, above all
-after a failure; and since nothing current can be promised, there is no compare-and-set.
+Price: an acknowledged write may be on one disk only, and is lost with it. A read may return an older value, above all
+after a failure. And since a read may be out of date, there is no compare-and-set.
 
-Source: Terry et al., "Managing Update Conflicts in Bayou, a Weakly Connected Replicated Storage System", SOSP 1995,
-for convergence by version; Vogels, "Eventually Consistent", CACM 52(1), 2009, for what a client can then expect.
+Source: Terry et al., "Managing Update Conflicts in Bayou, a Weakly Connected Replicated Storage System", SOSP 1995, for
+convergence by version; Vogels, "Eventually Consistent", CACM 52(1), 2009, for what a client can then expect.
 """
 
 from collections.abc import Sequence

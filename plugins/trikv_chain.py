@@ -1,16 +1,17 @@
 """Chain replication: a write walks from head to tail, and the tail answers every read.
 
-The coordinator sends a write to the head alone. Each replica stores it and passes it to the next; the tail's copy is
-the commit point, and the acknowledgement comes back along the chain. What the tail has, everybody has, so the tail
+The coordinator sends a write to the head alone. Each replica stores it and passes it to the next. The tail's copy is
+the commit point, and the acknowledgement comes back along the chain. What the tail has, every replica has, so the tail
 alone can answer reads.
 
-Price: a write takes as many hops, one after the other, as there are replicas, and a chain with a missing link stops
-writing until the cluster has mended it; without its tail it does not read either. What it buys is that a write leaves
-the coordinator once, however many replicas there are.
+Price: a write takes as many hops, one after the other, as there are replicas. If one replica is down, writes stop until
+the cluster has replaced it; if the tail is down, reads stop too. The gain is that a write leaves the coordinator once,
+however many replicas there are.
 
-Source: van Renesse, Schneider, "Chain Replication for Supporting High Throughput and Availability", OSDI 2004. Here
-acknowledgements go back along the chain, not from the tail to the client, and several writes of a key may walk at once:
-versions order them, and a replica that has something newer still passes an older write on.
+Source: van Renesse, Schneider, "Chain Replication for Supporting High Throughput and Availability", OSDI 2004. We
+depart from it in two ways. Acknowledgements go back along the chain, not from the tail to the client. And several
+writes of a key may be on their way at once: versions order them, and a replica that has something newer still passes an
+older write on.
 """
 
 from collections.abc import Sequence

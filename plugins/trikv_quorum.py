@@ -1,11 +1,11 @@
 """Quorum replication: a majority stores a write, a majority answers a read.
 
-A write goes to every replica at once and is committed when a majority has it on disk; the slowest minority never holds
-it up, and a minority may be down. A read asks a majority. Any two majorities share a replica, so a read always meets
-the newest committed write. If the answers differ, the newest is put on a majority before it is returned (`agree`):
-otherwise the next read could meet two replicas that lack it, and time would seem to run backwards.
+A write goes to every replica at once, and is committed when a majority has it on disk. The slowest minority never
+delays it, and a minority may be down. A read asks a majority. Any two majorities share a replica, so a read always
+meets the newest committed write. If the answers differ, the newest is put on a majority before it is returned
+(`agree`). Otherwise the next read could meet two replicas that lack it, and return an older value.
 
-Price: a read costs a majority of replicas where the other modes ask one, and a minority of the cluster alone can
+Price: a read costs a majority of the replicas, where the other modes ask one. A minority of the cluster alone can
 neither read nor write.
 
 Source: Attiya, Bar-Noy, Dolev, "Sharing Memory Robustly in Message-Passing Systems", J. ACM 42(1), 1995, section 3.

@@ -1,15 +1,15 @@
 """Synchronous primary-backup: every replica stores a write, the primary answers every read.
 
 The primary is the head of the preference list, and its copy is the commit point. A write goes to all the others first,
-at once, and to the head only when each of them has it on disk. So whatever a read finds at the head is everywhere
-already, and no read can return a value that a failure then takes back. (Were the head first, or all at once, a read
-could see a value that never reaches the others.)
+at once, and to the head only when each of them has it on disk. So what a read finds at the head is already on every
+replica, and no failure can take back a value that a read has returned. (If the head came first, or at the same time, a
+read could see a value that never reaches the others.)
 
-Price: two rounds for a write, and any one replica that is down stops writes to its keys until the cluster has replaced
-it; with the head down, reads too.
+Price: a write takes two rounds. If one replica is down, writes to its keys stop until the cluster has replaced it; if
+the head is down, reads stop too.
 
 Source: Alsberg, Day, "A Principle for Resilient Sharing of Distributed Resources", ICSE 1976; Budhiraja, Marzullo,
-Schneider, Toueg, "The Primary-Backup Approach", 1993, section 8.3. The order (head last) is what is added here.
+Schneider, Toueg, "The Primary-Backup Approach", 1993, section 8.3. The order (head last) is our addition.
 """
 
 from collections.abc import Sequence

@@ -1,16 +1,17 @@
-"""A space-time diagram: who was sent what when, what got there, and what clients were told. As text, and as SVG.
+"""A space-time diagram of messages and clients' calls, as text and as SVG.
 
 A `Timeline` is plain data: lanes (a client, the coordinator, a replica), messages between them, calls of clients, and
-bands of trouble. It knows nothing of where they come from, so one drawing serves a failing run of the simulator and a
-single request on a dashboard.
+bands of trouble. It does not know where they come from, so the same code can draw a failing run of the simulator or a
+single request.
 
-Time runs down. It is not to scale: what is interesting happens within microseconds, and between two such moments lie
-seconds. The distance of two moments on paper grows with the logarithm of their distance in time, and gives way where
-two labels of one lane would touch. So order is exact, and length is a hint; the margin has the seconds.
+Time runs down. It is not to scale: the interesting events happen within microseconds, and seconds lie between them. The
+distance of two moments on paper grows with the logarithm of their distance in time, and gives way where two labels of
+one lane would touch. So the order is exact, and a length is a hint; the margin has the seconds.
 
-`to_svg` draws a picture that takes its colours from `STYLE`, light or dark as the reader's screen is. It has no
-scripts, and every piece of text in it is escaped. Cost: n log n in what is drawn. A caller bounds that: a few hundred
-messages are as much as a person can read.
+`to_svg` draws a picture that takes its colours from `STYLE`, light or dark like the reader's screen. It has no scripts,
+and every text in it is escaped.
+
+Cost: n log n in what is drawn. The caller bounds that: a person can read a few hundred messages at most.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One participant, in the order in which they stand side by side: clients, the coordinator, replicas."""
+    """One participant. Lanes stand side by side in this order: clients, the coordinator, replicas."""
 
     name: str
     role: Role
@@ -58,7 +59,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ClientCall:
-    """What a client asked, and what it was told. `number` is that of the evidence which it is part of; 0: none."""
+    """What a client asked and was told. `number` is its number in the evidence; 0 if it is not evidence."""
 
     lane: str
     began_s: float
@@ -70,7 +71,7 @@ class ClientCall:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Trouble on some lanes for a while. `is_down`: the node is not there at all."""
+    """Trouble on some lanes for a while. `is_down`: the node is down."""
 
     lanes: tuple[str, ...]
     began_s: float
@@ -81,7 +82,7 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """`broken_s`: the moment from which on the promise was broken, for those who watch the clients."""
+    """`broken_s`: the moment at which clients could see that the promise was broken."""
 
     lanes: tuple[Lane, ...]
     messages: tuple[Message, ...] = ()
@@ -93,9 +94,9 @@ class Timeline:
         """Every instant at which something begins or ends, in order."""
         found = {message.sent_s for message in self.messages}
         found |= {message.arrived_s for message in self.messages if message.arrived_s is not None}
-        spans: tuple[ClientCall | Band, ...] = (*self.calls, *self.bands)
-        for span in spans:
-            found |= {time_s for time_s in (span.began_s, span.ended_s) if time_s is not None}
+        lasting: tuple[ClientCall | Band, ...] = (*self.calls, *self.bands)
+        for one in lasting:
+            found |= {time_s for time_s in (one.began_s, one.ended_s) if time_s is not None}
         if self.broken_s is not None:
             found.add(self.broken_s)
         return sorted(found)
@@ -105,7 +106,7 @@ class Timeline:
 
 
 def to_text(timeline: Timeline) -> str:
-    """One line for each thing that happened, in order: when, to whom, what."""
+    """One line for each event, in order: when, to whom, what."""
     rows = sorted(_rows(timeline), key=lambda row: row[:2])
     names = max((len(name) for _, _, name, _, _ in rows), default=0)
     verbs = max((len(verb) for _, _, _, verb, _ in rows), default=0)
@@ -115,7 +116,7 @@ def to_text(timeline: Timeline) -> str:
 
 
 def _rows(timeline: Timeline) -> Iterator[tuple[float, int, str, str, str]]:
-    """When, and what comes first among things of one instant; to whom, what, and the details."""
+    """The time, the rank among events of one instant, to whom, what, and the details."""
     for band in timeline.bands:
         yield band.began_s, 0, ", ".join(band.lanes), "down" if band.is_down else "trouble", band.text
         if band.ended_s is not None:
@@ -140,22 +141,22 @@ def _rows(timeline: Timeline) -> Iterator[tuple[float, int, str, str, str]]:
 # --- as a picture -----------------------------------------------------------------------------------------------------
 
 _MARGIN_X: Final = 96  # where the seconds stand
-_LANE_X: Final = {Role.CLIENT: 190, Role.COORDINATOR: 190, Role.REPLICA: 176}  # from a lane to the next
+_LANE_X: Final = {Role.CLIENT: 190, Role.COORDINATOR: 190, Role.REPLICA: 176}  # the distance to the next lane
 _TOP_Y: Final = 74
 _BOTTOM_Y: Final = 40
-_CALL_HALF: Final = 6  # half the width of a client's call, of a band, of a lost message's cross
+_CALL_HALF: Final = 6  # half the width of a client's call; then of a band, and of a lost message's cross
 _BAND_HALF: Final = 13
 _CROSS_HALF: Final = 5
 _LETTER_X: Final = 6.8  # of a label, on average
-_LABEL_Y: Final = 14  # two labels in one column are at least so far apart
+_LABEL_Y: Final = 14  # the least distance of two labels in one column
 _GAP_Y: Final = (3.0, 64.0)  # between two moments, at least and at most
-_GAP_UNIT_S: Final = 0.0002  # from which on distances grow with their logarithm
-_BREAK_S: Final = 1.0  # a silence so long is said in the margin
+_GAP_UNIT_S: Final = 0.0002  # beyond this, distances grow with their logarithm
+_BREAK_S: Final = 1.0  # the margin shows a silence of this length
 
 
 @dataclass(frozen=True, slots=True)
 class _Label:
-    """A text that belongs to a moment (None: the end) and a column, and may push the moments after it down."""
+    """A text at a moment (None: the end) and a column. It may push the moments after it down."""
 
     time_s: float | None
     column: str
@@ -167,7 +168,7 @@ class _Label:
 
 
 class _Paper:
-    """Where moments and lanes lie on the drawing."""
+    """The positions of moments and lanes on the drawing."""
 
     def __init__(self, timeline: Timeline, labels: Sequence[_Label], xs: dict[str, float]) -> None:
         self.xs = xs
@@ -214,7 +215,7 @@ def _distance(seconds: float) -> float:
 
 
 def to_svg(timeline: Timeline) -> str:
-    """The `<svg>` element, to be put into a page that has `STYLE`."""
+    """The `<svg>` element, for a page that has `STYLE`."""
     xs = _place_lanes(timeline.lanes)
     labels = _stacked([*_message_labels(timeline.messages, xs), *_call_labels(timeline.calls, xs)])
     paper = _Paper(timeline, labels, xs)
@@ -300,7 +301,7 @@ def _draw_messages(messages: Sequence[Message], paper: _Paper) -> Iterator[str]:
 
 
 def _message_labels(messages: Iterable[Message], xs: dict[str, float]) -> Iterator[_Label]:
-    """A call is named where it arrives, an answer where it leaves: the replica's end is the one with room."""
+    """A call's label is where it arrives, an answer's where it leaves: there is more room at the replica's end."""
     for message in messages:
         near, other = (message.source, message.target) if message.is_answer else (message.target, message.source)
         lost = message.is_lost
@@ -354,7 +355,7 @@ def _draw_broken(broken_s: float | None, paper: _Paper) -> Iterator[str]:
 
 
 def _draw_seconds(paper: _Paper) -> Iterator[str]:
-    """The seconds in the margin, as many as there is room for, and how long silences were."""
+    """The seconds in the margin, as many as there is room for, and the length of each silence."""
     last_y, before_s = -math.inf, None
     for moment_s in paper.moments:
         y = paper.y(moment_s)

@@ -1,4 +1,4 @@
-"""Flexible quorums: they meet, they keep their promise in simulated worlds, and one replica fewer would not."""
+"""Flexible quorums: they meet, they keep their promise, and one replica fewer would break it."""
 
 import re
 

@@ -1,8 +1,8 @@
 """Flexible quorums: a write waits for w of n replicas, a read asks r of them, and r + w > n.
 
-Majorities are one choice among many. All that has to hold is that whoever looks for a write meets it: those who look
-(r) and those who store (w) share a replica. So w may be small, and writes cheap, where r is large, and the reverse.
-Each choice is a mode of its own:
+Majorities are one choice among many. A read only has to meet every committed write: the r replicas that it asks and the
+w replicas that store a write share one. So w may be small, and writes cheap, if r is large, and the reverse. Each
+choice is a mode of its own:
 
     flex       w is half of n, rounded up; r just meets it. With n odd both are the majority. With n even a write needs
                one replica fewer than a majority: 2 of 4, where `quorum` waits for 3.
@@ -10,21 +10,22 @@ Each choice is a mode of its own:
     flex-r1    w = n, r = 1.
     flex-rRwW  R and W of your own, named in TRIKV_FLEX: `TRIKV_FLEX="r4w2 r3w3"` offers flex-r4w2 and flex-r3w3.
 
-W replicas are never more than there are, and a read asks more than R where R would not meet them.
+If there are fewer than W replicas, a write waits for all of them. A read asks more than R if R would not meet W.
 
-Why the parameters are in the name. A cluster keeps the name of its mode and finds its data by the mode's w. Were they
-read from settings, another setting at the next start would make it look in too few places. So TRIKV_FLEX, which is read
-once, when the module is imported, only adds modes. A master that is started again without it says which one is missing.
+Why the parameters are in the name. A cluster keeps the name of its mode, and finds its data by the mode's w. If the
+parameters came from settings, another setting at the next start would make it look in too few places. So TRIKV_FLEX,
+which is read once, when the module is imported, only adds modes. A master that is started again without it says which
+mode is missing.
 
-Why reads are right. The r that a read asks hold every committed write between them, so the newest of their answers is
-no older than any write that had been committed when the read began. It may also belong to a write that is still under
-way, or that never ended; `agree` therefore puts it on w replicas before it is returned, and from then on every other
-read meets it, whichever r that one asks. This holds for r below w and above it; only the price differs.
+Why reads are right. The r replicas that a read asks hold every committed write between them. So the newest of their
+answers is no older than any write that had been committed when the read began. It may belong to a write that is still
+under way, or that never ended. So `agree` puts it on w replicas before it is returned, and from then on every other
+read meets it, whichever r replicas that read asks. This holds for r below w and above it; only the price differs.
 
 Price, in messages between the coordinator and the replicas, each with its answer:
 
     write    n sent, w awaited.
-    read     r >= w: r, in one round, if w of them hold the newest record, which is the rule. If fewer do: a second
+    read     r >= w: r, in one round, if w of them hold the newest record, as usual. If fewer do: a second
              round, to those that are missing.
              r < w: r, and always the second round to w - r more, since r answers cannot show that w hold the record.
              It costs no disk where they do. So r < w saves messages for absent keys alone: with many reads choose
@@ -32,9 +33,10 @@ Price, in messages between the coordinator and the replicas, each with its answe
     down     writes go on while w replicas are up, reads while max(r, w) are.
     lost     no committed write is lost while at most w - 1 of its replicas lose their disks. With w = 1 that is none.
 
-What trikv does with w. It calls n - w + 1 of a key's replicas enough to find whatever was committed there, after a
-restart of the coordinator and wherever else it has to search. That is the least r that meets w: the quorum of Flexible
-Paxos' first phase, as w is that of its second. A read may ask more, and mending needs no more.
+What trikv does with w. It counts n - w + 1 of a key's replicas as enough to find everything that was committed there,
+after a restart of the coordinator and wherever else it has to search. That is the least r that meets w. In the terms of
+Flexible Paxos, it is the quorum of the first phase, and w that of the second. A read may ask more; mending needs no
+more.
 
 Sources: Gifford, "Weighted Voting for Replicated Data", SOSP 1979, section 2 (r + w > N; here each replica has one
 vote); Howard, Malkhi, Spiegelman, "Flexible Paxos: Quorum Intersection Revisited", OPODIS 2016, sections 3 and 5;
@@ -52,7 +54,7 @@ VARIABLE = "TRIKV_FLEX"
 
 
 class Flex(Strategy):
-    """The balanced choice, and what the others share: they say w in `copies`, and r in `asked` if it is to be more."""
+    """The balanced choice, and the base of the others: they give w in `copies`, and r in `asked` if it is larger."""
 
     name = "flex"
     promise = Promise.CP
@@ -95,10 +97,10 @@ class FlexR1(Flex):
 
 
 def flex(r: int, w: int) -> Flex:
-    """The mode flex-rRwW: at least `r` asked, and `w` awaited (all, where there are fewer replicas).
+    """The mode flex-rRwW: a read asks at least `r` replicas, and a write waits for `w` (all, if there are fewer).
 
     Raises:
-      ValueError: one of them is none.
+      ValueError: one of them is 0.
     """
     if r < 1 or w < 1:
         raise ValueError(f"r{r}w{w}: both are at least 1")
@@ -121,7 +123,7 @@ def chosen(words: str) -> list[Flex]:
     """The modes of a list such as `r4w2 r3w3`, each once.
 
     Raises:
-      ValueError: a word is not of that form.
+      ValueError: a word does not have that form.
     """
     strategies = {}
     for word in words.replace(",", " ").split():

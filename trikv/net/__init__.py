@@ -1,5 +1,5 @@
-"""How bytes move between nodes: Trio streams, links that many calls share, and the calls to a set of replicas.
+"""How bytes move between nodes: Trio streams, and links that many calls share.
 
-The dialogue itself is `trikv.core.session`, which performs no I/O; here it meets sockets, deadlines and the clock, all
-of which come in through `trikv.net.doors`, so that a simulation can bring its own.
+The dialogue itself is `trikv.core.session`, which performs no I/O. Here it meets sockets, deadlines and the clock.
+Transport and dice come in through `trikv.net.doors`, and time through Trio, so a simulation can bring its own.
 """

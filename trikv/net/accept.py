@@ -1,14 +1,14 @@
-"""Accepting connections: a boundary round each, and bounds on their number.
+"""Accepts connections, bounds their number, and keeps the errors of each to itself.
 
-Whatever one connection raises ends that connection and nothing else: one line in the log, and the next is served. Only
-cancellation passes, since it comes from the node and not from the peer.
+An error of one connection ends that connection and nothing else: it gives one line in the log, and the next connection
+is served. Only cancellation passes, since it comes from the node and not from the peer.
 
 Descriptors are a process's scarcest resource, and a stranger can take one by connecting. So the soft limit is raised to
-the hard one at the start (`raise_descriptor_limit`), the number of connections follows from what is left of it
+the hard one at the start (`raise_descriptor_limit`). The number of connections follows from what is left of it
 (`connections_max`), and a reserve is kept for the disk and for the links that the node dials itself. A connection
-beyond the bound is closed unread. Where the kernel has no descriptor left all the same, the loop waits and tries again.
+beyond the bound is closed unread. If the kernel has no descriptor left all the same, the loop waits and tries again.
 
-What it leaves out: `EMFILE` from other places than `accept`. The reserve is there so that it does not come to that.
+Left out: `EMFILE` from other calls than `accept`. The reserve is meant to prevent it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import trio
 
 CONNECTIONS_MAX: Final = 4096  # of one listener, however many descriptors there are: each costs some 50 KB
 CONNECTIONS_MIN: Final = 4
-RESERVE_MAX: Final = 256  # descriptors that no accepted connection takes: files of the disk, links that are dialled
+RESERVE_MAX: Final = 256  # descriptors kept for files of the disk and for links that the node dials
 EXHAUSTED_PAUSE_S: Final = 0.1
 
-_SOFT_LIMIT_MAX: Final = 65_536  # some systems have a hard limit of a billion, and code that walks all of them
+_SOFT_LIMIT_MAX: Final = 65_536  # some systems have a hard limit of a billion, and code that loops over all
 _EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def connections_max(listener: trio.abc.Listener[trio.abc.Stream]) -> int:
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or not isinstance(listener, trio.SocketListener):
-        return CONNECTIONS_MAX  # what is no socket takes no descriptor
+        return CONNECTIONS_MAX  # only a socket takes a descriptor
     free = soft - sum(1 for _ in Path("/dev/fd").iterdir())
     free -= min(RESERVE_MAX, free // 2)
     return max(CONNECTIONS_MIN, min(CONNECTIONS_MAX, free // 2))
@@ -64,10 +64,10 @@ async def accept_forever(
     at_most: int,
     make_room: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve each connection in a task of `nursery`, `at_most` of them at once; `what` names them in the log. Where one
-    more comes, it is closed, and `make_room` may end another, so that who comes again finds room.
+    """Serve each connection in a task of `nursery`, `at_most` of them at once. `what` names them in the log.
 
-    The stream is closed when `serve` returns or raises.
+    A connection beyond `at_most` is closed. `make_room` may then end another, so that the next attempt finds room. The
+    stream is closed when `serve` returns or raises.
     """
     held = 0
 
@@ -75,7 +75,7 @@ async def accept_forever(
         nonlocal held
         try:
             await serve(stream)
-        except Exception as error:  # noqa: BLE001 whatever it is, it is this connection's alone
+        except Exception as error:  # noqa: BLE001 any error is this connection's alone
             _log.warning("a connection of %s ended in %s", what, describe_failure(error))
         except BaseExceptionGroup as group:  # cancelled, and something broke on the way
             broken, cancelled = group.split(Exception)
@@ -110,7 +110,7 @@ async def accept_forever(
 
 
 def describe_failure(error: BaseException) -> str:
-    """The innermost errors in one line: their kinds, and where they came from."""
+    """The innermost errors in one line: their types, messages and places."""
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(dict.fromkeys(describe_failure(inner) for inner in error.exceptions))
     trace = error.__traceback__

@@ -1,8 +1,8 @@
 """The doors to the outside: transport and dice here, the clock through Trio.
 
-Everything above reaches the network through `Transport`, draws through `Doors.dice`, and reads the time through
-`trio.current_time`, which Trio's own MockClock replaces. So the same code runs on real sockets, and in a simulated
-world where time is virtual, and network and dice follow a seed. Nothing else in trikv opens a socket between nodes.
+All higher floors reach the network through `Transport`, draw through `Doors.dice`, and read the time through
+`trio.current_time`, which Trio's own MockClock replaces. So the same code runs on real sockets and in a simulated
+world, where time is virtual, and network and dice follow a seed. Nothing else in trikv opens a socket between nodes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import trio
 
 
 class Listening(NamedTuple):
-    """An open door: `listener` for `trio.serve_listeners`, `address` as others dial it (with the real port)."""
+    """An open listener. `address` is what others dial, with the real port."""
 
     listener: trio.abc.Listener[trio.abc.Stream]
     address: str
@@ -28,11 +28,9 @@ class Transport(ABC):
 
     @abstractmethod
     async def connect(self, address: str) -> trio.abc.Stream:
-        """
-        Raises:
-          ConnectionRefusedError: nobody listens there; the machine itself says so.
-          OSError: it cannot be reached, or that cannot be found out.
-        """
+        """Raises:
+        ConnectionRefusedError: no process listens there; the machine itself says so.
+        OSError: the address cannot be reached."""
 
     @abstractmethod
     async def listen(self, address: str) -> Listening:
@@ -59,7 +57,7 @@ class TcpTransport(Transport):
 
     async def listen(self, address: str) -> Listening:
         host, port = split_address(address)
-        # The first address that the name stands for: with port 0, several would take several ports.
+        # Only the first address that the name stands for: with port 0, several addresses would get several ports.
         try:
             infos = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
@@ -85,12 +83,12 @@ class Doors:
     dice: random.Random = field(default_factory=random.SystemRandom)
 
     def new_id(self, digits: int = 8) -> str:
-        """Hexadecimal digits, drawn; for what must not collide, such as incarnations."""
+        """Hexadecimal digits, drawn, for names that must not collide, such as incarnations."""
         return f"{self.dice.getrandbits(4 * digits):0{digits}x}"
 
 
 def unresolved(host: str, error: OSError | UnicodeError, remedy: str = "") -> OSError:
-    """A host's name that stands for no address, or (UnicodeError) that cannot be a host's name, as one sentence."""
+    """An error in one sentence: the host's name stands for no address, or (UnicodeError) cannot be a host's name."""
     why = error.strerror if isinstance(error, OSError) else str(error)
     number = error.errno if isinstance(error, OSError) else errno.EINVAL
     return OSError(number, f"{host!r} cannot be resolved: {why}{remedy}")

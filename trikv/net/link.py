@@ -1,19 +1,17 @@
-"""One connection between two nodes: a `Session` given a stream, and the merging of what waits.
+"""One connection between two nodes: a `Session` on a stream, which sends many calls in one frame.
 
-A link runs two tasks, a reader and a writer, whatever the number of calls in flight: a call is an entry in a
-dictionary and a callback. Whatever has been asked or answered since the writer last looked goes out as one frame
-(or as few as the cap allows), so under load system calls, encodes and the other side's fsyncs are shared; alone,
-nothing waits for company. What can be answered at once the reader sends itself, while the writer sleeps: to wake that
-one would cost as much as the answer. Who dialled asks, and who was dialled answers, so the readers of two nodes never
-wait for each other.
+A link runs two tasks, a reader and a writer, whatever the number of calls in flight. A call is an entry in a dictionary
+and a callback. All calls and answers that were made since the writer last looked go out as one frame (or as few as the
+cap allows). So under load, system calls, encodings and the other side's fsyncs are shared; a single call does not wait
+for others. What can be answered at once, the reader sends itself while the writer sleeps: waking the writer would cost
+as much as the answer. Only the side that dialled sends calls, so the readers of two nodes never wait for each other.
 
 A call ends in exactly one call of its `done`: with the answer, or with a fault of this side (NOT_SENT, CROWDED, LOST,
-LATE).
-`done` runs on the reader's or the sweeper's stack: it notes and wakes, and does not wait itself.
+LATE). `done` runs on the stack of the reader, the writer or the sweeper. It notes and wakes, and does not wait.
 
-Bounds: `QUEUE_BYTES_MAX` waiting to leave (a stopped peer must not eat this node's memory), `CALLS_MAX` in flight;
-beyond either (`crowded`), a call ends at once as `CROWDED`. When too many answers wait, the reader stops reading
-instead.
+Bounds: `QUEUE_BYTES_MAX` waiting to leave, because a stopped peer must not use up this node's memory, and `CALLS_MAX`
+in flight. Beyond either (`crowded`), a call ends at once as `CROWDED`. When too many answers wait, the reader stops
+reading.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from trikv.net.accept import describe_failure
 QUEUE_BYTES_MAX: Final = 32 * 1024 * 1024
 CALLS_MAX: Final = 100_000
 GREETING_TIMEOUT_S: Final = 5.0
-SILENCE_MOST_S: Final = 5.0  # with calls that went unanswered
+SILENCE_MOST_S: Final = 5.0  # after which a link with unanswered calls is ended
 _READ_BYTES: Final = 256 * 1024
 
 _log = logging.getLogger(__name__)
@@ -43,11 +41,11 @@ Handler = Callable[["Link", list[Call]], None]
 
 
 class LinkError(Exception):
-    """There will be no link: the peer is a stranger, has turned us away, or does not speak the protocol."""
+    """There is no link: the peer is not the right one, has turned us away, or does not speak the protocol."""
 
 
 class Link:
-    """One side of an open connection. `peer` is who greeted."""
+    """One side of an open connection. `peer` is the other side's greeting."""
 
     def __init__(self, stream: trio.abc.Stream, session: Session, peer: Hello, handler: Handler | None) -> None:
         self.peer = peer
@@ -63,24 +61,24 @@ class Link:
         self._answers_bytes = 0
         self._leaving_bytes = 0  # of answers that are being sent
         self._idle_writer: trio.lowlevel.Task | None = None  # while it waits for something to send
-        self._reader_sends = False  # so the writer may sleep on
-        self._held_reader: trio.Event | None = None  # while answers must leave first
+        self._reader_sends = False  # so the writer need not be woken
+        self._held_reader: trio.Event | None = None  # the reader waits here while answers must leave first
         self._scope = trio.CancelScope()
         self._over = False
         self._broken: PeerError | None = None
 
     @property
     def crowded(self) -> bool:
-        """Does so much wait to leave, or to be answered, that nothing more may?"""
+        """Does so much wait to leave, or to be answered, that no further call is taken?"""
         return self._calls_bytes > QUEUE_BYTES_MAX or len(self._under_way) >= CALLS_MAX
 
     @property
     def answers_bytes(self) -> int:
-        """How much waits to leave in answer to the peer's calls, what is being sent included."""
+        """The bytes of answers to the peer that wait to leave or are being sent."""
         return self._answers_bytes + self._leaving_bytes
 
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int = 64) -> None:
-        """Ask; `done(fault, payload)` follows. `deadline_s` is an absolute `trio.current_time`."""
+        """Send a call; `done(fault, payload)` follows. `deadline_s` is an absolute `trio.current_time`."""
         if self._over or self.crowded:
             done(Fault.NOT_SENT if self._over else Fault.CROWDED, [])
             return
@@ -91,7 +89,7 @@ class Link:
         self._wake_writer()
 
     def answer(self, call_id: int, fault: int, payload: list[Any], size_bytes: int = 16) -> None:
-        """Answer a call of the peer's. After the link is over: of no use to anyone, and dropped."""
+        """Answer a call of the peer's. After the end of the link, the answer is dropped."""
         if not self._over:
             self._answers.append([call_id, int(fault), payload])
             self._answers_bytes += size_bytes
@@ -103,8 +101,11 @@ class Link:
         await trio.aclose_forcefully(self._stream)
 
     def sweep(self, now: float) -> None:
-        """End the calls whose deadline has passed: nobody waits for them any more. If all was silence meanwhile, end
-        the link: a machine that lost its power says no goodbye, and whoever dials anew finds out where it is now."""
+        """End the calls whose deadline has passed.
+
+        If the peer was silent meanwhile, end the link. A machine that lost its power closes no connection, and a new
+        dial finds out where it is now.
+        """
         late = [call_id for call_id, (deadline_s, _) in self._under_way.items() if deadline_s <= now]
         for call_id in late:
             self._under_way.pop(call_id)[1](Fault.LATE, [])
@@ -116,11 +117,12 @@ class Link:
         self._scope.cancel()
 
     async def run(self, on_over: Callable[[], None] = lambda: None) -> None:
-        """Carry calls and answers until the peer goes away, or this is ended or cancelled. Then every open call is
-        `LOST`; `on_over` is called before the first of them learns it.
+        """Carry calls and answers until the peer goes away, or until `end` or cancellation.
+
+        Then every open call ends as `LOST`; `on_over` is called before the first of them.
 
         Raises:
-          PeerError: it broke the protocol.
+          PeerError: the peer broke the protocol.
         """
         try:
             with self._scope:
@@ -136,10 +138,10 @@ class Link:
                 done(Fault.LOST, [])
             await trio.aclose_forcefully(self._stream)
         if self._broken is not None:
-            raise self._broken  # here: out of the nursery it would come as a group
+            raise self._broken  # raised here, since out of the nursery it would come as a group
 
     async def _guard(self, part: Callable[[], Awaitable[None]]) -> None:
-        """Whatever breaks on this link ends it, and nothing else: what the peer sent may have hit a fault of ours."""
+        """An error of this link ends the link and nothing else. The peer's bytes may have hit a fault of ours."""
         try:
             await part()
         except PeerError as error:
@@ -148,11 +150,11 @@ class Link:
             _log.error("the link to %s %s ended in %s", self.peer.role, self.peer.node, describe_failure(error))
             self._broken = PeerError("this node failed over what it said")
         if self._broken is not None:
-            self._over = True  # nothing more can be said in this session
+            self._over = True  # this session can say nothing more
             self._scope.cancel()
 
     async def _read(self) -> None:
-        data: bytes | bytearray = b""  # at first, what came in one piece with the greeting
+        data: bytes | bytearray = b""  # at first, the rest of what came with the greeting
         while True:
             self._reader_sends = True
             for event in self._session.receive(data):
@@ -165,11 +167,11 @@ class Link:
                         raise PeerError("it called where nothing is offered")
                     self._handler(self, event.calls)
             if self._answers and self._idle_writer is not None:
-                await self._send_what_waits()  # as long as the peer takes none, no further calls of it are read
+                await self._send_what_waits()  # no further calls are read while the peer takes no answers
             self._reader_sends = False
             if self._answers or self._calls:
                 self._wake_writer()
-            # Only answers hold the reader back: if calls did too, two nodes could wait for each other's readers.
+            # Only answers hold the reader back. If calls did too, two nodes could wait for each other's readers.
             while self._answers_bytes > QUEUE_BYTES_MAX and not self._over:
                 self._held_reader = trio.Event()
                 await self._held_reader.wait()
@@ -209,13 +211,13 @@ class Link:
                 for frame in self._session.calls(rows):
                     await self._stream.send_all(frame)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # The reader sees the end too, after whatever the peer had still sent; if it waits for the writer, now.
+            # The reader sees the end too, after what the peer had still sent. A reader that is held goes on now.
             self._over = True
             self._let_reader_go()
         self._leaving_bytes = 0
 
     async def _wait_for_work(self) -> None:
-        """What an Event would do, for a third of its price: this is waited for once for each frame."""
+        """Wait as on an Event, for a third of its price. This wait comes once for each frame."""
         if self._calls or self._answers:
             await trio.lowlevel.checkpoint()
             return
@@ -238,7 +240,7 @@ class Link:
 
 
 async def dial(stream: trio.abc.Stream, me: Hello) -> Link:
-    """Greet over a fresh stream, as the side that connected. The stream is closed if there will be no link.
+    """Greet over a fresh stream, as the side that connected. The stream is closed if no link comes of it.
 
     Raises:
       LinkError: see there.
@@ -268,10 +270,10 @@ async def accept(
     handler: Handler | None,
     frame_bytes_max: int = FRAME_BYTES_MAX,
 ) -> Link:
-    """Greet over a fresh stream, as the side that was dialled. `judge` answers why a peer is not welcome, or None.
-    `frame_bytes_max` bounds what the peer may send in one frame.
+    """Greet over a fresh stream, as the side that was dialled.
 
-    The stream is closed if there will be no link; a peer that spoke nonsense is told so in a sentence.
+    `judge` says why a peer is not welcome, or None. `frame_bytes_max` bounds what the peer may send in one frame. The
+    stream is closed if no link comes of it. A peer that does not speak the protocol is told so in a sentence.
 
     Raises:
       LinkError: see there.
@@ -300,7 +302,7 @@ async def accept(
 
 
 async def _first_event(stream: trio.abc.Stream, session: Session) -> Any:
-    """The first thing that the peer says, or None when it leaves first."""
+    """The peer's first event, or None if it leaves first."""
     while data := await stream.receive_some(_READ_BYTES):
         for event in session.receive(data):
             return event

@@ -1,9 +1,9 @@
-"""Keeping a link to one address up: dial, greet, carry, and dial again.
+"""Keeps a link to one address up: dials, greets, carries calls, and dials again.
 
-A `Peer` is the dialling side's view of another node. While it runs there is a link or an attempt at one; `call` uses
-the link of this instant and never waits for the next. The first redial after a break is immediate, since a refused
-dial is the quickest evidence that a process is gone; later ones back off with jitter, so that a hundred nodes do not
-knock on a returning one in step.
+A `Peer` is the dialling side's view of another node. While it runs, there is a link or an attempt at one. `call` uses
+the present link and never waits for the next. The first redial after a break is immediate, since a refused dial is the
+quickest evidence that a process is gone. Later redials wait longer each time, with jitter, so that a hundred nodes do
+not dial a returning node at the same moment.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ NOT_DIALLED: Final = "not dialled yet"
 class Peer:
     """One address, dialled for as long as `run` runs.
 
-    `judge` says why a node that greeted there is not the one that was meant, or None. `on_link` is told of every
-    change: with the link when there is a new one, with None when it broke or a dial failed.
+    `judge` says why a node that greeted there is not the right one, or None. `on_link` is called at every change: with
+    the link when there is a new one, with None when it broke or a dial failed.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Peer:
         self.address = address
         self.link: Link | None = None
         self.why_not = NOT_DIALLED  # why there is no link, for a person; empty while there is one
-        self.refused = False  # the last dial was refused: nobody listens there
+        self.refused = False  # the last dial was refused: no process listens there
         self._me = me
         self._doors = doors
         self._judge = judge
@@ -51,14 +51,14 @@ class Peer:
         self._changed = trio.Event()
 
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int = 64) -> None:
-        """As `Link.call`; without a link it ends at once as `NOT_SENT`."""
+        """As `Link.call`. Without a link the call ends at once as `NOT_SENT`."""
         if self.link is None:
             done(Fault.NOT_SENT, [])
         else:
             self.link.call(op, arguments, deadline_s, done, size_bytes)
 
     async def ask(self, op: int, arguments: list[Any], timeout_s: float) -> tuple[int, list[Any]]:
-        """A call as a coroutine, for all that is not on the path of a request: (fault, payload)."""
+        """A call as a coroutine, for everything outside the path of a request. Returns (fault, payload)."""
         answered = trio.Event()
         result: tuple[int, list[Any]] = (Fault.LATE, [])
 
@@ -78,7 +78,7 @@ class Peer:
         return self.link is not None and self.link.crowded
 
     def redial(self) -> None:
-        """Hang up, and greet anew."""
+        """End the link, so that `run` dials anew."""
         if self.link is not None:
             self.link.end()
 
@@ -93,7 +93,7 @@ class Peer:
             await trio.sleep(pause_s * (0.5 + self._doors.dice.random()))
             try:
                 link = await self._dial()
-            except (OSError, ValueError, LinkError) as error:  # ValueError: that is no address
+            except (OSError, ValueError, LinkError) as error:  # ValueError: not an address
                 self.refused = isinstance(error, ConnectionRefusedError)
                 self._set(None, str(error) or type(error).__name__)
                 pause_s = _longer(pause_s)
@@ -105,7 +105,7 @@ class Peer:
                 await link.run(self._link_over)
             except PeerError as error:
                 self.why_not = str(error)
-            # A node that greets and then hangs up, again and again, is not to be redialled at its own pace.
+            # A node may greet and hang up again and again. It is not redialled at once each time.
             pause_s = 0.0 if trio.current_time() - linked_s >= REDIAL_MOST_S else _longer(pause_s)
 
     async def _dial(self) -> Link:

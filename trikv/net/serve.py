@@ -1,9 +1,9 @@
-"""The accepting side: greet whoever connects, and carry the links of those who belong.
+"""The accepting side: greets each peer that connects, and carries the links of those that belong.
 
-A stranger is answered with one sentence and closed; slow or silent ones are closed after `GREETING_TIMEOUT_S`. At
-most `LINKS_MAX` connections are held at once, strangers included: what comes on top is closed unread, and the link that
-has been silent longest ends for it, if that is longer than `SILENCE_MOST_S`. What else a
-connection raises ends it alone (`net/accept.py`).
+A peer that does not belong is answered with one sentence and closed; a slow or silent one is closed after
+`GREETING_TIMEOUT_S`. At most `LINKS_MAX` connections are held at once, strangers included. A further connection is
+closed unread, and the link that has been silent longest ends, if that is longer than `SILENCE_MOST_S`. An error of one
+connection ends that connection alone (`net/accept.py`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ async def serve_links(
     frame_bytes_max: int = FRAME_BYTES_MAX,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled. `judge` says why a peer is not welcome, or None; `handler` takes its calls, in frames of
-    `frame_bytes_max` at most."""
+    """Serve until cancelled.
+
+    `judge` says why a peer is not welcome, or None. `handler` takes its calls, in frames of `frame_bytes_max` at most.
+    """
 
     links: dict[Link, None] = {}  # in the order of their greeting
 

@@ -1,11 +1,11 @@
-"""A signal: something has changed, and whoever waits for that looks again.
+"""A signal tells waiting tasks that something has changed.
 
-    changed.notify()                        tells every task that waits now
+    changed.notify()                        wakes every task that waits now
     await changed.wait(patience_s)          returns at the next `notify`, or when patience runs out
     await wait_any((first, second), 0.5)    returns when one of them is given
 
-A signal carries no news: a task reads the state, acts on it, and waits. It must not await anything between reading the
-state and waiting, else it may miss a change; where it must, it compares `count` before and after.
+A signal carries no news: a task reads the state, acts on it, and waits. It must not await between reading the state and
+waiting, else it may miss a change. A task that must await there compares `count` before and after.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import trio
 
 
 class Signal:
-    """`count`: how often it was given."""
+    """`count` is how often it was given."""
 
     __slots__ = ("_waiting", "count")
 

@@ -1,10 +1,10 @@
-"""Records in memory: for caches, for trying things out, and for tests. Nothing survives the process.
+"""Records in memory, for caches, trials and tests. Nothing survives the process.
 
-Each partition is a dict for its records and a sorted list of its keys for scans. A new key costs a binary search and
-the moving of what sorts behind it: with keys spread over a thousand partitions that is a short `memmove`, and stays
-under a millisecond for a hundred thousand keys in one partition. No tree is worth its weight here.
+Each partition has a dict of its records, and a sorted list of its keys for scans. A new key costs a binary search and
+the moving of the keys that sort behind it. With keys spread over a thousand partitions that is a short `memmove`, and
+it stays under a millisecond for a hundred thousand keys in one partition. So a tree is not worth it.
 
-Everything happens on the event loop between two checkpoints, so that nobody can see half a batch.
+Everything happens on the event loop between two checkpoints, so no task can see half a batch.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class MemoryStorage(Storage):
         self.apply(batch)
 
     def apply(self, batch: Batch) -> None:
-        """What `commit` does, at once."""
+        """Do what `commit` does, at once."""
         for partition in batch.discards:
             self._partitions.pop(partition, None)
         for partition, key in batch.removes:

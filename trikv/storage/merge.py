@@ -1,8 +1,8 @@
 """One page of a scan, merged from the partitions in which its keys lie.
 
-Keys are spread over partitions by their hash, so a scan in key order reads a little from every partition. Each gives
-its keys as a sorted stream; the merge holds one key of each stream and looks at a value only once its row is chosen,
-so that a page costs its own rows, and one key for each partition, whatever else is stored.
+Keys are spread over partitions by their hash, so a scan in key order reads a little from every partition. Each
+partition gives its keys as a sorted stream. The merge holds one key of each stream, and reads a value only once its row
+is chosen. So a page costs its own rows and one key for each partition, whatever else is stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trikv.core.record import size_of
 
 
 def first_key(prefix: bytes, after: bytes | None) -> bytes:
-    """The least key that starts with `prefix` and comes after `after`, if there are any such keys at all."""
+    """The least key that starts with `prefix` and comes after `after`, if there is such a key."""
     return prefix if after is None else max(prefix, after + b"\0")
 
 
@@ -26,7 +26,7 @@ def merge_page(
     limit: int,
     bytes_max: int,
 ) -> Page:
-    """A page of the rows whose (key, partition) the sorted `streams` give; `read` answers a row's record.
+    """A page of the rows whose (key, partition) the sorted `streams` give. `read` returns a row's record.
 
     It ends after `limit` rows, or after the row with which keys and values exceed `bytes_max` bytes.
     """

@@ -1,29 +1,29 @@
-"""Records on disk, in RocksDB: the default, and the engine whose acknowledgements mean something.
+"""Records on disk, in RocksDB: the default engine.
 
-A record lies under its partition number (two bytes, big-endian) and its key, so that a partition is one contiguous
-range: a scan seeks into it, a discard is one range delete. The worker's notes lie behind the last partition.
+A record lies under its partition number (two bytes, big-endian) and its key. So a partition is one contiguous range: a
+scan seeks into it, and a discard is one range delete. The worker's notes lie behind the last partition.
 
 `commit` writes one batch and then flushes the log to disk with one fsync, both in one trip to a worker thread. The two
-steps are apart because rocksdict holds Python's global lock during a write that syncs by itself, which would stop the
-event loop for as long as the disk takes. What it costs: a batch becomes visible to `get` shortly before it is durable.
-The worker hides it for that long.
+steps are separate because rocksdict holds Python's global lock during a write that syncs by itself. That would stop the
+event loop for as long as the disk takes. What it costs: a batch is visible to `get` shortly before it is durable. The
+worker hides it for that time.
 
-What a failed flush has left behind, nobody can say, so after one failure the storage takes no further commit.
+After a failed flush it is not known what is on disk. So after one failure the storage takes no further commit.
 
-At start RocksDB replays its log, and flushes what it found there as a table before anything is read from it: so what a
-failed flush has left in the log is either gone or durable by then, and not only cached. A torn tail is what a crash
-leaves behind and is dropped: it was never acknowledged. Damage anywhere before the tail is refused, since skipping it
-would silently lose what was acknowledged.
+At the start RocksDB replays its log, and flushes what it found as a table before anything is read from it. So what a
+failed flush has left in the log is by then either gone or durable, and not only cached. A torn tail is what a crash
+leaves behind, and is dropped: it was never acknowledged. Damage before the tail is refused, since skipping it would
+silently lose what was acknowledged.
 
-Buffers and threads are small: a machine may run many workers, each with an instance of its own. On a small disk they
-are smaller still (`_Sizes`), since what RocksDB writes for itself must fit the reserve.
+Buffers and threads are small: a machine may run many workers, each with its own instance. On a small disk they are
+smaller still (`_Sizes`), since what RocksDB writes for itself must fit the reserve.
 
-A full disk. `room` tells how much is free, and a reserve; below it a worker takes no more values. A compaction writes
-its output before it removes its input, some twelve write buffers at most with these sizes, and a batch that finds no
-room for its log ends the worker: so compactions are off while less than `_COMPACTS_FROM` buffers are free. Others may
-fill the disk all the same, and a RocksDB that cannot write cannot open. So a ballast lies in its directory, `BALLAST`,
-which is let go when the disk is full at a start, and laid down again by the first batch that finds room for it. A disk
-that is filled from outside once more before that must be given room by hand.
+A full disk. `room` tells how much is free, and the reserve; below the reserve a worker takes no more values. A
+compaction writes its output before it removes its input: with these sizes, some twelve write buffers at most. A batch
+whose log finds no room ends the worker. So compactions are off while less than `_COMPACTS_FROM` buffers are free. Other
+programs may fill the disk all the same, and a RocksDB that cannot write cannot open. So a file `BALLAST` lies in its
+directory. It is removed if the disk is full at a start, and written again by the first batch that finds room for it. If
+another program fills the disk once more before that, an operator must make room by hand.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ from trikv.api import Batch, Page, Record, Room, Storage, StorageEngine, hookimp
 from trikv.core.record import pack, unpack
 from trikv.storage.merge import first_key, merge_page
 
-_META: Final = 0xFFFF  # the number under which the notes lie; partitions end one below
+_META: Final = 0xFFFF  # the notes lie under this number; partitions end one below
 
 _CACHE_BYTES: Final = 32 * 1024 * 1024
 _MB: Final = 1024 * 1024
 _BALLAST: Final = "BALLAST"
-_COMPACTS_FROM: Final = 14  # write buffers that are free
+_COMPACTS_FROM: Final = 14  # so many free write buffers
 _OPEN_FILES_MAX: Final = 256
-_BLOOM_BITS: Final = 10  # 1 % of lookups of absent keys read a block in vain; every write of a new key is such a lookup
+_BLOOM_BITS: Final = 10  # 1 % of lookups of absent keys read a block in vain; a write of a new key is such a lookup
 
 
 class _Sizes(NamedTuple):
-    """What is taken of a disk, in bytes, by the size of that disk."""
+    """What is taken of a disk, in bytes; it depends on the size of the disk."""
 
     write_buffer: int
     reserve: int
@@ -102,7 +102,7 @@ class RocksStorage(Storage):
     def get(self, partition: int, key: bytes) -> Record | None:
         try:
             data = self._db.get(_place(partition, key))
-        except Exception as error:  # rocksdict raises nothing more precise
+        except Exception as error:  # rocksdict raises no narrower type
             raise OSError(f"RocksDB cannot read from {self._directory}: {error}") from error
         return None if data is None else _record(partition, key, data)
 
@@ -114,10 +114,10 @@ class RocksStorage(Storage):
         )
 
     def _scan(self, partitions: Sequence[int], prefix: bytes, start: bytes, limit: int, bytes_max: int) -> Page:
-        """A page, through one iterator: RocksDB gives it one unchanging view, in which a batch is there or is not.
+        """A page, through one iterator. RocksDB gives it one unchanging view, with all of a batch or nothing of it.
 
         The first round takes from each partition its fair share of the page, in ascending order, so that the iterator
-        moves forward only; a partition from which more is needed is asked for twice as many keys each time. At most
+        only moves forward. A partition from which more is needed is asked for twice as many keys each time. At most
         about 2 * limit + len(partitions) keys are held, and one value besides those of the page.
         """
         if not partitions:
@@ -182,11 +182,11 @@ class RocksStorage(Storage):
         return Room(_free_bytes(self._directory), self._sizes.reserve)
 
     async def close(self) -> None:
-        with trio.CancelScope(shield=True):  # an instance left open keeps its directory locked
+        with trio.CancelScope(shield=True):  # an open instance keeps its directory locked
             try:
                 await trio.to_thread.run_sync(self._close)
             except OSError:
-                if not self._failure:  # else it only repeats itself
+                if not self._failure:  # else the error is known already
                     raise
 
     def _close(self) -> None:
@@ -217,13 +217,13 @@ def _open(directory: Path) -> RocksStorage:
         db = Rdict(str(directory), _options(sizes, may_compact=may_compact))
         try:
             return RocksStorage(db, directory, sizes, may_compact=may_compact)
-        except BaseException:  # whatever it was, the directory must not stay locked
+        except BaseException:  # after any error, the directory must not stay locked
             db.close()
             raise
 
 
 def _lay_ballast(ballast: Path, sizes: _Sizes) -> bool:
-    """Lay it down where there is room for it beside the reserve; is it there?"""
+    """Write the ballast if there is room for it beside the reserve. Returns whether it is there."""
     if ballast.exists():
         return True
     if _free_bytes(ballast.parent) < sizes.reserve + 2 * sizes.ballast:
@@ -242,32 +242,32 @@ def _options(sizes: _Sizes, *, may_compact: bool) -> Options:
     options.set_block_based_table_factory(table)
     options.set_compression_type(DBCompressionType.lz4())
     options.set_write_buffer_size(sizes.write_buffer)
-    options.set_max_total_wal_size(4 * sizes.write_buffer)  # so much is replayed at the next start, at most
+    options.set_max_total_wal_size(4 * sizes.write_buffer)  # the most that is replayed at the next start
     options.set_target_file_size_base(sizes.write_buffer)
     options.set_max_bytes_for_level_base(4 * sizes.write_buffer)
     options.set_disable_auto_compactions(not may_compact)
     options.set_max_background_jobs(2)
     options.set_max_open_files(_OPEN_FILES_MAX)
     options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
-    options.set_keep_log_file_num(2)  # its own diary, not the write-ahead log
+    options.set_keep_log_file_num(2)  # RocksDB's own messages, not the write-ahead log
     options.set_stats_dump_period_sec(0)
     return options
 
 
 class _Cursor:
-    """An iterator that remembers where it is, and what it has passed over on the way there.
+    """An iterator that knows its place, and which places before it hold no row.
 
-    After a discard, RocksDB walks over every deleted key of a range until it meets a living one. A seek that would end
-    where the last one did is therefore not made: the first round of a scan walks over no dead key twice.
+    After a discard, RocksDB walks over every deleted key of a range until it meets a living one. So a seek that would
+    end where the last one ended is not made: the first round of a scan walks over no dead key twice.
     """
 
     def __init__(self, iterator: RdictIter) -> None:
         self._iterator = iterator
-        self._at: bytes | None = None  # where the iterator is; None: at the end
-        self._from: bytes | None = None  # nothing lies from this place up to there; None: nothing is known yet
+        self._at: bytes | None = None  # the iterator's place; None: at the end
+        self._from: bytes | None = None  # no row lies from this place to `_at`; None: not known
 
     def places(self, start: bytes, prefix: bytes, count: int | None = None) -> Iterator[bytes]:
-        """The next `count` places from `start` that begin with `prefix`; the iterator is at the one last given."""
+        """The next `count` places from `start` that begin with `prefix`. The iterator is at the last one given."""
         place = self._seek(start)
         while place is not None and place.startswith(prefix) and count != 0:
             yield place
@@ -278,7 +278,7 @@ class _Cursor:
 
     def value_at(self, place: bytes) -> bytes:
         found = self._seek(place)
-        assert found == place, (found, place)  # it was listed in this very view
+        assert found == place, (found, place)  # it was listed in this view
         return self.value()
 
     def value(self) -> bytes:
@@ -298,7 +298,7 @@ class _Cursor:
             self._at = self._iterator.key()
         else:
             self._at = None
-            self._iterator.status()  # raises if it stopped for another reason than the end
+            self._iterator.status()  # raises if the iterator stopped before the end
         return self._at
 
 
@@ -315,11 +315,11 @@ def _record(partition: int, key: bytes, data: bytes) -> Record:
 
 @contextmanager
 def _reported(what: str) -> Iterator[None]:
-    """Turn the plain exceptions of rocksdict into the OSError that callers of a storage engine expect."""
+    """Turn rocksdict's plain exceptions into the OSError that callers of a storage engine expect."""
     try:
         yield
     except Exception as error:
-        if type(error) is not Exception:  # not one of rocksdict's, which raises nothing more precise
+        if type(error) is not Exception:  # rocksdict raises plain Exceptions only
             raise
         raise OSError(f"{what}: {error}") from error
 

@@ -1,19 +1,19 @@
-"""A whole cluster inside one `trio.run`, on a network of memory: for tests of strategies, and of trikv itself.
+"""A whole cluster inside one `trio.run`, on a network in memory, for tests.
 
 Master and workers are the real ones; only the sockets are not. `MemoryTransport` connects them through Trio's memory
-streams, so that time can be virtual (`MockClock`, pytest-trio's `autojump_clock`): a test about a deadline of two
-seconds then takes none, and gives the same result on any machine. A worker is stopped as a process would be, at once;
-what its storage has is its disk, and it may be started again with it, or without.
+streams, so time can be virtual (`MockClock`, pytest-trio's `autojump_clock`). A test about a deadline of two seconds
+then takes no time, and gives the same result on any machine. A worker is stopped at once, as a process would be. Its
+storage stands for its disk: it may be started again with it, or with an empty one.
 
     async with trio.open_nursery() as nursery:
         cluster = await InProcessCluster.start(nursery, mode="quorum")
         await cluster.coordinator.put(b"k", b"v")
         await cluster.kill(cluster.workers[0])
 
-What the network can be told, by the address that was dialled: `hold` keeps every byte of its connections back, as a
-paused process would, until `release`; `cut` ends its connections and lets nobody in until `mend`.
+The network can be disturbed, by the address that was dialled. `hold` keeps every byte of its connections back, as a
+paused process would, until `release`. `cut` ends its connections and refuses new ones until `mend`.
 
-Left out: latency, loss and reordering, whose place is a simulation; and threads, past which virtual time jumps.
+Left out: latency, loss and reordering, which are in `trikv.testing.sim`; and threads, past which virtual time jumps.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from trikv.registry import Registry, load_registry
 from trikv.storage.memory import MemoryStorage
 from trikv.worker.worker import Worker
 
-PARTITIONS: Final = 64  # few, since each costs a test some work in every change of the document
+PARTITIONS: Final = 64  # few, since each costs some work in every change of the document
 PATIENCE_S = 30.0  # how long `until` waits for what a test expects
 
 
@@ -47,7 +47,7 @@ _Stream = trio.StapledStream[trio.testing.MemorySendStream, trio.testing.MemoryR
 
 
 class _Connection:
-    """Two memory streams, and both ways between them."""
+    """Two memory streams, joined in both directions."""
 
     def __init__(self) -> None:
         self.near, self.far = trio.testing.memory_stream_pair()
@@ -165,7 +165,7 @@ class MemoryTransport(Transport):
 
 @dataclass(eq=False)
 class Node:
-    """A worker and what outlives it: where it listens, and its disk."""
+    """A worker and what outlives it: its address, and its disk."""
 
     worker: Worker
     storage: Storage
@@ -176,7 +176,7 @@ class Node:
 
 
 class InProcessCluster:
-    """Make it with `start`. `master` and `workers` are those that run now, or ran last."""
+    """Make it with `start`. `master` and `workers` run now, or ran last."""
 
     def __init__(
         self, nursery: trio.Nursery, registry: Registry, store: ConfigStore, doors: Doors, settings: dict[str, Any]
@@ -207,9 +207,10 @@ class InProcessCluster:
         partitions: int = PARTITIONS,
         **settings: Any,
     ) -> InProcessCluster:
-        """A cluster that has formed, and of which every worker is up.
+        """A cluster that has formed, with every worker up.
 
-        `strategies` come on top of those installed. `settings` are further ones of `Master.open`, for every master.
+        `strategies` are added to the installed ones. `settings` are further settings of `Master.open`, for every
+        master.
         """
         registry = _installed()
         registry = replace(registry, strategies={**registry.strategies, **{s.name: s for s in strategies}})
@@ -235,13 +236,15 @@ class InProcessCluster:
 
     @property
     def network(self) -> MemoryTransport:
-        """What the network can be told; of a cluster on `MemoryTransport` alone."""
+        """The network, for disturbing it. Only a cluster on `MemoryTransport` has it."""
         assert isinstance(self.doors.transport, MemoryTransport)
         return self.doors.transport
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until it holds; fail the test if that takes too long. Looked at whenever the coordinator has changed,
-        and ten times a second besides."""
+        """Wait until the condition holds; fail the test if that takes too long.
+
+        The condition is checked whenever the coordinator has changed, and ten times a second.
+        """
         with trio.fail_after(PATIENCE_S):
             while not condition():
                 with trio.move_on_after(0.1):
@@ -253,7 +256,7 @@ class InProcessCluster:
         )
 
     async def until_settled(self) -> None:
-        """Every partition settled, in the mode that is wanted."""
+        """Wait until every partition is settled, in the mode that is wanted."""
         mode = self.master.cluster.mode
         await self.until(lambda: all(p.settled and p.active.mode == mode for p in self.master.cluster.partitions))
 
@@ -314,7 +317,7 @@ class InProcessCluster:
         await node.stopped.wait()
 
     async def restart(self, node: Node, *, wiped: bool = False) -> None:
-        """Start it again where it was, with its disk or with an empty one."""
+        """Start it again at its address, with its disk or with an empty one."""
         await self.kill(node)
         listening = await self.doors.transport.listen(node.address)
         if wiped:
@@ -347,13 +350,13 @@ class InProcessCluster:
 
 @cache
 def _installed() -> Registry:
-    """Looked up once: a suite starts many clusters, and finding plugins is the slowest part of it."""
+    """The installed plugins. They are found once, since a suite starts many clusters and finding plugins is slow."""
     return load_registry()
 
 
 @asynccontextmanager
 async def _ended(scope: trio.CancelScope, stopped: trio.Event, listening: Listening) -> AsyncIterator[None]:
-    """Run a node inside `scope`; with its end its door closes, and `stopped` is set."""
+    """Run a node inside `scope`. When it ends, its listener closes, and `stopped` is set."""
     try:
         with scope:
             yield

@@ -1,11 +1,11 @@
-"""What every storage engine must do, as a suite to inherit; trikv's own engines pass it, and so should a stranger's:
+"""What every storage engine must do, as a test class to inherit.
 
     class TestMine(StorageContract):
         engine = MyEngine()
 
-Run it with pytest and pytest-trio (`trio_mode = true`). A durable engine is closed and opened again where the suite
-says so; that its commits outlive a killed process needs a process, and `survives_a_kill` is for that: call it from a
-test of your own.
+trikv's own engines pass it. Run it with pytest and pytest-trio (`trio_mode = true`). The suite closes a durable engine
+and opens it again. Whether its commits outlive a killed process cannot be tested inside one; call `survives_a_kill` for
+that, from a test of your own.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import trio
 
 from trikv.api import Batch, Page, Record, Row, Storage, StorageEngine, Version
 
-PLENTY = 1 << 40  # of bytes: a page that ends for another reason
+PLENTY = 1 << 40  # bytes: such a page ends for another reason
 
 
 def record(seq: int, value: bytes | None = b"") -> Record:
-    """A record of which the version tells where it came from."""
+    """A record whose version tells where it came from."""
     return Record(Version(1 << 32, seq), Version(1 << 32, seq), value)
 
 
@@ -269,7 +269,7 @@ trio.run(main)
 
 
 def commit_until_killed(engine: StorageEngine, directory: Path, *, commits: int) -> list[int]:
-    """Let a process commit, kill it with SIGKILL in the middle of it; the numbers that it said were committed."""
+    """Let a process commit, and kill it with SIGKILL meanwhile. Returns the numbers that it reported as committed."""
     kind = type(engine)
     command = [sys.executable, "-c", _COMMIT_UNTIL_KILLED, kind.__module__, kind.__qualname__, str(directory)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -283,7 +283,7 @@ def commit_until_killed(engine: StorageEngine, directory: Path, *, commits: int)
 
 
 async def survives_a_kill(engine: StorageEngine, directory: Path, *, commits: int) -> None:
-    """After `commit_until_killed`, find all that was said to be committed, and no half of a batch."""
+    """After `commit_until_killed`, find everything that was reported as committed, and no half of a batch."""
     said = commit_until_killed(engine, directory, commits=commits)
     storage = await engine.open(directory)
     try:

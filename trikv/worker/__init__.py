@@ -1,1 +1,1 @@
-"""The worker's role: it keeps records behind a fence of epochs, in a data directory that one process alone may have."""
+"""The worker's role: records behind a fence of epochs, in a data directory of its own."""

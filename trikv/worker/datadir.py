@@ -1,16 +1,16 @@
-"""A node's data directory: made if it is missing, locked while it is in use, refused where it cannot be ours.
+"""A node's data directory: made if missing, locked while in use, refused if it is not ours.
 
-Two files stand in it from the first moment. `LOCK` is locked (flock) for as long as the node lives, and holds its
-process id for the message that a second node prints; the kernel drops the lock with the process, however that ends, so
-there is nothing to clean up. `FORMAT` names the role and the format version, and is written once, durably, before
-anything else: a directory without it is either empty or not ours, and the latter is left alone.
+Two files stand in it from the first moment. `LOCK` is locked (flock) for as long as the node lives. It holds the
+process id for the message that a second node prints. The kernel drops the lock with the process, however the process
+ends, so there is nothing to clean up. `FORMAT` names the role and the format version. It is written once, durably,
+before anything else. So a directory without it is either empty or not ours; a directory that is not ours is left alone.
 
-Where one file makes a directory what it is, as a cluster's document does, `FORMAT` comes after it (`founding`). So it
-says that this file was there, complete: who finds `FORMAT` and not the file has lost it.
+If one file makes the directory what it is, as a cluster's document does, `FORMAT` is written after that file
+(`founding`). So `FORMAT` says that the file was there, complete: if the file is missing later, it was lost.
 
-A directory that is made here is open to its owner alone, for the values in it; one that exists keeps the permissions
-that its owner gave it. Neither file is followed where it is a symbolic link, and what is no regular file is refused:
-whoever may write into the directory shall not choose what else this process truncates.
+A directory that is made here is open to its owner alone, because of the values in it. An existing directory keeps its
+permissions. Neither file is followed if it is a symbolic link, and what is not a regular file is refused. Otherwise
+another user with access to the directory could choose what this process truncates.
 
 Left out: file systems on which flock does not reach other machines. A data directory belongs on a local disk.
 """
@@ -30,17 +30,17 @@ Role = Literal["worker", "master"]
 
 _LOCK: Final = "LOCK"
 _FORMAT: Final = "FORMAT"
-_DRAFT: Final = "FORMAT.new"  # what a crash in the very first moment may leave behind
-_NOBODYS: Final = "lost+found"  # what mkfs puts into a fresh volume
+_DRAFT: Final = "FORMAT.new"  # what a crash in the first moment may leave behind
+_NOBODYS: Final = "lost+found"  # mkfs puts it into a fresh volume
 _FORMAT_BYTES_MAX: Final = 1_000
 
 
 class DataDirError(OSError):
-    """The directory cannot be used; one line that names it, the reason and the remedy."""
+    """The directory cannot be used. One line names it, the reason and the remedy."""
 
 
 class DataDir:
-    """A data directory that is ours until `close`."""
+    """A data directory that this process holds until `close`."""
 
     def __init__(self, path: Path, lock_fd: int, role: Role, *, founded: bool) -> None:
         self.path = path
@@ -49,13 +49,13 @@ class DataDir:
         self._lock_fd: int | None = lock_fd
 
     def note_founded(self) -> None:
-        """The file that makes the directory what it is stands in it, durably."""
+        """Note, durably, that the file which makes the directory what it is stands in it."""
         if not self.founded:
             _write_durably(self.path, self._role)
             self.founded = True
 
     def close(self) -> None:
-        """Let others have it. Closing twice does no harm."""
+        """Unlock it. Closing twice does no harm."""
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -77,7 +77,7 @@ def open_data_dir(path: Path, role: Role, *, founding: str | None = None) -> Dat
         beside it may have names that begin with its name.
 
     Raises:
-      DataDirError: it is in use, of another role or format version, somebody else's, or cannot be written.
+      DataDirError: it is in use, belongs to another role, format version or program, or cannot be written.
     """
     path = path.absolute()
     try:
@@ -96,20 +96,20 @@ def open_data_dir(path: Path, role: Role, *, founding: str | None = None) -> Dat
         if not founded and founding is None:
             _write_durably(path, role)
             founded = True
-    except BaseException:  # whatever it was, the lock must not outlive this call
+    except BaseException:  # after any error, the lock must not outlive this call
         os.close(lock_fd)
         raise
     return DataDir(path, lock_fd, role, founded=founded)
 
 
 def _open_plain(path: Path, name: str, flags: int) -> int:
-    """Open a file of that name, and nothing else that may have been put there.
+    """Open a regular file of that name.
 
     Raises:
-      DataDirError: it is a symbolic link, a FIFO, a directory.
+      DataDirError: it is a symbolic link, a FIFO or a directory.
       OSError: it cannot be opened.
     """
-    try:  # a FIFO must not make us wait for its other end
+    try:  # O_NONBLOCK: a FIFO would wait for its other end
         file_fd = os.open(path / name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         if stat.S_ISREG(os.fstat(file_fd).st_mode):
             return file_fd
@@ -124,7 +124,7 @@ def _open_plain(path: Path, name: str, flags: int) -> int:
 
 
 def _refuse_strangers(path: Path, founding: str | None) -> None:
-    """Before anything is written: what holds files and is not ours stays as it is."""
+    """Before anything is written: refuse a directory that holds files and is not ours."""
 
     def is_ours(name: str) -> bool:
         return name in (_LOCK, _DRAFT, _NOBODYS) or (founding is not None and name.startswith(founding))
@@ -140,7 +140,7 @@ def _take_lock(path: Path, lock_fd: int) -> None:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.read(lock_fd, 20).decode("ascii", "replace").strip()
-        whose = f"process {holder}" if holder else "another process"  # it may not have written its number yet
+        whose = f"process {holder}" if holder else "another process"  # it may not have written its id yet
         raise DataDirError(
             f"data directory {path} is in use by {whose}; stop that, or choose another with --data-dir"
         ) from None
@@ -149,7 +149,7 @@ def _take_lock(path: Path, lock_fd: int) -> None:
 
 
 def _is_founded(path: Path, role: Role) -> bool:
-    """Under the lock: is it of our role and format, or (False) nobody's yet?"""
+    """Under the lock: is it of our role and format? False: it has no `FORMAT` yet."""
     try:
         with os.fdopen(_open_plain(path, _FORMAT, os.O_RDONLY), "rb") as file:
             found = file.read(_FORMAT_BYTES_MAX).decode("ascii", "replace").split()
@@ -179,7 +179,7 @@ def _is_founded(path: Path, role: Role) -> bool:
 
 
 def _write_durably(path: Path, role: Role) -> None:
-    """Write `FORMAT`. Under its name the file is there in full or not at all, also after the power failed."""
+    """Write `FORMAT`. Even after a power failure, the file is there under its name in full or not at all."""
     draft = path / _DRAFT
     try:
         draft.unlink(missing_ok=True)

@@ -1,13 +1,13 @@
-"""How far a worker's disk once was: a marker beside the records, by which a log that was cut is noticed.
+"""How far a worker's disk once was: a marker by which a log that lost its end is noticed.
 
 The storage counts its batches in each batch. This file, of one line that is overwritten in place, repeats the count of
-the last one, and is written after that batch is on disk. It is never flushed by itself, so it costs no fsync: after a
-crash of the process it is there, after a loss of power it may be an older one. It is never ahead of what was durable.
-If the storage is behind it, then some of what was acknowledged is gone: the log lost its end, or a part of the
-directory is from an older copy.
+the last batch, and is written after that batch is on disk. It is never flushed by itself, so it costs no fsync. After a
+crash of the process it is current; after a loss of power it may be older. It is never ahead of what was durable. If the
+storage is behind it, some of what was acknowledged is gone: the log lost its end, or a part of the directory is from an
+older copy.
 
-The write goes through a worker thread, since a disk that hangs would otherwise hold the event loop. It is off the path
-of any acknowledgement, and one write covers all batches since the last one.
+The write goes through a worker thread, since a hung disk would otherwise stop the event loop. It is not on the path of
+an acknowledgement, and one write covers all batches since the last one.
 
 A marker that is missing or cannot be read proves nothing, and is begun anew.
 """
@@ -37,7 +37,7 @@ class Progress(ABC):
         """Note the count.
 
         Raises:
-          OSError: it cannot be written. The former one stands.
+          OSError: it cannot be written. The former count stays.
         """
 
 

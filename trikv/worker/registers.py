@@ -1,16 +1,16 @@
-"""What a worker holds: versioned records behind a fence, with one batch at a time on its way to the disk.
+"""What a worker holds: versioned records behind a fence, made durable one batch at a time.
 
 `pass_fence`, `put`, `discard`, `forget` and `note` judge and collect; `commit` makes all that they collected durable in
-one batch. A record is replaced only by a newer one. While a batch is being flushed `durable` still answers with what
-was there before it, so that nothing is visible that could be lost; whoever holds the records of a partition in doubt
-(`in_doubt`) waits until the flush is over.
+one batch. A record is replaced only by a newer one. While a batch is being flushed, `durable` still answers with the
+record from before it, so that nothing is visible that could be lost. A partition whose promise or discard is in that
+batch is in doubt: `knows` is False for it until the flush is over.
 
-Of each partition there is a `Summary` (digest and counts), kept as records come and go and noted on disk in the same
-batch, as `keys/N`; `promise/N` is the epoch that was promised. A store from before there were digests has only the
-number of keys there: its partitions are read through once, when it is opened. Each batch has its number in it.
+Each partition has a `Summary` (digest and counts). It is kept up to date as records come and go, and noted on disk in
+the same batch, as `keys/N`. `promise/N` is the promised epoch. A store from before there were digests has only the
+number of keys there; its partitions are read through once, when it is opened. Each batch contains its number.
 
-The worker's committer alone calls what changes anything, between two commits. A summary is that of the durable records
-between a commit and the next change.
+Only the worker's committer calls the methods that change anything, between two commits. Between a commit and the next
+change, a summary is that of the durable records.
 """
 
 from __future__ import annotations
@@ -39,16 +39,15 @@ class Registers:
                 promised[int(partition)] = int(note)
             elif kind == "keys" and (summary := Summary.unpack(note)) is not None:
                 self._summaries[int(partition)] = summary
-        self._unread = promised.keys() - self._summaries.keys()  # nothing is stored in a partition without a promise
+        self._unread = promised.keys() - self._summaries.keys()  # a partition without a promise holds no record
         self.fence = Fence(promised)
-        self.batches = int(storage.meta().get("batches", b"0"))  # that were made durable here, ever
+        self.batches = int(storage.meta().get("batches", b"0"))  # how many batches were ever made durable here
         self.keys = sum(summary.keys for summary in self._summaries.values())
         self._storage = storage
         # What the next `commit` makes durable.
         self._batch = Batch()
-        self._changed: set[int] = set()  # partitions of which the summary is not as it was noted
-        # Of that batch, and of the one that is being flushed: the records before it, and the partitions that it
-        # promises or discards.
+        self._changed: set[int] = set()  # partitions whose summary differs from the note on disk
+        # The records from before that batch or the one being flushed, and the partitions that these promise or discard.
         self._before: dict[tuple[int, bytes], Record | None] = {}
         self._in_doubt: set[int] = set()
 
@@ -70,11 +69,11 @@ class Registers:
     # --- what is durable ----------------------------------------------------------------------------------------------
 
     def knows(self, partition: int, epoch: int) -> bool:
-        """Is that the epoch that is promised, durably, with no discard under way?"""
+        """Is this the epoch that is promised, durably, with no discard under way?"""
         return partition not in self._in_doubt and self.fence.judge(partition, epoch) is EpochJudgement.KNOWN
 
     def durable(self, partition: int, key: bytes) -> Record | None:
-        """The record as it is on disk, whatever batch is on its way there."""
+        """The record as it is on disk, without the batch that is on its way there."""
         where = (partition, key)
         return self._before[where] if where in self._before else self._storage.get(partition, key)
 
@@ -84,7 +83,7 @@ class Registers:
     # --- what changes it ----------------------------------------------------------------------------------------------
 
     def pass_fence(self, partition: int, epoch: int) -> bool:
-        """Promise the epoch if it is newer; False if it is stale, or absurd."""
+        """Promise the epoch if it is newer. False: it is stale, or absurd."""
         judgement = self.fence.judge(partition, epoch)
         if judgement is EpochJudgement.NEWER:
             self.fence.promise(partition, epoch)
@@ -122,11 +121,11 @@ class Registers:
         self._set_summary(partition, _EMPTY)
 
     def note(self, name: str, note: bytes) -> None:
-        """Keep a note of the worker's own."""
+        """Add a note of the worker's own to the batch."""
         self._batch.meta[name] = note
 
     async def commit(self) -> None:
-        """Make durable what was collected since the last time."""
+        """Make durable what was collected since the last commit."""
         batch, self._batch = self._batch, Batch()
         for partition in self._changed:
             batch.meta[f"keys/{partition}"] = self._summaries[partition].pack()
@@ -139,7 +138,7 @@ class Registers:
         self._in_doubt.clear()
 
     def _current(self, where: tuple[int, bytes]) -> Record | None:
-        """The record as it will be once what was collected is durable."""
+        """The record as it will be once the collected batch is durable."""
         batch = self._batch
         if where in batch.puts:
             return batch.puts[where]

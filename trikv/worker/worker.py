@@ -1,25 +1,25 @@
 """The worker: versioned registers behind a fence, on one disk.
 
-A worker knows nothing of modes. It applies a store only if it is newer, refuses whatever comes from an older epoch
-(`core/fence.py`), passes a relay on, and answers for the life (incarnation) that it is in and no other. What it holds
-is in `worker/registers.py`; here is who may ask for what, and when that is answered.
+A worker knows nothing of modes. It applies a store only if it is newer, refuses calls of an older epoch
+(`core/fence.py`), passes a relay on, and answers only for the life (incarnation) that it is in. `worker/registers.py`
+has what it holds; this file says which peer may send which call, and when that is answered.
 
-Everything that changes the disk goes through one committer task: it takes all that waits, judges it in order, writes
-one batch, has it flushed once, and then releases every waiter; so a hundred writers share an fsync. Nothing is visible
+Everything that changes the disk goes through one committer task. It takes all that waits, judges it in order, writes
+one batch, flushes it once, and then answers every waiting call. So a hundred writers share an fsync. Nothing is visible
 before it is durable: while a batch is being flushed, a fetch of one of its keys is answered with the record before, and
-digests and listings take their turn between two batches. A fetch under a promised epoch is answered at once; one under
-a newer epoch waits until that promise is on disk.
+digests and listings take their turn between two batches. A fetch under a promised epoch is answered at once; a fetch
+under a newer epoch waits until that promise is on disk.
 
-Each start must be confirmed by the master before the worker serves anything: its directory may be an older copy, and
-then it is made another member (`core/lineage.py`).
+The master must confirm each start before the worker serves anything. The directory may be an older copy, and then the
+worker is made another member (`core/lineage.py`).
 
-If the disk fails, the worker stops: what an fsync that failed has left behind, nobody can say.
+If the disk fails, the worker stops: after a failed fsync it is not known what is on disk.
 
-Bounds, beyond which a call is answered BUSY and nothing comes of it: `QUEUE_BYTES_MAX` of stores that wait for the
-committer; `LISTS_MAX` listings that wait for their turn; of answers that wait for one link `ANSWERS_BYTES_MAX`, and
-`LARGE_ANSWERS_BYTES_MAX` where a large value or a listing would come on top. No call is kept for longer than
-`BUDGET_MOST_S`, whatever its budget says. A disk that is nearly full (`Storage.room`) takes no values, and goes on
-taking deletes.
+Bounds, beyond which a call is answered BUSY and has no effect: `QUEUE_BYTES_MAX` of stores that wait for the committer;
+`LISTS_MAX` listings that wait for their turn; of answers that wait for one link `ANSWERS_BYTES_MAX`, or
+`LARGE_ANSWERS_BYTES_MAX` before a further large value or listing. No call is kept for longer than `BUDGET_MOST_S`,
+whatever its budget says. A worker whose disk is nearly full (`Storage.room`) takes no values, and goes on taking
+deletes.
 """
 
 from __future__ import annotations
@@ -62,19 +62,19 @@ from trikv.worker.registers import Registers
 
 QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 LARGE_VALUE_BYTES: Final = 64 * 1024
-LARGE_ANSWERS_BYTES_MAX: Final = 16 * 1024 * 1024  # what waits for one link; beyond it small answers would be too late
-ANSWERS_BYTES_MAX: Final = 64 * 1024 * 1024  # as much as one frame of fetches may ask for: no peer reads that in time
-LISTS_MAX: Final = 64  # a master asks for some ten at once
-BUDGET_MOST_S: Final = 60.0  # clients cannot ask for more
+LARGE_ANSWERS_BYTES_MAX: Final = 16 * 1024 * 1024  # that wait for one link; beyond it small answers would be late
+ANSWERS_BYTES_MAX: Final = 64 * 1024 * 1024  # a frame of fetches can ask for more than a peer can read in time
+LISTS_MAX: Final = 64  # a master sends some ten at once
+BUDGET_MOST_S: Final = 60.0  # the longest timeout that a client can ask for
 ENLIST_TIMEOUT_S: Final = 5.0
 ENLIST_AGAIN_S: Final = 1.0
-_OVERHEAD_BYTES: Final = 128  # what a queued item costs beside its key and value
+_OVERHEAD_BYTES: Final = 128  # the cost of a queued item beside its key and value
 
 _log = logging.getLogger(__name__)
 
 
 class _Item(NamedTuple):
-    """A call that waits for the committer, and where its answer goes."""
+    """A call that waits for the committer, with the link for its answer."""
 
     link: Link
     call_id: int
@@ -83,7 +83,7 @@ class _Item(NamedTuple):
 
 
 class _Neighbour:
-    """A link to the next member of a chain. `until_s`: nobody waits for it beyond that."""
+    """A link to the next member of a chain. `until_s`: no relay waits for it beyond that time."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -113,9 +113,9 @@ class Worker:
     ) -> None:
         self.id = worker_id
         self.incarnation = incarnation
-        self.starts = starts  # that its directory knows; it serves once the present one is confirmed
-        self._past = past  # why it is another member than its directory once was
-        self._next: tuple[str, Starts, str] | None = None  # the last three, as they are once the batch is durable
+        self.starts = starts  # the starts that its directory knows; it serves once the present one is confirmed
+        self._past = past  # why it is another member than it once was
+        self._next: tuple[str, Starts, str] | None = None  # incarnation, starts and past once the batch is durable
         self._progress = progress
         self._progressed = trio.Event()
         self._progressed.set()
@@ -123,15 +123,15 @@ class Worker:
         self.storage_name = storage_name
         self.max_keys = max_keys
         self._process = doors.new_id()
-        self._master = ""  # the incarnation of the master of the highest term that has greeted us
+        self._master = ""  # the incarnation of the master of the highest term that has greeted it
         self._storage = storage
         self._registers = registers
         self._doors = doors
         self._queue: list[_Item] = []
         self._queue_bytes = 0
-        self._lists = 0  # that wait for the committer, or for their turn after it
+        self._lists = 0  # listings that wait for the committer, or for their turn after it
         self._waiting = trio.Event()
-        self.neighbours: dict[str, _Neighbour] = {}  # by address; those that a chain's writes are passed on to
+        self.neighbours: dict[str, _Neighbour] = {}  # by address: the links that a chain's writes are passed on to
         self._sweeps = False
         self._was_full = False
         self._nursery: trio.Nursery | None = None
@@ -147,7 +147,7 @@ class Worker:
         max_keys: int | None = None,
         progress: Progress | None = None,
     ) -> Worker:
-        """The worker whose store this is; an empty store begins a new life. Without a `worker_id` the store has it.
+        """The worker whose store this is. An empty store begins a new life. Without a `worker_id`, the store has it.
 
         A store that is behind `progress` has lost what was acknowledged, and begins a new life as well.
         """
@@ -162,7 +162,7 @@ class Worker:
             past = f"its records end at batch {registers.batches}, and batch {reached} was on its disk"
             _log.warning("worker %s: %s; it is another member from now on", worker_id or meta.get("worker"), past)
             new |= {"incarnation": doors.new_id(16), "past": past}
-            registers.batches = reached  # or the next start would find the same
+            registers.batches = reached  # else the next start would find the same
         begin = lineage.begin_anew if "incarnation" in new else lineage.begin
         starts = begin(starts, doors.new_id())
         for name, text in new.items():
@@ -205,7 +205,7 @@ class Worker:
         master: str | None = None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve, and enlist with `master` whenever there is a link to it, until cancelled."""
+        """Serve until cancelled, and enlist with `master` whenever there is a new link to it."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._commit_forever)
@@ -219,7 +219,7 @@ class Worker:
     # --- who may talk to us -------------------------------------------------------------------------------------------
 
     def judge(self, hello: Hello) -> str | None:
-        """Why that node has no business here, or None. The first master that this worker meets decides its cluster."""
+        """Why that node may not connect, or None. The first master that this worker meets decides its cluster."""
         if hello.role not in ("master", "worker"):
             return f"a worker talks to masters and workers, not to a {hello.role!r}"
         fence = self._registers.fence
@@ -228,7 +228,7 @@ class Worker:
         if not (fence.believes(term) or (is_known and term <= TERM_MAX - JUMP_MAX)):
             return f"worker {self.id} knows term {fence.term}, and does not believe a master of term {term}"
         if hello.role == "master" and self.cluster is None and hello.cluster is not None:
-            # Durable with the first batch, so before this worker has acknowledged anything to that cluster.
+            # This is durable with the first batch, so before this worker has acknowledged anything to that cluster.
             self.cluster = hello.cluster
             self._registers.note("cluster", hello.cluster.encode())
         if hello.role == "master" and hello.cluster == self.cluster and term > MasterId.parse(self._master).term:
@@ -245,7 +245,7 @@ class Worker:
         return None
 
     def _is_master(self, hello: Hello) -> bool:
-        """Is that a master of the highest term that this worker knows?"""
+        """Is this a master of the highest term that this worker knows?"""
         return hello.role == "master" and MasterId.parse(hello.incarnation).term >= MasterId.parse(self._master).term
 
     async def _enlist_forever(self, master: str, address: str) -> None:
@@ -278,7 +278,7 @@ class Worker:
     # --- what comes in ------------------------------------------------------------------------------------------------
 
     def handle(self, link: Link, incoming: list[Call]) -> None:
-        """Answer at once what can be, and queue the rest for the committer."""
+        """Answer the calls that can be answered at once, and queue the rest for the committer."""
         now = trio.current_time()
         for call in incoming:
             request = calls.parse(call.op, call.arguments)
@@ -315,7 +315,7 @@ class Worker:
             self._waiting.set()
 
     def _disk_is_full(self) -> bool:
-        """Is less than the reserve free? It takes a quarter more to be no longer full, so that it does not flap."""
+        """Is less than the reserve free? It stops being full with a quarter more, so that the answer does not flap."""
         room = self._storage.room()
         if room is None:
             return False
@@ -323,9 +323,9 @@ class Worker:
         return self._was_full
 
     def _disk_is_exhausted(self, size_bytes: int) -> bool:
-        """Would so much, beside what is queued, take of the half of the reserve that is for deletes and for the engine?
+        """Would this value, beside what is queued, use the half of the reserve that is for deletes and for the engine?
 
-        The coordinator sends no values to a worker that is full. What was on its way until it knew ends here.
+        The coordinator sends no values to a worker that is full. Values that were sent before it knew are refused here.
         """
         room = self._storage.room()
         return room is not None and room.free_bytes - self._queue_bytes - size_bytes < room.reserve_bytes // 2
@@ -363,13 +363,13 @@ class Worker:
                     lists.append(item)
                 else:
                     self._release(item)
-            # Between two batches, since a listing must show nothing that is not durable; one at a time: stores wait.
+            # A listing runs between two batches, since it must show only what is durable. One at a time: stores wait.
             if lists:
                 self._lists -= 1
                 await self._list(lists.popleft())
 
     def _decide(self, item: _Item) -> bool:
-        """Collect what the item changes; False if that was its end (refused, or too late for anyone)."""
+        """Collect what the item changes. False: the item ends here (it is refused, or too late)."""
         request, registers = item.request, self._registers
         if item.deadline_s <= trio.current_time():
             self._lists -= isinstance(request, List)
@@ -395,7 +395,7 @@ class Worker:
         return True
 
     def _begin_life(self, item: _Item, request: Confirm | Renew) -> bool:
-        """Note that this start is confirmed, or that this is another member from now on; one of the two in a batch."""
+        """Note that this start is confirmed, or that this is another member from now on. A batch has one of these."""
         if request.start != self.starts[-1] or self._next is not None:
             item.link.answer(item.call_id, Fault.OTHER_MEMBER, [])
             return False
@@ -437,13 +437,13 @@ class Worker:
                 link.answer(call_id, Fault.OK, [stale, rows], 64 + 48 * len(rows))
             case Fetch():
                 if self._registers.fence.judge(request.partition, request.epoch) is EpochJudgement.STALE:
-                    # The same batch promised a newer epoch, and may have discarded the partition under it.
+                    # The same batch promised a newer epoch, and may have discarded the partition under that one.
                     self._answer_stale(link, call_id, request.partition)
                 else:
                     self._answer_fetch(link, call_id, self._storage.get, request)
 
     def _sort_out(self, partitions: list[tuple[int, int]]) -> tuple[list[list[int]], list[int]]:
-        """Those that are stale with what is promised of them, and those that may be served."""
+        """The stale partitions with what was promised of them, and the partitions that may be served."""
         fence = self._registers.fence
         stale = [
             partition for partition, epoch in partitions if fence.judge(partition, epoch) is not EpochJudgement.KNOWN
@@ -480,7 +480,7 @@ class Worker:
     # --- relay along a chain ------------------------------------------------------------------------------------------
 
     def _relay(self, item: _Item, request: Store, hop: Hop, rest: list[Hop]) -> None:
-        """Pass a write on, also one that was not newer here: the next member's copy may still be under way."""
+        """Pass a write on, even if it was not newer here: the next member's copy may still be under way."""
         arguments: list[Any] = [
             request.partition,
             request.epoch,
@@ -510,7 +510,7 @@ class Worker:
         self._nursery.start_soon(when_linked)
 
     def _neighbour(self, address: str, until_s: float) -> Peer:
-        """The link to a neighbour, dialled at the first relay and kept for as long as it holds, and until then."""
+        """The link to a neighbour. It is dialled at the first relay, and kept while it holds, at least until then."""
         assert self._nursery is not None
         neighbour = self.neighbours.get(address)
         if neighbour is None:
@@ -523,7 +523,7 @@ class Worker:
         return neighbour.peer
 
     async def _sweep_forever(self) -> None:
-        """Once a second, end the relays that are late, and forget neighbours that are not where they were."""
+        """Once a second, end the relays that are late, and drop neighbours that cannot be reached any more."""
         while True:
             await trio.sleep(1)
             now = trio.current_time()

@@ -1,4 +1,4 @@
-"""Certification: many simulated runs of a strategy, the smallest run that fails, and the certificate.
+"""Certification: many simulated runs of a strategy, the smallest failure, and the certificate.
 
 from trikv.testing.certify import certify
 assert certify("mymode", seeds=range(1, 201)).is_kept

@@ -1,22 +1,22 @@
-"""Does a strategy keep its promise? Many simulated runs, one certificate.
+"""Does a strategy keep its promise? Many simulated runs give one certificate.
 
     certificate = certify("quorum", seeds=range(1, 201), jobs=2)
     assert certificate.is_kept, certificate
 
-Every seed is a cluster of its own, with trouble of its own, whose history is judged (`trikv.testing.sim`). From them
-all a grade is made, of what the strategy *delivers*:
+Every seed is a cluster of its own, with faults of its own, and its history is judged (`trikv.testing.sim`). All runs
+together give a grade, of what the strategy *delivers*:
 
     linearizable   every run was
     convergent     some were not; but replicas came to hold the same, and no value was lost or made up
     neither        not even that
-    not decided    the checker ran out of steps in some run, or nothing was ever committed. That is never a pass.
+    not decided    the checker ran out of steps in some run, or nothing was ever committed. This is not a pass.
 
-A strategy that promises consistency and breaks it is played once more as if it had promised convergence only, since
-its author will want to know whether it is good for that. And since a strategy that always raises breaks no promise,
+A strategy that promises consistency and breaks the promise is played once more as if it had promised convergence only,
+since its author will want to know whether it delivers that. A strategy that always raises breaks no promise. So
 certification also asks how it behaves (`misconduct.py`), whether anything was ever committed, and whether a seed gives
 the same run a second time, in another process with another hash seed.
 
-Of the runs that failed, the one with the lowest seed is shrunk (`shrink.py`) and told as a timeline (`failure.py`).
+Of the runs that failed, the one with the lowest seed is shrunk (`shrink.py`) and drawn as a timeline (`failure.py`).
 
 Cost: about half a second of CPU for each seed, and at most `shrink.RUNS_MAX` shorter runs for a failure.
 """
@@ -42,11 +42,11 @@ from trikv.testing.sim import CERTIFYING, FaultKind, Plan, Run, Schedule
 from trikv.timeline import Timeline
 
 SEEDS: Final = 200  # about a minute on two cores
-REPEATED: Final = 3  # so many seeds are played a second time
-WEAKENED_MAX: Final = 20  # and so many as if less had been promised
-STUCK_MAX: Final = 3  # runs that had no end; each costs `HANG_S`, so after these it is enough
+REPEATED: Final = 3  # how many seeds are played a second time
+WEAKENED_MAX: Final = 20  # how many seeds are played as if less had been promised
+STUCK_MAX: Final = 3  # runs without an end, after which playing stops: each costs `HANG_S`
 
-# What is broken when a finding has one of these rules is availability; any other rule is about what clients saw.
+# A finding of one of these rules is about availability; a finding of any other rule is about what clients saw.
 _AVAILABILITY: Final = frozenset({"does not form", "does not mend", "not available", "late answer"})
 
 
@@ -62,7 +62,7 @@ PROMISED: Final = {Promise.CP: Grade.LINEARIZABLE, Promise.AP: Grade.CONVERGENT}
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A run that did not keep the promise, and what came first of what is held against it."""
+    """A run that did not keep the promise, and the weightiest finding against it."""
 
     seed: int
     finding: Finding
@@ -70,7 +70,10 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Counterexample:
-    """The smallest failing schedule that was found for one seed. `shrunk_from`: how many faults and requests it had."""
+    """The smallest failing schedule that was found for one seed.
+
+    `shrunk_from`: how many faults and requests the seed's own schedule had.
+    """
 
     seed: int
     schedule: Schedule
@@ -83,8 +86,11 @@ class Counterexample:
 
 @dataclass(slots=True)
 class Certificate:
-    """What came of it all. `noticed` says of each kind of misconduct where it was seen first; `seen_in`, in how many
-    runs. Of runs that had no end nothing but that is counted."""
+    """The results of all runs.
+
+    `noticed` says of each kind of misconduct where it was seen first; `seen_in`, in how many runs. Runs without an end
+    are only counted (`stuck`).
+    """
 
     target: str
     mode: str
@@ -102,8 +108,8 @@ class Certificate:
     not_linearizable: int = 0  # runs of a mode that does not promise it
     noticed: dict[Misconduct, str] = field(default_factory=dict)
     seen_in: Counter[Misconduct] = field(default_factory=Counter)
-    digests: dict[int, str] = field(default_factory=dict)  # by seed: that of its run
-    weakened: tuple[int, int] | None = None  # runs under the weaker promise, and how many of them kept that one
+    digests: dict[int, str] = field(default_factory=dict)  # the digest of each seed's run
+    weakened: tuple[int, int] | None = None  # runs under the weaker promise, and how many of them kept it
     counterexample: Counterexample | None = None
 
     @property
@@ -121,7 +127,7 @@ class Certificate:
 
     @property
     def is_kept(self) -> bool:
-        """Everything that was promised, in every run, by a strategy that behaves."""
+        """Did a strategy that behaves keep all that it promised, in every run?"""
         committed = self.outcomes[Outcome.COMMITTED] > 0
         return committed and not (self.broken or self.undecided or self.noticed or self.stuck)
 
@@ -171,7 +177,7 @@ def _example_to_json(example: Counterexample) -> dict[str, Any]:
 
 
 class CertifyStage(StrEnum):
-    """What is being done."""
+    """The stage of certification."""
 
     PLAYING = "playing every seed"
     WEAKENED = "as if less had been promised"
@@ -200,8 +206,8 @@ def certify(
 ) -> Certificate:
     """Put the strategy that `target` names to the test.
 
-    `plan`: what runs are like. `runs_max`: how many of them the search for a small failing schedule may cost. `hang_s`:
-    when a run counts as hanging.
+    `plan`: what runs are like. `runs_max`: how many runs the search for a small failing schedule may cost. `hang_s`:
+    the time after which a run counts as hanging.
 
     Raises:
       LoadError: there is no such strategy.
@@ -225,7 +231,7 @@ def certify(
 def _play_all(
     pool: ProcessPool, certificate: Certificate, plan: Plan, seeds: Sequence[int], progress: CertifyProgress
 ) -> None:
-    """Play every seed and enter what came of it."""
+    """Play every seed and enter its result."""
     began_s = time.monotonic()
 
     def tasks() -> Iterator[Task]:
@@ -263,7 +269,7 @@ def _enter(certificate: Certificate, played: PlayedTask) -> None:
 
 
 def _weightiest(run: Run) -> Finding:
-    """The finding to tell first: what clients saw before what they did not get, operations before bookkeeping."""
+    """The finding to show first: wrong answers before missing ones, operations before bookkeeping."""
 
     def weight(finding: Finding) -> tuple[bool, bool, bool]:
         return finding.rule in _AVAILABILITY, not finding.operations, "stamp" in finding.rule
@@ -272,7 +278,7 @@ def _weightiest(run: Run) -> Finding:
 
 
 def _play_weakened(pool: ProcessPool, plan: Plan, seeds: Sequence[int], progress: CertifyProgress) -> tuple[int, int]:
-    """Play them under the weaker promise: how many, and how many of them kept it."""
+    """Play the seeds under the weaker promise. Returns how many there were, and how many kept it."""
     kept = 0
     for count, played in enumerate(pool.play(Task(seed, plan, promise=Promise.AP) for seed in seeds), start=1):
         kept += played.run is not None and all(one.rule in _AVAILABILITY for one in played.run.findings)
@@ -294,12 +300,12 @@ def _play_again(pool: ProcessPool, certificate: Certificate, plan: Plan, seeds: 
 def _find_smallest(
     pool: ProcessPool, plan: Plan, broken: Broken, runs_max: int, progress: CertifyProgress
 ) -> Counterexample | None:
-    """Play the seed again, with everything written down, and shrink it. None: it does not fail a second time."""
+    """Play the seed again with its history and trace kept, and shrink it. None: it does not fail a second time."""
     is_unsafe = broken.finding.rule not in _AVAILABILITY
     runs = 0
 
     def fails(played: PlayedTask) -> bool:
-        """In the same way, roughly: a wrong answer must not be traded for a missing one."""
+        """Does it fail in the same way, roughly? A wrong answer must not be traded for a missing one."""
         found = played.run.findings if played.run is not None else []
         return any((finding.rule not in _AVAILABILITY) == is_unsafe for finding in found)
 

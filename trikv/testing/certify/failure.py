@@ -1,11 +1,12 @@
-"""From a traced run to the picture of why it failed.
+"""Draws why a run failed, from its trace.
 
-A run has thousands of messages; a failure has a key and a few operations. Drawn is what concerns that key, from the
-first request for it until the moment at which the promise was broken: every call to a replica with the value that it
-carries, its answer, what clients asked and were told, which nodes were down and what else was wrong meanwhile. The
-operations that the checker holds against the run are numbered as it numbers them.
+A run has thousands of messages; a failure has a key and a few operations. The drawing has only what concerns that key,
+from the first request for it to the moment at which the promise was broken: every call to a replica with the value that
+it carries, its answer, what clients asked and were told, which nodes were down, and which other faults were in force.
+The operations of the finding have the same numbers as in the finding.
 
-Values are clients' (`v3`), where a message's record has one that a client wrote; that says more than a version.
+If a message's record has a value that a client wrote (`v3`), the drawing shows the value, which says more than a
+version.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from trikv.testing.sim import Run, TraceEvent
 from trikv.testing.sim.plan import MASTER, FaultKind, ScheduledFault
 from trikv.timeline import Band, ClientCall, Lane, Message, Role, Timeline
 
-MESSAGES_MAX: Final = 240  # the last ones before the failure; nobody reads more
-_AFTER_S: Final = 0.02  # so long after the failure the picture goes on
+MESSAGES_MAX: Final = 240  # the last messages before the failure; more would not be read
+_AFTER_S: Final = 0.02  # how long the drawing goes on after the failure
 _BEFORE_S: Final = 0.2
 _OF_LAST_READS: Final = ("acknowledged write lost", "deleted value is back")
 _DRAWN_CALLS: Final = ("store", "fetch")
@@ -39,7 +40,7 @@ _DOWN: Final = (
 
 
 def draw_failure(run: Run, finding: Finding) -> Timeline:
-    """What led to this finding. The run needs its trace."""
+    """The timeline that led to this finding. The run needs its trace."""
     key = finding.key
     ended = [op.returned_s for op in finding.operations if op.returned_s is not None and op.ended is not None]
     until_s = broken_s = max(ended, default=run.virtual_s)
@@ -67,7 +68,7 @@ def draw_failure(run: Run, finding: Finding) -> Timeline:
 
 
 def with_last_read(finding: Finding, history: Sequence[Operation]) -> Finding:
-    """Of a write that was lost, also the read that shows it: the last one of all."""
+    """For a lost write, the finding with the read that shows the loss: the last read of all."""
     reads = [op for op in history if op.kind is Kind.GET and op.key == finding.key and op.outcome is Outcome.COMMITTED]
     if finding.rule not in _OF_LAST_READS or not reads:
         return finding
@@ -118,7 +119,7 @@ def _told(operation: Operation, key: str) -> str:
 def _messages(events: Iterable[TraceEvent], key: str, until_s: float) -> Iterator[Message]:
     """Every call about this key and its answer, each with its arrival, in the order of their sending.
 
-    What goes out in one frame is one message.
+    All that goes out in one frame is one message.
     """
     sent: dict[tuple[int, bool], list[TraceEvent]] = {}
     arrived: dict[int, float] = {}
@@ -159,7 +160,7 @@ def _said(event: TraceEvent) -> str:
 
 
 def _bands(run: Run, from_s: float, until_s: float) -> Iterator[Band]:
-    """What was wrong, and who was down, as far as it reaches into the picture."""
+    """The faults in force and the nodes that were down, as far as they reach into the drawing."""
     for band in _all_bands(run):
         ended_s = None if band.ended_s is None or band.ended_s > until_s else band.ended_s
         if band.began_s <= until_s and (ended_s is None or ended_s >= from_s):

@@ -1,7 +1,7 @@
-"""From what a person types, `quorum` or `package.module:Class`, to a strategy that can be put to the test.
+"""Finds the strategy that a person names: `quorum`, or `package.module:Class`.
 
-A class need not be installed: its module is looked for in the current directory too. Whatever is wrong with it is said
-in one line, before anything runs.
+A class need not be installed: its module is also looked for in the current directory. Any error is reported in one
+line, before a run begins.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trikv.registry import PluginError, load_registry
 
 
 class LoadError(Exception):
-    """There is no such strategy, or it cannot be one; one line says why."""
+    """There is no such strategy, or the class cannot be one. One line says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,8 @@ class Loaded:
 
 
 def load_strategy(target: str) -> Loaded:
-    """
-    Raises:
-      LoadError: as said there.
-    """
+    """Raises:
+    LoadError: see there."""
     try:
         registry = load_registry()
     except PluginError as error:
@@ -51,13 +49,13 @@ def load_strategy(target: str) -> Loaded:
 
 
 def _make(module_name: str, class_name: str) -> Strategy:
-    """An instance of the class, which is imported by its path."""
+    """An instance of the class, imported by its path."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         found: object = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a stranger's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module may raise any error while it is imported
         raise LoadError(f"the module {module_name!r} cannot be imported: {_told(error)}") from error
     for name in class_name.split("."):
         try:

@@ -1,20 +1,20 @@
-"""What a strategy does besides its job: it raises, hangs, returns junk, starts tasks, looks at a clock, throws dice.
+"""Notices misconduct of a strategy: errors, hangs, junk, tasks of its own, clocks and dice.
 
 None of that can be seen in a history. A strategy that always raises breaks no promise, since its clients are told the
-truth; one that draws its own numbers makes every run of a seed another one, so that nothing about it can be repeated.
-So certification runs a strategy inside a `WatchedStrategy` one, which passes everything on and keeps an eye on how.
+truth. A strategy that draws its own numbers makes every run of a seed different, so nothing about it can be repeated.
+So certification runs a strategy inside a `WatchedStrategy`, which passes everything on and watches.
 
-*Whose code runs* is the question behind most of it, and one flag answers it: `Watch.own`. The strategy's coroutine is
-driven step by step, and the flag is up during each step; it is down while one of the strategy's calls to its replicas
-runs, because that is trikv's code. So a clock is the strategy's own doing exactly if it is read while the flag is up,
-by the strategy or by anything that it calls, and it matters neither which module reads it nor which names were imported
-how. `install` puts watchful functions in the place of Python's clocks and dice. It does so for the whole process and
-for good: only the processes that play for a certificate do it, before they import the strategy.
+*Whose code runs?* One flag answers that: `Watch.own`. The strategy's coroutine is driven step by step, and the flag is
+up during each step. It is down while one of the strategy's calls to its replicas runs, because that is trikv's code. So
+the strategy read a clock exactly if the clock was read while the flag was up, by the strategy or by anything that it
+calls. It does not matter which module read it, or under which name it was imported. `install` puts watchful functions
+in place of Python's clocks and dice, for the whole process and for good. Only the processes that play for a certificate
+do that, before they import the strategy.
 
-Left out: what bypasses those functions (an extension module with dice of its own, `hash` of a text, the order of a
-set). Whoever does that is found out by a second run of the same seed in another process.
+Left out: what bypasses those functions (an extension module with its own dice, `hash` of a text, the order of a set). A
+second run of the same seed in another process finds it.
 
-Cost: two assignments for each step of a strategy, a Python call more for each number that the simulation draws.
+Cost: two assignments for each step of a strategy, and one more Python call for each number that the simulation draws.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from trikv.core.errors import TrikvError
 
 T = TypeVar("T")
 
-_PATIENCE_S: Final = 1.0  # so long may a strategy wait, in virtual time, for anything but its replicas
+_PATIENCE_S: Final = 1.0  # how long, in virtual time, a strategy may wait for anything but its replicas
 
 
 class Misconduct(StrEnum):
-    """As it stands behind the strategy's name."""
+    """The values follow the strategy's name in a sentence."""
 
     RAISES = "raises"
     HANGS = "hangs"
@@ -65,15 +65,15 @@ class Watch:
     """What was noticed. `noticed` keeps the first instance of each kind, in words."""
 
     def __init__(self) -> None:
-        self.own = False  # is it the strategy's code that runs?
-        self.source = ""  # the file that it is in
+        self.own = False  # does the strategy's code run now?
+        self.source = ""  # the strategy's file
         self.noticed: dict[Misconduct, str] = {}
 
     def notice(self, what: Misconduct, detail: str) -> None:
         self.noticed.setdefault(what, " ".join(detail.split()))
 
     def notice_call(self, what: Misconduct, name: str) -> None:
-        """The strategy, or something that it called, calls this, two frames up from here."""
+        """Notice a call by the strategy, or by something that it called, two frames up from here."""
         caller = sys._getframe(2)
         if what is Misconduct.CLOCK and caller.f_globals.get("__name__") == "logging":
             return  # a time in a log decides nothing
@@ -81,7 +81,7 @@ class Watch:
             self.notice(what, f"{name} {self.place(caller)}")
 
     def place(self, frame: FrameType | None) -> str:
-        """Where the strategy's own file is on this stack, with the line of source."""
+        """The place in the strategy's own file on this stack, with the line of source."""
         innermost = frame
         while frame is not None and frame.f_code.co_filename != self.source:
             frame = frame.f_back
@@ -92,7 +92,7 @@ class Watch:
 
     @contextmanager
     def elsewhere(self) -> Iterator[None]:
-        """What runs inside is not the strategy's code."""
+        """The code that runs inside is not the strategy's."""
         before, self.own = self.own, False
         try:
             yield
@@ -107,7 +107,7 @@ def _describe_place(filename: str, line: int) -> str:
 
 @types.coroutine
 def _steps(coroutine: Coroutine[Any, Any, T], watch: Watch, own: bool) -> Generator[Any, Any, T]:
-    """Drive it to its end; during each of its steps, the flag says whose code it is."""
+    """Drive the coroutine to its end. During each of its steps the flag is `own`."""
     resume: Callable[[Any], Any] = coroutine.send
     value: Any = None
     while True:
@@ -121,12 +121,12 @@ def _steps(coroutine: Coroutine[Any, Any, T], watch: Watch, own: bool) -> Genera
         try:
             value = yield awaited
             resume = coroutine.send
-        except BaseException as error:  # noqa: BLE001 whatever it is, it is meant for the coroutine
+        except BaseException as error:  # noqa: BLE001 any error is meant for the coroutine
             resume, value = coroutine.throw, error
 
 
 class WatchedStrategy(Strategy):
-    """A strategy that does what `inner` does, and is watched. It may be made to promise less (`promise`)."""
+    """A strategy that does what `inner` does, and is watched. `promise` makes it promise less."""
 
     def __init__(self, inner: Strategy, watch: Watch, promise: Promise | None = None) -> None:
         promise = promise or inner.promise
@@ -206,7 +206,7 @@ def _place_of(error: BaseException, source: str) -> str:
 
 
 class _Idling:
-    """Since when a request's strategy has had no call to its replicas under way; None: it has one."""
+    """Since when a request's strategy has had no call to its replicas under way; None while it has one."""
 
     def __init__(self) -> None:
         self.since_s: float | None = trio.current_time()
@@ -223,7 +223,7 @@ class _Idling:
 
 
 class _WatchedReplicas:
-    """See `trikv.api.ReplicaSet`. What it does is trikv's doing."""
+    """See `trikv.api.ReplicaSet`. What these methods do counts as trikv's code."""
 
     def __init__(self, plain: ReplicaSet, watch: Watch, idling: _Idling) -> None:
         self.plain = plain
@@ -289,7 +289,7 @@ _CLOCKS: Final = ("time", "monotonic", "perf_counter", "process_time", "thread_t
 
 
 def install(watch: Watch) -> None:
-    """From now on, until this process ends, `watch` notices who reads a clock, throws dice or starts a thread."""
+    """From now on `watch` notices reads of clocks, draws of dice and starts of threads, until this process ends."""
 
     def guard(owner: Any, name: str, what: Misconduct, called: str) -> None:
         original = getattr(owner, name)
@@ -316,7 +316,7 @@ def install(watch: Watch) -> None:
 
 
 def _guarded_datetime(watch: Watch) -> type[datetime.datetime]:
-    """A type with attributes of its own is the only way: those of the built-in one cannot be set."""
+    """A subclass is needed: attributes of the built-in type cannot be set."""
     plain: Any = datetime.datetime
 
     class _Kind(type):

@@ -1,16 +1,16 @@
-"""Processes that play runs: both cores are used, and whatever a strategy does to its process, it does not do here.
+"""Processes that play runs: they use both cores, and a strategy cannot harm their caller.
 
-A member of the pool is a process of its own, begun afresh (not forked), which first puts watchful clocks and dice in
-place, then imports the strategy, then plays what it is sent. Three things can go wrong with it, and each becomes an
-answer like any other: the strategy's module fails at import (that ends the pool), a run hangs without ever letting go
-(an alarm in the member says where, and the member ends), or the process is gone (`os._exit`, a crash). A member that is
-gone is replaced by a new one.
+A member of the pool is a process of its own, begun afresh (not forked). It first puts watchful clocks and dice in
+place, then imports the strategy, then plays what it is sent. Three things can go wrong with it. If the strategy's
+module fails at import, the pool ends. If a run hangs without letting go, an alarm in the member says where, and the
+member ends. If the process is gone (`os._exit`, a crash), that is reported as its answer. A member that is gone is
+replaced by a new one.
 
-Members get a `PYTHONHASHSEED` that is chosen here. So a run that is played by two crews with different ones shows
-whether it hangs on the order of a set or the hash of a text.
+Members get a `PYTHONHASHSEED` that is chosen here. So a run that is played by two pools with different hash seeds shows
+whether it depends on the order of a set or the hash of a text.
 
-Messages between these processes are pickles: both ends are ours. A member ends when its pipe does, so none outlives
-whoever started it.
+Messages between these processes are pickles: both ends are ours. A member ends when its pipe does, so no member
+outlives the process that started it.
 
 Left out: a strategy that hangs inside an extension module, where no signal reaches Python. Ctrl-C still ends it.
 """
@@ -41,14 +41,15 @@ from trikv.testing.sim import Run, Schedule, run_schedule
 from trikv.testing.sim.plan import Plan
 from trikv.testing.sim.run import DidNotEndError
 
-HANG_S: Final = 20.0  # a run takes well below a second, so this hangs, even where much else runs
+HANG_S: Final = 20.0  # a run takes well below a second, so one this long hangs, even on a busy machine
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """What a member plays: a seed of a plan, or exactly this schedule. `number` is the caller's own.
 
-    `promise`: what the strategy is to promise instead of what it does promise. `full`: send history and trace as well.
+    `promise`: what the strategy promises in this run, instead of its own promise. `full`: send history and trace as
+    well.
     """
 
     seed: int
@@ -61,12 +62,12 @@ class Task:
 
 @dataclass(slots=True)
 class PlayedTask:
-    """What came of a task. `run` is None where there was no end; then `misconduct` says why."""
+    """The result of a task. `run` is None if the run had no end; then `misconduct` says why."""
 
     task: Task
     run: Run | None = None
     misconduct: dict[Misconduct, str] = field(default_factory=dict)
-    judgement: Judgement = Judgement.UNDECIDED  # of an AP mode: was the history linearizable all the same?
+    judgement: Judgement = Judgement.UNDECIDED  # for an AP mode: was the history linearizable all the same?
 
 
 class _Member:
@@ -94,7 +95,7 @@ class _Member:
 
 
 class ProcessPool:
-    """So many processes, for as long as the `with` block lasts."""
+    """`size` processes, for as long as the `with` block lasts."""
 
     def __init__(self, target: str, size: int, *, hash_seed: int = 0, hang_s: float = HANG_S) -> None:
         self.size = size
@@ -111,16 +112,16 @@ class ProcessPool:
             member.end()
 
     def play(self, tasks: Iterable[Task]) -> Iterator[PlayedTask]:
-        """Play them all; what came of each, in the order in which they end. Go through it to its end.
+        """Play all tasks, and yield their results in the order in which they end. Go through the iterator to its end.
 
-        A task is taken from the iterator when a member is free for it.
+        A task is taken from `tasks` when a member is free for it.
         """
         waiting = iter(tasks)
         while True:
             for member in self._members:
                 if member.task is None and (task := next(waiting, None)) is not None:
                     member.task = task
-                    with suppress(BrokenPipeError):  # it is gone, which shows in a moment
+                    with suppress(BrokenPipeError):  # it is gone; its pipe tells so in a moment
                         member.pipe.send(task)
             busy = {member.pipe: number for number, member in enumerate(self._members) if member.task is not None}
             if not busy:
@@ -130,7 +131,7 @@ class ProcessPool:
                 yield self._hear(busy[pipe])
 
     def _hear(self, number: int) -> PlayedTask:
-        """What a member that has something to say says; if it has ended, another one takes its place."""
+        """The result that a member has sent. If the member has ended, another takes its place."""
         member = self._members[number]
         task, member.task = member.task, None
         assert task is not None
@@ -151,23 +152,23 @@ class ProcessPool:
 
 
 def _serve(target: str, pipe: Connection, hang_s: float) -> None:
-    """A member's life: load the strategy once, then play what comes until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us, and we end with the pipe
-    sys.stdout = sys.stderr  # what a strategy prints is no part of the certificate
-    logging.disable(logging.CRITICAL)  # the coordinator logs each failure of a strategy; here it is counted instead
+    """The work of a member: load the strategy once, then play each task until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process; this one ends with the pipe
+    sys.stdout = sys.stderr  # what a strategy prints is not part of the certificate
+    logging.disable(logging.CRITICAL)  # the coordinator would log each failure; here they are counted
     watch = Watch()
     install(watch)
     strategy = load_strategy(target).strategy
     task: Task | None = None
 
-    def give_up(_signal: int, frame: FrameType | None) -> None:
-        """No `finally` of the strategy's shall keep us."""
+    def report_hang(_signal: int, frame: FrameType | None) -> None:
+        """Report, and end at once: no `finally` of the strategy's may delay it."""
         assert task is not None
         hangs = f"seed {task.seed} did not let go for {hang_s:g} s {watch.place(frame)}"
         pipe.send(PlayedTask(task, misconduct={**watch.noticed, Misconduct.HANGS: hangs}))
         os._exit(1)
 
-    signal.signal(signal.SIGALRM, give_up)
+    signal.signal(signal.SIGALRM, report_hang)
     with suppress(EOFError):
         while True:
             task = pipe.recv()
@@ -186,7 +187,7 @@ def _play(strategy: Strategy, watch: Watch, task: Task) -> PlayedTask:
         run = run_schedule(watched, schedule, trace=task.full)
     except DidNotEndError as error:
         return PlayedTask(task, misconduct={**watch.noticed, Misconduct.HANGS: str(error)})
-    except Exception as error:  # noqa: BLE001 what a strategy's code can break in a simulation has no bound
+    except Exception as error:  # noqa: BLE001 a strategy's code can break anything in a simulation
         breaks = f"seed {task.seed}: {_describe(error)}"
         return PlayedTask(task, misconduct={**watch.noticed, Misconduct.BREAKS: breaks})
     judgement = linear.check(run.history).judgement if watched.promise is Promise.AP else Judgement.UNDECIDED
@@ -196,7 +197,7 @@ def _play(strategy: Strategy, watch: Watch, task: Task) -> PlayedTask:
 
 
 def _describe(error: BaseException) -> str:
-    """The first error of a group of them, and where it came from."""
+    """The first error of a group, and its place."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     frame = traceback.extract_tb(error.__traceback__)[-1]

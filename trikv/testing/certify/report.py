@@ -1,7 +1,7 @@
-"""A certificate for people: as lines on a terminal, and as one page that needs nothing but a browser.
+"""A certificate for people: as lines on a terminal, and as one page without scripts.
 
-Both say the same in the same order: what was promised and what was delivered, what was tried, and, where it went wrong,
-the smallest schedule that shows it, told in time, with the command that plays it again.
+Both say the same in the same order: what was promised and what was delivered, what was tried, and for a failure the
+smallest schedule that shows it, as a timeline, with the command that plays it again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def verdict_of(certificate: Certificate) -> str:
 
 
 def facts_of(certificate: Certificate) -> list[tuple[str, str]]:
-    """What was tried and what came of it, a line each."""
+    """What was tried and what came of it, as (name, text)."""
     operations = ", ".join(f"{certificate.outcomes[outcome]:,} {outcome.value}" for outcome in Outcome)
     faults = ", ".join(f"{count:,} {kind.value}" for kind, count in certificate.faults.most_common())
     hours = certificate.virtual_s / 3600
@@ -122,7 +122,7 @@ def to_lines(certificate: Certificate) -> list[str]:
 
 
 def to_html(certificate: Certificate) -> str:
-    """A page of its own: no scripts, nothing fetched from elsewhere."""
+    """A whole page. It has no scripts and loads nothing."""
     title = verdict_of(certificate)
     body = "\n".join(_body(certificate, title))
     return (

@@ -1,14 +1,14 @@
-"""From a run that fails to the smallest schedule that still does: what is left is what matters.
+"""From a run that fails to the smallest schedule that still does.
 
-A schedule is data, so anything can be taken out of it and the rest run again. Big pieces are tried first: all that came
+A schedule is data, so any part can be taken out of it, and the rest run again. Big pieces are tried first: everything
 after the failure, all keys but one, each client, the workers that hold no copy. Then faults and requests one by one, by
 delta debugging (Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", 2002, the `ddmin`
-algorithm, of which only the complements are tried: a failure needs most of its pieces together). This is repeated until
-nothing more can go.
+algorithm). Of `ddmin` only the complements are tried, since a failure needs most of its pieces together. This is
+repeated until no piece can go.
 
-Whoever shrinks says what failing means, and may test several candidates at once; the answer is the first that fails, in
-their order, so the result does not depend on how many are tested together. The number of runs is bounded; whatever is
-smallest when they are used up is the result. It is small, and not proven to be smallest: taking out a piece shifts the
+The caller says what failing means, and may test several candidates at once. It answers with the first that fails, in
+their order, so the result does not depend on how many are tested together. The number of runs is bounded; the smallest
+schedule when they are used up is the result. It is small, but not proven to be smallest: taking out a piece shifts the
 dice of what follows a little, so a candidate that passes might fail under other dice.
 """
 
@@ -24,7 +24,7 @@ from trikv.testing.sim.plan import Schedule, ScheduledRequest
 T = TypeVar("T")
 
 RUNS_MAX: Final = 400
-_SPEED_UPS: Final = (0.1, 0.3)  # the shares of the pauses that are tried instead of them
+_SPEED_UPS: Final = (0.1, 0.3)  # pauses are tried at these shares of their length
 
 FirstFailing = Callable[[Sequence[Schedule]], int | None]  # the index of the first candidate that fails, if any does
 
@@ -61,7 +61,7 @@ def _size(schedule: Schedule) -> int:
 
 
 class _Hunt:
-    """The smallest failing schedule so far, and what the search may still cost."""
+    """The smallest failing schedule so far, and how many runs the search may still cost."""
 
     def __init__(self, schedule: Schedule, first_failing: FirstFailing, runs_max: int) -> None:
         self.best = schedule
@@ -74,7 +74,7 @@ class _Hunt:
         return self.runs >= self._runs_max
 
     def try_each(self, candidates: Sequence[Schedule]) -> int | None:
-        """Take the first candidate that fails, if one does; its index."""
+        """Take the first candidate that fails, and return its index; None if none fails."""
         candidates = [one for one in candidates if one != self.best][: self._runs_max - self.runs]
         if not candidates:
             return None
@@ -119,7 +119,7 @@ def _without_client(schedule: Schedule, client: int) -> Schedule:
 
 
 def _with_fewer_workers(schedule: Schedule) -> list[Schedule]:
-    """Without those of the highest numbers, and what befell them."""
+    """The schedules without the workers of the highest numbers, and without their faults."""
     fewer = []
     for workers in range(schedule.replicas, schedule.workers):
         gone = {f"w{number}" for number in range(workers + 1, schedule.workers + 1)}
@@ -129,7 +129,7 @@ def _with_fewer_workers(schedule: Schedule) -> list[Schedule]:
 
 
 def _with_fewer_clients(schedule: Schedule) -> list[Schedule]:
-    """The clients that still ask for something, numbered anew; at least two, or nobody is left to be surprised."""
+    """The clients that still ask for something, numbered anew; at least one."""
     left = sorted({request.client for request in schedule.requests})
     numbers = {client: number for number, client in enumerate(left)}
 
@@ -143,7 +143,7 @@ def _with_fewer_clients(schedule: Schedule) -> list[Schedule]:
 
 
 def _closer_together(schedule: Schedule) -> Iterator[Schedule]:
-    """The same with shorter pauses: easier to read, and quicker to run."""
+    """The same schedule with shorter pauses: easier to read, and quicker to run."""
     times = sorted({0.0, *(one.at_s for one in schedule.requests), *(one.at_s for one in schedule.faults)})
     for share in _SPEED_UPS:
         moved = {0.0: 0.0}
