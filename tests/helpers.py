@@ -24,7 +24,7 @@ from trikv.net.doors import Doors
 from trikv.net.link import Link, dial
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import PARTITIONS, InProcessCluster, MemoryTransport, Node
-from trikv.worker.progress import Progress
+from trikv.worker.progress import ProgressMarker
 from trikv.worker.worker import Worker
 
 PATIENCE_S = 20.0
@@ -85,7 +85,7 @@ class WorkerHarness:
         max_keys: int | None = None,
         greet_as: Hello = MASTER,
         confirm: bool = True,
-        progress: Progress | None = None,
+        progress: ProgressMarker | None = None,
     ) -> WorkerHarness:
         self.worker = await Worker.open(name, self.storage, "test", self.doors, max_keys=max_keys, progress=progress)
         listening = await self.doors.transport.listen("127.0.0.1:0")

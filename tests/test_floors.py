@@ -1,4 +1,4 @@
-"""What matters in style, as tests: floors, no import circle, the doors, a docstring at the head of every file, hooks.
+"""What matters in style, as tests: floors, no import circle, the doors, docstrings, class names, hooks.
 
 A module imports its own floor and lower ones only, and no modules import each other in a circle. The core knows no
 clock, dice, network or log. The nodes and what moves their bytes reach the clock through Trio and everything else
@@ -126,6 +126,25 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_a_circle_is_found() -> None:
     assert find_circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [["a", "b", "c"]]
     assert find_circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+def classes_defined_twice(sources: dict[str, str]) -> dict[str, list[str]]:
+    """By name: the modules of each public class that more than one module defines."""
+    found: dict[str, list[str]] = {}
+    for module, source in sorted(sources.items()):
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    return {name: modules for name, modules in found.items() if len(modules) > 1}
+
+
+def test_each_public_class_name_exists_once() -> None:
+    assert classes_defined_twice({module_of(file): file.read_text() for file in files("trikv")}) == {}
+
+
+def test_a_class_name_that_exists_twice_is_found() -> None:
+    sources = {"b": "class Row: ...\nclass _Own: ...", "a": "class Row: ...\nclass _Own: ...\nclass Page: ..."}
+    assert classes_defined_twice(sources) == {"Row": ["a", "b"]}
 
 
 def test_every_module_of_trikv_has_a_floor() -> None:

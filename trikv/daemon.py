@@ -40,7 +40,7 @@ from trikv.registry import PluginError, load_registry
 from trikv.web.app import serve_http
 from trikv.web.services import Services
 from trikv.worker.datadir import DataDirError, open_data_dir
-from trikv.worker.progress import Progress, ProgressFile
+from trikv.worker.progress import ProgressFile, ProgressMarker
 from trikv.worker.worker import Worker
 
 DRAIN_S: Final = 3.0  # for requests under way at the end
@@ -109,7 +109,7 @@ async def _serve_worker(
     listening: Listening,
     engine: StorageEngine,
     directory: Path | None,
-    progress: Progress | None = None,
+    progress: ProgressMarker | None = None,
 ) -> None:
     """`directory` None: the engine keeps nothing, so the worker is known by its address."""
     storage = await engine.open(directory)

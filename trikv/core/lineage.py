@@ -17,7 +17,7 @@ The list cannot tell a copy that was made during the present start, such as a sn
 the worker counts its batches: a directory with fewer batches than the master has heard of is an older copy as well.
 
 Bound: `STARTS_MAX` starts without a confirmation. After that the oldest start that was not confirmed is dropped from
-the list. If the document names that one, the worker loses its place; it never gives a wrong answer.
+the list. If the document names the dropped start, the worker loses its place; it never gives a wrong answer.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Wanted(NamedTuple):
     table: Table
 
 
-NOBODY = Health(up=False, evictable=True, steady=False)
+ABSENT = Health(up=False, evictable=True, steady=False)
 
 
 def choose_workers(cluster: Cluster, health: Mapping[str, Health]) -> frozenset[str]:
@@ -75,7 +75,7 @@ def choose_workers(cluster: Cluster, health: Mapping[str, Health]) -> frozenset[
     holders = {m.worker for p in cluster.partitions for m in p.active.members if is_present(cluster, m)}
 
     def may_hold(worker: str) -> bool:
-        state = health.get(worker, NOBODY)
+        state = health.get(worker, ABSENT)
         return not state.evictable if worker in holders else state.up and state.steady
 
     able = [w.worker for w in cluster.workers.values() if may_hold(w.worker)]
@@ -142,8 +142,8 @@ def plan(
     `copies` gives W of the cluster's mode, and `promise` a mode's promise. `unused`: partitions under whose active
     configuration nothing was ever committed, so that its members need not be asked.
     """
-    up = {m.worker for m in _members(cluster) if is_present(cluster, m) and health.get(m.worker, NOBODY).up}
-    up |= {worker for worker in wanted.workers if health.get(worker, NOBODY).up}
+    up = {m.worker for m in _members(cluster) if is_present(cluster, m) and health.get(m.worker, ABSENT).up}
+    up |= {worker for worker in wanted.workers if health.get(worker, ABSENT).up}
     changes = []
     for index, (partition, row) in enumerate(zip(cluster.partitions, wanted.table, strict=True)):
         past = replace(partition, history=partition.history[:-1]) if index in unused else partition
@@ -152,7 +152,7 @@ def plan(
         ap = [c for c in partition.history if promise(c.mode) is Promise.AP]
         becomes_cp = bool(ap) and promise(cluster.mode) is Promise.CP
         awaited = {m.worker for c in ap for m in c.members if is_present(cluster, m)}
-        awaited = {worker for worker in awaited if not health.get(worker, NOBODY).evictable}
+        awaited = {worker for worker in awaited if not health.get(worker, ABSENT).evictable}
         if becomes_cp and not up.issuperset(awaited | set(row)):
             continue  # it waits until each worker is up, or evictable
         fewest = min(min_copies, cluster.replicas)
@@ -211,7 +211,7 @@ def _reason(
 ) -> Reason:
     stays = {m.worker for m in configuration.members}
     for member in partition.active.members:
-        is_evictable = member.worker not in stays and health.get(member.worker, NOBODY).evictable
+        is_evictable = member.worker not in stays and health.get(member.worker, ABSENT).evictable
         if is_evictable or not is_present(cluster, member):
             return Reason.EVICT
     return Reason.MODE if partition.active.mode != configuration.mode else Reason.MOVE

@@ -30,7 +30,7 @@ class Tone(StrEnum):
 # --- the cluster as a whole -------------------------------------------------------------------------------------------
 
 
-class Health(NamedTuple):
+class ClusterHealth(NamedTuple):
     """`detail` is a sentence, or two."""
 
     tone: Tone
@@ -38,25 +38,25 @@ class Health(NamedTuple):
     detail: str
 
 
-def judge_health(state: State) -> Health:
+def judge_health(state: State) -> ClusterHealth:
     """Can the cluster be read and written now?"""
     if state["forming"]:
-        return Health(Tone.FAIR, "Forming", "Nothing can be read or written yet.")
+        return ClusterHealth(Tone.FAIR, "Forming", "Nothing can be read or written yet.")
     parts = state["partitions"]
     total = parts["total"]
     if parts["readable"] == parts["writable"] == total:
         detail = "Every key can be read and written."
         if short := say_short(state):
-            return Health(Tone.FAIR, "Serving", f"{detail} {as_sentence(short)}")
-        return Health(Tone.GOOD, "Serving", detail)
+            return ClusterHealth(Tone.FAIR, "Serving", f"{detail} {as_sentence(short)}")
+        return ClusterHealth(Tone.GOOD, "Serving", detail)
     if parts["readable"] == 0:
         up = sum(worker["state"] == "up" for worker in state["workers"])
         why = f"{up} of {len(state['workers'])} workers are up; bring back those that are down."
-        return Health(Tone.POOR, "Unavailable", f"No key can be read: {why}")
+        return ClusterHealth(Tone.POOR, "Unavailable", f"No key can be read: {why}")
     readable, writable = say_share(parts["readable"], total), say_share(parts["writable"], total)
     if parts["readable"] == total:
-        return Health(Tone.FAIR, "Degraded", f"Every key can be read, {writable} of them can be written.")
-    return Health(Tone.POOR, "Degraded", f"Of the keys, {readable} can be read, and {writable} can be written.")
+        return ClusterHealth(Tone.FAIR, "Degraded", f"Every key can be read, {writable} of them can be written.")
+    return ClusterHealth(Tone.POOR, "Degraded", f"Of the keys, {readable} can be read, and {writable} can be written.")
 
 
 def say_short(state: State) -> str:

@@ -57,7 +57,7 @@ _META: Final = 0xFFFF  # the notes lie under this number; partitions end one bel
 _CACHE_BYTES: Final = 32 * 1024 * 1024
 _MB: Final = 1024 * 1024
 _BALLAST: Final = "BALLAST"
-_COMPACTS_FROM: Final = 14  # so many free write buffers
+_COMPACTS_FROM: Final = 14  # free write buffers
 _OPEN_FILES_MAX: Final = 256
 _BLOOM_BITS: Final = 10  # 1 % of lookups of absent keys read a block in vain; a write of a new key is such a lookup
 

@@ -25,7 +25,7 @@ PROGRESS: Final = "PROGRESS"
 _DIGITS: Final = 20
 
 
-class Progress(ABC):
+class ProgressMarker(ABC):
     """The door to the marker."""
 
     @abstractmethod
@@ -41,7 +41,7 @@ class Progress(ABC):
         """
 
 
-class ProgressFile(Progress):
+class ProgressFile(ProgressMarker):
     """The marker in a data directory that the caller has locked."""
 
     def __init__(self, directory: Path) -> None:

@@ -57,7 +57,7 @@ from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
 from trikv.net.peers import NOT_DIALLED, Peer
 from trikv.net.serve import serve_links
-from trikv.worker.progress import Progress
+from trikv.worker.progress import ProgressMarker
 from trikv.worker.registers import Registers
 
 QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -109,7 +109,7 @@ class Worker:
         max_keys: int | None,
         starts: Starts,
         past: str,
-        progress: Progress | None,
+        progress: ProgressMarker | None,
     ) -> None:
         self.id = worker_id
         self.incarnation = incarnation
@@ -145,7 +145,7 @@ class Worker:
         doors: Doors,
         *,
         max_keys: int | None = None,
-        progress: Progress | None = None,
+        progress: ProgressMarker | None = None,
     ) -> Worker:
         """The worker whose store this is. An empty store begins a new life. Without a `worker_id`, the store has it.
 
@@ -411,7 +411,7 @@ class Worker:
         self._registers.note("past", past.encode())
         return True
 
-    async def _note_progress_forever(self, progress: Progress) -> None:
+    async def _note_progress_forever(self, progress: ProgressMarker) -> None:
         while True:
             await self._progressed.wait()
             self._progressed = trio.Event()

@@ -30,7 +30,7 @@ from trikv.master.configstore import ConfigConflict, ConfigStore, ConfigStoreErr
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.sim.clock import SimClock, sleep
 from trikv.testing.sim.network import Life
-from trikv.worker.progress import Progress
+from trikv.worker.progress import ProgressMarker
 
 _FAILING: Final = 0.7  # this share of the changes fails while the document is in doubt
 _LATER_S: Final = 3.0
@@ -104,7 +104,7 @@ class Disk:
             self.mended = None
 
 
-class SimProgress(Progress):
+class SimProgress(ProgressMarker):
     """The marker beside the records of a disk."""
 
     def __init__(self, disk: Disk) -> None:

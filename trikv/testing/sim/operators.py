@@ -3,9 +3,9 @@
 A refusal is an answer. A master that dies takes its answer with it, and the change may be durable all the same. Two
 things are findings against the master: an operation that fails in any other way, and a certificate that is not true.
 
-The operators also note in which times the history must be linearizable (`strong_periods.py`). A switch away from a mode
-that promises it ends such a time when it is asked for. The next one begins when a look at the master shows that no
-other mode may hold a committed write.
+The operators also note in which times the history must be linearizable (`judge/strong_periods.py`). A switch away from
+a mode that promises it ends such a time when it is asked for. The next one begins when a look at the master shows that
+no other mode may hold a committed write.
 """
 
 from __future__ import annotations
