@@ -1,21 +1,21 @@
-"""A small synchronous client of a cluster's HTTP API: what the CLI, the demo, the tests and any script talk through.
+"""A small synchronous client of a cluster's HTTP API, for the CLI, the demo, the tests and any script.
 
     with Client("http://127.0.0.1:8080") as client:
         stamp = client.put(b"k", b"v")
         client.put(b"k", b"w", if_match=stamp)
 
-Whatever ends other than as hoped is one exception, `TrikvError`, whose `kind` is a row of the error table: it tells
-the outcome (is it certainly not done, or perhaps done?) and the CLI's exit code. That holds also for what the cluster
-cannot tell us itself: where no connection could be made nothing was sent, so it is refused; where a connection broke
-after a write had been sent, the outcome is unknown. Nothing is retried: only the caller knows whether it may be.
+Every failure is one exception, `TrikvError`. Its `kind` is a row of the error table, which tells the outcome (certainly
+not done, or perhaps done) and the CLI's exit code. That holds also for failures of which the cluster says nothing. If
+no connection could be made, nothing was sent, and the request is refused. If a connection broke after a write was sent,
+the outcome is unknown. Nothing is retried, since only the caller knows whether that is safe.
 
-Whatever answers at the URL may be something else: a login page, a gateway's error, another service on that port. So no
-answer is believed, whatever its status, that lacks the header `Trikv`, which every answer of a trikv server has, or
-lacks what is wanted of it: a read that ends so is unanswered, and the outcome of a change unknown.
+The URL may lead to something else: a login page, a gateway's error, another service on that port. Every answer of a
+trikv server has the header `Trikv`. An answer without it, or without the expected content, is not believed, whatever
+its status: a read is then unanswered, and the outcome of a change unknown.
 
-Keys and values are bytes. A key goes into the path where it is plain text, else as base64. Proxies named by the
-environment are not followed: a cluster is not reached through them, and a write must not visit a stranger.
-One client may be shared by threads; each request then takes a connection of its own from the pool.
+Keys and values are bytes. A key goes into the path as it is if it is plain text, else as base64. Proxies that the
+environment names are not used, since a write must not pass through one by accident. Threads may share a client; each
+request takes a connection of its own from the pool.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ __all__ = ["DEFAULT_URL", "Change", "Client", "Entry", "Found", "TrikvError"]
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 PATIENCE_S: Final = 10.0
 SCAN_PAGE_KEYS: Final = 100
-EVENTS_SILENCE_S: Final = 45.0  # three times that of a stream that lives
+EVENTS_SILENCE_S: Final = 45.0  # three times the silence after which a live stream sends a comment
 
-_OURS: Final = "trikv"  # the header by which an answer is known
+_OURS: Final = "trikv"  # the header that every answer of a trikv server has
 _ETAG: Final = re.compile(r'"([0-9a-f.-]+)"')
 
 
@@ -71,9 +71,9 @@ class Client:
     """
     Args:
       url: the master's HTTP address.
-      timeout_s: the deadline of a request for keys, up to 60, which the cluster then keeps instead of its own (2 s
-        unless its master was told otherwise).
-      patience_s: how long to wait for any answer, beyond `timeout_s`, before we give the master or the network up.
+      timeout_s: the deadline of a request for keys, up to 60, instead of the cluster's own (2 s, or as its master is
+        set).
+      patience_s: how long to wait for an answer, beyond `timeout_s`, before the request fails.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class Client:
     ) -> None:
         self.url = _checked(url).rstrip("/")
         self._patience_s = patience_s
-        self._unhurried = httpx.Timeout(patience_s, read=None)  # for what takes as long as there is data
+        self._unhurried = httpx.Timeout(patience_s, read=None)  # for requests that take longer with more data
         self._deadline = {} if timeout_s is None else {"timeout": f"{timeout_s:g}"}
-        # To read the authorities' certificates takes longer than a whole `trikv get`; plain HTTP has no use for them.
+        # Reading the authorities' certificates takes longer than a whole `trikv get`. Plain HTTP does not need them.
         context = ssl.create_default_context() if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._http = httpx.Client(
             timeout=patience_s + (timeout_s or 0.0),
@@ -106,7 +106,7 @@ class Client:
     # --- keys -----------------------------------------------------------------------------------------------------
 
     def get(self, key: bytes) -> Found | None:
-        """The value and its stamp; None where there is none."""
+        """The value and its stamp; None if the key has no value."""
         try:
             answer = self._ask_for_key("GET", key)
         except TrikvError as error:
@@ -116,20 +116,20 @@ class Client:
         return Found(answer.content, self._stamp(answer))
 
     def put(self, key: bytes, value: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
-        """Store, and return the new stamp; with a condition, only if the key still has that stamp, or is absent."""
-        if len(value) > VALUE_BYTES_MAX:  # a server that stops listening half-way would make it unknown
+        """Store, and return the new stamp; with a condition, only if the key has that stamp, or is absent."""
+        if len(value) > VALUE_BYTES_MAX:  # else the server may stop reading half-way, and the outcome would be unknown
             raise TrikvError("value_too_large", f"the value has {len(value):,} bytes; the limit is {VALUE_BYTES_MAX:,}")
         headers = {"content-type": "application/octet-stream", **_conditions(if_match, if_absent)}
         return self._stamp(self._ask_for_key("PUT", key, content=value, headers=headers))
 
     def delete(self, key: bytes, *, if_match: str | None = None) -> str:
-        """Delete, and return the stamp of the deletion. To delete what is absent is a success too."""
+        """Delete, and return the stamp of the deletion. Deleting an absent key is a success too."""
         return self._stamp(self._ask_for_key("DELETE", key, headers=_conditions(if_match, False)))
 
     def scan(self, prefix: bytes = b"", *, after: bytes | None = None, limit: int | None = None) -> Iterator[Entry]:
         """The live keys that start with `prefix` and come after `after`, in byte order, fetched page by page.
 
-        Each page is true when it is answered; keys written meanwhile may or may not be seen.
+        Each page is true when it is answered. Keys that are written during the scan may or may not be in it.
         """
         left = limit
         while left is None or left > 0:
@@ -149,12 +149,12 @@ class Client:
             left = None if left is None else left - len(entries)
 
     def batch(self, changes: Sequence[Change]) -> list[str | TrikvError]:
-        """Carry out many changes in one request. They are independent: each gets its stamp, or its error, in order.
+        """Carry out many independent changes in one request. Returns for each, in their order, its stamp or its error.
 
         Raises:
           TrikvError: the request as a whole failed; its outcome is that of every change in it.
         """
-        import cbor2  # JSON has no bytes; and nothing but a batch needs this
+        import cbor2  # JSON has no bytes; only a batch needs this import
 
         items = [
             {"op": "delete", "key": key} if value is None else {"op": "put", "key": key, "value": value}
@@ -179,7 +179,7 @@ class Client:
     # --- the cluster ----------------------------------------------------------------------------------------------
 
     def cluster(self) -> dict[str, Any]:
-        """Its state: mode, forming, partitions, workers. README.md tells the fields."""
+        """The cluster's state: mode, forming, partitions, workers. README.md has the fields."""
         return self._document(self._ask("GET", "/v1/cluster"))
 
     def locate(self, key: bytes) -> list[str]:
@@ -192,7 +192,7 @@ class Client:
         return self._document(self._ask("GET", "/v1/mode"))
 
     def set_mode(self, mode: str) -> dict[str, Any]:
-        """Switch, and return the certificate of the switch at its end, however long that takes."""
+        """Switch, and return the certificate of the switch at its end. There is no deadline."""
         return self._document(self._ask("PUT", "/v1/mode", json={"mode": mode}, timeout=self._unhurried))
 
     def plan_mode(self, mode: str) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class Client:
         return self._document(self._ask("PUT", "/v1/mode", params={"plan": "true"}, json={"mode": mode}))
 
     def enlist(self, address: str) -> dict[str, Any]:
-        """Have the master dial the worker at `address` ("localhost:8006") and take it in."""
+        """Have the master dial the worker at `address` ("localhost:8006") and enlist it."""
         return self._document(self._ask("POST", "/v1/workers", json={"address": address}))
 
     def plan_workers(self) -> dict[str, Any]:
@@ -219,7 +219,7 @@ class Client:
         return self._document(self._ask("DELETE", _worker_path(worker)))
 
     def safe_to_stop(self, worker: str) -> tuple[bool, str]:
-        """May the worker be stopped without leaving anything on too few others? And why (not)."""
+        """Whether the worker may be stopped, because everything is on enough others, and the reason."""
         answer = self._ask("GET", "/readyz", params={"safe_to_stop": worker}, also=503)
         told = self._document(answer)
         if "safe" not in told:
@@ -227,20 +227,20 @@ class Client:
         return told["safe"], told["detail"]
 
     def repair(self, *, dry_run: bool = False) -> dict[str, Any]:
-        """Compare all copies, and mend those that differ, however long that takes."""
+        """Compare all copies, and mend those that differ. There is no deadline."""
         return self._document(self._ask("POST", "/v1/repair", params=_dry(dry_run), timeout=self._unhurried))
 
     def recover(self, *, accept_loss: bool) -> dict[str, Any]:
-        """Go on without what cannot be found any more; without `accept_loss` only learn what that is."""
+        """Go on without what cannot be found any more. Without `accept_loss`, only return what that is."""
         return self._document(self._ask("POST", "/v1/recover", json={"accept_loss": accept_loss}))
 
     def events(self, *, after: str | None = None, follow: bool = True) -> Iterator[dict[str, Any]]:
-        """What happened in the cluster, after the event of that id if one is given; then what happens.
+        """The events that the master remembers, or those after the event with the id `after`; then new ones.
 
-        One of kind `gap` says that some are missing before it. Ends when the master stops.
+        An event of kind `gap` says that events before it are missing. The events end when the master stops.
 
         Raises:
-          TrikvError: there is no connection, or it broke; come back with the id of the last event that was seen.
+          TrikvError: there is no connection, or it broke. Call again with the id of the last event that was seen.
         """
         query = {"follow": "true" if follow else "false"} | ({} if after is None else {"after": after})
         patience = httpx.Timeout(self._patience_s, read=EVENTS_SILENCE_S)
@@ -261,7 +261,7 @@ class Client:
 
     @contextmanager
     def _answer(self, method: str, path: str, *, also: int = 200, **request: Any) -> Iterator[httpx.Response]:
-        """The answer, while it is there to be read. Of one that is not trikv's nothing is read."""
+        """The answer, not read yet. If it is not of a trikv server, nothing of it is read."""
         with self._in_our_words(), self._http.stream(method, self.url + path, **request) as answer:
             if _OURS not in answer.headers:
                 raise self._not_ours(answer)
@@ -272,12 +272,12 @@ class Client:
 
     @contextmanager
     def _in_our_words(self) -> Iterator[None]:
-        """Whatever goes wrong on the way, as our exception."""
+        """Raise a failure of httpx as a `TrikvError`."""
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise TrikvError("unreachable", f"{self.url} ({_why(error)})") from error
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:  # a host's name that can be none
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:  # it cannot be a host's name
             raise TrikvError("bad_request", f"{self.url!r} is not an address like {DEFAULT_URL}") from error
         except httpx.RequestError as error:
             if _reads(error.request):
@@ -308,10 +308,10 @@ class Client:
 
 
 def _checked(url: str) -> str:
-    """The URL of a cluster, to which paths can be added.
+    """`url`, if it is the URL of a cluster, to which paths can be added.
 
     Raises:
-      TrikvError: it is none.
+      TrikvError: it is not.
     """
     try:
         parsed = httpx.URL(url)
@@ -331,7 +331,7 @@ def _reads(request: httpx.Request) -> bool:
 
 
 def _key_path(key: bytes) -> tuple[str, dict[str, str]]:
-    """Path and query under which a key is addressed: itself if it is text that no URL library rewrites, else base64."""
+    """Path and query of a key: the key itself if it is text that no URL library rewrites, else base64."""
     if not 0 < len(key) <= KEY_BYTES_MAX:
         raise TrikvError("bad_key", f"the key has {len(key):,} bytes")
     plain = all(part not in (b"", b".", b"..") for part in key.split(b"/"))
@@ -362,7 +362,7 @@ def _conditions(if_match: str | None, if_absent: bool) -> dict[str, str]:
 
 
 def _error(problem: Mapping[str, Any]) -> TrikvError:
-    """What a server sent, as our exception. A kind that this client does not know is told by its outcome."""
+    """A problem document as an exception. A code that this client does not know becomes one of the same outcome."""
     ours = ("type", "title", "status", "detail", "code", "outcome", "remedy")
     extra = {name: value for name, value in problem.items() if name not in ours}
     code = problem.get("code", "")

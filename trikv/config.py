@@ -1,20 +1,20 @@
-"""What a node is told at its start: from flags, from the environment, from a file, in that order of weight.
+"""A node's settings, read at its start: a flag outweighs the environment, and the environment a file.
 
     trikv worker 8001 --storage memory           a flag
     TRIKV_WORKER_STORAGE=memory                  a variable: TRIKV, the role, the setting
     [worker]                                     a line of trikv.toml, in a table for each role
     storage = "memory"
 
-The file is the one that `--config` or TRIKV_CONFIG names, else `trikv.toml` in the working directory, if there is one.
+The file is the one that `--config` or TRIKV_CONFIG names, else `trikv.toml` in the working directory, if it exists.
 
-A setting means the same wherever it stands, so there is one reader for each name, and it serves all three sources.
-What cannot be meant is an error that says where it stands: an unknown name (silence would let a typo win), a value out
-of range, an address beyond loopback without `insecure`, since as yet nothing proves who is calling. Whether a mode or a
-storage engine of that name is installed, the registry knows; whether an address is free, the socket.
+A setting means the same in all three sources, so there is one reader for each name. An error says where the setting
+stands. Errors are an unknown name (it may be a typo), a value out of range, and an address beyond loopback without
+`insecure`, since callers cannot prove their identity. The registry checks whether a mode or a storage engine is
+installed, and the socket whether an address is free.
 
-What was taken or passed over without being asked for is a line in `notes`, for the log: the file of the working
-directory, which is perhaps not the operator's own, and the variables that Kubernetes sets for a service called
-`trikv-master` or `trikv-worker` (TRIKV_MASTER_PORT=tcp://10.0.0.1:8000 and the like), which mean no setting.
+`notes` are lines for the log, about what was used or ignored without being asked for. One is the file of the working
+directory, which may be a stranger's. Another is the variables that Kubernetes sets for a service called `trikv-master`
+or `trikv-worker` (TRIKV_MASTER_PORT=tcp://10.0.0.1:8000 and the like): they are no settings, and are ignored.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from trikv.net.doors import split_address
 CONFIG_FILE: Final = Path("trikv.toml")
 DATA_ROOT: Final = Path("trikv-data")
 PORT_MAX: Final = 65_535
-DOWN_AFTER_LEAST_S: Final = 1.5  # three heartbeats: with less, one lost packet would move data
+DOWN_AFTER_LEAST_S: Final = 1.5  # three heartbeats; with less, one lost packet would move data
 DOWN_AFTER_MOST_S: Final = 3_600.0
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be meant. One line: where it stands, and what would do."""
+    """A setting is wrong. The message is one line: where it stands, and what would be right."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     port: int
     host: str = "127.0.0.1"
-    master: str | None = "127.0.0.1:8000"  # None ("none" in text): wait to be enlisted by one
+    master: str | None = "127.0.0.1:8000"  # None ("none" in text): wait until a master enlists it
     data_dir: Path | None = None
     storage: str = "rocksdb"
     max_keys: int | None = None
@@ -69,7 +69,7 @@ class MasterSettings:
     data_dir: Path | None = None
     workers: tuple[str, ...] = ()
     timeout_s: float = 2.0
-    down_after_s: float = 5.0  # silence after which a worker is given up and replaced
+    down_after_s: float = 5.0  # a worker that is silent for so long is down, and may be replaced
     settle_rate_mb: float = 16.0  # MB moved in a second while partitions settle
     min_copies: int = 2  # a configuration does not shrink below it, however many workers are gone
     insecure: bool = False
@@ -84,10 +84,10 @@ class MasterSettings:
 def worker_settings(
     flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None = None
 ) -> WorkerSettings:
-    """The settings of a worker. `flags` are named as the fields are; None or an empty tuple: not given.
+    """The settings of a worker. `flags` has the names of the fields; None or an empty tuple: the flag is not given.
 
     Raises:
-      SettingsError: see above.
+      SettingsError: a setting is wrong.
     """
     settings = WorkerSettings(**_gather("worker", flags, environ, config))
     _check_reach(settings.insecure, settings.host)
@@ -104,7 +104,7 @@ def master_settings(
 
 
 def is_loopback(host: str) -> bool:
-    """Does the host name this machine only, as far as the name alone tells?"""
+    """Does the host stand for this machine alone? Names other than `localhost` are not resolved, so they do not."""
     if host == "localhost":
         return True
     try:
@@ -125,9 +125,9 @@ def _check_reach(insecure: bool, *hosts: str) -> None:
 # --- the three sources ------------------------------------------------------------------------------------------------
 
 _ROLES: Final[dict[str, type[WorkerSettings | MasterSettings]]] = {"worker": WorkerSettings, "master": MasterSettings}
-_NO_SETTINGS: Final = {"exit_with_stdin", "notes"}  # they say something about one process, not about a node
+_NO_SETTINGS: Final = {"exit_with_stdin", "notes"}  # they concern one process, not the node
 
-# What Kubernetes sets in each container for a service of the namespace, behind the service's name; and the values.
+# Variables that Kubernetes sets in each container for each service: the name behind the service's, and the value.
 _SERVICE_URL: Final = r"(tcp|udp|sctp)://\S+:[0-9]+"
 _SERVICE_VARIABLES: Final = tuple(
     (re.compile(name), re.compile(value))
@@ -141,14 +141,14 @@ _SERVICE_VARIABLES: Final = tuple(
 
 
 class _Given(NamedTuple):
-    """A value as it was given, and where, for a message."""
+    """A value as it was given, and where it stands, for messages."""
 
     where: str
     value: object
 
 
 def _gather(role: str, flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None) -> dict[str, Any]:
-    """Every setting that some source gives, read; of several sources the weightiest."""
+    """Every setting that a source gives, read. If several sources give it, the weightiest counts."""
     given: dict[str, _Given] = {}
     notes: list[str] = []
     given.update(_from_file(role, environ, config, notes))
@@ -208,7 +208,7 @@ def _from_file(
         raise SettingsError(f"{file}: {error.strerror}") from None
     except ValueError as error:  # not TOML, or not text
         raise SettingsError(f"{file}: {error}") from None
-    # The other role's table is checked as well: a typo there should not wait for that role's next start.
+    # The other role's table is checked too, so that a typo there is found now, and not at that role's next start.
     for table, settings in tables.items():
         if table not in _ROLES or not isinstance(settings, dict):
             raise SettingsError(
@@ -240,7 +240,7 @@ def _text(value: object) -> str:
 
 
 def _whole(value: object, what: str, low: int, high: float = math.inf) -> int:
-    """An integer in a range; the environment gives it as text."""
+    """An integer in a range. The environment gives it as text."""
     number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
     if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
         raise ValueError(f"{value!r} is not {what}, {low} {f'to {high:.0f}' if high < math.inf else 'or more'}")
@@ -248,7 +248,7 @@ def _whole(value: object, what: str, low: int, high: float = math.inf) -> int:
 
 
 def _float(value: object) -> float:
-    """A number, or NaN, which is in no range; the environment gives it as text."""
+    """A number; NaN, which is in no range, if the value is none. The environment gives it as text."""
     try:
         return float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except ValueError:
@@ -283,7 +283,7 @@ def _address(value: object) -> str:
 
 
 def _addresses(value: object) -> tuple[str, ...]:
-    """Several: a list, or one text with commas or spaces between them."""
+    """A list of addresses, or a text that has commas or spaces between them."""
     several = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(several, list | tuple):
         raise ValueError(f"{value!r} is not a list of addresses")
@@ -298,7 +298,7 @@ def _path(value: object) -> Path:
         str(path).encode()
     except RuntimeError:
         raise ValueError(f"{value!r}: there is no such user's home; write the whole path") from None
-    except UnicodeEncodeError:  # SQLite and RocksDB take names that are text
+    except UnicodeEncodeError:  # SQLite and RocksDB take only names that are text
         raise ValueError(f"{value!r} is not UTF-8; choose another directory") from None
     if "\0" in str(path):
         raise ValueError(f"{value!r} has a NUL byte; choose another directory")

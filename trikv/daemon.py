@@ -1,14 +1,15 @@
-"""The two roles as processes: doors, directories and signals around `node/`.
+"""The two roles as processes: doors, directories and signals around a `Worker` or a `Master`.
 
     run_worker(settings), run_master(settings)  ->  the exit code
 
-What can be wrong at the start is found before anything is served, in one order: the plugins, the address, the data
-directory, what it holds. Each ends as one line on stderr that names the thing and the remedy, and exit code 1. Once it
-serves, a node says so in one line on stdout; with port 0 that line is where the real port stands. Where stdout takes
-nothing (closed, or a log on a full disk) the log tells that, and the node serves all the same.
+A start checks the plugins, the address, the data directory and its content, in this order, before it serves anything.
+A fault ends as one line on stderr that names the thing and the remedy, and exit code 1. Once a node serves, it prints
+one line on stdout; with port 0 that line has the real port. If stdout cannot be written (it is closed, or its disk is
+full), the log has that line, and the node serves all the same.
 
-SIGTERM and SIGINT end a node cleanly: no new requests, a moment for those under way, then everything is closed. With
-`exit_with_stdin` the end of stdin is such a signal too: a child process dies with its parent, however that dies.
+SIGTERM and SIGINT end a node cleanly: it takes no new requests, gives those under way a moment, and closes everything.
+With `exit_with_stdin` the end of stdin does the same, so that a child process dies with its parent, however its parent
+dies.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ from trikv.worker.datadir import DataDirError, open_data_dir
 from trikv.worker.progress import ProgressFile, ProgressMarker
 from trikv.worker.worker import Worker
 
-DRAIN_S: Final = 3.0  # for requests under way at the end
+DRAIN_S: Final = 3.0  # for requests under way at a stop
 _DOCUMENT: Final = "cluster.sqlite"  # in a master's data directory
 
 _log = logging.getLogger(__name__)
 
-_USAGE: Final = 2  # the exit code where the command line asks for what there is not
+_USAGE: Final = 2  # the exit code if the command line names a mode or an engine that is not installed
 _EXPECTED = (OSError, ValueError, DataDirError, StartError, ConfigConflict, PluginError, TrikvError)
 
 
@@ -81,7 +82,7 @@ def _run(main: Callable[[], Awaitable[None]], notes: Sequence[str]) -> int:
 
 
 def _sentences(error: BaseException) -> list[str]:
-    """The plain lines of what is, perhaps, a group of groups."""
+    """One line for each error in what may be a group of groups."""
     match error:
         case BaseExceptionGroup():
             return [line for inner in error.exceptions for line in _sentences(inner)]
@@ -111,7 +112,7 @@ async def _serve_worker(
     directory: Path | None,
     progress: ProgressMarker | None = None,
 ) -> None:
-    """`directory` None: the engine keeps nothing, so the worker is known by its address."""
+    """`directory` None: the engine keeps nothing, so the worker's id is its address."""
     storage = await engine.open(directory)
     try:
         worker_id = listening.address if directory is None else None
@@ -159,7 +160,7 @@ async def _master(settings: MasterSettings) -> None:
                     await serving.start(serve_http, services_of(master), http_socket, stop)
                     _announce(f"master {master.cluster.cluster} listening on {listening.address}, http://{http}")
                     await stop.wait()
-                    # The HTTP server has seen the same event, and lets the requests under way finish.
+                    # The HTTP server waits for the same event, and lets the requests under way finish.
                     serving.cancel_scope.deadline = trio.current_time() + DRAIN_S
                 nursery.cancel_scope.cancel()
         finally:
@@ -168,7 +169,7 @@ async def _master(settings: MasterSettings) -> None:
 
 
 def services_of(master: Master) -> Services:
-    """What a front offers of this master."""
+    """The parts of the master that the front offers."""
     return Services(
         coordinator=master.coordinator,
         status=master.status,
@@ -192,7 +193,7 @@ def _now() -> str:
 
 
 def _bind_http(address: str) -> socket.socket:
-    """The HTTP socket, bound here, so that a port in use is one line and not an exception group out of Hypercorn.
+    """The HTTP socket, bound before anything is served, so that a port in use is one line and not an exception group.
 
     Raises:
       OSError: the address is taken or not ours.
@@ -216,7 +217,7 @@ def _bind_http(address: str) -> socket.socket:
 async def _watch_for_stop(
     exit_with_stdin: bool, *, task_status: trio.TaskStatus[trio.Event] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Hand out an event; set it at the first SIGTERM or SIGINT, or at the end of stdin."""
+    """Start with an event, and set it at the first SIGTERM or SIGINT, or at the end of stdin."""
     stop = trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
@@ -229,8 +230,8 @@ async def _watch_for_stop(
 
 
 async def _watch_stdin(stop: trio.Event) -> None:
-    with suppress(OSError, trio.ClosedResourceError, trio.BrokenResourceError):  # unreadable, it has ended as well
+    with suppress(OSError, trio.ClosedResourceError, trio.BrokenResourceError):  # if it is unreadable, it has ended
         async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
             while await stdin.receive_some(1024):
-                pass  # whatever the parent says there means nothing
+                pass  # what the parent writes has no meaning
     stop.set()

@@ -1,12 +1,12 @@
-"""The log of a node: lines on stderr that never hold the node up, never flood, and show what strangers wrote as text.
+"""The log of a node: lines on stderr that never block the node, never flood, and are escaped.
 
-- **Never in the way.** A line is formatted where it is logged and written by a thread, through a queue of
-  `LINES_MAX`: a pipe that nobody reads, or a terminal that was stopped, blocks that thread alone. What finds the queue
-  full is dropped and counted, and the count is written once there is room.
-- **Never a flood.** Of one kind of line (one logger and one template) `BURST` are written in `PERIOD_S`. The rest are
-  counted, and the next line that is written of that kind says how many there were.
-- **Escaped.** Ids, keys and sentences of peers may hold line ends and terminal escapes. In a message they are written
-  as `\\x1b`; only the lines of a traceback are lines.
+- **Never blocking.** A line is formatted where it is logged. A thread writes it, through a queue of `LINES_MAX`, so a
+  pipe without a reader, or a stopped terminal, blocks only that thread. A line that finds the queue full is dropped and
+  counted, and the count is written once there is room.
+- **Never a flood.** Of one kind of line (one logger and one template) `BURST` are written in `PERIOD_S`. The others are
+  counted, and the next line of that kind says how many there were.
+- **Escaped.** Ids, keys and sentences of peers may contain line ends and terminal escapes. In a message they are
+  written as `\\x1b` and the like. Only a traceback has several lines.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from trikv.core.text import escape
 LINES_MAX: Final = 1_000
 BURST: Final = 10
 PERIOD_S: Final = 10.0
-CLOSE_S: Final = 1.0  # for what is still in the queue at the end
-_KINDS_MAX: Final = 1_000  # templates are the program's own, so there are far fewer
+CLOSE_S: Final = 1.0  # for what is still in the queue at a close
+_KINDS_MAX: Final = 1_000  # templates are in the program's code, so there are far fewer
 
 _FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 class Limiter(logging.Filter):
-    """Lets through `burst` lines of a kind in `period_s`, by the records' own time."""
+    """Passes `burst` lines of a kind in `period_s`, by the time in the records."""
 
     def __init__(self, burst: int = BURST, period_s: float = PERIOD_S) -> None:
         super().__init__()
         self._burst = burst
         self._period_s = period_s
-        self._kinds: dict[tuple[str, object], tuple[float, int]] = {}  # when its period began, and how many came in it
+        # Of each kind: when its period began, and how many lines came since.
+        self._kinds: dict[tuple[str, object], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind = (record.name, record.msg)
@@ -63,7 +64,7 @@ class _Formatter(logging.Formatter):
 
 
 class BackgroundHandler(logging.Handler):
-    """Writes to a stream from a thread of its own. `close` waits for it, for `CLOSE_S` at most."""
+    """Writes to a stream in a thread of its own. `close` waits for that thread, for `CLOSE_S` at most."""
 
     def __init__(self, stream: TextIO, lines_max: int = LINES_MAX) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class BackgroundHandler(logging.Handler):
         self._put(self.format(record))
 
     def say(self, line: str) -> None:
-        """Write a line that is no record, after all that was logged before it."""
+        """Write a line that is no log record, after everything that was logged before it."""
         self._put(escape(line))
 
     def _put(self, line: str) -> None:
@@ -93,19 +94,19 @@ class BackgroundHandler(logging.Handler):
 
     def _write_all(self) -> None:
         while (line := self._lines.get()) is not None:
-            with contextlib.suppress(OSError, ValueError):  # it is closed, or its disk full: nobody to tell
+            with contextlib.suppress(OSError, ValueError):  # it is closed, or its disk is full: nothing can be done
                 self._stream.write(line + "\n")
                 self._stream.flush()
 
     def close(self) -> None:
-        with contextlib.suppress(queue.Full):  # then it is stuck, and the thread dies with the process
+        with contextlib.suppress(queue.Full):  # the thread is stuck, and dies with the process
             self._lines.put(None, timeout=CLOSE_S)
         self._thread.join(CLOSE_S)
         super().close()
 
 
 def start_log() -> BackgroundHandler:
-    """Have everything that is logged from here on written to stderr; `close` what this returns at the end."""
+    """Write everything that is logged from now on to stderr. Call `close` of the returned handler at the end."""
     handler = BackgroundHandler(sys.stderr)
     handler.addFilter(Limiter())
     root = logging.getLogger()

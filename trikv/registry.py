@@ -1,12 +1,12 @@
-"""Which modes and storage engines there are: whatever is installed under the entry-point group `trikv`.
+"""The modes and storage engines that are installed, under the entry-point group `trikv`.
 
-trikv's own are found the same way as a stranger's. pluggy gathers what each plugin's hooks hand over; the loading of
-the entry points is ours, because pluggy silently skips one whose name is taken already, and a mode that is not the one
-that its user installed is worse than none. So two distributions that offer one name are refused, both named; and so is
-a plugin that cannot be imported, or that hands over something malformed: at start, in one line, before any data is at
-stake.
+trikv's own are found in the same way as any other distribution's. pluggy calls the plugins' hooks. The entry points are
+loaded here and not by pluggy, since pluggy silently skips an entry point whose name is taken, and a user would get
+another mode than the installed one. Two distributions that offer one name are refused, and both are named. A plugin
+that cannot be imported, or that hands over something malformed, is refused too. A refusal is one line at the start,
+before any data is touched.
 
-Modes and engines share one set of names. All of it happens once, at start; nothing of it is on a request's path.
+Modes and engines share one set of names. All this happens once, at the start, and never on a request's path.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from trikv.core.errors import Refused
 
 GROUP: Final = "trikv"
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-_REPLICAS_TRIED: Final = range(1, 17)  # for each of these n, `copies(n)` must lie from 1 to n
+_REPLICAS_TRIED: Final = range(1, 17)  # for each such n, `copies(n)` must be from 1 to n
 _SENTENCES: Final = ("gives_up", "use_when", "protocol")
 
 
 class PluginError(Exception):
-    """A plugin that cannot be used, in one line that names who installed it."""
+    """A plugin cannot be used. The message is one line that names the plugin's distribution."""
 
 
 @dataclass(frozen=True)
 class Registry:
-    """What is installed. `origins` says of each name which distribution brought it, with its version."""
+    """What is installed. `origins` has for each name the distribution that brought it, with its version."""
 
     strategies: Mapping[str, Strategy] = field(default_factory=dict)
     storage_engines: Mapping[str, StorageEngine] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Registry:
     def strategy(self, name: str) -> Strategy:
         """
         Raises:
-          Refused: there is no such mode; `modes` lists those that there are.
+          Refused: there is no such mode; `modes` lists the installed ones.
         """
         try:
             return self.strategies[name]
@@ -54,7 +54,7 @@ class Registry:
     def storage_engine(self, name: str) -> StorageEngine:
         """
         Raises:
-          Refused: there is no such engine; `storage_engines` lists those that there are.
+          Refused: there is no such engine; `storage_engines` lists the installed ones.
         """
         try:
             return self.storage_engines[name]
@@ -64,10 +64,10 @@ class Registry:
             raise Refused("bad_request", detail, storage_engines=engines) from None
 
     def with_strategy(self, strategy: Strategy, origin: str) -> Registry:
-        """This registry and one strategy more, which need not be installed.
+        """This registry with one strategy more, which need not be installed.
 
         Raises:
-          PluginError: it is malformed, or its name is taken.
+          PluginError: the strategy is malformed, or its name is taken.
         """
         check_strategy(strategy, origin)
         return replace(
@@ -77,7 +77,7 @@ class Registry:
         )
 
     def with_storage_engine(self, engine: StorageEngine, origin: str) -> Registry:
-        """As `with_strategy`."""
+        """This registry with one storage engine more; as `with_strategy`."""
         check_storage_engine(engine, origin)
         return replace(
             self,
@@ -95,7 +95,7 @@ def load_registry(installed: Iterable[Distribution] | None = None) -> Registry:
     """Everything that the installed distributions (default: those of this Python) offer.
 
     Raises:
-      PluginError: a plugin cannot be imported or is malformed, two offer one name, or there is none at all.
+      PluginError: a plugin cannot be imported or is malformed, two offer one name, or no mode is installed.
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(Hooks)
@@ -121,9 +121,9 @@ def load_registry(installed: Iterable[Distribution] | None = None) -> Registry:
 
 
 def _entry_points(installed: Iterable[Distribution]) -> list[tuple[EntryPoint, str]]:
-    """Ours, each with the name and version of its distribution, in the order of their names.
+    """Each entry point of the group with the name and version of its distribution, in the order of their names.
 
-    A distribution that is found twice counts once: a copy further down the path is hidden from imports as well.
+    A distribution that is found twice counts once: imports do not see a copy further down the path either.
     """
     found: dict[str, list[tuple[EntryPoint, str]]] = {}
     for distribution in installed:
@@ -136,17 +136,17 @@ def _entry_points(installed: Iterable[Distribution]) -> list[tuple[EntryPoint, s
 def _register(manager: pluggy.PluginManager, entry_point: EntryPoint, origin: str) -> None:
     try:
         manager.register(entry_point.load(), name=entry_point.name)
-        manager.check_pending()  # a hook that trikv does not have is a typo, or of a later trikv
-    except Exception as error:  # a stranger's module may raise anything while it is imported
+        manager.check_pending()  # a hook that trikv does not have is a typo, or a later trikv's
+    except Exception as error:  # any module may be imported here, and it may raise anything
         raise PluginError(
             f"the plugin {entry_point.name!r} of {origin} ({entry_point.value}) cannot be loaded: {_told(error)}"
         ) from error
 
 
 def _handed_over(hook: pluggy.HookCaller, origins: Mapping[str, str]) -> list[tuple[Any, str]]:
-    """What each plugin's implementation of the hook returns, with where it came from, in the order of their names.
+    """What each plugin's implementation of the hook returns, with the plugin's origin, in the order of their names.
 
-    Each is called on its own: the hook as a whole would give one list, and forget who said what.
+    Each implementation is called on its own: the hook as a whole would give one list, without origins.
     """
     offers: list[tuple[Any, str]] = []
     for implementation in sorted(hook.get_hookimpls(), key=lambda one: one.plugin_name):
@@ -154,7 +154,7 @@ def _handed_over(hook: pluggy.HookCaller, origins: Mapping[str, str]) -> list[tu
         try:
             handed_over: Any = implementation.function()
             offers += [(one, origin) for one in handed_over]
-        except Exception as error:  # as above
+        except Exception as error:  # a plugin's code may raise anything
             raise PluginError(
                 f"the plugin {implementation.plugin_name!r} of {origin} fails in {hook.name}: {_told(error)}"
             ) from error
@@ -162,7 +162,7 @@ def _handed_over(hook: pluggy.HookCaller, origins: Mapping[str, str]) -> list[tu
 
 
 def _told(error: Exception) -> str:
-    """An exception as part of a line."""
+    """An exception in words that fit into a line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -190,7 +190,7 @@ def check_strategy(strategy: object, origin: str) -> None:
     for n in _REPLICAS_TRIED:
         try:
             copies: object = strategy.copies(n)
-        except Exception as error:  # a stranger's code
+        except Exception as error:  # a plugin's code may raise anything
             raise complain(f"fails in copies({n}): {_told(error)}") from error
         if not can_keep(copies, n):
             raise complain(f"says copies({n}) = {copies!r}, which is not from 1 to {n}")

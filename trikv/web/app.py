@@ -1,19 +1,19 @@
-"""The Quart-Trio app, and how it is served: translation, and what a server owes to clients that misbehave.
+"""The Quart-Trio app: the adapter between Quart and the routes of `routes.py`, the page, and the stream of events.
 
-For every request: refuse what a foreign page is behind (`guard`), read the body within its bound, call the handler,
-translate what it answers; or what it raises, by the error table. A handler that writes runs in the node's own nursery:
-a client that disconnects cancels whoever waits for the answer, and not the write. What nobody expected is logged with
-its traceback, and answered as `internal`, outcome unknown, without it.
+Each request takes the same steps. The guard refuses a request of a foreign page (`guard.py`). The app reads the body
+within its bound, calls the handler, and translates the handler's answer, or its exception by the error table. A handler
+that changes something runs in the master's own nursery: when its client disconnects, only the wait for the answer is
+cancelled. An unexpected exception is logged with its traceback; the client is told `internal`, outcome unknown.
 
-Paths are routed by the framework, and keys are taken from the path as it was sent: the framework's decoded form
-neither tells `%2F` from `/` nor keeps bytes that are not UTF-8, and slashes that follow each other belong to a key.
+The framework routes paths, but handlers take keys from the path as it was sent. The framework's decoded form does not
+tell `%2F` from `/` and does not keep bytes that are not UTF-8; and slashes that follow each other belong to a key.
 
-A handler begins when the body is there to its end, also where none is wanted, so that a request that turns out to be
-broken was never carried out.
+A handler begins only when the whole body has arrived, even if it takes no body. So a request that turns out to be
+broken is never carried out.
 
-Bounds: a body by its route (`VALUE_BYTES_MAX`, `BODY_BYTES_MAX`, `SMALL_BODY_BYTES_MAX`), and `BODY_TIMEOUT_S`
-for it to arrive; `server.py` has those of connections. A body beyond its bound is refused on its announced length, and
-the connection closed, since what follows may be the rest of it.
+Bounds: each route has one for its body (`Route.body_bytes_max`), and a body has `BODY_TIMEOUT_S` to arrive.
+`server.py` has the bounds of connections. A body beyond its bound is refused on its announced length, and the
+connection is closed, since the bytes that follow may be the rest of that body.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ _log = logging.getLogger(__name__)
 
 
 class _Connection(TrioASGIHTTPConnection):
-    """One request, of which a disconnect cancels the handler, but not an answer that is under way.
+    """One request. A disconnect cancels its handler, but not an answer that is being sent.
 
-    The server reports a disconnect also when an answer is complete, and cleans up in the task that sends the last of
-    it. Were that task cancelled, as quart-trio does, connections would be neither closed nor timed out. A stream, which
-    would not end by itself, is told to.
+    The server reports a disconnect also when an answer is complete, and it cleans up in the task that sends the last
+    part. quart-trio would cancel that task, and the connection would be neither closed nor timed out. A stream does not
+    end by itself, so a disconnect ends it.
     """
 
     _answering = False
@@ -80,7 +80,7 @@ class _Connection(TrioASGIHTTPConnection):
         scope["path"] = _path_to_route(scope["path"])
         super().__init__(app, scope)
 
-    async def handle_messages(  # type: ignore[override]  # quart-trio's has a nursery more than quart's
+    async def handle_messages(  # type: ignore[override]  # quart-trio's takes a nursery, quart's does not
         self, nursery: trio.Nursery, request: quart.Request, receive: ASGIReceiveCallable
     ) -> None:
         await ASGIHTTPConnection.handle_messages(self, request, receive)
@@ -100,10 +100,11 @@ class _Connection(TrioASGIHTTPConnection):
 
 
 def _path_to_route(path: str) -> str:
-    """The path of a target, which may be of the absolute form. What is no path becomes `/*`, where there is nothing.
+    """The path of a request's target, which may be in the absolute form. A target without a path becomes `/*`, which
+    has no route.
 
-    Quart takes the first letter for granted (`GET ?key=k`), fails on some absolute forms (`GET http://[/`), and takes
-    slashes in front for one.
+    Quart itself would expect a first letter (`GET ?key=k`), fail on some absolute forms (`GET http://[/`), and take
+    several slashes in front for one.
     """
     if not path.startswith("/"):
         try:
@@ -125,20 +126,20 @@ class _App(QuartTrio):
     asgi_http_class = _Connection
 
     def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
-        """Routes are the same for every host, and a `Host` that is no host name is not to be read as one here."""
+        """Routes are the same for every host, so `Host` is not read here: it may be no host name at all."""
         if request is None:
             return None
         return self.url_map.bind("localhost", path_info=request.path, default_method=request.method)
 
     async def send_static_file(self, filename: str) -> quart.Response:
-        """One of the files that are there: a name that is too long for the file system is no error of ours."""
+        """Send one of the files that exist. A name that is too long for the file system is not found either."""
         if filename not in _STATIC_FILES:
             raise NotFound
         return await super().send_static_file(filename)
 
 
 class _Rest(BaseConverter):
-    """All of the path that is left, slashes and line ends and nothing at all included."""
+    """All that is left of the path: it may have slashes and line ends, and it may be empty."""
 
     regex = r"[\s\S]*"
     part_isolating = False
@@ -150,7 +151,7 @@ def _spell_part(part: re.Match[str]) -> str:
 
 
 def create_app(services: Services, *, loopback_only: bool = True, streams: Streams | None = None) -> QuartTrio:
-    """The app. `loopback_only`: answer to names of this machine's loopback alone (see `guard`)."""
+    """The app. `loopback_only`: refuse a `Host` that does not name this machine's loopback (see `guard.py`)."""
     app = _App("trikv.web", template_folder="templates", static_folder="static")
     app.config.update(MAX_CONTENT_LENGTH=BODY_BYTES_MAX, BODY_TIMEOUT=BODY_TIMEOUT_S, RESPONSE_TIMEOUT=None)
     app.url_map.merge_slashes = False
@@ -189,7 +190,7 @@ async def serve_http(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve on `sock`, which is bound already and is taken over, until `stop`; then let requests end."""
+    """Serve on `sock`, which is bound, until `stop`; then let the requests under way end, and close it."""
     loopback_only = is_loopback(sock.getsockname()[0])
     streams = Streams()
     app = create_app(services, loopback_only=loopback_only, streams=streams)
@@ -245,7 +246,7 @@ async def _read_request(body_bytes_max: int) -> Request:
 
 def _path_as_sent() -> bytes:
     path = quart.request.scope["raw_path"]
-    if not path.startswith(b"/"):  # the absolute form, http://host/path, which a server has to take
+    if not path.startswith(b"/"):  # the absolute form, http://host/path, which a server must accept
         path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
     return path
 
@@ -277,7 +278,8 @@ async def _make_safe(response: quart.Response) -> quart.Response:
     return response
 
 
-# --- what goes wrong --------------------------------------------------------------------------------------------------
+# --- errors
+# -------------------------------------------------------------------------------------------------------------
 
 
 async def _answer_error(error: TrikvError) -> quart.Response:
@@ -285,7 +287,7 @@ async def _answer_error(error: TrikvError) -> quart.Response:
 
 
 async def _answer_http_error(error: HTTPException) -> quart.Response:
-    """What the framework itself refuses, in our words."""
+    """A refusal of the framework itself, as a problem document."""
     path = quart.request.path
     match error.code:
         case 404:

@@ -3,17 +3,18 @@
     {"items": [{"op": "put", "key": "k", "value": "v"}, {"op": "get", "key": "k"}, {"op": "delete", "key": "k"}]}
     {"results": [{"status": 204, "outcome": "committed", "etag": "3.0-17"}, ...]}
 
-There is no atomicity: an item that is refused undoes no other. Items of one key are carried out in their order,
-others side by side. An item may demand `if_match` or `if_none_match`: an ETag without quotes, several, or `"*"`; and
-says with `"encoding": "base64"` that its key and value, also the one answered, are base64. A result is what the item
-would have been answered by itself; one that failed is its problem document.
+A batch is not atomic: an item that is refused undoes no other. Items of one key are carried out in their order, items
+of different keys side by side. An item may have `if_match` or `if_none_match`: an ETag without quotes, a list of them,
+or `"*"`. With `"encoding": "base64"` the item's key and value are base64, and so is the value in its result. A result
+has what the item would have been answered as a request of its own; the result of an item that failed is a problem
+document.
 
 Programs may send and receive `application/cbor` instead: the same maps, with keys and values as byte strings.
 
-A request that is malformed anywhere is refused as a whole, before anything is done. It has at most `ITEMS_MAX` items
-and `BODY_BYTES_MAX` bytes; what is answered is bounded in the same way: once values of `BODY_BYTES_MAX` are read,
-further gets are refused. `AT_ONCE_MAX` keys are under way at a time, so that one batch cannot fill the
-coordinator's queue, and the request's deadline is that of all items together: those that it finds waiting are refused.
+A request that is malformed anywhere is refused as a whole, before anything is done. A batch has at most `ITEMS_MAX`
+items and `BODY_BYTES_MAX` bytes. The answer is bounded too: once values of `BODY_BYTES_MAX` have been read, further
+gets are refused. `AT_ONCE_MAX` keys are under way at a time, so that one batch cannot fill the coordinator's queue. The
+request's deadline holds for all items together: items that still wait when it passes are refused.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ ITEMS_MAX: Final = 1000
 BODY_BYTES_MAX: Final = 8 * 1024 * 1024
 AT_ONCE_MAX: Final = 64
 CBOR: Final = "application/cbor"
-CBOR_ITEMS_MAX: Final = 64 * 1024  # with 11 to an operation, and some for lists of ETags
+CBOR_ITEMS_MAX: Final = 64 * 1024  # an operation has 11 at most, and more only in its list of ETags
 
 _DEPTH_MAX: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """`encoding`: how the bytes of its result are to be written; None in CBOR, which has bytes."""
+    """One operation. `encoding`: how its result writes bytes; None in CBOR, which has byte strings."""
 
     op: str
     key: bytes
@@ -194,7 +195,7 @@ def _read_expect(members: dict[str, Any], what: str) -> Expect | None:
 def _parse_cbor(body: bytes) -> Any:
     """
     Raises:
-      Refused: it is not exactly one item of plain CBOR: no tags, no indefinite lengths, no repeated keys.
+      Refused: the body is not exactly one item of plain CBOR, without tags, indefinite lengths and repeated keys.
     """
     if has_more_items(body, CBOR_ITEMS_MAX):
         raise Refused("bad_request", f"the body has more than {CBOR_ITEMS_MAX:,} items of CBOR")

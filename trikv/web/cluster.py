@@ -1,12 +1,12 @@
-"""The cluster over HTTP: its state, and whether it is alive and ready. To steer it: `operate.py`.
+"""The cluster over HTTP: its state, and whether it is alive and ready. `operate.py` steers it.
 
-    GET  /v1/cluster, /status        everything there is to know, as JSON
+    GET  /v1/cluster, /status        the whole state, as JSON
     GET  /v1/locate?key=             which workers hold a key, in the order of its preference list
     GET  /livez                      this process answers
     GET  /readyz                     the cluster has formed, and every partition can be read; 503 otherwise
-    GET  /readyz?safe_to_stop=WORKER that worker may be stopped without leaving anything on too few; 503 otherwise
+    GET  /readyz?safe_to_stop=WORKER that worker may be stopped and everything stays on enough others; 503 otherwise
 
-Nothing here is on the path of a data request. The state is computed when it is asked for, in some milliseconds.
+Nothing here is on the path of a request for keys. The state is computed when it is asked for, in some milliseconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ETags and preconditions: from `If-Match` and `If-None-Match` (RFC 9110, section 13) to an `Expect`.
 
-An ETag is a record's stamp in quotes. A tag that is not of our making is a valid tag that matches nothing. `If-Match`
-compares strongly, so a weak tag (`W/"..."`) matches nothing there either; `If-None-Match` compares weakly, so it does.
+An ETag is a record's stamp in quotes. A tag that is no stamp is valid and matches nothing. `If-Match` compares
+strongly, so a weak tag (`W/"..."`) matches nothing there. `If-None-Match` compares weakly, so a weak tag counts there.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def if_none_match(headers: Mapping[str, str]) -> Expect | None:
 
 
 def expectation(headers: Mapping[str, str]) -> Expect | None:
-    """What a write demands.
+    """The precondition of a write, if it has one.
 
     Raises:
-      Refused: a header is malformed, or both are there: no write needs more than one.
+      Refused: a header is malformed, or both headers are there; no write needs both.
     """
     wanted, unwanted = if_match(headers), if_none_match(headers)
     if wanted is not None and unwanted is not None:
@@ -52,7 +52,7 @@ def expectation(headers: Mapping[str, str]) -> Expect | None:
 
 
 def stamps_of(tags: Iterable[str]) -> list[Version]:
-    """The stamps among some opaque tags. One that is spelt otherwise than we would spell it is not ours."""
+    """The stamps among some opaque tags. A tag that is spelt otherwise than `etag` spells it is no stamp."""
     stamps = []
     for tag in tags:
         try:
@@ -65,7 +65,7 @@ def stamps_of(tags: Iterable[str]) -> list[Version]:
 
 
 def _tags(header: str, text: str) -> list[tuple[bool, str]]:
-    """(weak, opaque) of each tag in a list; a list may have empty elements."""
+    """(weak, opaque) of each tag in a header. The list may have empty elements."""
     tags = []
     at, expecting = 0, True
     while at < len(text):

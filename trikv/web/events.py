@@ -1,18 +1,19 @@
-"""What happens in the cluster, as a stream: `GET /v1/events`, server-sent events for browsers, curl and scripts.
+"""The events of the cluster as a stream: `GET /v1/events`, server-sent events for browsers, curl and scripts.
 
     id: 7-41
     event: worker_down
     data: {"id":"7-41","time_s":93.2,"kind":"worker_down","worker":"w-1"}
 
-First comes what the master still remembers, then whatever happens. A client that comes back says how far it was, with
-the header `Last-Event-ID` (as browsers do by themselves, so it outweighs the rest) or with `?after=ID`; what cannot be
-given to it any more is said by an event of kind `gap`. `?kind=a,b` leaves out the others, but never a gap;
-`?follow=false` ends after what there is. A stream that is silent for `KEEPALIVE_S` says that it lives, and how far the
-log has come: also a client that filters does not come back with a place that nobody knows any more.
+A stream begins with the events that the master still remembers, and goes on with new ones. A client that comes back
+names the last event that it saw, with the header `Last-Event-ID` or with `?after=ID`. The header outweighs the query,
+since browsers send it by themselves. If the master no longer knows the events after that place, the client is sent an
+event of kind `gap`. `?kind=a,b` leaves out events of other kinds, but never a gap. `?follow=false` ends the stream
+after the events that there are. A stream that was silent for `KEEPALIVE_S` sends a comment with the id of the newest
+event that it has passed, so that a client that filters comes back with an id that the master still knows.
 
-What a stream costs is a connection and a task; nothing is queued for it (`trikv.master.events`). There are at most
-`STREAMS_MAX`, so that they cannot use up the file descriptors that data requests need. A stream ends when its client
-goes, and at once when the node stops.
+A stream costs a connection and a task; nothing is queued for it (`trikv.master.events`). There are at most
+`STREAMS_MAX`, so that streams cannot use up the file descriptors that requests for keys need. A stream ends when its
+client goes, and at once when the master stops.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from trikv.web.message import Request, choice_of, parse_query
 
 KEEPALIVE_S: Final = 15.0
 STREAMS_MAX: Final = 100
-PIECE_CHARACTERS: Final = 64 * 1024  # a replay is sent in pieces of about this size, and others get their turn between
+PIECE_CHARACTERS: Final = 64 * 1024  # a replay is sent in pieces of about this size; other tasks run between two pieces
 
 STREAM_HEADERS: Final = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-store",
-    "x-accel-buffering": "no",  # a proxy that collects before it passes on would make news old
+    "x-accel-buffering": "no",  # a proxy should pass each event on at once
 }
 
 
@@ -47,10 +48,10 @@ class Streams:
         self._stopping = False
 
     def make(self, log: EventLog, request: Request) -> Stream:
-        """The stream that the request asks for; it counts from when it is entered.
+        """The stream that the request asks for. It counts as open once it is entered.
 
         Raises:
-          Refused: there are too many, the node is stopping, or the request cannot be understood.
+          Refused: too many streams are open, the master is stopping, or the request cannot be understood.
         """
         parameters = parse_query(request.query, "after", "kind", "follow")
         follow = choice_of(parameters, "follow", "true", "false") == "true"
@@ -69,7 +70,7 @@ class Streams:
         self._open.discard(stream)
 
     async def end_all(self, stop: trio.Event) -> None:
-        """End every stream once `stop` is set, and open no more."""
+        """Once `stop` is set, end every stream and refuse new ones."""
         await stop.wait()
         self._stopping = True
         for stream in self._open:
@@ -77,7 +78,7 @@ class Streams:
 
 
 class Stream(AsyncIterator[bytes]):
-    """The bytes of one stream, in pieces. `keepalive_s` 0: it ends with what is there already."""
+    """The bytes of one stream, in pieces. `keepalive_s` 0: it ends after the events that there are."""
 
     def __init__(self, streams: Streams, subscription: Subscription, kinds: frozenset[str], keepalive_s: float) -> None:
         self._streams = streams
@@ -97,13 +98,13 @@ class Stream(AsyncIterator[bytes]):
         self._streams.leave(self)
 
     def end(self) -> None:
-        """Let it end in good order, wherever it is."""
+        """Let the stream end at its next piece; a stream that waits for events ends now."""
         self._ended = True
         if self._waiting is not None:
             self._waiting.cancel()
 
     async def __anext__(self) -> bytes:
-        if not self._begun:  # the headers of an answer go out with its first bytes
+        if not self._begun:  # the headers of an answer are sent with its first bytes
             self._begun = True
             return b"retry: 1000\n\n"
         deadline_s = trio.current_time() + self._keepalive_s
@@ -120,7 +121,7 @@ class Stream(AsyncIterator[bytes]):
         raise StopAsyncIteration
 
     def _take(self) -> bytes:
-        """What is there of the kinds that are wanted, up to a piece."""
+        """The next piece: events that there are, of the kinds that are wanted."""
         piece: list[str] = []
         size = 0
         while size < PIECE_CHARACTERS and (event := self._subscription.take()) is not None:

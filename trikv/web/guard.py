@@ -1,18 +1,19 @@
-"""Whom a browser may not send here: pages of other origins, and names that were bent to point at this machine.
+"""Refusing requests that a web page of another origin makes through its reader's browser.
 
-A server on loopback is within reach of every page that its user opens. Four checks, on every request, whatever its
-method, since `GET /put` exists:
+Every page that a user opens can send requests to a server on the user's own machine. So four headers of each request
+are checked, whatever its method, since `GET /put` exists:
 
-- `Sec-Fetch-Site`, which browsers set and pages cannot: only `same-origin` and `none` (typed, or from a bookmark) pass.
-- `Origin`: where a browser names one, it must be the host that was asked.
-- `Referer`, which tells the page behind a plain GET (an image, a link) where the browser sends no `Sec-Fetch-Site`: it
-  leaves that out where the server's own address is neither HTTPS nor loopback. It must be a page of the host that was
-  asked, too. A page that forbids its browser to send one is not noticed there: serve a network over HTTPS.
-- `Host`: on loopback, a name that stands for loopback. A stranger's name that resolves to 127.0.0.1 (DNS rebinding)
-  would make the page and this server one origin in the browser's eyes, and the other two checks blind.
+- `Sec-Fetch-Site`: browsers set it and pages cannot. `same-origin` and `none` (typed, or from a bookmark) pass.
+- `Origin`: if the browser sends it, it must name the host that was asked.
+- `Referer`: if the browser sends it, it must be a page of the host that was asked. It tells the page behind a plain GET
+  (an image, a link) where the browser sends no `Sec-Fetch-Site`, which is so where the server's address is neither
+  HTTPS nor loopback. A page can forbid its browser to send a `Referer`, and its requests are not noticed there: use
+  HTTPS on a network.
+- `Host`: on loopback, it must be a name of loopback. A foreign name that resolves to 127.0.0.1 (DNS rebinding) would
+  make the page and this server one origin for the browser, and the other checks would pass.
 
-Programs that are no browsers send none of these headers but `Host`, and lose nothing. Where the operator opened the
-server to a network (`--insecure`), its names are not known here, and the last check is left out.
+A program that is no browser sends none of these headers but `Host`, so the checks cost it nothing. If the operator
+opened the server to a network (`--insecure`), the server's names are not known here, and the last check is left out.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _TRUSTED_SITES: Final = ("same-origin", "none")
 def refuse_foreign(headers: Mapping[str, str], *, loopback_only: bool) -> None:
     """
     Raises:
-      Refused: a page of another origin is behind this request, or may be.
+      Refused: a page of another origin made this request, or may have made it.
     """
     site = headers.get("sec-fetch-site", "none")
     if site not in _TRUSTED_SITES:

@@ -2,16 +2,16 @@
 
     PUT    /v1/kv/{key}   the body is the value, byte for byte                      204, ETag
     GET    /v1/kv/{key}   the value, as application/octet-stream                    200, ETag; 304; 404
-    DELETE /v1/kv/{key}   whether or not there is a value                           204, ETag of the deletion
+    DELETE /v1/kv/{key}   a key without a value may be deleted too                  204, ETag of the deletion
     GET    /v1/kv         a page of keys in byte order: prefix, after, limit, values
 
-`encoding=base64` says that the key, and in a scan the prefix and all that is answered, are written as base64. A
-`timeout` in seconds bounds the request. A put answers 204 and never 201: whether the key existed would take a read,
-and the promise of a mode is not made better by one. The content type of a put is not kept.
+With `encoding=base64` the key is base64; in a scan also the prefix and everything that is answered. `timeout`, in
+seconds, bounds the request. A put answers 204 and never 201: to know whether the key existed would take a read. The
+content type of a put is not kept.
 
-The cursor `after` of a page is opaque, and base64 in either encoding; a page without one was the last.
+The cursor `after` of a page is opaque, and base64 in either encoding. The last page has none.
 
-Handlers raise `TrikvError`, which whoever serves them turns into a problem document.
+Handlers raise `TrikvError`; the front that calls them makes a problem document of it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ async def scan(services: Services, request: Request) -> Response:
 
 
 async def put_by_query(services: Services, request: Request) -> Response:
-    """`/put?key=&value=`: one line, or JSON where that is preferred."""
+    """`/put?key=&value=`: answers one line, or JSON if the request prefers it."""
     parameters = parse_query(request.query, "key", "value", "timeout")
     if request.body:
         raise Refused("bad_request", "the value goes into the query here; PUT /v1/kv/{key} takes a body")
@@ -95,7 +95,7 @@ async def put_by_query(services: Services, request: Request) -> Response:
 
 
 async def get_by_query(services: Services, request: Request) -> Response:
-    """`/get?key=`: the value itself, or JSON where that is preferred."""
+    """`/get?key=`: answers the value itself, or JSON if the request prefers it."""
     parameters = parse_query(request.query, "key", "timeout")
     (key,) = require(parameters, "key")
     key = read_bytes(key, "text", "the key")
@@ -115,7 +115,7 @@ async def _read(
     timeout_s: float | None,
     answer: Callable[[Version, bytes], Response],
 ) -> Response:
-    """Read the key, under the preconditions of the request."""
+    """Read the key under the preconditions of the request. `answer` makes the response of a stamp and a value."""
     wanted, unwanted = if_match(request.headers), if_none_match(request.headers)
     record = await coordinator.get(key, timeout_s=timeout_s)
     if record is None or record.value is None:
@@ -134,7 +134,7 @@ def _value_response(stamp: Version, value: bytes) -> Response:
 
 def _key_and_timeout(request: Request) -> tuple[bytes, float | None]:
     parameters = parse_query(request.query, "encoding", "timeout")
-    if not request.path.startswith(KEY_PATH):  # letters of it were escaped, so where the key begins is a guess
+    if not request.path.startswith(KEY_PATH):  # letters of it were escaped, so it is unclear where the key begins
         raise Refused("no_route", f"spell {KEY_PATH.decode()} without percent signs")
     raw = percent_decode(request.path[len(KEY_PATH) :], "the key")
     return read_bytes(raw, choice_of(parameters, "encoding", "text", "base64"), "the key"), timeout_of(parameters)

@@ -1,14 +1,13 @@
-"""Requests and responses as plain values, and how what people write in them is read.
+"""Requests and responses as plain values, and the reading of queries and bodies.
 
-Two servers call the same handlers: the Quart app, and in front of it a faster lane for plain data requests. So a
-handler knows neither; it takes a `Request`, the bytes as they were sent, and gives a `Response`. What is read here is
-read strictly, since a parameter that is silently ignored is a precondition or a deadline that silently does not hold:
-unknown, repeated and malformed parameters are refused by name.
+A handler takes a `Request`, the bytes as they were sent, and answers a `Response`; it does not know the server that
+calls it. Everything here is read strictly. A parameter that is silently ignored would be a precondition or a deadline
+that silently does not hold, so unknown, repeated and malformed parameters are refused by name.
 
-Bytes meet text in three places. A *path* or *query* carries a key as percent-encoded text, or as base64 where
-`encoding=base64` says so; bytes that are not UTF-8 are refused in the former, since too many tools on the way would
-make the same replacement character of all of them. *JSON* carries keys and values as text too, or as base64. Base64
-is written with the URL's alphabet (RFC 4648, section 5), and read in either alphabet, with or without padding.
+Keys are bytes, and travel as text in three places. In a *path* or *query* a key is percent-encoded text, or base64 with
+`encoding=base64`. Percent-encoded bytes that are not UTF-8 are refused, since many tools would replace each of them by
+the same character. In *JSON* keys and values are text or base64. Base64 is written with the URL's alphabet (RFC 4648,
+section 5), and read in either alphabet, with or without padding.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from trikv.core.record import TIMEOUT_MOST_S
 from trikv.core.text import spell_bytes, to_base64
 
 JSON_VALUES_MAX: Final = 64 * 1024
-RETRY_AFTER_S: Final = 1  # what a refusal can wait for, a worker's return or a queue's end, is soon or unforeseeable
+RETRY_AFTER_S: Final = 1  # a worker's return or room in a queue may come soon; a better guess is not known
 
-# On every response. A value is a stranger's bytes: no browser shall see a page, a script or a style in it. `trikv` is
-# the version of this API: a client believes no answer without it, since a login page may be a 200 as well.
+# On every response. A value may be anybody's bytes, so no browser may take it for a page, a script or a style. `trikv`
+# is the version of this API: a client believes no answer without it, since a login page may be a 200 as well.
 SAFE_HEADERS: Final = {
     "trikv": "1",
     "x-content-type-options": "nosniff",
@@ -39,7 +38,7 @@ SAFE_HEADERS: Final = {
 }
 
 _TO_PLAIN_BASE64: Final = bytes.maketrans(b"-_", b"+/")
-# A string that never ends reaches to the end: if it matched nothing, each quote in it would be tried as a beginning.
+# A string without an end matches up to the end of the body. Else each quote in it would be tried as a beginning.
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _NUMBER: Final = re.compile(rb"[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20}")
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -48,7 +47,7 @@ _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2}).{0,2}", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`path` and `query` are as sent, percent-encoded; header names are in lower case, repeated headers joined."""
+    """`path` and `query` are as sent, percent-encoded. Header names are in lower case, and repeated headers joined."""
 
     method: str
     path: bytes
@@ -73,7 +72,7 @@ def json_response(document: Any, *, status: int = 200, **headers: str) -> Respon
 
 
 def problem_document(error: TrikvError) -> dict[str, Any]:
-    """The error as RFC 9457 wants it: a row of the error table, what happened here, and what a program may need."""
+    """The error as a problem document (RFC 9457): its row of the error table, its detail, and its extra members."""
     kind = error.kind
     return {
         "type": f"urn:trikv:error:{kind.code}",
@@ -94,7 +93,7 @@ def problem_response(error: TrikvError) -> Response:
     if error.kind.code == "bad_method":
         headers["allow"] = ", ".join(error.extra["allow"])
     if error.kind.code in ("value_too_large", "too_slow"):
-        headers["connection"] = "close"  # the rest of the body may be on its way, and is nobody's next request
+        headers["connection"] = "close"  # the rest of the body may still arrive, and is no next request
     answer = json_response(problem_document(error), status=error.kind.http)
     return Response(answer.status, {**answer.headers, **headers}, answer.body)
 
@@ -135,7 +134,7 @@ def parse_query(raw: bytes, *allowed: str) -> dict[str, bytes]:
 def require(parameters: Mapping[str, bytes], *names: str) -> list[bytes]:
     """
     Raises:
-      Refused: some are missing; all of those are named.
+      Refused: some are missing; the detail names all of them.
     """
     if missing := [name for name in names if name not in parameters]:
         raise Refused("bad_request", f"missing: {', '.join(missing)}", missing=missing)
@@ -143,7 +142,7 @@ def require(parameters: Mapping[str, bytes], *names: str) -> list[bytes]:
 
 
 def timeout_of(parameters: Mapping[str, bytes]) -> float | None:
-    """`timeout`, in seconds; None where the node's own is to hold."""
+    """`timeout`, in seconds. None: there is none, and the master's own holds."""
     if "timeout" not in parameters:
         return None
     written = _NUMBER.fullmatch(parameters["timeout"])
@@ -169,10 +168,10 @@ def integer_of(parameters: Mapping[str, bytes], name: str, *, default: int, most
 
 
 def read_bytes(data: bytes, encoding: str, what: str) -> bytes:
-    """What `data` stands for: itself, if it is text, or what it is the base64 of.
+    """The bytes that `data` stands for: `data` itself with the encoding "text", else what it is the base64 of.
 
     Raises:
-      Refused: it is neither UTF-8 nor, as announced, base64.
+      Refused: `data` is not UTF-8, or not base64, as its encoding wants it.
     """
     if encoding == "base64":
         plain = data.translate(_TO_PLAIN_BASE64).rstrip(b"=")
@@ -200,7 +199,7 @@ def media_type(request: Request) -> str:
 
 
 def prefers_json(request: Request) -> bool:
-    """Is JSON what the request would rather have (`Accept`, RFC 9110, section 12.5.1): the first of its best?"""
+    """Is JSON the first of the media types that `Accept` gives the highest quality (RFC 9110, section 12.5.1)?"""
     best, best_quality = "", 0.0
     for piece in request.headers.get("accept", "").split(","):
         name, *parameters = (part.strip().lower() for part in piece.split(";"))
@@ -216,7 +215,7 @@ def prefers_json(request: Request) -> bool:
 def parse_json(request: Request) -> Any:
     """
     Raises:
-      Refused: the body is announced as something else, or is not JSON; the detail tells where it ends to be.
+      Refused: the content type is not JSON's, or the body is not JSON; the detail says where.
     """
     if media_type(request) not in ("application/json", ""):
         raise Refused("bad_media", "this body is JSON: send it with the header Content-Type: application/json")
@@ -228,7 +227,7 @@ def parse_json(request: Request) -> Any:
         document = json.loads(
             request.body.decode(), object_pairs_hook=_object_without_repeats, parse_constant=_no_constant
         )
-        if _SURROGATE.search(request.body):  # half a pair is a string of JSON's, and no text
+        if _SURROGATE.search(request.body):  # JSON's grammar allows half a pair, but it is no text
             json.dumps(document, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise Refused("bad_request", f"the body is not UTF-8: byte {error.start} cannot be") from error
@@ -243,8 +242,8 @@ def parse_json(request: Request) -> Any:
 
 
 def _has_too_many_values(body: bytes) -> bool:
-    """Counted before it is read: millions of empty lists would hold up everybody else for as long as they take. What
-    stands in strings does not count."""
+    """Count the values before the body is parsed: millions of empty lists would hold up every other request meanwhile.
+    Marks inside strings do not count."""
 
     def marks(text: bytes) -> int:
         return text.count(b",") + text.count(b"[") + text.count(b"{")
@@ -268,10 +267,10 @@ def _no_constant(name: str) -> None:
 
 
 def members_of(document: Any, what: str, *, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
-    """`document`, if it is an object with all of `required` and nothing beyond `optional`.
+    """`document`, if it is an object that has all of `required`, and besides them only members of `optional`.
 
     Raises:
-      Refused: it is not; what is missing or too much is named.
+      Refused: it is not; the detail names the members that are missing or unknown.
     """
     if not isinstance(document, dict):
         raise Refused("bad_request", f"{what} must be an object")

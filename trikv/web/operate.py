@@ -1,21 +1,20 @@
-"""Steering the cluster over HTTP: its mode, its workers, and what is done when something is wrong.
+"""Steering the cluster over HTTP: its mode, its workers, repair and recovery.
 
     GET    /v1/mode                     the mode in force, and how far a switch or a repair has come
-    PUT    /v1/mode, POST /config       {"mode": NAME}: switch; answers the certificate of the switch, at its end
+    PUT    /v1/mode, POST /config       {"mode": NAME}: switch; answers at its end, with a certificate of the switch
     POST   /v1/workers                  {"address": "localhost:8006"}: enlist the worker that listens there
     GET    /v1/workers/plan             what would move if the spare workers that are up were given their share
     POST   /v1/workers/{id}/drain       have the cluster empty a worker; answers at once, with the plan
-    POST   /v1/workers/{id}/undrain     let it keep its place after all
+    POST   /v1/workers/{id}/undrain     let a worker that is being emptied keep its place
     DELETE /v1/workers/{id}             forget a worker that holds nothing
     POST   /v1/repair                   compare all copies, and mend those that differ
     POST   /v1/recover                  {"accept_loss": true}: go on without what cannot be found any more
 
 A worker is named by its id or by its address. `?plan=true` (mode), `?dry_run=true` (drain, repair) and
-`{"accept_loss": false}` (recover) change nothing, and answer what would be done.
+`{"accept_loss": false}` (recover) change nothing; the answer says what would be done.
 
-A switch of the mode and a repair take as long as they take: the deadline of a request for keys (2 s, or as the master
-was told) is not theirs, and they go on when the client that asked for them has gone. What all of them do is in
-`trikv.master.operations`; here it is only given words.
+A switch of the mode and a repair have no deadline, and they go on when the client that asked for them has gone. The
+operations themselves are in `trikv.master.operations`; here requests are read and answers written.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from trikv.web.message import (
 )
 from trikv.web.services import Services
 
-NAMED_MAX: Final = 8  # workers that an error names
+NAMED_MAX: Final = 8  # an error names so many workers at most
 
 _WORKERS_PATH: Final = b"/v1/workers/"
 
@@ -114,10 +113,10 @@ async def recover(services: Services, request: Request) -> Response:
 
 
 def find_worker(workers: Mapping[str, WorkerEntry], name: str) -> str:
-    """The id of the worker that is meant by an id or by an address.
+    """The id of the worker that has the id or the address `name`.
 
     Raises:
-      Refused: there is none, or there are several.
+      Refused: no worker has it, or several workers have that address.
     """
     if name in workers:
         return name

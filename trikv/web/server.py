@@ -1,20 +1,20 @@
-"""HTTP/1.1 on Hypercorn, one connection at a time, each behind a boundary of its own.
+"""HTTP/1.1 on Hypercorn: connections that answer each request with its own outcome, within bounds.
 
-Hypercorn parses (h11) and drives the ASGI app. Three things are decided here instead:
+Hypercorn parses requests (with h11) and drives the ASGI app. Three things are decided here:
 
-- **What is spoken.** HTTP/1.0 and 1.1 alone. A wish to upgrade (WebSocket, h2c) is ignored, as RFC 9110, section 7.8
-  allows, and the request answered as it stands; an HTTP/2 preface is answered 400.
-- **What a request is answered.** Its own outcome. Once a request is there as a whole, nothing that follows it on the
-  connection can change its answer: it waits, unread by the parser, until the answer is out, and is dropped where the
-  connection is to be closed. A client that has closed its half, and waits, is answered too.
-- **What is done for clients that have left.** Nothing more than what is under way. A reset ends the connection's
-  reads at once; of what was pipelined behind, nothing is carried out after the first answer that could not be sent.
+- **Protocols.** HTTP/1.0 and 1.1 are served, nothing else. A request to upgrade (WebSocket, h2c) is answered as if it
+  did not ask for that, as RFC 9110, section 7.8 allows. An HTTP/2 preface is answered 400.
+- **Answers.** Once a whole request has arrived, nothing that follows it on the connection can change its answer. What
+  follows waits, unparsed, until the answer is sent; if the connection is to be closed, it is dropped. A client that has
+  closed its half of the connection is still answered.
+- **Clients that have left.** The request under way goes on, and no further one begins. A reset ends the reading at
+  once, and after the first answer that could not be sent no pipelined request is carried out.
 
-Bounds: `HEAD_BYTES_MAX` for a head, `IDLE_TIMEOUT_S` for a whole head or the next request, `STALLED_TIMEOUT_S` for a
-client to take some of its answer (Hypercorn shields its sends, so that only the kernel can end one). Of what follows a
-request `PIPELINED_BYTES_MAX` are held, and no more is read until it is answered. A connection that is closed before its
-request was read to the end is drained for `LINGER_S`, so that the client sees the answer and not a reset; so long, and
-no longer, is its descriptor kept.
+Bounds: `HEAD_BYTES_MAX` for a head; `IDLE_TIMEOUT_S` for a whole head or for the next request to arrive;
+`STALLED_TIMEOUT_S` for a client to take some of its answer (sends are shielded, so only the kernel can end one that
+stalls). `PIPELINED_BYTES_MAX` of what follows a request are held, and no more is read until the request is answered. A
+connection that is closed before its request was read to the end is drained for `LINGER_S`, so that the client sees the
+answer and not a reset. Its descriptor is kept no longer than that.
 
 Sources: Hypercorn's `trio/tcp_server.py` and `protocol/h11.py`, whose classes are extended here; RFC 9112, section 9.6
 on closing.
@@ -58,15 +58,15 @@ _TCP_CLOSE: Final = 7  # the kernel's number for a connection that the peer has 
 
 
 class Http1(H11Protocol):
-    """The dialogue of one connection. `whole`: a request has arrived to its end, and its answer is not out yet."""
+    """The dialogue of one connection. `whole`: a whole request has arrived, and its answer is not sent yet."""
 
     whole = False
     over = False  # nothing more is to be read or answered
-    peer_is_done = False  # it has closed its half: no further request will come
+    peer_is_done = False  # the peer has closed its half: no further request will come
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._turn = trio.Lock()  # the reader and the task that ends an answer both go on to the next request
+        self._turn = trio.Lock()  # both the reader and the task that ends an answer go on to the next request
         self.answered = trio.Event()
 
     async def handle(self, event: Event) -> None:
@@ -85,11 +85,11 @@ class Http1(H11Protocol):
 
     @property
     def is_answering(self) -> bool:
-        """Has an answer begun? It may come before the request is there to its end, as a refusal of its size does."""
+        """Has an answer begun? A refusal of a body's size begins before the whole request has arrived."""
         return self.connection.our_state is h11.SEND_BODY
 
     async def end_of_input(self) -> None:
-        """The peer has closed its half. What is whole is answered; a stream would not end by itself, and is ended."""
+        """The peer has closed its half. A whole request is still answered; a stream would not end by itself."""
         self.peer_is_done = True
         if self.whole and isinstance(self.stream, HTTPStream) and self.stream.state is ASGIHTTPState.RESPONSE:
             await self._tell_app(self.stream)
@@ -103,7 +103,7 @@ class Http1(H11Protocol):
         await stream.app_put({"type": "http.disconnect"})  # cancels nothing once the answer has begun
 
     async def has_whole_request(self) -> bool:
-        """Is there one, once all that arrived has been looked at?"""
+        """Is there one, after all that arrived has been parsed?"""
         async with self._turn:
             return self.whole
 
@@ -119,7 +119,7 @@ class Http1(H11Protocol):
             try:
                 event = self.connection.next_event()
             except h11.RemoteProtocolError as error:
-                # 501 is for a transfer coding that nobody has: the request is at fault, as with any other framing.
+                # h11 hints at 501 for an unknown transfer coding. That is a fault of the request, like other framing.
                 await self._refuse(400 if error.error_status_hint >= 500 else error.error_status_hint)
                 return
             if isinstance(event, h11.Request):
@@ -155,7 +155,7 @@ class Http1(H11Protocol):
         self.keep_alive_requests += 1
 
     async def _refuse(self, status: int) -> None:
-        """What came is no request, or the rest of one. Nothing was carried out: handlers begin when a body is whole."""
+        """Refuse what is no request, and close. Nothing was carried out, since handlers begin when a body is whole."""
         if self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             await self._send_error_response(status)
         await self.send(Closed())
@@ -165,7 +165,7 @@ class Http1(H11Protocol):
             await super()._send_h11_event(event)
 
     async def _maybe_recycle(self) -> None:
-        """The answer is out: go on to the next request, or end."""
+        """The answer is sent: go on to the next request, or close."""
         await self._close_stream()
         states = (self.connection.our_state, self.connection.their_state)
         if self.over or self.context.terminated.is_set() or states != (h11.DONE, h11.DONE):
@@ -173,7 +173,7 @@ class Http1(H11Protocol):
             await self.send(Closed())
             return
         answered = self.answered
-        async with self._turn:  # until the next request is under way, or is known not to be there
+        async with self._turn:  # until the next request is under way, or it is known that there is none yet
             self.connection.start_next_cycle()
             self.whole = False
             await self.send(Updated(idle=True))
@@ -182,12 +182,12 @@ class Http1(H11Protocol):
 
 
 def _is_framed_twice(request: h11.Request) -> bool:
-    """A length and a transfer coding: a proxy in front may believe the other one (RFC 9112, section 6.3)."""
+    """Has it a length and a transfer coding? A proxy in front may go by the other one (RFC 9112, section 6.3)."""
     return {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}
 
 
 class Connection(TCPServer):
-    """One accepted stream. `run` returns when it is over; the stream is closed then."""
+    """One accepted stream. When `run` returns, the stream is closed."""
 
     protocol: Http1  # type: ignore[assignment]  # the wrapper would choose among protocols
 
@@ -198,7 +198,7 @@ class Connection(TCPServer):
         self._until_s = math.inf
 
     def end_by(self, deadline_s: float) -> None:
-        """Send nothing beyond this time, however slowly the peer takes it."""
+        """Send nothing after this time, also if the peer has not taken all of its answer."""
         self._until_s = self._sending.deadline = deadline_s
 
     async def run(self) -> None:
@@ -206,7 +206,7 @@ class Connection(TCPServer):
         try:
             client, server = (parse_socket_addr(sock.family, name()) for name in (sock.getpeername, sock.getsockname))
         except OSError:
-            return  # it has left already
+            return  # the peer has left already
         try:
             async with TaskGroup() as group:
                 self._task_group = group
@@ -223,7 +223,7 @@ class Connection(TCPServer):
             await trio.aclose_forcefully(self.stream)
 
     async def _linger(self) -> None:
-        """Let the peer read the answer: unread data at a close would make the kernel send a reset instead."""
+        """Let the peer read the answer. If data is unread at a close, the kernel sends a reset instead."""
         with trio.move_on_after(LINGER_S):
             try:
                 await self.stream.send_eof()
@@ -251,7 +251,7 @@ class Connection(TCPServer):
                 await self.idle_task.stop()
 
     async def _end(self) -> None:
-        """Read no more requests from it."""
+        """Read no more requests."""
         if not self.protocol.over:
             await self.protocol.handle(Closed())
             self._reading.cancel()
@@ -262,7 +262,7 @@ class Connection(TCPServer):
         await self._end()
 
     async def _read_data(self) -> None:
-        """Pass on what arrives, until the peer has nothing more to ask, or is not to be asked."""
+        """Pass on what arrives, until the peer sends no more, or the protocol is over."""
         protocol = self.protocol
         while not protocol.over:
             if protocol.whole and (protocol.peer_is_done or protocol.pipelined_bytes > PIPELINED_BYTES_MAX):
@@ -286,7 +286,7 @@ class Connection(TCPServer):
                 await protocol.end_of_input()
 
     def _was_reset(self) -> bool:
-        """Has the peer gone altogether, unread data or not? Where the kernel does not tell, the next answer will."""
+        """Has the peer reset the connection? If the kernel cannot tell, sending the next answer will."""
         sock = self.stream.socket
         if not hasattr(socket, "TCP_INFO"):
             return False
@@ -303,8 +303,8 @@ async def serve_app(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the ASGI app on `sock`, which is bound already and is taken over, until `stop`; then let requests end, for
-    `GRACE_S`."""
+    """Serve the ASGI app on `sock`, which is bound, until `stop`; then give the requests under way `GRACE_S` to end,
+    and close it."""
     config = Config()
     config.errorlog = logging.getLogger("trikv.web.hypercorn")
     config.include_server_header = False
