@@ -1,7 +1,9 @@
-"""What tests share: a worker that runs alone with a master's link to it, and a whole cluster with what it holds."""
+"""What tests share: a worker that runs alone with a master's link to it, what a cluster holds, filled clusters."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import trio
@@ -24,6 +26,7 @@ from trikv.net.doors import Doors
 from trikv.net.link import Link, dial
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import PARTITIONS, InProcessCluster, MemoryTransport, Node
+from trikv.testing.processes.cluster import LocalCluster, wait_until
 from trikv.worker.progress import ProgressMarker
 from trikv.worker.worker import Worker
 
@@ -189,6 +192,26 @@ class WorkerHarness:
     async def is_full(self) -> bool:
         _, payload = await self.ask(Op.HEARTBEAT, [])
         return vitals_from_wire(payload).full is Full.KEYS
+
+
+@contextmanager
+def filled_cluster(workers: int, keys: int) -> Iterator[LocalCluster]:
+    """A quorum in memory, of real processes, that holds `operate/N` for every N below `keys`."""
+    with LocalCluster(workers=workers, timeout_s=20.0) as cluster:
+        with cluster.client() as client:
+            for n in range(keys):
+                client.put(b"operate/%d" % n, b"%d" % n)
+        yield cluster
+
+
+def put_right(cluster: LocalCluster) -> None:
+    """Undo what operators did: every worker keeps its place, the mode is quorum, all is settled."""
+    with cluster.client(patience_s=60.0) as client:
+        for node in cluster.workers:
+            client.undrain(node.id)
+        wait_until(lambda: client.mode()["progress"]["operation"] is None, what="nothing is under way")
+        client.set_mode("quorum")
+        wait_until(lambda: not client.cluster()["unsettled"], what="all is settled")
 
 
 def shut(harness: WorkerHarness | Node) -> trio.Event:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -233,3 +234,10 @@ def test_a_hook_is_documented_and_implemented(hook: str) -> None:
     modules = [importlib.import_module(module) for module in entry_points.values()]
     # The mark that `hookimpl` leaves on a function: without it, pluggy never calls the function.
     assert any(hasattr(getattr(module, hook, None), "trikv_impl") for module in modules)
+
+
+def test_a_worker_starts_without_what_it_never_uses() -> None:
+    """The HTTP stack is half of a process's start, and a cluster has more workers than masters."""
+    program = "import sys, trikv.daemon; print(*{'quart', 'hypercorn', 'httpx', 'rich'} & sys.modules.keys())"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout
+    assert loaded.split() == []

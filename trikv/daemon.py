@@ -38,7 +38,6 @@ from trikv.master.master import Master, StartError
 from trikv.net.accept import raise_descriptor_limit
 from trikv.net.doors import Doors, Listening, join_address, split_address, unresolved
 from trikv.registry import PluginError, load_registry
-from trikv.web.app import serve_http
 from trikv.web.services import Services
 from trikv.worker.datadir import DataDirError, open_data_dir
 from trikv.worker.progress import ProgressFile, ProgressMarker
@@ -131,6 +130,8 @@ async def _serve_worker(
 
 
 async def _master(settings: MasterSettings) -> None:
+    from trikv.web.app import serve_http  # here, since a worker would pay half of its start for it
+
     registry = load_registry()
     doors = Doors()
     listening = await doors.transport.listen(join_address(settings.host, settings.port))

@@ -17,10 +17,11 @@ from trikv.testing.processes.cluster import LocalCluster, NodeProcess, wait_unti
 KEYS = [b"key-%02d" % number for number in range(30)]
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
-    """Three workers, three replicas; nobody is given up while a test lasts."""
-    running = LocalCluster(workers=3, storage="rocksdb", directory=tmp_path / "mine", down_after_s=600.0, timeout_s=3.0)
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Three workers, three replicas. No worker is evicted while a test lasts, and each test leaves all of it up."""
+    directory = tmp_path_factory.mktemp("mine")
+    running = LocalCluster(workers=3, storage="rocksdb", directory=directory, down_after_s=600.0, timeout_s=20.0)
     with running, running.client() as client:
         for key in KEYS:
             client.put(key, b"value of " + key)

@@ -34,7 +34,7 @@ def silent_server() -> Iterator[str]:
         thread = threading.Thread(target=take_and_hang_up, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread.join(timeout=10)
+        thread.join(timeout=30)
 
 
 def test_values_pass_byte_for_byte(quiet_cluster: LocalCluster, trikv: Trikv, tmp_path: Path) -> None:

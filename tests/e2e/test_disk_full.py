@@ -55,7 +55,7 @@ def put_until_full(web: httpx.Client) -> list[str]:
 def test_full_disks_serve_reads_and_deletes_and_start_again(small_disks: list[Path], tmp_path: Path) -> None:
     with (
         LocalCluster(mode="quorum", workers=3, storage="rocksdb", directory=tmp_path) as cluster,
-        httpx.Client(base_url=cluster.url, trust_env=False, timeout=10) as web,
+        httpx.Client(base_url=cluster.url, trust_env=False, timeout=30) as web,
     ):
         keys = put_until_full(web)
         assert len(keys) > 20

@@ -13,12 +13,14 @@ from trikv.testing.judge.expectations import Expectations
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 
 MODES = ("sync", "async", "chain", "quorum")
+WORKERS = 4  # one more than replicas, so that some partitions need a worker and some do not
 
 
-@pytest.fixture(scope="module", params=MODES)
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    directory = tmp_path_factory.mktemp(request.param)
-    with LocalCluster(mode=request.param, storage="rocksdb", directory=directory) as running:
+@pytest.fixture(params=MODES)
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LocalCluster]:
+    with LocalCluster(
+        mode=request.param, workers=WORKERS, storage="rocksdb", directory=tmp_path, timeout_s=20.0
+    ) as running:
         yield running
 
 
@@ -30,35 +32,43 @@ def files_of(directory: Path) -> dict[bytes, bytes]:
     }
 
 
-def test_the_standard_library_comes_back_byte_for_byte_after_kill_9(
+def test_a_mode_keeps_its_promise_with_one_worker_dead_and_after_kill_9(
     cluster: LocalCluster, library: Path, trikv: Trikv, tmp_path: Path
 ) -> None:
+    sources = load_library(cluster, library, trikv, tmp_path / "dump")
+    expected = lose_one_worker(cluster)
+
+    cluster.kill_all()
+    cluster.start()
+
+    with cluster.client() as client:
+        assert_truthful(client, expected, all_answered=True)
+        entries = list(client.scan(b"lib/"))
+    assert [entry.key for entry in entries] == sorted(b"lib/" + name for name in sources), "each once, in byte order"
+    assert_same({entry.key.removeprefix(b"lib/"): entry.value for entry in entries}, sources)
+    assert_read_back(cluster, sources)
+
+
+def load_library(cluster: LocalCluster, library: Path, trikv: Trikv, dump: Path) -> dict[bytes, bytes]:
+    """Load a tree of files, and see that it comes back byte for byte: read one by one, and dumped."""
     sources = files_of(library)
-    assert len(sources) > 500
+    assert len(sources) > 80
     assert max(map(len, sources.values())) > 256 * 1024
 
     loaded = trikv("load", library, "--prefix", "lib/", url=cluster.url)
     assert loaded.returncode == 0, loaded.stderr.decode()
     assert loaded.stdout.decode().startswith(f"{len(sources):,} files stored")
     assert_read_back(cluster, sources)
-    dumped = trikv("dump", tmp_path / "dump", "--prefix", "lib/", url=cluster.url)
+    dumped = trikv("dump", dump, "--prefix", "lib/", url=cluster.url)
     assert dumped.returncode == 0, dumped.stderr.decode()
-    assert_same(files_of(tmp_path / "dump"), sources)
-
-    cluster.kill_all()
-    cluster.start()
-
-    assert_read_back(cluster, sources)
-    with cluster.client() as client:
-        entries = list(client.scan(b"lib/"))
-    assert [entry.key for entry in entries] == sorted(b"lib/" + name for name in sources), "each once, in byte order"
-    assert_same({entry.key.removeprefix(b"lib/"): entry.value for entry in entries}, sources)
+    assert_same(files_of(dump), sources)
+    return sources
 
 
 def assert_read_back(cluster: LocalCluster, sources: dict[bytes, bytes]) -> None:
-    """One by one, the way of a read: every seventh, and whichever is largest."""
+    """One by one, the way of a read: every third, and the largest."""
     with cluster.client() as client:
-        for name in [*sorted(sources)[::7], max(sources, key=lambda name: len(sources[name]))]:
+        for name in [*sorted(sources)[::3], max(sources, key=lambda name: len(sources[name]))]:
             found = client.get(b"lib/" + name)
             assert found is not None, name
             assert found.value == sources[name], name
@@ -69,19 +79,18 @@ def assert_same(found: dict[bytes, bytes], sources: dict[bytes, bytes]) -> None:
     assert [name for name in sources if found[name] != sources[name]] == []
 
 
-def test_one_dead_worker_of_five_costs_what_the_mode_says_and_no_refused_write_is_ever_read(
-    cluster: LocalCluster,
-) -> None:
+def lose_one_worker(cluster: LocalCluster) -> Expectations:
+    """One dead worker costs what the mode says, and no refused write is ever read. The worker is back at the end."""
     with cluster.client() as client:
         state = client.cluster()
         expected = Expectations(stale_reads=state["promise"] == "AP")
         spared = state["replicas"] - state["copies"]
-        keys = [b"dead-%02d" % i for i in range(60)]
+        keys = [b"dead-%02d" % i for i in range(40)]
         assert [error for key in keys if (error := expected.put(client, key, b"first"))] == []
 
         victim = cluster.workers[2]
         victim.kill()
-        for key in keys[:6]:  # before anybody knows that it is dead: any outcome, as long as it is the truth
+        for key in keys[:6]:  # before the master knows that it is dead: any outcome, as long as it is the truth
             expected.put(client, key, b"while nobody knows")
         wait_until(lambda: state_of(client, victim.id) == "down", what="the worker is known to be down")
 
@@ -96,19 +105,17 @@ def test_one_dead_worker_of_five_costs_what_the_mode_says_and_no_refused_write_i
         victim.start()
         cluster.await_up([victim])
         assert_truthful(client, expected, all_answered=True)
-
-    cluster.kill_all()
-    cluster.start()
-    with cluster.client() as client:
-        assert_truthful(client, expected, all_answered=True)
+    return expected
 
 
 def assert_truthful(client: Client, expected: Expectations, *, all_answered: bool) -> None:
+    """No read is a lie. `all_answered`: every key can be read soon, since a key in doubt may need a repair first."""
     reads = expected.read_back(client)
     assert reads.lies == []
-    if all_answered:
-        assert reads.refused == []
     assert reads.answered
+    if all_answered:
+        wait_until(lambda: not expected.read_back(client).refused, what="all keys can be read")
+        assert expected.read_back(client).lies == []
 
 
 def state_of(client: Client, worker_id: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Trikv
+from tests.helpers import filled_cluster, put_right
 from trikv.client import Client
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 from trikv.testing.processes.process import NodeProcess
@@ -22,21 +23,15 @@ KEYS = 20
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(mode="quorum", workers=4) as running:
-        with running.client() as client:
-            for n in range(KEYS):
-                client.put(b"operate/%d" % n, b"%d" % n)
+    with filled_cluster(workers=4, keys=KEYS) as running:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def put_right(cluster: LocalCluster) -> Iterator[None]:
-    yield
-    with cluster.client() as client:
-        for worker in client.cluster()["workers"]:
-            client.undrain(worker["id"])
-        wait_until(lambda: client.mode()["progress"]["operation"] is None, what="nothing is under way")
-        client.set_mode("quorum")
+@pytest.fixture
+def steered(cluster: LocalCluster) -> Iterator[LocalCluster]:
+    """For tests that change the cluster: it is put right after each."""
+    yield cluster
+    put_right(cluster)
 
 
 def state_of(cluster: LocalCluster) -> dict[str, Any]:
@@ -62,15 +57,15 @@ def test_a_plan_tells_what_a_switch_would_do_and_does_not_do_it(cluster: LocalCl
     assert trikv("mode", "--plan", url=cluster.url).returncode == 2
 
 
-def test_a_switch_prints_its_certificate(cluster: LocalCluster, trikv: Trikv) -> None:
-    switched = trikv("mode", "chain", url=cluster.url)
+def test_a_switch_prints_its_certificate(steered: LocalCluster, trikv: Trikv) -> None:
+    switched = trikv("mode", "chain", url=steered.url)
     assert switched.returncode == 0
     assert switched.stdout.decode().splitlines()[0] == "the mode is chain"
     assert row_of(switched.stdout, "before") == "quorum"
     assert "no request waited longer than" in row_of(switched.stdout, "took")
-    assert state_of(cluster)["mode"] == "chain"
-    assert trikv("mode", "chain", url=cluster.url).stdout == b"the mode is chain\n"
-    certificate = json.loads(trikv("mode", "sync", "--json", url=cluster.url).stdout)
+    assert state_of(steered)["mode"] == "chain"
+    assert trikv("mode", "chain", url=steered.url).stdout == b"the mode is chain\n"
+    certificate = json.loads(trikv("mode", "sync", "--json", url=steered.url).stdout)
     assert (certificate["mode"], certificate["from"], certificate["partitions"]) == ("sync", "chain", 1024)
     assert certificate["keys_compared"] >= KEYS
 
@@ -94,12 +89,12 @@ def test_workers_are_listed_with_or_without_the_group_s_options(cluster: LocalCl
     }
 
 
-def test_a_worker_is_drained_taken_back_and_at_last_removed(cluster: LocalCluster, trikv: Trikv) -> None:
-    node, url = cluster.workers[0], cluster.url
+def test_a_worker_is_drained_taken_back_and_at_last_removed(steered: LocalCluster, trikv: Trikv) -> None:
+    node, url = steered.workers[0], steered.url
     plan = trikv("workers", "drain", node.address, "--dry-run", url=url)
     assert row_of(plan.stdout, "worker") == node.id
     assert int(row_of(plan.stdout, "copies").replace(",", "")) > 0
-    assert not any(w["place"] != "member" for w in state_of(cluster)["workers"])
+    assert not any(w["place"] != "member" for w in state_of(steered)["workers"])
 
     held = trikv("workers", "remove", node.id, url=url)
     assert (held.returncode, held.stderr.decode().count("\n")) == (4, 1)
@@ -108,13 +103,13 @@ def test_a_worker_is_drained_taken_back_and_at_last_removed(cluster: LocalCluste
     drained = trikv("workers", "drain", node.id, url=url)
     assert drained.returncode == 0
     assert drained.stdout.decode().splitlines()[-1] == f"worker {node.id} is empty, and may be stopped"
-    assert {w["id"]: w["held"] for w in state_of(cluster)["workers"]}[node.id] == 0
+    assert {w["id"]: w["held"] for w in state_of(steered)["workers"]}[node.id] == 0
     assert trikv("workers", "undrain", node.id, url=url).returncode == 0
-    wait_until(lambda: state_of(cluster)["workers"][0]["place"] == "member", what="it has a place again")
+    wait_until(lambda: state_of(steered)["workers"][0]["place"] == "member", what="it has a place again")
 
     too_many = trikv("workers", "drain", "--no-wait", node.id, url=url)
     assert too_many.returncode == 0
-    refused = trikv("workers", "drain", cluster.workers[1].id, url=url)
+    refused = trikv("workers", "drain", steered.workers[1].id, url=url)
     assert (refused.returncode, refused.stderr.decode().count("\n")) == (4, 1)
 
 
@@ -147,7 +142,7 @@ def test_events_are_told_a_line_each_and_from_any_point(cluster: LocalCluster, t
 
 def test_who_follows_events_comes_back_after_the_master_did(tmp_path: Path) -> None:
     """Through a restart: the other master knows nothing of the old ids, and that is said."""
-    with LocalCluster(workers=1, replicas=1) as cluster:
+    with LocalCluster(workers=1, replicas=1, timeout_s=20.0) as cluster:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("TRIKV_")}
         out = tmp_path / "out"
         with out.open("wb") as stdout, subprocess.Popen(
@@ -216,7 +211,7 @@ def test_copies_are_compared_and_what_differs_is_counted(cluster: LocalCluster, 
 
 
 def test_recover_says_what_would_be_lost_before_it_is_done(trikv: Trikv) -> None:
-    with LocalCluster(mode="chain", workers=2, replicas=2) as cluster:
+    with LocalCluster(mode="chain", workers=2, replicas=2, timeout_s=20.0) as cluster:
         url = cluster.url
         with cluster.client() as client:
             client.put(b"key", b"value")

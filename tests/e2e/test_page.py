@@ -51,7 +51,7 @@ def test_the_page_shows_the_mode_its_price_and_every_worker(
 
 
 def test_the_page_shows_a_worker_that_is_down_and_what_happened(shown: Callable[[str], str]) -> None:
-    with LocalCluster(mode="quorum", workers=3) as cluster, cluster.client() as client:
+    with LocalCluster(workers=3, timeout_s=20.0) as cluster, cluster.client() as client:
         client.put(b"key", b"value")
         victim = cluster.workers[0]
         victim.kill()

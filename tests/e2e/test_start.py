@@ -12,7 +12,7 @@ from trikv.testing.processes.cluster import LocalCluster, NodeProcess, wait_unti
 
 
 def test_workers_may_start_before_their_master(tmp_path: Path, free_port: int) -> None:
-    cluster = LocalCluster(workers=3, storage="rocksdb", directory=tmp_path, master_port=free_port)
+    cluster = LocalCluster(workers=2, replicas=2, storage="rocksdb", directory=tmp_path, master_port=free_port)
     try:
         for node in cluster.workers:
             node.start()
@@ -54,12 +54,12 @@ def test_a_master_enlists_the_workers_that_its_command_line_names(tmp_path: Path
         return ["worker", str(node.port), "--master", "none", "--storage", "memory"]
 
     def master_command(node: NodeProcess) -> list[str]:
-        data = ["--data-dir", str(tmp_path / "master"), "--http", f"127.0.0.1:{node.http_port}"]
+        data = ["--data-dir", str(tmp_path / "master"), "--http", f"127.0.0.1:{node.http_port}", "--replicas", "2"]
         return ["master", *data, str(node.port), *(worker.address for worker in cluster.workers)]
 
     cluster = LocalCluster(workers=0, directory=tmp_path)
     cluster.master = NodeProcess("master", master_command, log=tmp_path / "master.log")
-    cluster.workers = [NodeProcess(f"worker-{i}", worker_command, log=tmp_path / f"worker-{i}.log") for i in range(3)]
+    cluster.workers = [NodeProcess(f"worker-{i}", worker_command, log=tmp_path / f"worker-{i}.log") for i in range(2)]
     try:
         for node in cluster.workers:
             node.start()
@@ -71,12 +71,11 @@ def test_a_master_enlists_the_workers_that_its_command_line_names(tmp_path: Path
 
 
 def test_too_few_workers_refuse_writes_and_say_how_many_are_missing(trikv: Trikv) -> None:
-    cluster = LocalCluster(workers=3, replicas=3)
-    late = cluster.workers[2]
+    cluster = LocalCluster(workers=2, replicas=2)
+    late = cluster.workers[1]
     try:
         cluster.master.start()
-        for node in cluster.workers[:2]:
-            node.start()
+        cluster.workers[0].start()
         with cluster.client() as client:
             wait_until(lambda: (client.cluster()["forming"] or {}).get("missing") == 1, what="one worker is missing")
             with pytest.raises(TrikvError) as refusal:
@@ -98,7 +97,7 @@ def test_too_few_workers_refuse_writes_and_say_how_many_are_missing(trikv: Trikv
 
 
 def test_a_memory_worker_that_restarts_is_another_member_and_is_filled_again(trikv: Trikv) -> None:
-    with LocalCluster(workers=4, storage="memory") as cluster, cluster.client() as client:
+    with LocalCluster(workers=3, timeout_s=20.0) as cluster, cluster.client() as client:
         client.put(b"key", b"value")
         victim = cluster.workers[0]
 

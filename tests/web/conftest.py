@@ -35,13 +35,13 @@ def read_to_end(connection: socket.socket) -> bytes:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(mode="quorum", workers=3, storage="memory") as running:
+    with LocalCluster(workers=3, timeout_s=20.0) as running:
         yield running
 
 
 @pytest.fixture
 def web(cluster: LocalCluster) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=cluster.url, trust_env=False, timeout=10) as client:
+    with httpx.Client(base_url=cluster.url, trust_env=False, timeout=30) as client:
         yield client
 
 
@@ -50,7 +50,7 @@ def ask(cluster: LocalCluster) -> Ask:
     """Send a request whose target goes out letter by letter: URL libraries tidy `..` and `//` away."""
 
     def ask(method: str, target: str, body: bytes | None = None, **headers: str) -> Told:
-        connection = http.client.HTTPConnection("127.0.0.1", cluster.master.http_port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", cluster.master.http_port, timeout=30)
         try:
             connection.request(method, target, body, {name.replace("_", "-"): value for name, value in headers.items()})
             answer = connection.getresponse()
@@ -67,7 +67,7 @@ def wire(cluster: LocalCluster) -> Iterator[Wire]:
     opened: list[socket.socket] = []
 
     def connect() -> socket.socket:
-        opened.append(socket.create_connection(("127.0.0.1", cluster.master.http_port), timeout=10))
+        opened.append(socket.create_connection(("127.0.0.1", cluster.master.http_port), timeout=30))
         return opened[-1]
 
     yield connect

@@ -148,7 +148,7 @@ def test_the_page(web: httpx.Client) -> None:
 
 def test_a_memory_worker_that_restarts_is_filled_again() -> None:
     with (
-        LocalCluster(workers=3, storage="memory") as cluster,
+        LocalCluster(workers=3, timeout_s=20.0) as cluster,
         httpx.Client(base_url=cluster.url, trust_env=False) as web,
     ):
         web.put("/v1/kv/a", content=b"1").raise_for_status()

@@ -79,7 +79,7 @@ def test_what_cannot_be_understood_is_refused(web: httpx.Client, query: str) -> 
 
 def test_there_are_only_so_many_streams_and_one_that_is_left_makes_room(cluster: LocalCluster) -> None:
     with (
-        httpx.Client(base_url=cluster.url, trust_env=False, timeout=10, limits=httpx.Limits()) as web,
+        httpx.Client(base_url=cluster.url, trust_env=False, timeout=30, limits=httpx.Limits()) as web,
         ExitStack() as all_open,
     ):
         streams = [all_open.enter_context(web.stream("GET", EVENTS)) for _ in range(STREAMS_MAX)]
@@ -99,8 +99,8 @@ def test_there_are_only_so_many_streams_and_one_that_is_left_makes_room(cluster:
 
 def test_a_stream_tells_what_happens_and_ends_in_good_order_when_the_master_stops() -> None:
     with (
-        LocalCluster(workers=1, replicas=1) as cluster,
-        httpx.Client(base_url=cluster.url, trust_env=False, timeout=20) as web,
+        LocalCluster(workers=1, replicas=1, timeout_s=20.0) as cluster,
+        httpx.Client(base_url=cluster.url, trust_env=False, timeout=30) as web,
         web.stream("GET", EVENTS, params={"kind": "mode_switched,term"}) as stream,
     ):
         lines = stream.iter_lines()

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.helpers import filled_cluster, put_right
 from trikv.core.configuration import WorkerEntry
 from trikv.core.errors import Refused
 from trikv.testing.processes.cluster import LocalCluster, wait_until
@@ -19,10 +20,7 @@ KEYS = 50
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[LocalCluster]:
-    with LocalCluster(mode="quorum", workers=5) as cluster:
-        with cluster.client() as client:
-            for n in range(KEYS):
-                client.put(b"operate/%d" % n, b"%d" % n)
+    with filled_cluster(workers=5, keys=KEYS) as cluster:
         yield cluster
 
 
@@ -30,11 +28,7 @@ def running() -> Iterator[LocalCluster]:
 def web(running: LocalCluster) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=running.url, trust_env=False, timeout=30) as client:
         yield client
-        for node in running.workers:
-            client.post(f"/v1/workers/{node.id}/undrain")
-        wait_until(lambda: not client.get("/v1/mode").json()["progress"]["operation"], what="nothing is under way")
-        client.put("/v1/mode", json={"mode": "quorum"}).raise_for_status()
-        wait_until(lambda: not client.get("/v1/cluster").json()["unsettled"], what="all is settled")
+    put_right(running)
 
 
 def place_of(web: httpx.Client, worker: str) -> str:
@@ -94,7 +88,7 @@ def test_a_switch_goes_on_without_the_client_that_asked_for_it(web: httpx.Client
     before = kinds(web).count("mode_switched")
     running.workers[0].pause()
     try:
-        with socket.create_connection(("127.0.0.1", running.master.http_port), timeout=10) as leaving:
+        with socket.create_connection(("127.0.0.1", running.master.http_port), timeout=30) as leaving:
             leaving.sendall(head % len(body) + body)
             wait_until(lambda: web.get("/v1/mode").json()["progress"]["operation"], what="the switch is under way")
         another = web.put("/v1/mode", json={"mode": "chain"})
@@ -103,7 +97,7 @@ def test_a_switch_goes_on_without_the_client_that_asked_for_it(web: httpx.Client
         assert "Switching to mode sync" in web.get("/").text
     finally:
         running.workers[0].resume()
-    wait_until(lambda: kinds(web).count("mode_switched") == before + 1, what="the switch has ended", deadline_s=30)
+    wait_until(lambda: kinds(web).count("mode_switched") == before + 1, what="the switch has ended")
     assert web.get("/v1/mode").json()["mode"] == "sync"
 
 

@@ -88,7 +88,7 @@ def test_a_client_that_leaves_does_not_stop_its_write_half_way() -> None:
             for worker in cluster.workers:
                 worker.pause()
             try:
-                leaving = socket.create_connection(("127.0.0.1", cluster.master.http_port), timeout=10)
+                leaving = socket.create_connection(("127.0.0.1", cluster.master.http_port), timeout=30)
                 leaving.sendall((HEAD % (b"left", 5)).replace(b" HTTP", b"?timeout=60 HTTP") + b"after")
                 wait_until(lambda: web.get("/v1/cluster").json()["in_flight"] == 1, what="the write is under way")
                 leaving.close()

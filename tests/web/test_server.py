@@ -98,12 +98,12 @@ def test_a_line_end_behind_the_last_request_harms_nobody(
     for _ in range(15):
         connection = wire()
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        connection.settimeout(wait_s or 10)
+        connection.settimeout(wait_s or 30)
         try:
             head = connection.recv(1, socket.MSG_PEEK) if wait_s else b""
         except TimeoutError:
             head = b""
-        connection.settimeout(10)
+        connection.settimeout(30)
         try:
             connection.sendall(b"\r\n")
         except OSError:
@@ -166,7 +166,7 @@ def test_half_a_request_is_not_carried_out(wire: Wire, web: httpx.Client) -> Non
 
 def test_a_body_that_is_too_large_is_answered_before_it_has_all_arrived(cluster: LocalCluster) -> None:
     """What is still on its way is read and dropped, so the client sees the answer and no reset."""
-    connection = http.client.HTTPConnection("127.0.0.1", cluster.master.http_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", cluster.master.http_port, timeout=30)
     connection.putrequest("PUT", "/v1/kv/large")
     connection.putheader("Content-Length", str(4 << 20))
     connection.endheaders()
@@ -190,7 +190,7 @@ def test_a_connection_that_was_closed_keeps_no_descriptor(wire: Wire, web: httpx
     assert descriptors(cluster) >= before + 50
     for connection in idle:
         connection.close()
-    wait_until(lambda: descriptors(cluster) <= before + 2, deadline_s=5, what="their descriptors are closed")
+    wait_until(lambda: descriptors(cluster) <= before + 2, deadline_s=30, what="their descriptors are closed")
 
 
 def operations(web: httpx.Client) -> int:
@@ -217,7 +217,7 @@ def test_a_node_without_a_free_descriptor_goes_on() -> None:
     with LocalCluster(mode="quorum", workers=3, storage="memory") as cluster:
         few = descriptors(cluster) + 5
         resource.prlimit(cluster.master.pid, resource.RLIMIT_NOFILE, (few, few))
-        held = [socket.create_connection(("127.0.0.1", cluster.master.http_port), timeout=10) for _ in range(50)]
+        held = [socket.create_connection(("127.0.0.1", cluster.master.http_port), timeout=30) for _ in range(50)]
         wait_until(lambda: "open files" in cluster.master.log.read_text(), what="it says what is short")
         for connection in held:
             connection.close()

@@ -7,19 +7,19 @@
         cluster.add_worker()                             # one more, which is given its share
         cluster.wipe(cluster.workers[0])                 # while it is down: its disk is lost
 
-The processes are the real ones (`python -m trikv ...`), so what is seen here is what an operator sees: a kill loses
-what was in memory, a pause leaves sockets open, a restart reads the disk. Ports are given out by the system (0) and
-kept over restarts. Whatever a process prints on stderr goes to a file beside its data.
+The processes are the real ones (`python -m trikv ...`), so a test sees what an operator sees: a kill loses what was in
+memory, a pause leaves sockets open, a restart reads the disk. The system chooses the ports (0), and restarts keep them.
+The stderr of each process goes to a file beside its data.
 
-With `proxied` nobody dials a worker itself: each has a proxy in front of it (`proxy.py`), under whose address it is
-enlisted, so that `cluster.cut(node)` cuts the links of master and workers to that worker, and `mend` mends them.
+With `proxied`, each worker has a proxy in front of it (`proxy.py`) and is enlisted at the proxy's address. So
+`cluster.cut(node)` cuts the links of the master and the other workers to that worker, and `mend` mends them.
 
-Nothing is left behind. Every child holds the reading end of a pipe as its stdin and leaves when it is closed
-(`--exit-with-stdin`), which the system does for us even if this process is killed outright (who is paused is then woken
-for it). A directory that we made ourselves is removed by a janitor, one more child on such a pipe, for the same reason.
+Nothing is left behind. The stdin of every child is a pipe, and the child ends when the pipe is closed
+(`--exit-with-stdin`). The system closes it even if this process is killed outright; a paused child is then woken so
+that it notices. A directory that we made ourselves is removed by a janitor: one more child with such a pipe.
 
-What it costs: about half a second of CPU per process to start; `start` waits until every worker has its place.
-What it leaves out: machines. All on loopback, on one disk and one clock.
+What it costs: about half a second of CPU for each start of a process. `start` waits until every worker is up.
+What it leaves out: machines. All processes share loopback, one disk and one clock.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WHOLE_INTERVAL_S: Final = 0.25  # the answer costs the master some milliseconds
 
 __all__ = ["LocalCluster", "NodeFailed", "NodeProcess", "wait_until"]
 
-# Waits for its stdin to close, then removes the directory, again and again until those who still write there are gone.
+# Waits for its stdin to close, then removes the directory, again and again until no process writes there any more.
 _JANITOR = """
 import shutil, sys, time
 sys.stdin.buffer.read()
@@ -63,19 +63,18 @@ while time.monotonic() < deadline:
 
 
 class LocalCluster:
-    """A master and some workers, as a context manager; `start` and `stop` for those who cannot use one.
+    """A master and some workers, as a context manager, or between calls of `start` and `stop`.
 
     Args:
-      mode: the cluster's mode. None: the one in force where the directory has a cluster, else the master's default.
-      workers: how many.
+      mode: the cluster's mode. None: the mode in force if the directory has a cluster, else the master's default.
+      workers: their number.
       replicas: copies of each key.
       storage: the workers' engine.
-      directory: where data and logs go, and stay. Default: a temporary directory, gone at the end.
-      master_port, http_port, worker_ports: 0 asks for a free one.
-      timeout_s: the deadline of a request on the master.
+      directory: for data and logs, which stay. Default: a temporary directory, which is removed at the end.
+      master_port, http_port, worker_ports: 0 asks the system for a free port.
+      timeout_s: the deadline of a request that names none.
       max_keys: the limit of each worker.
-      down_after_s: the silence after which a worker is replaced. Default: the master's own.
-      settle_rate_mb, min_copies: as the master takes them. Default: its own.
+      down_after_s, settle_rate_mb, min_copies: the master's settings of that name. Default: the master's own.
       proxied: put a proxy in front of each worker.
     """
 
@@ -115,7 +114,7 @@ class LocalCluster:
             return ["master", str(node.port), *_flags(options), "--data-dir", str(directory / "master")]
 
         def worker_command(node: NodeProcess) -> list[str]:
-            # Behind a proxy it is enlisted by us, under the proxy's address; by itself it would tell its own.
+            # A worker enlists itself at its own address. Behind a proxy we enlist it, at the proxy's address.
             options = {
                 "--master": "none" if proxied else self.master.address, "--storage": storage, "--max-keys": max_keys,
             }  # fmt: skip
@@ -155,7 +154,7 @@ class LocalCluster:
     def __enter__(self) -> LocalCluster:
         try:
             self.start()
-        except BaseException:  # also Ctrl-C: those that did start are stopped
+        except BaseException:  # also Ctrl-C: stop the processes that did start
             self.stop()
             raise
         return self
@@ -166,11 +165,11 @@ class LocalCluster:
         self.stop()
 
     def start(self) -> None:
-        """Start what does not run, and return when every worker is known to be up.
+        """Start each process that does not run, and return when the master knows every worker as up.
 
         Raises:
-          NodeFailed: one of them did not start.
-          TimeoutError: they started, and did not find each other.
+          NodeFailed: a process did not start.
+          TimeoutError: the processes started, and the cluster did not form in time.
         """
         if self._proxied and self._portal is None:
             self._portal = self._thread.enter_context(start_blocking_portal("trio"))
@@ -185,7 +184,7 @@ class LocalCluster:
         self.await_up(self.workers)
 
     def add_worker(self) -> NodeProcess:
-        """One more, which is up when this returns, and is given its share after that."""
+        """Add a worker. It is up when this returns, and is given its share after that."""
         node = self._make_worker()
         self.workers.append(node)
         self.start_worker(node)
@@ -193,32 +192,32 @@ class LocalCluster:
         return node
 
     def start_worker(self, node: NodeProcess) -> None:
-        """Start it, or start it again; one without its data is enlisted anew."""
+        """Start a worker, or start it again. A worker without its data is enlisted anew."""
         node.start()
         self._enlist(node)
 
     def wipe(self, node: NodeProcess) -> None:
-        """Its disk is lost. It must not run."""
+        """Lose the disk of a worker that does not run."""
         assert not node.running, f"{node.name} runs"
         shutil.rmtree(self.data_dir(node), ignore_errors=True)
 
     def dismiss(self, node: NodeProcess) -> None:
-        """Stop it, and start it no more with the others."""
+        """Stop a worker for good: `start` does not start it again."""
         node.stop()
         self.workers.remove(node)
 
     # --- links --------------------------------------------------------------------------------------------------------
 
     def cut(self, node: NodeProcess) -> None:
-        """Break the links of all others to this worker, and each new one."""
+        """Break the links of all other nodes to this worker, and each new link at once."""
         self._at_link(node, ProxyLink.cut)
 
     def hold(self, node: NodeProcess, *directions: Direction) -> None:
-        """Let nothing through to this worker or from it (or only one of the two), and tell nobody."""
+        """Let nothing through to this worker or from it (or only in one direction), without breaking a connection."""
         self._at_link(node, ProxyLink.hold, *directions)
 
     def reset(self, node: NodeProcess) -> None:
-        """Break the links to this worker, once."""
+        """Break the links to this worker that exist now."""
         self._at_link(node, ProxyLink.reset)
 
     def mend(self, node: NodeProcess) -> None:
@@ -231,7 +230,7 @@ class LocalCluster:
         self._portal.call(do, link, *arguments)
 
     def _enlist(self, node: NodeProcess) -> None:
-        """Have the master know it by the address of its proxy."""
+        """Enlist the worker at the address of its proxy."""
         if not self._proxied:
             return
         assert self._portal is not None, "start a proxied cluster as a whole first"
@@ -244,7 +243,7 @@ class LocalCluster:
     # --- all of it ----------------------------------------------------------------------------------------------------
 
     def await_up(self, nodes: Iterable[NodeProcess]) -> None:
-        """Return when the master hears all of these workers, and the cluster has formed."""
+        """Return when the cluster has formed and all of these workers are up."""
         with self.client() as client:
             wanted = {node.id for node in nodes}
 
@@ -255,9 +254,9 @@ class LocalCluster:
             wait_until(all_up, what=f"{len(wanted)} workers are up", deadline_s=START_DEADLINE_S)
 
     def await_whole(self, deadline_s: float = 60.0) -> None:
-        """Return when the cluster has healed: all is settled, and on as many workers, all up, as it should be.
+        """Return when the cluster has healed: all partitions are settled, with all their copies on workers that are up.
 
-        Whoever runs has its share by then, and whoever does not, or is drained, holds nothing.
+        Each worker that runs has its share by then. A worker that is stopped or drained holds nothing.
         """
         with self.client() as client:
             wait_until(
@@ -266,7 +265,7 @@ class LocalCluster:
             )  # fmt: skip
 
     def is_whole(self, state: Mapping[str, Any]) -> bool:
-        """Is that the state of a cluster that has healed?"""
+        """Is this state of the cluster healed, as `await_whole` means it?"""
         running = {node.id for node in self.workers if node.running}
         members = [w for w in state["workers"] if w["state"] == "up" and w["place"] == "member"]
         there = {w["id"] for w in state["workers"] if w["place"] != "drained"}
@@ -279,14 +278,15 @@ class LocalCluster:
         )
 
     def kill_all(self) -> None:
-        """SIGKILL to the master and every worker, before any of them could tell another."""
+        """SIGKILL to the master and every worker, all before the first has ended."""
         for node in (self.master, *self.workers):
             node.signal(signal.SIGKILL)
         for node in (self.master, *self.workers):
             node.wait(STOP_DEADLINE_S)
 
     def stop(self) -> None:
-        """Stop what runs, the master first, which needs the workers to finish what it began. Never raises."""
+        """Stop all processes. The master goes first, since it needs the workers to finish what it began. Never
+        raises."""
         for nodes in ([self.master], self.workers):
             started = [node for node in nodes if node.started]
             for node in started:

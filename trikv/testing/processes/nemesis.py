@@ -1,16 +1,16 @@
-"""Everything that may happen to a cluster of real processes, each as one call that ends when the cluster has healed.
+"""Faults and changes of a cluster of real processes: each is one call, which ends when the cluster has healed.
 
     nemesis = Nemesis(cluster, load, random.Random(seed))
-    nemesis.kill(for_s=0.5)             # SIGKILL, and back with its disk
-    nemesis.kill(for_s=None)            # away for so long that it is replaced, then back
+    nemesis.kill(for_s=0.5)             # SIGKILL, then a start with the same disk
+    nemesis.kill(for_s=None)            # the worker starts again once it has been replaced
     nemesis.switch("chain", meanwhile=nemesis.kill_master)
 
-What it does is drawn from the dice where the caller does not say. It notes what was done when (`faults`, `switches`,
-`kills`), with the clock of the clients, for `switched.py` and for whoever measures. It never does more than a mode's
-promise covers: one worker is away at a time, a disk is lost only while all is settled, and before the next blow the
-cluster is whole again. (Where two are killed at once, or everybody, they come back with their disks.)
+What the caller does not choose is drawn from the dice. The nemesis records each action with its times (`faults`,
+`switches`, `kills`), by the clock of the clients; `switched.py` and the reports read that. It never does more than a
+mode's promise covers: one worker is away at a time, a disk is lost only while all is settled, and the cluster is whole
+before the next call. (Two workers, or all processes, may be killed at once; then they come back with their disks.)
 
-A cluster that does not become whole in `HEAL_DEADLINE_S` is `NotHealed`.
+`NotHealed` is raised if the cluster is not whole after `HEAL_DEADLINE_S`.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from trikv.testing.processes.proxy import Direction
 
 HEAL_DEADLINE_S: Final = 90.0
 PAUSE_MOST_S: Final = 30.0
-WEAK_MODES: Final = ("async",)  # those that promise no linearizability
+WEAK_MODES: Final = ("async",)  # the modes that do not promise linearizability
 
 
 class NotHealed(RuntimeError):
-    """The cluster had time, and is not whole."""
+    """The cluster had `HEAL_DEADLINE_S`, and is not whole."""
 
 
 class Done(NamedTuple):
-    """What was done to whom, from when to when."""
+    """One action: what was done, to which node (empty: to none in particular), and its begin and end."""
 
     what: str
     whom: str
@@ -48,7 +48,7 @@ class Done(NamedTuple):
 
 @dataclass(slots=True)
 class Switched:
-    """A switch, and its certificate; None if the master did not live to give it."""
+    """A switch, and its certificate; None if the master died before it answered."""
 
     mode: str
     switch: Switch
@@ -56,7 +56,7 @@ class Switched:
 
 
 class Nemesis:
-    """See above. `say` hears a line about each thing that is done."""
+    """See above. `say` is called with a line about each action."""
 
     def __init__(
         self,
@@ -68,18 +68,18 @@ class Nemesis:
     ) -> None:
         self.cluster = cluster
         self.load = load
-        assert cluster.mode is not None, "the mode is to be known when it begins"
+        assert cluster.mode is not None, "give the cluster a mode"
         self.mode = cluster.mode
         self.faults: list[Done] = []
         self.switches: list[Switched] = []
-        self.kills: list[Done] = []  # of workers that stayed away for so long that they were replaced
+        self.kills: list[Done] = []  # of the workers that stayed away until they were replaced
         self._dice = dice
         self._say = say
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def kill(self, for_s: float | None = None, *, wiped: bool = False) -> None:
-        """SIGKILL to a worker, and start it again: after that time, or (None) when it has been replaced."""
+        """SIGKILL to a worker; start it again after that time, or (None) once it has been replaced."""
         node = self._pick()
         began_s = self._now()
         node.kill()
@@ -99,7 +99,7 @@ class Nemesis:
             self._forget(old)
 
     def kill_several(self) -> None:
-        """Two workers at once, or everybody and the master, as when the power fails."""
+        """SIGKILL to two workers at once, or to all processes, as when the power fails."""
         began_s = self._now()
         if self._dice.random() < 0.5:
             self.cluster.kill_all()
@@ -115,7 +115,7 @@ class Nemesis:
         self.await_whole()
 
     def pause(self, for_s: float | None = None) -> None:
-        """SIGSTOP, for 1 to 30 s."""
+        """SIGSTOP to a worker, for 1 to 30 s."""
         node = self._pick()
         began_s = self._now()
         node.pause()
@@ -127,7 +127,7 @@ class Nemesis:
         self.await_whole()
 
     def cut(self, for_s: float | None = None) -> None:
-        """The links to a worker: broken, or silent, both ways or one."""
+        """Break the links to a worker, or silence them in one direction or both."""
         node = self._pick()
         directions: list[tuple[Direction, ...]] = [(), ("questions",), ("answers",)]
         began_s = self._now()
@@ -138,7 +138,7 @@ class Nemesis:
         try:
             time.sleep(0.5 * 30 ** self._dice.random() if for_s is None else for_s)
             if self._dice.random() < 0.3:
-                self.cluster.reset(node)  # what was held is lost
+                self.cluster.reset(node)  # what was held back is lost
         finally:
             self.cluster.mend(node)
         self._note("cut link", node, began_s)
@@ -153,7 +153,7 @@ class Nemesis:
         self._note("join", node, began_s)
 
     def drain(self, meanwhile: Callable[[], None] | None = None) -> None:
-        """Empty a worker, see that it may be stopped, stop it, see it go."""
+        """Drain a worker, wait until it may be stopped, stop it, and wait until the cluster has forgotten it."""
         node = self._pick()
         began_s = self._now()
         with self.cluster.client() as client:
@@ -191,7 +191,7 @@ class Nemesis:
     # --- the mode -----------------------------------------------------------------------------------------------------
 
     def switch(self, mode: str, meanwhile: Callable[[], None] | None = None) -> Switched:
-        """Switch, whatever happens meanwhile; asks again if the master died before the wish was durable."""
+        """Switch the mode, whatever happens meanwhile. Asks again if the master died before the request was durable."""
         before, began_s = self.mode, self._now()
         certificate: dict[str, Any] | None = None
         asked = threading.Thread(target=lambda: self._ask_for_mode(mode, heard))
@@ -225,7 +225,7 @@ class Nemesis:
                 heard.append(error)
 
     def _has_switched(self, mode: str) -> bool:
-        """Is it in force everywhere? If nobody knows of the wish, it is wished again."""
+        """Is the mode in force everywhere? If the master does not know of the switch, it is asked again."""
         with self.cluster.client() as client:
             state = client.cluster()
             if state["mode"] != mode:
@@ -235,9 +235,10 @@ class Nemesis:
     # --- helpers ------------------------------------------------------------------------------------------------------
 
     def await_whole(self) -> None:
-        """
+        """Return when the cluster has healed.
+
         Raises:
-          NotHealed: it is not, for a long time.
+          NotHealed: after `HEAL_DEADLINE_S`.
         """
         try:
             self.cluster.await_whole(HEAL_DEADLINE_S)
@@ -245,10 +246,10 @@ class Nemesis:
             raise NotHealed(f"{error}: {self._describe()}") from error
 
     def await_alike(self) -> None:
-        """Return when all replicas hold the same, which nobody needs to ask for. There must be no load.
+        """Return when all replicas hold the same, which comes about by itself. There must be no load.
 
         Raises:
-          NotHealed: they do not, for a long time.
+          NotHealed: after `HEAL_DEADLINE_S`.
         """
         with self.cluster.client() as client:
             self._await(lambda: client.repair(dry_run=True)["differing"] == 0, "all replicas hold the same")

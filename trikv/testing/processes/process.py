@@ -1,6 +1,6 @@
-"""A node as a child process, which can be killed, paused and started again; and how to wait for what others do.
+"""A node as a child process that can be killed, paused and started again; and waiting for what other processes do.
 
-`cluster.py` makes whole clusters of them, and says what becomes of children whose parent is gone.
+`cluster.py` makes whole clusters of these, and says what happens to the children of a parent that is gone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 from trikv.core.errors import TrikvError
 
 START_DEADLINE_S: Final = 30.0  # a cold disk and a busy machine; a start takes about one second
-STOP_DEADLINE_S: Final = 8.0  # after that a child is killed
+STOP_DEADLINE_S: Final = 8.0  # then the child is killed
 
 T = TypeVar("T")
 
@@ -28,18 +28,18 @@ _LISTENING = re.compile(r"(?P<role>worker|master) (?P<id>\S+) listening on (?P<r
 
 
 class NodeFailed(RuntimeError):
-    """A child did not come up. The message has its own last line, which is written for people."""
+    """A child did not come up. The message ends with the child's own last line, which is written for people."""
 
 
 def wait_until(
-    condition: Callable[[], T], *, what: str = "the condition", deadline_s: float = 15.0, every_s: float = 0.03
+    condition: Callable[[], T], *, what: str = "the condition", deadline_s: float = 30.0, every_s: float = 0.03
 ) -> T:
     """Ask until the answer is true, and return it. A `TrikvError` counts as "not yet": a node may be starting.
 
-    Other processes cannot wake us, so this asks every 30 ms, or as seldom as it is told.
+    Other processes cannot wake this one, so it asks every `every_s`.
 
     Raises:
-      TimeoutError: after `deadline_s`, with `what` was waited for and the last refusal heard.
+      TimeoutError: after `deadline_s`, with `what` and the last refusal.
     """
     until = time.monotonic() + deadline_s
     heard: object = ""
@@ -60,8 +60,8 @@ def wait_until(
 class NodeProcess:
     """One child process, which may die and come back with the same arguments, directory and ports.
 
-    `command` gives the arguments after `python -m trikv`; it is asked anew at every start, and finds the ports of the
-    last one in `port` and `http_port`.
+    `command` gives the arguments after `python -m trikv`. It is called at every start, with `port` and `http_port` as
+    the last start left them.
     """
 
     def __init__(self, name: str, command: Callable[[NodeProcess], Sequence[str]], *, log: Path) -> None:
@@ -88,7 +88,7 @@ class NodeProcess:
 
     @property
     def started(self) -> bool:
-        """Was it ever? It may have ended since."""
+        """Was it started at all? It may have ended since."""
         return self._process is not None
 
     @property
@@ -96,10 +96,10 @@ class NodeProcess:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start, and return once it serves.
+        """Start the process, and return once it serves.
 
         Raises:
-          NodeFailed: it ended instead, or said nothing within `START_DEADLINE_S`.
+          NodeFailed: it ended instead, or printed nothing within `START_DEADLINE_S`.
         """
         self.spawn()
         self.await_listening()
@@ -116,7 +116,7 @@ class NodeProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={name: value for name, value in os.environ.items() if not name.startswith("TRIKV_")},
-                start_new_session=True,  # Ctrl-C is for this process, which then stops its children in good order
+                start_new_session=True,  # Ctrl-C is for the parent alone, which then stops its children in order
             )
 
     def await_listening(self, deadline_s: float = START_DEADLINE_S) -> None:
@@ -135,14 +135,14 @@ class NodeProcess:
             self.http_port = int(told["http"].rpartition(":")[2])
 
     def kill(self) -> int:
-        """SIGKILL: it gets to save nothing. Returns when it is gone, with its exit code."""
+        """SIGKILL: the process can save nothing. Returns its exit code once it is gone."""
         self.signal(signal.SIGKILL)
         return self.wait(STOP_DEADLINE_S)
 
     def pause(self) -> None:
-        """SIGSTOP: it answers nothing, and its connections stay open. Returns when it has stopped.
+        """SIGSTOP: the process answers nothing, and its connections stay open. Returns once it has stopped.
 
-        A stopped process does not notice that its parent is gone; a shell that waits for that wakes it then.
+        A stopped process does not notice that its parent is gone, so a shell waits for that and wakes it.
         """
         waker = ["sh", "-c", f"read _; kill -CONT {self.pid} 2> /dev/null"]
         self._waker = subprocess.Popen(waker, stdin=subprocess.PIPE, start_new_session=True)
@@ -154,7 +154,7 @@ class NodeProcess:
         self._dismiss_waker()
 
     def stop(self) -> int:
-        """SIGTERM, then SIGKILL where that did not help in time. Returns the exit code: 0 for a clean end."""
+        """SIGTERM, then SIGKILL after `STOP_DEADLINE_S`. Returns the exit code: 0 for a clean end."""
         self.ask_to_stop()
         try:
             return self.wait(STOP_DEADLINE_S)
@@ -171,7 +171,8 @@ class NodeProcess:
             self._process.send_signal(number)
 
     def wait(self, deadline_s: float) -> int:
-        """
+        """Wait for the end of the process; return its exit code.
+
         Raises:
           subprocess.TimeoutExpired: it still runs.
         """
@@ -194,7 +195,7 @@ class NodeProcess:
 
 
 def _read_line(descriptor: int, deadline_s: float) -> str:
-    """One line without its end; what there was of it if the pipe closes or time runs out."""
+    """One line without its end, or as much of it as came before the pipe was closed or the deadline passed."""
     until = time.monotonic() + deadline_s
     line = b""
     while not line.endswith(b"\n"):
@@ -211,4 +212,4 @@ def _last_line(log: Path) -> str:
         lines = log.read_text(errors="replace").strip().splitlines()
         if lines:
             return lines[-1]
-    return "it said nothing"
+    return "it printed nothing"
