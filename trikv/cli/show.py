@@ -1,7 +1,8 @@
 """How the CLI and the demo show a cluster: tables where a person looks, tab-separated lines where a program reads.
 
-Each function here turns what the cluster said into rows of plain text; `show` alone knows about terminals. rich is
-imported only when there is one. Sentences about modes are the strategies' own, as the cluster passes them on.
+Each function lays out one of the cluster's answers as rows of plain text; the words for its state are in
+`trikv.core.present`. Only `show` and `table` know about terminals, and rich is imported only on a terminal. Sentences
+about modes are the strategies' own.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ _COLOURS: Final = {Tone.GOOD: "green", Tone.FAIR: "yellow", Tone.POOR: "red", To
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]], *, label: str = "") -> None:
-    """Print the rows: as a table on a terminal, else one line each, with `label` in front if there is one.
+    """Print the rows: as a table on a terminal, else one line each, behind `label` if there is one.
 
-    Cells hold what servers and workers say, so they are escaped.
+    Cells are escaped, since servers and workers write them.
     """
     rows = [[escape(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
@@ -54,7 +55,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[str]], *, label: str = 
 
 
 def show_workers(state: State, *, label: str = "") -> None:
-    """Print a row for each worker; on a terminal what there is to say of some stands below, where there is room."""
+    """Print a row for each worker. On a terminal the notes stand below the table, where there is room."""
     rows = worker_rows(state)
     if not sys.stdout.isatty():
         show(WORKER_COLUMNS, rows, label=label)
@@ -131,7 +132,7 @@ def mode_rows(state: State) -> list[tuple[str, ...]]:
 
 
 def progress_line(state: State) -> str:
-    """What is being moved or mended, and how much of it is left; empty if nothing is."""
+    """What is being moved or mended, and how much is left; empty if nothing is."""
     progress = describe_progress(state)
     if progress is None:
         return ""
@@ -140,9 +141,9 @@ def progress_line(state: State) -> str:
 
 
 def certificate_rows(certificate: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a switch of the mode ends with."""
+    """The certificate of a switch of the mode."""
     if not certificate["partitions"]:
-        return []  # it was in force
+        return []  # the mode was in force already
     epochs = certificate["epochs"]
     return [
         ("before", certificate["from"]),
@@ -181,7 +182,7 @@ def move_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def repair_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What comparing all copies came to. Of partitions whose digests agree, no key need be looked at."""
+    """The report of a repair. Where digests agree, no key is compared."""
     rows = [(f"keys {word}", f"{report[word]:,}") for word in ("compared", "differing", "repaired")]
     if "partitions" in report:
         skipped = f"; {report['skipped']:,} left out, a replica being down or data on the move"
@@ -190,7 +191,7 @@ def repair_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def recover_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The partitions that cannot be settled, and who is missing."""
+    """The partitions that cannot be settled, and the members that are missing."""
     if not report["partitions"]:
         return [("partitions", "none is in need of it: everything that was committed can be found")]
     named = ", ".join(map(str, report["partitions"][:8])) + (", ..." if len(report["partitions"]) > 8 else "")
@@ -210,5 +211,5 @@ def event_line(event: Mapping[str, Any]) -> str:
 
 
 def readable_key(key: bytes) -> str:
-    """The key as text on one line: what is not printable is written as an escape, so this is for eyes alone."""
+    """The key as text on one line, for eyes alone: what is not printable is written as an escape."""
     return escape(key.decode("utf-8", "backslashreplace"))

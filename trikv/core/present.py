@@ -3,8 +3,8 @@
 Everything here is made from the document that `GET /v1/cluster` answers, called `state`, or from a part of it. Fronts
 only lay out: the page as HTML, the command line as rows. So both say the same, and a test needs neither.
 
-A text is a clause, with no capital letter at its front and no full stop, unless it is said to be a sentence;
-`as_sentence` makes one of the other. Sentences about modes are the strategies' own, and events are told by `news.py`.
+A text is a clause, without a capital letter and a full stop, unless its docstring calls it a sentence. `as_sentence`
+makes a sentence of a clause. Sentences about modes are the strategies' own, and `news.py` tells events.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the front offers of a master, and nothing else of it: the one value that every handler is given.
+"""The parts of a master that a request may reach: the one value that every handler takes.
 
-A handler, or a front that is not HTTP, needs the coordinator for keys and a few parts beside it. It never sees the
-master that these parts belong to, so a test can give it parts of its own, and a part that is not named here cannot be
-reached by a request. `trikv.daemon.services_of` takes them from a master.
+A handler needs the coordinator for keys, and a few parts beside it. It never sees the master that they belong to. So a
+request cannot reach a part that is not named here, and a front that is not HTTP can take the same value.
+`trikv.daemon.services_of` makes it from a master.
 """
 
 from __future__ import annotations
