@@ -3,14 +3,14 @@
 
     python bench/heal.py [--mode chain] [--to quorum] [--rate 300] [--seed 1]
 
-A master and five workers on real disks, 10,000 keys; twelve clients ask at a constant rate, half gets, half puts. A
-worker is killed and stays away, until the others have replaced it; it comes back, and is given its share again; a sixth
-joins; the mode is switched. All of it is drawn into `bench/heal.svg`, in bins of half a second, and told in figures:
-when could be written again what the dead worker held, how much was moved and how much would have been enough, the
-longest that a request waited because of the switch.
+The cluster has a master, five workers on real disks, and 10,000 keys. Twelve clients ask at a constant rate, half gets,
+half puts. A worker is killed and stays away until the others have replaced it. It comes back and is given its share
+again. A sixth worker joins. The mode is switched. `bench/heal.svg` shows all of it in bins of half a second. The
+figures printed are: when the keys of the dead worker could be written again, how many copies were moved and how many
+had to be, and the longest wait of a request because of the switch.
 
-Constant rate means: a client that was held up catches up, so that a pause shows as a gap and a peak. The load shares
-the machine with the cluster. One run is one sample; `scripts/chaos.py` collects many.
+At a constant rate, a client that was held up catches up, so a pause shows as a gap and then a peak. The load shares the
+machine with the cluster. One run is one sample; `scripts/chaos.py` collects many.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 from trikv.client import Client
 from trikv.core.errors import Outcome
 from trikv.testing.judge.history import Operation
-from trikv.testing.judge.measure import longest_gap_s, percentile, returns_s
+from trikv.testing.judge.measure import describe_returns, longest_gap_s, percentile, returns_s
 from trikv.testing.machine import describe_machine
 from trikv.testing.processes.clients import Load, Mix
 from trikv.testing.processes.cluster import LocalCluster, wait_until
@@ -40,18 +40,18 @@ DOWN_AFTER_S: Final = 5.0
 
 
 class Mark(NamedTuple):
-    """Something that happened, for the picture."""
+    """An event in the picture."""
 
     at_s: float
     text: str
 
 
 class Bin(NamedTuple):
-    """Half a second of what clients saw."""
+    """What clients saw in half a second."""
 
     at_s: float
     done: float  # operations committed per second
-    failed: float  # and not committed
+    failed: float  # operations per second that did not commit
     p99_ms: float
 
 
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def play(cluster: LocalCluster, load: Load, client: Client, options: argparse.Namespace) -> list[Mark]:
-    """What happens, and the figures of it; the marks have times from the beginning on."""
+    """Make everything happen, and print its figures. The marks have times since the beginning."""
     began_s = load.now_s()
     marks: list[Mark] = []
     nemesis = Nemesis(cluster, load, random.Random(options.seed))
@@ -108,7 +108,7 @@ def play(cluster: LocalCluster, load: Load, client: Client, options: argparse.Na
         return now_s
 
     def tell_moves(before: dict[str, Any], least: int) -> None:
-        """What was moved since that state, beside the copies of partitions that had to be at least."""
+        """Print how much was moved since that state, and the fewest copies of partitions that had to be."""
         after = client.cluster()
         copied = after["progress"]["keys_moved"] - before["progress"]["keys_moved"]
         repaired = after["progress"]["keys_repaired"] - before["progress"]["keys_repaired"]
@@ -161,17 +161,13 @@ def play(cluster: LocalCluster, load: Load, client: Client, options: argparse.Na
     )
     time.sleep(CALM_S)
     mark("end")
-    back = [back_s - DOWN_AFTER_S for back_s in returns_s(load.history, killed_s, settled_s)]
-    print(
-        f"writes back after the kill, beyond --down-after {DOWN_AFTER_S:g} s: {percentile(back, 0.5):.2f} s (median), "
-        f"{percentile(back, 0.99):.2f} s (p99), {len(back)} were waiting; "
-        f"longest without any committed write {longest_gap_s(load.history, killed_s, settled_s):.2f} s"
-    )
+    print(describe_returns(returns_s(load.history, killed_s, settled_s), DOWN_AFTER_S))
+    print(f"longest time without any committed write {longest_gap_s(load.history, killed_s, settled_s):.2f} s")
     return marks
 
 
 def fill_bins(history: Iterable[Operation], began_s: float, marks: Sequence[Mark]) -> list[Bin]:
-    """The operations by when they ended, from the beginning to the last mark."""
+    """The operations by the time of their end, from the beginning to the last mark."""
     count = int(marks[-1].at_s / BIN_S)
     took: list[list[float]] = [[] for _ in range(count)]
     failed = [0] * count
@@ -198,7 +194,7 @@ RATE_TOP, RATE_BOTTOM = 150, 300
 P99_TOP, P99_BOTTOM = 340, 470
 P99_LEAST_MS, P99_MOST_MS = 1.0, 10_000.0
 
-# Its own ground, and colours for both, since a page that shows it may be light or dark.
+# A ground of its own, in a light and a dark version, since the page around the picture may be either.
 STYLE: Final = """
   svg { --ground: #ffffff; --ink: #1f2328; --faint: #d1d9e0; --quiet: #59636e; --done: #0969da; --bad: #cf222e;
         --slow: #8250df; }
@@ -220,7 +216,7 @@ STYLE: Final = """
 
 
 def draw(bins: Sequence[Bin], marks: Sequence[Mark], title: str, note: str) -> str:
-    """The SVG: above throughput and failures, below the p99 on a logarithmic scale, and what happened when."""
+    """The SVG: throughput and failures above, the p99 on a logarithmic scale below, and the events."""
     from math import log10
 
     length_s = marks[-1].at_s

@@ -1,16 +1,16 @@
-"""The same load over HTTP in each mode: what do the four promises cost on this machine?
+"""The same load over HTTP in each mode: what the four promises cost on this machine.
 
     python bench/modes.py --seconds 5 --connections 32 --read-share 0.5
 
-Each mode gets a cluster of its own, made for the run: a master and five workers as child processes, three replicas.
-The modes take turns, all of them once a round, so that a machine that slows down meanwhile slows all of them. Keys and
-the mix of reads and writes come from one seed. Every connection sends its next request when the last was answered
-(a closed loop), so latency and throughput are two views of one thing, and nothing queues unseen.
+Each mode gets a cluster of its own for each round: a master and five workers as child processes, three replicas. The
+modes take turns, so a machine that slows down slows all of them. Keys and the mix of reads and writes follow from one
+seed. Every connection sends its next request when the last was answered (a closed loop), so throughput follows from
+latency, and no request waits in a queue unseen.
 
-The load comes from this process, over bare sockets: a client library costs more than the cluster does. It shares the
-machine with the cluster; the figures are for comparing modes, not for promising anything. There is no threshold here.
+The load comes from this process, over `HttpConnection`, and shares the machine with the cluster. The figures compare
+modes with each other; they promise nothing, and there is no threshold.
 
-What is left out: networks and disks of different machines, contention for one key, values that grow.
+Left out: networks and disks of different machines, contention for one key, values that grow.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Tally:
 
 
 async def drive(port: int, options: argparse.Namespace, seed: str, tally: Tally) -> None:
-    """Fill the cluster, then load it for `options.seconds`."""
+    """Fill the cluster, then send requests for `options.seconds`."""
     dice = random.Random(seed)
     value = dice.randbytes(options.value_bytes)
     paths = [f"/v1/kv/bench-{i:08d}" for i in range(options.keys)]

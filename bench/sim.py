@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How fast is the simulated world? Histories per CPU second, in each mode, on one core.
+"""How fast the simulated world is: histories per CPU second, in each mode, on one core.
 
     python bench/sim.py [--seeds 20]
 
-A history is a cluster of a master and five workers, four clients, a minute of virtual time; what is in it is printed
-beside. CPU time, not wall time: a shared machine then only disturbs as far as its caches and cores are shared.
+A history has a master, five workers, four clients and a minute of virtual time; its operations and faults are printed
+too. It measures CPU time, not wall time, so other load disturbs it only through shared caches and cores.
 """
 
 from __future__ import annotations

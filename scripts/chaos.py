@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
-"""Break a cluster of real processes for half an hour, while clients use it, and judge what they were told.
+"""Break a cluster of real processes for half an hour while clients use it, and judge the answers that they got.
 
     python scripts/chaos.py --minutes 30 --seed 1
     python scripts/chaos.py --minutes 2 --modes sync,async --history /tmp/history.jsonl
 
-A master and five workers on real disks, every worker behind a proxy; eight clients that put, get, delete and
-compare-and-set some hundred keys. What happens to them follows from the seed (not when: that is up to the machine):
-workers are killed, stopped, cut off, lose their disks, join, are drained; the master is killed and stopped; the mode
-goes through every switch between the modes named, some of them with one of the above in the middle. After each blow
-the cluster has to become whole by itself, and at the end all replicas have to hold the same.
+The cluster has a master and five workers on real disks, every worker behind a proxy. Eight clients put, get, delete
+and compare-and-set some hundred keys. The faults follow from the seed; their times depend on the machine. Workers are
+killed, paused, cut off, lose their disks, join and are drained. The master is killed and paused. The mode goes through
+every switch between the named modes, some of them with another fault in the middle. After each fault the cluster has to
+become whole by itself, and at the end all replicas have to hold the same.
 
-Then the history is judged. Where the mode was sync, chain or quorum, through all their switches: linearizable, so no
-acknowledged write was lost and no refused one seen. Where it was async: what was lost is counted, and must have been
-acknowledged around a fault that can explain it. Prints what was done, how long clients waited, and every violation with
-its operations. Exit code 1 if there was one, 3 if some key was not decided, 130 after Ctrl-C without one.
+Then the history is judged. Under sync, chain and quorum, and through the switches between them, it must be
+linearizable: no acknowledged write was lost, no refused write was seen. Under async the lost writes are counted, and
+each must have been acknowledged around a fault that can explain it. Prints what was done, how long clients waited, and
+every violation with its operations. Exit code 1 if there was a violation, 3 if some key was not decided, 130 after
+Ctrl-C without a violation.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Final
 
 from trikv.core.errors import Outcome
 from trikv.testing.judge.history import Finding, Operation, dump
-from trikv.testing.judge.measure import longest_gap_s, percentile, returns_s, slowest_s
+from trikv.testing.judge.measure import describe_returns, longest_gap_s, returns_s, slowest_s
 from trikv.testing.judge.switched import judge
 from trikv.testing.processes.clients import Load
 from trikv.testing.processes.cluster import LocalCluster
@@ -38,7 +39,7 @@ from trikv.testing.processes.nemesis import WEAK_MODES, Done, Nemesis, NotHealed
 
 WORKERS_LEAST: Final = 5
 WORKERS_MOST: Final = 7
-LOST_NEAR_S: Final = 10.0  # so close to a fault an acknowledgement must be, if async may have lost it
+LOST_NEAR_S: Final = 10.0  # a write that async lost was acknowledged at most this long before or after a fault
 FINDINGS_SHOWN: Final = 5
 AIM_S: Final = 5.0  # beyond --down-after, until what a dead worker held can be written again
 
@@ -115,7 +116,7 @@ class Chaos:
         nemesis.await_alike()
 
     def _blows(self, nemesis: Nemesis) -> Iterator[Callable[[], object]]:
-        """What to do next, without end: every third time a switch, if there is more than one mode."""
+        """What to do next, without end. Every third time a switch, if there is more than one mode."""
         dice, grace_s = self._dice, self._options.down_after
         switches = walk_all_switches(self._modes, dice)
 
@@ -146,7 +147,7 @@ class Chaos:
             nemesis.kill_master,
             nemesis.pause_master,
         ]
-        # In the middle of a switch nothing is settled, so no disk is lost there.
+        # In the middle of a switch partitions are not settled, so no disk is lost then.
         amid: list[Callable[[], None] | None] = [
             None, None, nemesis.kill_master, kill_briefly, nemesis.kill, nemesis.pause, nemesis.cut
         ]  # fmt: skip
@@ -194,14 +195,14 @@ class Chaos:
 
 
 def walk_all_switches(modes: Sequence[str], dice: random.Random) -> Iterator[str]:
-    """The modes to go to, one after the other, from the first on: every switch between two of them in each round."""
+    """The modes to switch to, in order, beginning in the first mode. Each round has every switch between two modes."""
     while True:
         trail = [modes[0]]
         left = {mode: [other for other in modes if other != mode] for mode in modes}
         for others in left.values():
             dice.shuffle(others)
         round_trip: list[str] = []
-        while trail:  # Hierholzer: every mode has as many switches to it as from it, so the walk closes
+        while trail:  # Hierholzer: each mode has as many switches to it as from it, so the walk closes
             if left[trail[-1]]:
                 trail.append(left[trail[-1]].pop())
             else:
@@ -211,7 +212,7 @@ def walk_all_switches(modes: Sequence[str], dice: random.Random) -> Iterator[str
 
 
 def unexplained(lost: Sequence[Finding], faults: Sequence[Done]) -> list[Finding]:
-    """Losses of async that no fault explains: nothing had happened to any worker around the acknowledgement."""
+    """The losses under async that no fault explains: there was none around the acknowledgement."""
 
     def is_near(time_s: float) -> bool:
         return any(fault.began_s - LOST_NEAR_S <= time_s <= fault.ended_s + LOST_NEAR_S for fault in faults)
@@ -228,12 +229,7 @@ def print_returns(history: Sequence[Operation], kills: Sequence[Done], grace_s: 
         return
     gap_s = max(longest_gap_s(history, kill.began_s, kill.ended_s) for kill in kills)
     print(f"{len(kills)} workers replaced; longest time without any committed write meanwhile {gap_s:.2f} s")
-    if returns:
-        median, p99, most = (percentile(returns, share) - grace_s for share in (0.5, 0.99, 1.0))
-        print(
-            f"{len(returns)} times a client could not write meanwhile, and could again, beyond --down-after, after "
-            f"{median:.2f} s (median), {p99:.2f} s (p99; aim: {AIM_S:g} s), {most:.2f} s (most)"
-        )
+    print(f"{describe_returns(returns, grace_s)}; the aim of the p99 is {AIM_S:g} s")
 
 
 def told(counts: Counter[str]) -> str:

@@ -6,14 +6,14 @@
     python3 scripts/dev.py check             lint, then test
     python3 scripts/dev.py map               every module of trikv in its room, with what it is for
 
-The first run makes `.venv` beside this directory and installs trikv into it, editable, with its development tools: by
-uv and the lock file where uv is on the PATH, else by venv and pip within the ranges of pyproject.toml. A stamp in
-`.venv` says by whom it was made and from what, so later runs start at once: after a change they install again, and for
-another interpreter they begin afresh.
+The first run makes `.venv` beside this directory and installs trikv into it, editable, with its development tools. If
+uv is on the PATH, uv does it by the lock file, else venv and pip within the ranges of pyproject.toml. A stamp in
+`.venv` records the tool, the interpreter and the requirements, so that later runs start at once. If the requirements
+change, the next run installs again; if the interpreter changes, it makes `.venv` anew.
 
-The command then takes the place of this process: signals reach it undisturbed, and its exit code is ours.
+The command then replaces this process, so signals reach it, and its exit code is the exit code of this process.
 
-Left out: anything that needs a library, since none may be there yet; and Windows, where trikv does not run.
+Left out: anything that needs a library, since none may be installed yet; and Windows, where trikv does not run.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ FAKE_CLOCKS = "*/faketime/libfaketime.so.1"  # below /usr/lib
 
 
 class Stop(Exception):
-    """There is no way on; the message is one line for the person at the terminal."""
+    """The command cannot go on. The message is one line for the person at the terminal."""
 
 
 def main(arguments: list[str]) -> int:
-    if sys.version_info < (3, 11):  # noqa: UP036  # this file also parses on an older Python, so as to say this
+    if sys.version_info < (3, 11):  # noqa: UP036  # an older Python can parse this file, and gets this message
         return fail(f"trikv needs Python 3.11 or later, and {sys.executable} is {sys.version.split()[0]}")
     command = COMMANDS.get(arguments[0]) if arguments else None
     if command is None:
@@ -87,7 +87,7 @@ def test(arguments: list[str]) -> int:
 
 
 def lint(arguments: list[str]) -> int:
-    """Run every linter, also after one complained: a person wants to see all of it."""
+    """Run every linter, even after one has complained, so that all complaints are seen."""
     if arguments:
         raise Stop("lint takes no arguments: what it checks is written in pyproject.toml")
     checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"])
@@ -100,7 +100,7 @@ def check(arguments: list[str]) -> int:
 
 
 def show_map(arguments: list[str]) -> int:
-    """The tree of the package, each module with the first sentence of its docstring, as README.md shows it."""
+    """Print the tree of the package, each module with the first sentence of its docstring, as README.md shows it."""
     if arguments:
         raise Stop("map takes no arguments")
     print("\n".join(map_of(ROOT / "trikv")))
@@ -130,11 +130,11 @@ COMMANDS = {"demo": demo, "test": test, "lint": lint, "check": check, "map": sho
 
 
 def install() -> None:
-    """Bring `.venv` up to what pyproject.toml says. The lock keeps two first runs in one checkout apart."""
+    """Bring `.venv` up to what pyproject.toml says. A lock makes two first runs in one checkout wait for each other."""
     with PROJECT.open("rb") as project:
         fcntl.flock(project, fcntl.LOCK_EX)
         uv = shutil.which("uv")
-        # By its prefix: where .venv is activated, `python3` is the one in it, which is made from that same Python.
+        # The base prefix is the same inside `.venv` and outside, so an activated `.venv` is not made anew.
         maker = f"{'uv' if uv else 'pip'}, {sys.base_prefix}, {sys.version}, {ROOT}".replace("\n", " ")
         wanted = digest()
         had = STAMP.read_text().splitlines() if STAMP.exists() else []
@@ -159,19 +159,19 @@ def digest() -> str:
 
 
 def need_venv_module() -> None:
-    """Debian ships Python without the part of venv that brings pip."""
+    """Stop if `ensurepip` is missing and cannot be installed: Debian packages it apart from Python."""
     if importlib.util.find_spec("ensurepip") is None and not apt_install("python3-venv"):
         raise Stop("this Python cannot make virtual environments; as root: apt-get install python3-venv")
 
 
 def find_browser() -> None:
-    """The page is also tested in a browser, where there is one; a test that lacks it says so when it is skipped."""
+    """Install a browser if it can be: some tests of the page need one, and are skipped without."""
     if not any(map(shutil.which, BROWSERS)) and not apt_install("chromium"):
         say("no chromium on the PATH, so the tests of the page in a browser will be skipped")
 
 
 def find_fake_clock() -> None:
-    """One test sets the clocks of a whole cluster, and says so when it is skipped."""
+    """Install libfaketime if it can be: one test sets the clocks of a whole cluster, and is skipped without."""
     if not any(Path("/usr/lib").glob(FAKE_CLOCKS)) and not apt_install("libfaketime"):
         say("no libfaketime below /usr/lib, so the test of clocks that jump will be skipped")
 
@@ -184,7 +184,7 @@ def apt_install(package: str) -> bool:
     install_it = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package]
     if run(install_it, quiet=True) == 0:
         return True
-    run(["apt-get", "update"], quiet=True)  # a fresh image knows of no packages, or of old ones
+    run(["apt-get", "update"], quiet=True)  # a fresh image has no list of packages, or an old one
     return run(install_it, quiet=True) == 0
 
 
@@ -192,7 +192,7 @@ def apt_install(package: str) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Ours, with the tools of `.venv` first, and with no trace of another virtual environment."""
+    """This process's environment, with the tools of `.venv` first and without another virtual environment."""
     ours = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONHOME")}
     return {
         **ours,

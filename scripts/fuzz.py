@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Send a cluster of real processes what nobody should send, and judge what comes of it.
+"""Send malformed and hostile bytes to a cluster of real processes, and judge how it takes them.
 
     python scripts/fuzz.py --seed 1
     python scripts/fuzz.py --seed 1 --requests 2000 --only http
 
-A master and three workers; requests of HTTP/1.1 by a grammar of every route and their mutations, in pieces, pipelined,
-cut off; HTTP/2, upgrades and other protocols at the HTTP port; nonsense and wrong calls at every RPC port; workers that
-greet well and answer nonsense. The rules are in `trikv/testing/fuzz/judge.py`: no process ends, no 5xx but 503, 504 and
-507, nothing that was refused is found, everything that was committed is, memory and logs stay within bounds.
+The cluster has a master and three workers. It gets HTTP/1.1 requests by a grammar of every route, and their mutations,
+in pieces, pipelined, cut off; HTTP/2, upgrades and other protocols at the HTTP port; nonsense and wrong calls at every
+RPC port; workers that greet well and answer nonsense. The rules are in `trikv/testing/fuzz/judge.py`: no process ends,
+no 5xx but 503, 504 and 507, no refused write is found and every committed one is, memory and logs stay within bounds.
 
-Prints the seed, answers by status, the memory of each process, and the exact bytes of what broke a rule. The cases
-follow from the seed, their timing is up to the machine. Exit code 1 if a rule was broken.
+Prints the seed, the answers by status, the memory of each process, and the exact bytes that broke a rule. The cases
+follow from the seed; their timing depends on the machine. Exit code 1 if a rule was broken.
 """
 
 from __future__ import annotations

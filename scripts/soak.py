@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Simulate many seeds of a mode, on all cores, and tell which broke its promise.
+"""Simulate many seeds of a mode on all cores, and print which of them broke the mode's promise.
 
     python scripts/soak.py --mode quorum --seeds 0..5000
     python scripts/soak.py --mode all --seeds 17..18 --story     one seed, with all that happened in it
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def soak(mode: str, plan: Plan, seeds: range, processes: int, *, story: bool) -> Counter[Verdict]:
-    """Run these seeds and print what is to be said about them."""
+    """Run these seeds; print each that did not hold, and a line about all of them."""
     began_s = time.perf_counter()
     verdicts: Counter[Verdict] = Counter()
     outcomes: Counter[str] = Counter()
@@ -97,7 +97,7 @@ def _runs(mode: str, plan: Plan, seeds: range, processes: int, story: bool) -> I
 def _run_one(mode: str, plan: Plan, story: bool, seed: int) -> tuple[int, Run, float]:
     began_s = time.process_time()
     run = simulate(load_registry().strategy(mode), seed, plan, trace=story)
-    run.history.clear()  # judged already, and dear to send
+    run.history.clear()  # it is judged already, and costly to send
     return seed, run, time.process_time() - began_s
 
 
@@ -106,7 +106,7 @@ def _counted(counts: Counter[str] | Counter[Verdict]) -> str:
 
 
 def _quieten() -> None:
-    """Nodes that die by design say much about it."""
+    """Nodes that are killed by design log much about it."""
     logging.getLogger("trikv").setLevel(logging.CRITICAL)
 
 

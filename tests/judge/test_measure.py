@@ -3,7 +3,7 @@
 import pytest
 
 from tests.judge.conftest import Told
-from trikv.testing.judge.measure import longest_gap_s, percentile, returns_s, slowest_s
+from trikv.testing.judge.measure import describe_returns, longest_gap_s, percentile, returns_s, slowest_s
 
 
 def test_a_write_is_back_when_the_client_that_insists_has_it(told: Told) -> None:
@@ -15,6 +15,11 @@ def test_a_write_is_back_when_the_client_that_insists_has_it(told: Told) -> None
     assert returns_s(history, 0.5, 20) == [5.5]
     assert returns_s(history, 2.5, 20) == [], "the failure lies before"
     assert returns_s(history, 0.5, 1.5) == [5.5], "whatever came of it later"
+
+
+def test_waiting_is_told_without_the_silence_that_it_has_to_last() -> None:
+    assert "after 1.00 s (median), 3.00 s (p99), 3.00 s (most)" in describe_returns([5.5, 6.0, 8.0], 5.0)
+    assert describe_returns([], 5.0) == "no client had to wait until it could write again"
 
 
 def test_a_gap_reaches_from_commit_to_commit(told: Told) -> None:

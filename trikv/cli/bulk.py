@@ -1,17 +1,18 @@
 """Whole directories in and out: `trikv load` and `trikv dump`.
 
 Load: every regular file under a directory becomes a key, its path below that directory in POSIX form. Files travel in
-batches of a bounded size, a few batches at once. A batch has no atomicity, so every file has an outcome of its own,
-and a file that was not stored is named: too large, unreadable, refused, unknown. Nothing is tried twice; to load again
-is safe, since it writes the same values. When nobody answers any more, what is left is not tried, and counted as such.
+batches of a bounded size, a few batches at once. A batch is not atomic, so every file has an outcome of its own. The
+report names each file that was not stored: too large, unreadable, refused, unknown. Nothing is tried twice. Loading
+again is safe, since it writes the same values. Once the cluster cannot be reached, the rest is not tried, and counted.
 
-Dump: the reverse, page by page, one file a key. A key is not trusted to be a path: one that would leave the directory,
-or that no file can be called, is named and not written. A file appears whole or not at all: it is written under another
-name beside its place, flushed to the disk and renamed. An existing file is replaced so, other files are left alone.
+Dump: the reverse, page by page, one file a key. A key is not trusted to be a path. A key that would leave the
+directory, or that cannot be a file's name, is reported and not written. A file appears whole or not at all: it is
+written under another name in the same directory, flushed to the disk and renamed. That replaces an existing file of the
+name, and no other.
 
-A directory holds more than files and directories: links that lead round in circles, FIFOs that nobody writes, devices.
-Both ways take regular files alone, and follow no symbolic link below the directory that was named, also where one is
-put there meanwhile: each step of a path is opened by itself (`O_NOFOLLOW`). What is left out is named.
+A directory may hold links in circles, FIFOs without a writer, and devices. Load and dump take regular files alone, and
+follow no symbolic link below the named directory. A link that is put there meanwhile is not followed either, since each
+step of a path is opened by itself (`O_NOFOLLOW`). The report names what is left out.
 
 Memory: at most `LOAD_REQUESTS` batches of `BATCH_BYTES` each; the largest value fits one.
 """
@@ -37,17 +38,17 @@ BATCH_FILES: Final = 64
 BATCH_BYTES: Final = 1024 * 1024
 LOAD_REQUESTS: Final = 4
 
-BulkProgress = Callable[[int, int], None]  # (files dealt with, files in all; 0 where it is not known)
+BulkProgress = Callable[[int, int], None]  # (files dealt with, files in all or 0 if that is not known)
 
 
 @dataclass
 class BulkReport:
-    """What became of each file; the lists have (name, reason)."""
+    """The outcome of each file. The lists have (name, reason)."""
 
     done: int = 0
     done_bytes: int = 0
-    skipped: list[tuple[str, str]] = field(default_factory=list)  # this end would not take it
-    refused: list[tuple[str, str]] = field(default_factory=list)  # the cluster would not take it
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # this side did not take the file
+    refused: list[tuple[str, str]] = field(default_factory=list)  # the cluster did not take it
     unknown: list[tuple[str, str]] = field(default_factory=list)
     not_tried: int = 0
 
@@ -127,9 +128,9 @@ def _batches(directory: Path, prefix: bytes, report: BulkReport) -> Iterator[lis
 
 
 def _regular_files(directory: Path, report: BulkReport) -> Iterator[tuple[Path, int]]:
-    """Every regular file with its size, in the order of its path. What else there is, but for directories, is reported.
+    """Every regular file with its size, in the order of paths. Everything else but directories is reported as skipped.
 
-    A directory that may be listed and not entered has names, and nothing to be known of them.
+    Files in a directory that may be listed and not entered are reported too.
     """
 
     def leave_out(path: Path, reason: str) -> None:
@@ -172,7 +173,7 @@ def _read(path: Path) -> bytes:
 
 
 def _send(client: Client, batch: list[tuple[Path, bytes]]) -> list[tuple[Path, int, str | TrikvError | OSError]]:
-    """Read and store one batch; what became of each of its files."""
+    """Read and store one batch; return the outcome of each of its files."""
     results: list[tuple[Path, int, str | TrikvError | OSError]] = []
     changes: list[Change] = []
     paths: list[Path] = []
@@ -187,7 +188,7 @@ def _send(client: Client, batch: list[tuple[Path, bytes]]) -> list[tuple[Path, i
     answers: list[str | TrikvError]
     try:
         answers = client.batch(changes) if changes else []
-    except TrikvError as error:  # the request failed as a whole: so did each of its files
+    except TrikvError as error:  # the request failed as a whole, so each of its files did
         answers = [error] * len(changes)
     sizes = [len(change.value or b"") for change in changes]
     return results + list(zip(paths, sizes, answers, strict=True))
@@ -202,7 +203,7 @@ def dump(client: Client, directory: Path, prefix: bytes, progress: BulkProgress)
     """
     directory.mkdir(parents=True, exist_ok=True)
     report = BulkReport()
-    root = os.open(directory, _DIRECTORY)  # it may be a link itself: its user named it
+    root = os.open(directory, _DIRECTORY)  # it may itself be a link, since the user named it
     try:
         for entry in client.scan(prefix):
             try:
@@ -222,10 +223,10 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def _write(root: int, name: bytes, value: bytes) -> None:
-    """Write the file below `root` that `name` means.
+    """Write the file that `name` means below `root`.
 
     Raises:
-      OSError: it means none, or one elsewhere; something else lies in its way; it could not be written whole.
+      OSError: the name means no file, or one elsewhere; something else is in its place; it could not be written whole.
     """
     if b"\0" in name:
         raise OSError("a file's name cannot hold a NUL byte")
@@ -249,13 +250,13 @@ def _write(root: int, name: bytes, value: bytes) -> None:
                 os.fsync(file.fileno())
             os.replace(draft, last, src_dir_fd=directory, dst_dir_fd=directory)
         finally:
-            with suppress(OSError):  # it has its name now, or was never there
+            with suppress(OSError):  # it was renamed, or was never made
                 os.unlink(draft, dir_fd=directory)
 
 
 @contextmanager
 def _directory(root: int, parts: list[bytes]) -> Iterator[int]:
-    """The directory below `root` to which the parts lead, made if it is missing; no step follows a symbolic link."""
+    """The directory below `root` to which the parts lead, made if missing. No step follows a symbolic link."""
     here = os.dup(root)
     try:
         for part in parts:
@@ -263,7 +264,7 @@ def _directory(root: int, parts: list[bytes]) -> Iterator[int]:
                 os.mkdir(part, dir_fd=here)
             try:
                 below = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
-            except OSError as error:  # Linux calls a symbolic link no directory
+            except OSError as error:  # Linux answers ENOTDIR for a symbolic link
                 if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                     raise
                 raise OSError(f"{os.fsdecode(part)!r}, in its way, is a symbolic link or no directory") from error

@@ -1,8 +1,8 @@
-"""`trikv certify`: put a strategy through simulated trouble, and say whether it keeps its promise.
+"""`trikv certify`: test a strategy under simulated faults, and say whether it keeps its promise.
 
-The work is in `testing/certify/certificate.py`, the words in `testing/certify/report.py`; here are the options, the
-progress bar and the exit codes: 0 the promise was kept, 1 it was broken or could not be shown to be kept, 2 there is no
-such strategy.
+The work is in `testing/certify/certificate.py`, the report in `testing/certify/report.py`. Here are the options, the
+progress bar and the exit codes. 0: the promise was kept. 1: it was broken, or it could not be shown to be kept. 2:
+there is no such strategy.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def certify(
 
 
 def _with_progress(work: Callable[[CertifyProgress], Certificate]) -> Certificate:
-    """Do the work behind a progress bar, where a person sees stderr."""
+    """Do the work with a progress bar on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         return work(lambda stage, done, total: None)
     from rich.console import Console

@@ -1,17 +1,17 @@
 """`trikv demo`: a whole cluster in one terminal, and a guided tour that ends in a verdict.
 
-Both run the real thing, child processes on loopback with disks of their own. The demo shows a live line per worker,
-each with its pid, so that a visitor can kill one and watch. It ends with Ctrl-C or SIGTERM, and leaves no process and
-no file behind (with --data-dir: its files), even if it is killed itself; `testing/processes/cluster.py` says how.
+Both run real processes, child processes on loopback with disks of their own. The demo shows a live line for each worker
+with its pid, so that a visitor can kill one and watch. It ends with Ctrl-C or SIGTERM. It leaves no process and no file
+behind (with --data-dir: its files), even if it is killed itself; `testing/processes/cluster.py` says how.
 
-The tour puts some keys, kills the worker that is first to hold one of them, writes and reads every key again, lets the
-worker return, reads every key once more, and judges what it saw by what the mode itself declares:
+The tour puts some keys, kills the first holder of one of them, and writes and reads every key again. Then it starts the
+worker again and reads every key once more. It judges what it saw by what the mode itself declares:
 
-- W, the copies of a committed write: where fewer than all replicas suffice, one dead worker in five must not be
-  noticed by writes; where all must store, the writes that need it must be refused, promptly, and the others must go
-  on. Nor by reads, but where a consistent one needs every replica: W of them are all, or W is one;
-- its promise, CP or AP: whether a read may be older than the last committed write;
-- and in every mode a write that was refused must never be read.
+- W, the copies of a committed write. If fewer than all replicas suffice, one dead worker must not disturb writes. If
+  all must store, the writes that need the dead worker must be refused promptly, and the others must go on. Reads must
+  go on in either case, unless a consistent read needs every replica: W is all of them, or W is one.
+- Its promise, CP or AP: whether a read may be older than the last committed write.
+- In every mode, a refused write must never be read.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from trikv.testing.processes.cluster import LocalCluster, NodeFailed, NodeProces
 
 MASTER_PORT: Final = 8000
 FIRST_WORKER_PORT: Final = 8001
-TOUR_KEYS: Final = 60  # enough that every worker is needed by some, and some need not the one that dies
+TOUR_KEYS: Final = 60  # enough that some need the worker that dies, and some do not
 
 _LIVE_INTERVAL_S: Final = 1.0
 _PLAIN_INTERVAL_S: Final = 10.0
 
 
 def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | None, http_port: int) -> int:
-    """Run until Ctrl-C or SIGTERM. The exit code. `mode` None: quorum, or what a kept cluster was switched to."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # one way out for both signals
+    """Run until Ctrl-C or SIGTERM; return the exit code. `mode` None: quorum, or the mode in force in kept data."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end it in the same way
 
     def make(ports: Sequence[int]) -> LocalCluster:
         cluster = LocalCluster(
@@ -66,11 +66,11 @@ def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | N
         cluster = make(ports)
         try:
             cluster.start()
-        except BaseException as error:  # also Ctrl-C: those that did start are stopped
+        except BaseException as error:  # also Ctrl-C: stop the processes that did start
             cluster.stop()
             if not isinstance(error, NodeFailed) or os.strerror(errno.EADDRINUSE) not in str(error):
                 raise
-            print(f"{error}; free ports are taken instead", flush=True)  # another demo that started just now
+            print(f"{error}; free ports are taken instead", flush=True)  # another demo started at the same time
             cluster = make([0] * len(ports))
         with cluster, cluster.client(patience_s=3.0) as client:
             print(f"the page is {cluster.url}, the master {cluster.master.address} (pid {cluster.master.pid})")
@@ -87,7 +87,7 @@ def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | N
 
 
 def _port_or_any(port: int) -> int:
-    """The port if it is free, else 0, which asks the system for one."""
+    """The port if it is free, else 0, which asks the system for a free one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -99,7 +99,7 @@ def _port_or_any(port: int) -> int:
 
 
 def _watch(cluster: LocalCluster, client: Client) -> None:
-    """Show the workers until an interrupt: in place on a terminal, else as lines every ten seconds."""
+    """Show the workers until an interrupt: a live table on a terminal, else lines every ten seconds."""
     columns = ("process", "pid", *WORKER_COLUMNS)
     if not sys.stdout.isatty():
         while True:
@@ -116,7 +116,7 @@ def _watch(cluster: LocalCluster, client: Client) -> None:
 
 
 def _live_rows(cluster: LocalCluster, client: Client) -> list[tuple[str, ...]]:
-    """A row per worker, as the master sees it; what can be seen from outside where the master does not answer."""
+    """A row per worker as the master sees it, or as seen from here if the master does not answer."""
     try:
         seen = {row[0]: row for row in worker_rows(client.cluster())}
     except TrikvError as error:
@@ -135,13 +135,13 @@ def _live_rows(cluster: LocalCluster, client: Client) -> list[tuple[str, ...]]:
 
 
 def run_tour(*, mode: str, workers: int, storage: str, data_dir: Path | None) -> int:
-    """The guided tour; 0 only if the mode kept its promise."""
+    """Run the guided tour; return 0 only if the mode kept its promise."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cluster = LocalCluster(mode=mode, workers=workers, replicas=min(3, workers), storage=storage, directory=data_dir)
     print(f"starting a master and {workers} workers in {cluster.directory}", flush=True)
     try:
         with cluster, cluster.client() as client:
-            mode = client.mode()["mode"]  # kept data has its own
+            mode = client.mode()["mode"]  # kept data has a mode of its own
             broken = _tour(cluster, client)
     except (NodeFailed, TimeoutError, TrikvError) as error:
         print(f"error: the tour could not be finished: {error}", file=sys.stderr)
@@ -153,14 +153,14 @@ def run_tour(*, mode: str, workers: int, storage: str, data_dir: Path | None) ->
 
 
 def _tour(cluster: LocalCluster, client: Client) -> list[str]:
-    """Walk through it, and return every way in which the promise was broken."""
+    """Take the tour, and return every way in which the promise was broken."""
     state = client.cluster()
     words = mode_of(state)
     for name, text in summary_rows(state):
         _say(f"{name}: {text}")
     _say(f"how it works: {words['protocol']}")
     spared = state["replicas"] - state["copies"]  # replicas that a committed write can do without
-    # A read that keeps a promise of consistency needs W of them, or the n - W + 1 that cannot all have missed a write.
+    # A consistent read needs W replicas, or the n - W + 1 that cannot all have missed a write.
     may_refuse = words["promise"] == "CP" and state["replicas"] in (state["copies"], spared + 1)
     expected = Expectations(stale_reads=words["promise"] == "AP")
     broken: list[str] = []
@@ -220,7 +220,7 @@ def _judge_reads(reads: Reads, when: str, *, may_refuse: bool) -> list[str]:
 
 
 def _reading(client: Client, key: bytes) -> str:
-    """What a read of the key is answered, as a sentence."""
+    """The answer of a read of the key, as a sentence."""
     try:
         found = client.get(key)
     except TrikvError as error:

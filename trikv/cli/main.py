@@ -1,13 +1,13 @@
 """The `trikv` command.
 
 Each command is thin: it turns words into a call, and the answer into lines. The wire is in `client.py`, whole
-directories in `bulk.py`, tables in `show.py`, the commands that run nodes in `nodes.py`, those that watch and steer a
-running cluster in `operate.py`. What is heavy is imported by the command that needs it: `trikv get` must not wait for
-a web framework.
+directories in `bulk.py`, tables in `show.py`. The commands that run nodes are in `nodes.py`, and the commands that
+watch and steer a running cluster in `operate.py`. A command imports what is heavy by itself, so that `trikv get` does
+not wait for a web framework.
 
-For people and for programs. Results go to stdout and everything else to stderr; on a terminal results are tables, in
-a pipe lines without decoration, with `--json` one JSON document (a scan: one a line). A value goes out byte for byte.
-Whatever ends other than as hoped is one line, `error: ...`, that names the thing and the remedy, and an exit code
+The output is for people and for programs. Results go to stdout and everything else to stderr. Results are tables on a
+terminal, lines without decoration in a pipe, and one JSON document with `--json` (a scan: one a line). A value is
+written byte for byte. A failure is one line, `error: ...`, that names the thing and the remedy, and an exit code
 from the error table: 0 done, 1 error, 2 usage, 3 not found, 4 refused or unavailable, 5 precondition failed, 6 unknown.
 
 Keys are the bytes of the argument as the shell gave it, so any text works as it is; other bytes go in with `--base64`.
@@ -78,7 +78,7 @@ class Trikv(click.Group):
         except OSError as error:
             if error.filename is not None:
                 say_error(f"{error.filename}: {error.strerror}")
-            elif error.errno is not None:  # a file has a name, a connection's error is the client's to tell: stdout's
+            elif error.errno is not None:  # no file's error, and the client handles a connection's: it is stdout's
                 give_up(sys.stdout)
                 say_error(f"standard output cannot be written: {error.strerror}")
             else:
@@ -87,7 +87,7 @@ class Trikv(click.Group):
 
 
 def error_line(title: str, detail: str, remedy: str) -> str:
-    """Title, what about, and what to do, as one line."""
+    """Title, detail and remedy as one line."""
     line = f"{title}: {detail}" if detail else title
     return line if remedy == "See the detail." else f"{line.rstrip('.')}. {remedy}"
 
@@ -157,7 +157,7 @@ def _value(text: str) -> bytes:
     if text != "-":
         return os.fsencode(text)
     try:
-        return sys.stdin.buffer.read(VALUE_BYTES_MAX + 1)  # one more, so that too much is noticed, and no more is kept
+        return sys.stdin.buffer.read(VALUE_BYTES_MAX + 1)  # one byte more, so that a value too large is noticed
     except OSError as error:
         why = f"standard input cannot be read: {error.strerror}; give the value as VALUE or with --file"
         raise click.ClickException(why) from None
@@ -336,7 +336,7 @@ def dump(directory: Path, prefix: str, url: str, timeout_s: float | None, as_jso
 
 
 def _with_progress(work: Callable[[BulkProgress], BulkReport]) -> BulkReport:
-    """Do the work behind a progress bar, where a person sees stderr."""
+    """Do the work with a progress bar on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         return work(lambda done, total: None)
     from rich.console import Console
@@ -348,7 +348,7 @@ def _with_progress(work: Callable[[BulkProgress], BulkReport]) -> BulkReport:
 
 
 def _print_report(report: BulkReport, done: str, as_json: bool) -> None:
-    """Every file that did not go through is named; then the counts, and the exit code of the worst of it."""
+    """Print every file that was not done, and the counts; exit with the code of the worst."""
     from trikv.cli.show import readable_key
 
     counts = [f"{report.done:,} files {done} ({report.done_bytes:,} bytes)"]

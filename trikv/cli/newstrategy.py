@@ -1,12 +1,12 @@
 """`trikv new-strategy`: the starting files of a strategy, as a distribution that installs, runs and passes its test.
 
-The files lie in `trikv/starter/` as they are written, but for `$`-words that stand for the names. What comes out is a
-package beside trikv, not a part of it: its author changes it, installs it with pip, and never touches trikv.
+The files are in `trikv/starter/`, with `$`-words in place of the names. The result is a package beside trikv, not a
+part of it: its author changes it and installs it with pip, without touching trikv.
 
-Names are checked before anything is written. A name is a mode's name, and becomes part of the names of a distribution,
-a module and a class; it must be free as each of them. A directory that exists is left alone, empty or not.
+The name is checked before anything is written. It is the name of the mode, and part of the names of a distribution, a
+module and a class, so it must be free as each of them. An existing directory is left alone, empty or not.
 
-Left out: a licence, an author, a repository, which are the author's to choose.
+Left out: a licence, an author and a repository, which the author chooses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FILES: Final = {  # as written: as kept
 
 
 class NotWritten(Exception):
-    """The starting files cannot be written, and nothing was; one line says why."""
+    """The starting files cannot be written, and none was written; one line says why."""
 
 
 def write_starting_files(name: str, directory: Path | None, registry: Registry) -> list[Path]:

@@ -1,7 +1,7 @@
 """`trikv master`, `trikv worker` and `trikv demo`: the commands that run nodes.
 
-The roles as processes are in `daemon.py`, what they are told in `config.py`, the demo in `demo.py`; each is imported by
-the command that needs it.
+The roles as processes are in `daemon.py`, their settings in `config.py`, the demo in `demo.py`. Each command imports
+what it needs by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Settings = TypeVar("Settings")
 
 
 def node_options(command: Command) -> Command:
-    """What both roles have. None has a default here: flags win over variables, those over the file (`config.py`)."""
+    """The options of both roles. They have no default here: a flag wins over a variable, a variable over the file."""
     for option in (
         click.option("--exit-with-stdin", is_flag=True, default=None, hidden=True),
         click.option(
@@ -109,7 +109,7 @@ def demo(mode: str | None, workers: int, storage: str, data_dir: Path | None, ht
 
 
 def _port(address: str) -> int:
-    """The port of a loopback address, which is where the demo lives."""
+    """The port of a loopback address; the demo serves on no other."""
     host, _, port = address.rpartition(":")
     if host not in ("", "127.0.0.1", "localhost") or not port.isdecimal() or int(port) > 65_535:
         raise click.UsageError(f"--http {address}: the demo's page is on loopback; give 127.0.0.1:PORT or PORT")

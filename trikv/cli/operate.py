@@ -4,9 +4,9 @@
     trikv workers drain ID             empty a worker, wait for it     trikv workers plan    what spares would be given
     trikv events                       what happened, and what happens
 
-Each asks the master for one thing (`client.py`) and prints the answer (`show.py`). The work is the cluster's: it goes
-on when the command is interrupted, and another command shows how far it is. Where a person looks on, what takes long
-shows how far it is; the answer comes on stdout, and once.
+Each command asks the master for one thing (`client.py`) and prints the answer (`show.py`). The cluster does the work:
+it goes on when the command is interrupted, and another command shows its progress. On a terminal, a long command shows
+progress itself, on stderr. The answer goes to stdout, once.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def remove(worker: str, url: str, as_json: bool) -> None:
 
 
 def _await_empty(client: Client, worker: str) -> None:
-    """Return when the worker holds nothing that counts, or was forgotten; with a bar, where a person looks on."""
+    """Return when the worker holds nothing that counts, or was forgotten; with a bar if stderr is a terminal."""
     from trikv.core.errors import TrikvError
 
     def look() -> tuple[int, int] | None:
@@ -185,7 +185,7 @@ def events(after: str | None, follow: bool, url: str, as_json: bool) -> None:
 
 
 def _follow(client: Client, after: str | None) -> Iterator[dict[str, Any]]:
-    """Events without end. Only the first attempt may fail: from then on there is something to come back to."""
+    """Events without end. Only the first attempt may raise; later ones are repeated until the master is back."""
     from trikv.core.errors import TrikvError
 
     reached = quiet = False
@@ -267,7 +267,7 @@ def _print_done(answer: Mapping[str, Any], sentence: str, as_json: bool) -> None
 
 
 class _Bar:
-    """How much is left, as a bar on stderr where a person looks on; else nothing."""
+    """A bar on stderr that shows how much is left; nothing if stderr is no terminal."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -294,7 +294,7 @@ class _Bar:
 
 
 def _watched(client: Client, call: Callable[[], T], what: str) -> T:
-    """The answer of a call that takes long; where a person looks on, with a bar of what is left meanwhile."""
+    """The answer of a long call, with a progress bar meanwhile if stderr is a terminal."""
     if not sys.stderr.isatty():
         return call()
     from trikv.core.errors import TrikvError
@@ -305,19 +305,19 @@ def _watched(client: Client, call: Callable[[], T], what: str) -> T:
     def run() -> None:
         try:
             answers.append(call())
-        except Exception as error:  # noqa: BLE001 it is raised where the caller waits
+        except Exception as error:  # noqa: BLE001 raised below, in the waiting thread
             errors.append(error)
 
-    caller = threading.Thread(target=run, daemon=True)  # interrupted, this process leaves, and the cluster goes on
+    caller = threading.Thread(target=run, daemon=True)  # if interrupted, this process ends and the cluster goes on
     caller.start()
     with _Bar(what) as bar:
         while caller.is_alive():
             try:
                 state = client.cluster()
-                if left := state["unsettled"]:  # before the first and after the last there is nothing to show
+                if left := state["unsettled"]:  # nothing is left before the first partition and after the last
                     bar.show(left, state["partitions"]["total"])
             except TrikvError:
-                pass  # the call itself will tell
+                pass  # the call itself will raise it
             caller.join(POLL_INTERVAL_S)
     if errors:
         raise errors[0]

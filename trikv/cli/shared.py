@@ -1,10 +1,10 @@
-"""What the commands share: the options and the connection of those that talk to a cluster, JSON, standard streams.
+"""What commands share: the options and the connection of commands that talk to a cluster, JSON, standard streams.
 
-A group may have these options too; what is said there holds for its commands: `trikv workers --url URL drain ID`.
+A group may have these options too, and they then hold for its commands: `trikv workers --url URL drain ID`.
 
-*Standard streams* may be closed, or refuse what is written (a full disk, a reader that has left). What a write came to
-is not changed by that, and the exit code tells it still; so what a change prints is printed in `outcome_stands`. A read
-whose answer cannot be written has failed: exit code 1. What cannot be said on stderr is not said.
+*Standard streams* may be closed, or refuse what is written (a full disk, a reader that has left). The outcome of a
+write stays the same then, and so does its exit code; therefore a command prints what a change did in `outcome_stands`.
+A read whose answer cannot be written has failed: exit code 1. A line that stderr does not take is lost.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from trikv.client import Client
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
-AS_JSON: Final = "trikv.as_json"  # where a context remembers --json, for the error that may come
+AS_JSON: Final = "trikv.as_json"  # the place in a context where --json is kept, for an error later
 _URL: Final = "trikv.url"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def cluster_options(command: Command) -> Command:
-    """What every command has that talks to a cluster: --url and --json."""
+    """The options of every command that talks to a cluster: --url and --json."""
 
     def keep_json(ctx: click.Context, _parameter: click.Parameter, value: bool) -> bool:
         ctx.meta[AS_JSON] = ctx.meta.get(AS_JSON, False) or value
@@ -56,7 +56,7 @@ def cluster_options(command: Command) -> Command:
 
 
 def client_options(command: Command) -> Command:
-    """What those have besides that ask for keys: --timeout."""
+    """The options of a command that asks for keys: --timeout besides those."""
     return cluster_options(
         click.option(
             "--timeout", "timeout_s", type=click.FloatRange(min=0.001, max=TIMEOUT_MOST_S), metavar="SECONDS",
@@ -79,14 +79,14 @@ def print_json(document: object) -> None:
 
 
 def replace_closed_streams() -> None:
-    """Have a stream in place of each that the process was started without. Reading or writing it fails (EBADF).
+    """Replace each standard stream that is closed by one of which reading or writing fails (EBADF).
 
-    Without it, Python would print into nothing, and the next file or socket would be taken for the closed stream.
+    Otherwise Python would print into nothing, and the next file or socket would get the closed stream's number.
     """
     for name, number, mode, flags in (
         ("stdin", 0, "r", os.O_WRONLY),
         ("stdout", 1, "w", os.O_RDONLY),
-        ("stderr", 2, "w", os.O_RDWR),  # what is said there may be lost
+        ("stderr", 2, "w", os.O_RDWR),  # lines written there are lost
     ):
         if getattr(sys, name) is None:
             opened = os.open(os.devnull, flags)
@@ -97,7 +97,7 @@ def replace_closed_streams() -> None:
 
 
 def give_up(stream: IO[str]) -> None:
-    """Nothing more can be written there, and what waits in its buffer is dropped: else Python fails at its exit."""
+    """Drop what waits in the stream's buffer, and all that is written later; otherwise Python fails at its exit."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -107,7 +107,7 @@ def give_up(stream: IO[str]) -> None:
 
 @contextmanager
 def outcome_stands() -> Iterator[None]:
-    """What is printed within tells of a change that was made, and stays made where it cannot be printed."""
+    """Print the outcome of a change that was made: if it cannot be printed, the change and its exit code stand."""
     try:
         yield
         sys.stdout.flush()
@@ -122,7 +122,7 @@ def say_error(line: str) -> None:
 
 
 def warn(line: str) -> None:
-    """A line on stderr, if that can be written; what servers and file names bring into it is escaped."""
+    """Print a line on stderr if that can be written, with the control characters of servers and file names escaped."""
     try:
         click.echo(escape(line), err=True)
     except OSError:

@@ -1,6 +1,6 @@
-"""Bytes that nobody should send, sent to a real cluster; and rules that it must keep whatever arrives.
+"""Malformed and hostile bytes, sent to a real cluster, and the rules that the cluster must keep whatever arrives.
 
-`web_cases.py` and `rpc_cases.py` make the bytes, from a seed and without any I/O; `drive.py` plays them over sockets,
-and has a worker that answers nonsense; `judge.py` holds what came back against the rules; `run.py` does it block by
+`web_cases.py` and `rpc_cases.py` make the bytes, from a seed and without I/O. `drive.py` plays them over sockets; it
+also has a worker that answers nonsense. `judge.py` compares what came back with the rules. `run.py` plays block after
 block. `scripts/fuzz.py` is the command.
 """

@@ -1,4 +1,4 @@
-"""One thing to send: its bytes, in which pieces, how the connection ends, and what may be concluded from the answer."""
+"""A case: the bytes to send, their pieces, how the connection ends, and what may be concluded from the answer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 
 class Ending(Enum):
-    """What the client does once all is sent."""
+    """What the client does once it has sent everything."""
 
-    HALF_CLOSE = "half-close"  # it says that it is done, and reads to the end
-    LINGER = "linger"  # it stays, and reads until nothing comes any more
+    HALF_CLOSE = "half-close"  # it closes its half, and reads to the end
+    LINGER = "linger"  # it keeps the connection open, and reads until nothing more comes
     ABORT = "abort"  # it resets the connection at once
 
 
@@ -26,7 +26,7 @@ class FuzzWrite(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`plain`: whole requests without anything odd, so every one is answered, in order. `requests`: how many."""
+    """`plain`: all requests are whole and well-formed, so each is answered, in order. `requests`: their number."""
 
     kind: str
     pieces: tuple[bytes, ...]

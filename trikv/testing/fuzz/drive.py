@@ -1,4 +1,4 @@
-"""Playing cases over sockets, and a worker that answers nonsense. What is heard is returned; `judge.py` judges it."""
+"""Playing cases over sockets, and a worker that answers nonsense. `judge.py` judges the answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trikv.testing.fuzz import rpc_cases
 from trikv.testing.fuzz.case import Case, Ending
 from trikv.testing.fuzz.rpc_cases import LAST_CALL, FuzzedNode
 
-AT_ONCE_MAX: Final = 16  # connections: enough to overlap, and few enough that what broke a rule can be named
+AT_ONCE_MAX: Final = 16  # connections: enough to overlap, and few enough to find the case that broke a rule
 DEADLINE_S: Final = 15.0  # beyond the deadline of a request (2 s) and a connection's idle time, on a busy machine
 LINGER_S: Final = 0.3
 PATIENCE_S: Final = 1.0
@@ -30,7 +30,7 @@ _READ_BYTES: Final = 64 * 1024
 
 @dataclass(slots=True)
 class Heard:
-    """What came back. `ended`: the other side closed; `late`: it did not, and nothing more was waited for."""
+    """What came back. `ended`: the other side closed the connection. `late`: it had not by `DEADLINE_S`."""
 
     data: bytearray = field(default_factory=bytearray)
     ended: bool = False
@@ -38,7 +38,7 @@ class Heard:
 
 
 async def play(port: int, case: Case) -> Heard | None:
-    """Send the case, and listen as its ending says. None: nobody listens at that port."""
+    """Send the case, and listen as its ending says. None: no process listens at that port."""
     heard = Heard()
     try:
         stream = await trio.open_tcp_stream("127.0.0.1", port)
@@ -74,7 +74,7 @@ async def _send(stream: trio.SocketStream, case: Case) -> None:
         if case.ending is Ending.HALF_CLOSE:
             await stream.send_eof()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass  # it hung up on us, which is its right; what it said before is read
+        pass  # the other side may hang up; what it sent before is still read
 
 
 async def _listen(stream: trio.SocketStream, heard: Heard) -> None:
@@ -92,7 +92,7 @@ async def _listen(stream: trio.SocketStream, heard: Heard) -> None:
 async def play_all(
     port: int, cases: Iterable[Case], on_heard: Callable[[Case, Heard | None], None], *, at_once: int = AT_ONCE_MAX
 ) -> None:
-    """Play all of them, so many at a time."""
+    """Play all cases, `at_once` at a time."""
     left = iter(cases)
 
     async def go_on() -> None:
@@ -105,9 +105,9 @@ async def play_all(
 
 
 async def play_rpc(port: int, case: Case) -> Heard | None:
-    """Send the case, then ask for a sign of life, and listen until that is answered or the link is over.
+    """Send the case, then a heartbeat, and listen until the heartbeat is answered or the link has ended.
 
-    A frame that is not whole would wait for ever, so after `PATIENCE_S` this side closes its half.
+    Half a frame would wait for its rest for ever, so this side closes its half after `PATIENCE_S`.
     """
     heard = Heard()
     try:
@@ -141,7 +141,7 @@ async def play_rpc(port: int, case: Case) -> Heard | None:
 
 
 async def ask(port: int, to: FuzzedNode, op: int, arguments: list[Any]) -> list[Any] | None:
-    """The answer `[id, fault, payload]` to one call of one that greets well; None if the link ends first."""
+    """Greet well and make one call. Returns its answer `[id, fault, payload]`, or None if the link ends first."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     frames = _Frames()
     async with stream:
@@ -160,7 +160,7 @@ def _answers(item: Any, call_id: int) -> bool:
 
 
 class _Frames:
-    """Whole frames out of what arrives from a node that is trusted to speak well."""
+    """Splits what arrives into whole frames. The sender is trusted to be well-behaved."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -175,9 +175,9 @@ class _Frames:
 
 
 class FakeWorker:
-    """Listens like a worker, greets like one where `greeting` is none, and answers calls as `answer` says.
+    """Listens like a worker, greets with `greeting`, which is a worker's at first, and answers calls as `answer` says.
 
-    `answer(op, arguments)` gives `[fault, payload]`, or bytes to send instead of any frame, or None for silence.
+    `answer(op, arguments)` gives `[fault, payload]`, or bytes to send instead of a frame, or None for silence.
     """
 
     def __init__(self, cluster: str, node: str, answer: Callable[[int, list[Any]], list[Any] | bytes | None]) -> None:
@@ -216,7 +216,7 @@ def _answer_frame(call_id: int, said: list[Any]) -> bytes:
 
 
 def nonsense(dice: random.Random, epoch: int) -> Callable[[int, list[Any]], list[Any] | bytes | None]:
-    """Heartbeats mostly well, so that it counts as up; everything else with something odd, or nothing, or no frame."""
+    """Answer most heartbeats well, so that the worker counts as up, and every other call with nonsense or silence."""
     process = f"fuzz-{dice.randrange(2**32)}"
     vitals = list(rpc_cases.odd_vitals(process))
 

@@ -1,9 +1,9 @@
-"""The rules, and whether what was heard keeps them.
+"""The rules, and whether the cluster kept them.
 
-Over HTTP: every answer is one of HTTP/1.1, read by h11 as strictly as a client can; no 5xx but 503, 504 and 507, and
-each of these says an outcome; a plain request is answered; a write that was refused is never found, one that was
-committed always is. Of a process: it lives, counts as up, answers an ordinary put and get in time, keeps its memory and
-its log below a bound, and writes no traceback.
+Over HTTP: every answer is well-formed HTTP/1.1, read as strictly as h11 can. There is no 5xx but 503, 504 and 507, and
+each of these says an outcome. A plain request is answered. A refused write is never found, a committed write always is.
+Of each process: it lives, counts as up, answers an ordinary put and get in time, keeps its memory and its log below a
+bound, and writes no traceback.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from trikv.testing.fuzz.drive import Heard
 
 ALLOWED_5XX: Final = (503, 504, 507)
 MEMORY_BYTES_MAX: Final = 512 * 1024 * 1024
-"""Resident, at the peak. A node takes 60 to 80 MiB; a frame or a batch at its cap of 8 MiB a few times its bytes while
-it is read, and several arrive at once."""
-LOG_BYTES_MAX: Final = 1024 * 1024  # of one process in one run: what repeats is limited in rate
+"""Resident, at the peak. A node takes 60 to 80 MiB. A frame or a batch at its cap of 8 MiB takes a few times its bytes
+while it is read, and several arrive at once."""
+LOG_BYTES_MAX: Final = 1024 * 1024  # of one process in one run: lines that repeat are limited in rate
 _SHOWN_BYTES_MAX: Final = 2000
 _OUTCOMES: Final = frozenset(outcome.value for outcome in Outcome)
 
 
 class FuzzFinding(NamedTuple):
-    """A rule that was broken, and by which bytes."""
+    """A rule that was broken, and the bytes that broke it."""
 
     rule: str
     detail: str
@@ -96,7 +96,7 @@ def _parse_one(data: bytes, method: bytes) -> tuple[FuzzAnswer, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class FuzzVerdict:
-    """What one connection showed. Of `refused` nothing may ever be found, all of `committed` must be."""
+    """What one connection showed. No write of `refused` may ever be found, and each of `committed` must be."""
 
     statuses: tuple[int, ...] = ()
     findings: tuple[FuzzFinding, ...] = ()
@@ -155,7 +155,7 @@ def _outcome_of(answer: FuzzAnswer) -> object:
 def judge_found(
     found: dict[str, str | None], refused: Sequence[FuzzWrite], committed: Sequence[FuzzWrite]
 ) -> list[FuzzFinding]:
-    """`found`: what a read of each key answered, for the keys that could be read."""
+    """`found`: by key, the answer of a read, for the keys that could be read."""
     findings = [
         FuzzFinding(
             "a refused write is never found", f"{write.key} holds {found[write.key]!r}", "a write", write.key.encode()
@@ -184,7 +184,7 @@ def judge_log(name: str, log: Path) -> list[FuzzFinding]:
 
 
 def memory_of(pid: int) -> tuple[int, int] | None:
-    """Resident bytes of a process, now and at its peak. None where the system does not tell, or it has ended."""
+    """Resident bytes of a process, now and at its peak. None if it has ended, or if the system does not say."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

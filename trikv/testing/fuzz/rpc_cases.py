@@ -1,9 +1,9 @@
 """What to send to an RPC port: nonsense before a greeting, greetings with odd fields, calls with odd arguments.
 
-The frames are built here from the protocol as `core/session.py` and `core/calls.py` describe it, with the bare encoder:
-those modules would refuse to say most of this. A peer that has greeted well is believed, so nothing here is a
-well-formed call that changes records of others, or promises an epoch that could be one: what stores has a key of its
-own, and what discards is of an epoch long gone.
+The frames are built with the bare encoder from the protocol as `core/session.py` and `core/calls.py` describe it,
+since those modules refuse to make most of them. A node believes a peer that has greeted well. So no well-formed call
+here changes records of other keys or promises an epoch that could be valid: a call that stores has a key of its own,
+and a call that discards names an epoch long past.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ EPOCH_MAX: Final = 2**64 - 1
 BUDGET_MS: Final = 1000
 
 _ONE_CALL: Final = b"\x82\x01\x81\x84\x01\x19\x03\xe8"  # [CALLS, [[1, 1000, and what follows: op and arguments
-LAST_CALL: Final = 999_999  # the id of the HEARTBEAT behind each case: its answer says that the link still lives
+LAST_CALL: Final = 999_999  # the id of the HEARTBEAT behind each case: its answer shows that the link still works
 
 ODD: Final[tuple[Any, ...]] = (
     None, True, False, -1, 0, 2**16, 2**31, 2**32, 2**53, 2**63, EPOCH_MAX, -(2**64), 1.5, float("nan"), float("inf"),
     "", "x", "\0", "\x1b[31m", "\u202e", "x" * 5000, b"", b"x", b"\xff", b"x" * (KEY_BYTES_MAX + 1), [], [[]], [None],
     [1, 2, 3], [[1, 2, 3]], ["a", "b", "c"],
 )  # fmt: skip
-# Besides those: what a frame cannot carry.
+# Besides those: values that a frame cannot carry.
 FOREIGN: Final[dict[str, bytes]] = {
     "a map": b"\xa1\x61a\x01",
     "a map with a key twice": b"\xa2\x61a\x01\x61a\x02",
@@ -78,7 +78,7 @@ FOREIGN: Final[dict[str, bytes]] = {
 
 
 class FuzzedNode(NamedTuple):
-    """Whom the cases are for. `epoch` is the present one of `partition`, as far as is known."""
+    """The node that the cases are sent to. `epoch` is the current one of `partition`, as far as is known."""
 
     role: str
     cluster: str
@@ -102,7 +102,7 @@ def list_head(length: int) -> bytes:
 
 
 def greeting_fields(to: FuzzedNode) -> list[Any]:
-    """How somebody greets who belongs there: a worker at the master, a master of a term long gone at a worker."""
+    """A greeting that is accepted: a worker's at the master, and at a worker that of a master of a long past term."""
     role = "worker" if to.role == "master" else "master"
     return [MAGIC, PROTOCOL, role, "fuzz", "1/fuzz", to.cluster]
 
@@ -117,7 +117,7 @@ def calls(*rows: Sequence[Any]) -> bytes:
 
 
 def strangers(dice: random.Random, to: FuzzedNode) -> Iterator[Case]:
-    """Whatever comes instead of a greeting, and greetings with each field odd in turn."""
+    """Bytes in place of a greeting, and greetings with each field odd in turn."""
     name = f"RPC of the {to.role}"
     greeting = greeting_fields(to)
     for kind, data in GREETINGS.items():
@@ -148,7 +148,7 @@ def strangers(dice: random.Random, to: FuzzedNode) -> Iterator[Case]:
         ]
         for value in odd:
             if field == "incarnation" or (value != greeting[at]):
-                # A node of another cluster, or a strange name: welcome or not, it then asks for a sign of life.
+                # A node of another cluster, or of a strange name. Accepted or not, it then sends a heartbeat.
                 fields = [*greeting[:at], value, *greeting[at + 1 :]]
                 yield Case(f"{name}, an odd {field} in a greeting", (frame(fields), heartbeat()))
     for length in range(6):
@@ -162,7 +162,7 @@ def strangers(dice: random.Random, to: FuzzedNode) -> Iterator[Case]:
 
 
 def after_greeting(dice: random.Random, to: FuzzedNode) -> Iterator[Case]:
-    """What comes behind a greeting that was accepted. The first piece is that greeting."""
+    """Bytes after a greeting that is accepted. The first piece is that greeting."""
     name = f"RPC of the {to.role}, greeted"
     greeting = frame(greeting_fields(to))
 
@@ -302,7 +302,7 @@ def _calls(dice: random.Random, to: FuzzedNode, case: Any) -> Iterator[Case]:
 
 
 def odd_answer(dice: random.Random, op: int, epoch: int) -> list[Any]:
-    """`[fault, payload]`: for each call something that its asker cannot use."""
+    """An answer `[fault, payload]` that the caller cannot use."""
     row = [dice.choice((0, 1023, 1024, 65_000, 65_534, EPOCH_MAX, -1)), b"fuzz-fake", [epoch, 1, epoch, 1, b""]]
     summary = [dice.choice((0, 1023, 65_000)), dice.choice((0, EPOCH_MAX)), EPOCH_MAX, EPOCH_MAX, 0]
     payloads: list[Any] = [
@@ -319,7 +319,7 @@ def odd_answer(dice: random.Random, op: int, epoch: int) -> list[Any]:
 
 
 def odd_vitals(process: str) -> Iterator[list[Any]]:
-    """What a worker says of itself, with each field odd in turn."""
+    """A worker's vitals with each field odd in turn."""
     good = [0, False, "memory", None, process, ""]
     for at in range(len(good)):
         for value in (*ODD, "9999999999/x", f"{EPOCH_MAX}/x"):
@@ -330,7 +330,7 @@ def odd_vitals(process: str) -> Iterator[list[Any]]:
 
 
 def odd_greetings(cluster: str, node: str) -> Iterator[bytes]:
-    """How the worker at an address greets that was to be enlisted. None of them leads to a worker that can be used."""
+    """Greetings from an address that is to be enlisted. None of them is of a worker that can be used."""
     good = [MAGIC, PROTOCOL, "worker", node, "fuzz-life", cluster]
     for at in (0, 1, 2, 5):
         for value in (*ODD, "master", 2):

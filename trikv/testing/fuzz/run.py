@@ -1,12 +1,12 @@
-"""A fuzz from its first block to its last: a cluster of real processes, and after each block a look at all of it.
+"""One run of the fuzz: blocks of cases against a cluster of real processes, and a check of every process after each.
 
 The blocks: HTTP/1.1; other protocols at the HTTP port; strangers at every RPC port; peers that greet well and then talk
-nonsense, at every RPC port; workers that are to be enlisted and are none; a worker that is enlisted, given a share, and
-answers nonsense. A node that ends is noted with what it was sent at last, and started again, so that the rest is seen
-too.
+nonsense, at every RPC port; addresses to enlist at which no worker answers; a worker that is enlisted, given a share,
+and answers nonsense. A node that ends is recorded with the last cases that it got, and started again, so that the rest
+of the run is of use.
 
-What it costs, on two shared cores: some 9 s for each 1,000 HTTP requests, and a minute for the other blocks in full.
-`share` plays a part of each of those, by the seed.
+What it costs, on two shared cores: about 9 s for each 1,000 HTTP requests, and a minute for the other blocks in full.
+`share` plays a part of those, chosen by the seed.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from trikv.testing.processes.cluster import LocalCluster, NodeProcess, wait_unti
 
 HEALTH_KEY: Final = b"fuzz-health"
 WORKERS: Final = 3
-READ_KEYS_MAX: Final = 500  # at once, with one batch
+READ_KEYS_MAX: Final = 500  # in one part of the cases, and of the keys to read back
 FINDINGS_SHOWN: Final = 50
-LAST_SHOWN: Final = 4  # of the cases that a node got before it ended
+LAST_SHOWN: Final = 4  # of the cases that a node got before its end
 FAKE_NODE: Final = "w-f0220000"
-UP_DEADLINE_S: Final = 20.0  # until a worker that was held up counts as up again
+UP_DEADLINE_S: Final = 20.0  # for workers that were held up to count as up again
 
 
 class Fuzz:
@@ -46,8 +46,8 @@ class Fuzz:
     Args:
       requests: connections of HTTP/1.1.
       seconds: begin no further HTTP/1.1 connections after so long.
-      share: of the other blocks.
-      only: blocks whose names begin so; all, if there are none.
+      share: the share of the other blocks' cases that is played.
+      only: play the blocks whose names begin so; if it is empty, all.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Fuzz:
         self._cluster = LocalCluster(mode="quorum", workers=WORKERS, down_after_s=3.0)
 
     def run(self) -> None:
-        """Play every block. What broke a rule is in `findings`."""
+        """Play every block. Broken rules are in `findings`."""
         blocks: list[tuple[str, Callable[[random.Random], None]]] = [
             ("http", self._http),
             ("other protocols", self._other_protocols),
@@ -120,7 +120,7 @@ class Fuzz:
         self._play_web(self._some(dice, web_cases.other_protocols()))
 
     def _play_web(self, cases: Iterable[Case]) -> None:
-        """Play them, in parts, after each of which the master is looked at."""
+        """Play the cases in parts, and look at the nodes after each part."""
         part: list[Case] = []
         for case in cases:
             part.append(case)
@@ -145,7 +145,7 @@ class Fuzz:
         self._committed += verdict.committed
 
     def _read_back(self) -> None:
-        """Read every key of which something can be said."""
+        """Read every key whose write was refused or committed."""
         keys = [write.key for write in (*self._refused, *self._committed)]
         found: dict[str, str | None] = {}
         for begin in range(0, len(keys), READ_KEYS_MAX):
@@ -162,7 +162,7 @@ class Fuzz:
         return found
 
     def _rpc(self, make: Callable[[random.Random, FuzzedNode], Iterable[Case]], dice: random.Random) -> None:
-        """The same cases to every node at once, since one poisoned replica of three would not be noticed."""
+        """Play the same cases to every node at once, since one poisoned replica of three would not be noticed."""
         state = self._client.cluster()
         members = {worker["id"]: worker["incarnation"] for worker in state["workers"]}
         partition = partition_of(HEALTH_KEY)
@@ -211,7 +211,7 @@ class Fuzz:
         return [case for case in cases if dice.random() < self._share]
 
     def _enlisting(self, dice: random.Random) -> None:
-        """Addresses at which something else answers, or a worker with odd vitals."""
+        """Enlist addresses at which no worker answers, or a worker with odd vitals."""
         cluster = self._client.cluster()["cluster"]
         greetings = list(rpc_cases.odd_greetings(cluster, FAKE_NODE))
         vitals = list(rpc_cases.odd_vitals("fuzz-process"))
@@ -252,7 +252,7 @@ class Fuzz:
         self.findings += [finding._replace(sent=what) for finding in verdict.findings]
 
     def _fake_worker(self, dice: random.Random) -> None:
-        """A worker that is enlisted and given a share, and answers everything with nonsense, while clients write."""
+        """Have a worker that answers with nonsense enlisted and given a share, while clients write."""
         cluster = self._client.cluster()["cluster"]
         epoch = self._client.cluster()["term"] << 32
         seconds = 1.0 + 9.0 * self._share
@@ -278,7 +278,7 @@ class Fuzz:
         self._forget_fakes()
 
     def _forget_fakes(self) -> None:
-        """Have the master give the fake workers up."""
+        """Remove the fake workers from the cluster."""
         real = {node.id for node in self._cluster.workers}
 
         def gone() -> bool:
@@ -299,7 +299,7 @@ class Fuzz:
         self._last.setdefault(node.name, deque(maxlen=LAST_SHOWN)).append(case)
 
     def _revive(self, kind: str) -> None:
-        """Note every node that has ended, and start it again."""
+        """Record every node that has ended as a finding, and start it again."""
         for node in self._nodes:
             if not node.running:
                 for case in self._last.get(node.name, ()):
@@ -311,7 +311,8 @@ class Fuzz:
                 node.start()
 
     def _look(self, block: str) -> None:
-        """Every process lives, counts as up, and an ordinary put and get work; memory and logs are within bounds."""
+        """Check that every process lives and counts as up, that puts and gets work, and that memory and logs are
+        small."""
         self._revive(block)
 
         def broke(rule: str, detail: str) -> None:
@@ -349,7 +350,7 @@ class Fuzz:
 
 
 def report(fuzz: Fuzz) -> Iterable[str]:
-    """What was seen, line by line."""
+    """The lines of the report."""
     yield f"{fuzz.kinds.total():,} cases of {len(fuzz.kinds):,} kinds"
     yield "answers: " + ", ".join(f"{count:,} of {status}" for status, count in sorted(fuzz.statuses.items()))
     for name, sizes in fuzz.memory.items():

@@ -1,8 +1,8 @@
 """What to send to the HTTP port: requests by a grammar of every route, their mutations, and other protocols.
 
-Each case that writes has a key of its own (`prefix` and its number), so that it can be told afterwards what became of
-it. Nothing here asks for a change that an operator would have to undo: modes are planned, workers that are drained do
-not exist, losses are not accepted, and addresses are of this machine.
+Each case that writes has a key of its own (`prefix` and its number), so that a later read shows what became of the
+write. No case asks for a change that an operator would have to undo: modes are only planned, the workers to drain do
+not exist, no loss is accepted, and all addresses are of this machine.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ HEADERS: Final = (
     b"Last-Event-ID: " + b"9" * 5000, b"X-Forwarded-For: \xff", b"X-HTTP-Method-Override: DELETE", b"Forwarded: for=[",
     b"HTTP2-Settings: AAM", b"Sec-WebSocket-Key: \xff", b"Max-Forwards: -1", b"Date: \xff", b"Via: " + b"1.1 a, " * 500,
 )  # fmt: skip
-FRAMINGS: Final = (  # in place of Content-Length; what follows is sent in any case
+FRAMINGS: Final = (  # in place of Content-Length; the body follows in any case
     b"", b"Content-Length: -1", b"Content-Length: +1", b"Content-Length: 0x10", b"Content-Length: 1e1",
     b"Content-Length: 99999999999999999999", b"Content-Length: " + b"9" * 5000, b"Content-Length: 1048577",
     b"Content-Length: 8388609", b"Content-Length: 0", b"Content-Length:", b"Content-Length: \xc2\xb2",
@@ -222,7 +222,7 @@ ROUTES: Final[tuple[Route, ...]] = (
 def spell(
     request: FuzzRequest, *, version: bytes = b"HTTP/1.1", headers: tuple[bytes, ...] = (), framing: bytes | None = None
 ) -> bytes:
-    """The request's bytes. `framing` stands in place of Content-Length."""
+    """The request's bytes. `framing` takes the place of Content-Length."""
     lines = [request.method + b" " + request.target + b" " + version, b"Host: localhost"]
     if request.content_type:
         lines.append(b"Content-Type: " + request.content_type)
@@ -235,7 +235,7 @@ def spell(
 
 def request_case(dice: random.Random, number: int, prefix: str) -> Case:
     """One connection's worth of HTTP/1.1, plain or odd."""
-    key = f"{prefix}-{number:05}-"  # with a letter cut off it is no other key
+    key = f"{prefix}-{number:05}-"  # the dash at its end: cut short, it is no other case's key
     what = dice.choices(("plain", "odd", "mutated", "framed", "pipelined"), (15, 30, 30, 15, 10))[0]
     if what == "pipelined":
         return _pipelined(dice, key)
@@ -272,7 +272,7 @@ def _odd(dice: random.Random, request: FuzzRequest) -> bytes:
 
 
 def _pipelined(dice: random.Random, key: str) -> Case:
-    """Two to five plain requests in one go; often something follows that is none."""
+    """Two to five plain requests at once, often followed by bytes that are no request."""
     requests = [dice.choice(ROUTES)(dice, f"{key}{number}-") for number in range(dice.randint(2, 5))]
     requests = [request for request in requests if request.target not in (b"/v1/events", b"*")] or [_put(dice, key)]
     data = b"".join(map(spell, requests))
@@ -372,7 +372,7 @@ def h2_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def other_protocols() -> Iterator[Case]:
-    """HTTP/2, upgrades, and greetings of protocols that have nothing to do with HTTP."""
+    """HTTP/2, upgrades, and the greetings of other protocols."""
     settings = h2_frame(4, 0, 0)
     get = h2_frame(1, 5, 1, bytes.fromhex("828684"))
     post = h2_frame(1, 4, 1, bytes.fromhex("838684"))

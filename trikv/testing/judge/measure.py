@@ -36,6 +36,17 @@ def returns_s(history: Iterable[Operation], from_s: float, to_s: float) -> list[
     return back
 
 
+def describe_returns(returns: Sequence[float], down_after_s: float) -> str:
+    """The times of `returns_s` as a sentence, without the silence after which a dead worker is replaced."""
+    if not returns:
+        return "no client had to wait until it could write again"
+    median_s, p99_s, most_s = (percentile(returns, share) - down_after_s for share in (0.5, 0.99, 1.0))
+    return (
+        f"{len(returns)} times a client could not write, and could again, beyond --down-after {down_after_s:g} s, "
+        f"after {median_s:.2f} s (median), {p99_s:.2f} s (p99), {most_s:.2f} s (most)"
+    )
+
+
 def longest_gap_s(history: Iterable[Operation], from_s: float, to_s: float) -> float:
     """The longest time within the span in which no write was committed."""
     commits = (op.returned_s for op in history if op.writes and op.outcome is Outcome.COMMITTED)
