@@ -6,7 +6,6 @@ their cluster as they found it share one.
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -69,12 +68,3 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = Path(sysconfig.get_paths()["stdlib"], package)
         shutil.copytree(source, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

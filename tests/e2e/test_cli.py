@@ -146,7 +146,7 @@ def test_completion(trikv: Trikv, shell: str) -> None:
     assert "_TRIKV_COMPLETE" in printed.stdout.decode()
 
 
-def test_exit_codes(quiet_cluster: LocalCluster, trikv: Trikv, tmp_path: Path, free_port: int) -> None:
+def test_exit_codes(quiet_cluster: LocalCluster, trikv: Trikv, tmp_path: Path, free_tcp_port: int) -> None:
     url = quiet_cluster.url
     assert trikv("--version").returncode == 0
     assert trikv("get", "exit/absent", url=url).returncode == 3
@@ -166,10 +166,10 @@ def test_exit_codes(quiet_cluster: LocalCluster, trikv: Trikv, tmp_path: Path, f
     assert trikv("put", "exit/large", "-", url=url, stdin=b"x" * (1024 * 1024 + 1)).returncode == 2
     assert trikv("put", "exit/largest", "-", url=url, stdin=b"x" * 1024 * 1024).returncode == 0
     assert trikv("put", "exit/key", "--file", tmp_path / "nowhere", url=url).returncode == 1
-    nobody = trikv("get", "exit/key", url=f"http://127.0.0.1:{free_port}")
+    nobody = trikv("get", "exit/key", url=f"http://127.0.0.1:{free_tcp_port}")
     assert nobody.returncode == 4
     assert nobody.stderr.decode().count("\n") == 1
-    assert str(free_port) in nobody.stderr.decode()
+    assert str(free_tcp_port) in nobody.stderr.decode()
 
 
 def test_the_process_says_the_same(quiet_cluster: LocalCluster, trikv_process: Trikv) -> None:

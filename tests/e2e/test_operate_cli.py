@@ -170,8 +170,8 @@ def test_who_follows_events_comes_back_after_the_master_did(tmp_path: Path) -> N
     assert [kind for kind, _ in kinds].count("gap") == 1
 
 
-def test_who_reaches_nobody_is_told_at_once(trikv: Trikv, free_port: int) -> None:
-    nobody = trikv("events", url=f"http://127.0.0.1:{free_port}")
+def test_who_reaches_nobody_is_told_at_once(trikv: Trikv, free_tcp_port: int) -> None:
+    nobody = trikv("events", url=f"http://127.0.0.1:{free_tcp_port}")
     assert (nobody.returncode, nobody.stderr.decode().count("\n")) == (4, 1)
 
 

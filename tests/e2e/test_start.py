@@ -11,8 +11,8 @@ from trikv.core.errors import Outcome
 from trikv.testing.processes.cluster import LocalCluster, NodeProcess, wait_until
 
 
-def test_workers_may_start_before_their_master(tmp_path: Path, free_port: int) -> None:
-    cluster = LocalCluster(workers=2, replicas=2, storage="rocksdb", directory=tmp_path, master_port=free_port)
+def test_workers_may_start_before_their_master(tmp_path: Path, free_tcp_port: int) -> None:
+    cluster = LocalCluster(workers=2, replicas=2, storage="rocksdb", directory=tmp_path, master_port=free_tcp_port)
     try:
         for node in cluster.workers:
             node.start()
