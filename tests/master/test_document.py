@@ -1,4 +1,7 @@
-"""A change of the document of which nobody knows whether it was made: an fsync that failed, an answer that was lost."""
+"""Changes of the document: durable before they take effect, one at a time, and told truly.
+
+Above all those of which nobody knows whether they were made: an fsync that failed, an answer that was lost.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,34 @@ import trio
 from trio.testing import MockClock
 
 from tests.helpers import GatedStorage, partition_of, shut
-from trikv.core.configuration import Cluster
-from trikv.core.errors import Refused, TrikvError
-from trikv.master.configstore import CHANGE, ConfigStoreError, MemoryConfigStore, NotChanged, SqliteConfigStore
-from trikv.master.document import DOUBT_S
+from trikv.coordinator.partition import Doubt, PartitionState, Surroundings
+from trikv.core.configuration import Cluster, Configuration, Member, Partition
+from trikv.core.errors import Refused, TrikvError, Unknown
+from trikv.master.configstore import (
+    CHANGE,
+    ConfigConflict,
+    ConfigStoreError,
+    MemoryConfigStore,
+    NotChanged,
+    SqliteConfigStore,
+)
+from trikv.master.document import DOUBT_S, Document
+from trikv.registry import load_registry
 from trikv.testing.inprocess import InProcessCluster
 
 KEY = b"k"
 INDEX = partition_of(KEY)
+
+MEMBERS = tuple(Member(f"w-{number}", "1") for number in range(4))
+FORMED = Cluster(
+    "c-1",
+    "quorum",
+    3,
+    3,
+    term=5,
+    stored=True,
+    partitions=(Partition(1, (Configuration(MEMBERS[:3], "quorum", 2),)),) * 3,
+)
 
 FAIL_SYNCS = """
 // While the file fail-syncs exists, fsync and fdatasync fail with EIO, and what was written stays in the page cache.
@@ -82,6 +105,191 @@ class DoubtfulStore(MemoryConfigStore):
         self.failed.set()
         self.tried.add(document[CHANGE])
         raise ConfigStoreError("disk I/O error")
+
+
+# --- one change -------------------------------------------------------------------------------------------------------
+
+
+class Alone:
+    """A document without a master: what was installed, and what the store held at that moment."""
+
+    def __init__(self, store: MemoryConfigStore, cluster: Cluster = FORMED) -> None:
+        self.store = store
+        self.installed: list[tuple[Cluster, bool]] = []
+        self.document = Document(cluster, 0, store, "m-1", lambda cluster, mine: self.installed.append((cluster, mine)))
+
+    async def change(self, mode: str, *, made_here: bool = False) -> None:
+        async with self.document.changing:
+            await self.document.change(lambda cluster: replace(cluster, mode=mode), made_here=made_here)
+
+    async def end(self) -> None:
+        """What the master does that has nothing more to change."""
+        with trio.fail_after(1):
+            await self.document.run()
+
+    async def stored_mode(self) -> str | None:
+        document, _ = await self.store.read()
+        return None if document is None else Cluster.from_document(document).mode
+
+
+async def test_a_change_is_durable_first_then_effective_then_told(autojump_clock: MockClock) -> None:
+    seen: list[tuple[str, str]] = []
+
+    class Watched(MemoryConfigStore):
+        async def compare_and_set(self, document: dict[str, Any], revision: int) -> int:
+            seen.append(("store", alone.document.cluster.mode))
+            return await super().compare_and_set(document, revision)
+
+    alone = Alone(Watched())
+    told = alone.document.changed.count
+    await alone.change("sync", made_here=True)
+    assert seen == [("store", "quorum")], "it was not effective before it was durable"
+    assert [(cluster.mode, mine) for cluster, mine in alone.installed] == [("sync", True)]
+    assert alone.document.changed.count == told + 1
+    assert await alone.stored_mode() == alone.document.cluster.mode == "sync"
+    await alone.change("chain")
+    assert alone.installed[-1][1] is False
+    assert await alone.stored_mode() == "chain"
+
+
+async def test_a_change_that_changes_nothing_is_not_written(autojump_clock: MockClock) -> None:
+    alone = Alone(MemoryConfigStore())
+    await alone.change("quorum")
+    assert await alone.stored_mode() is None
+    assert not alone.installed
+
+
+async def test_a_conflict_is_refused_and_ends_the_master(autojump_clock: MockClock) -> None:
+    alone = Alone(MemoryConfigStore())
+    await Alone(alone.store).change("async")  # another master's
+    with pytest.raises(Refused, match="another master has taken over"):
+        await alone.change("sync")
+    with pytest.raises(ConfigConflict):
+        await alone.end()
+    with pytest.raises(Refused, match="about to end"):
+        await alone.change("chain")
+    assert await alone.stored_mode() == "async"
+    assert not alone.installed
+
+
+async def test_a_change_that_was_not_made_may_be_asked_for_again(autojump_clock: MockClock) -> None:
+    class Full(MemoryConfigStore):
+        full = True
+
+        async def compare_and_set(self, document: dict[str, Any], revision: int) -> int:
+            if self.full:
+                raise NotChanged("disk is full")
+            return await super().compare_and_set(document, revision)
+
+    store = Full()
+    alone = Alone(store)
+    with pytest.raises(Refused, match="disk is full") as refused:
+        await alone.change("sync")
+    assert refused.value.kind.code == "unavailable"
+    assert not alone.installed
+    store.full = False
+    await alone.change("sync")
+    assert await alone.stored_mode() == "sync"
+
+
+async def test_a_change_whose_answer_was_lost_is_made_once(autojump_clock: MockClock) -> None:
+    store = DoubtfulStore()
+    alone = Alone(store)
+    await alone.change("async")
+    store.failing = store.made = True
+
+    async def work_again() -> None:
+        await store.failed.wait()
+        await trio.sleep(DOUBT_S / 2)
+        assert alone.installed[-1][0].mode == "async", "it is not effective while it is in doubt"
+        store.failing = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work_again)
+        await alone.change("sync")
+    assert alone.installed[-1][0].mode == "sync"
+    await alone.change("chain")
+    assert await alone.stored_mode() == "chain", "and the revision is known"
+
+
+async def test_a_change_in_doubt_that_another_master_has_overtaken_is_unknown(autojump_clock: MockClock) -> None:
+    store = DoubtfulStore()
+    alone = Alone(store)
+    store.failing = store.made = True
+
+    async def take_over() -> None:
+        await store.failed.wait()
+        store.failing = False
+        document, revision = await store.read()
+        assert document is not None
+        await store.compare_and_set(document | {CHANGE: "m-2/1", "mode": "async"}, revision)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(Unknown, match="read at the next start")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_over)
+            await alone.change("sync")
+    with pytest.raises(ConfigStoreError):
+        await alone.end()
+    assert not alone.installed
+
+
+async def test_a_change_that_stays_in_doubt_is_unknown_and_the_last(autojump_clock: MockClock) -> None:
+    store = DoubtfulStore()
+    alone = Alone(store)
+    store.failing = True
+    began_s = trio.current_time()
+    with pytest.raises(Unknown):
+        await alone.change("sync")
+    assert trio.current_time() - began_s >= DOUBT_S
+    store.failing = False
+    with pytest.raises(Refused, match="about to end"):
+        await alone.change("sync")
+    with pytest.raises(ConfigStoreError):
+        await alone.end()
+
+
+async def test_nothing_is_built_on_a_doubt_whose_caller_has_gone(autojump_clock: MockClock) -> None:
+    store = DoubtfulStore()
+    alone = Alone(store)
+    store.failing = True
+    with trio.move_on_after(5) as caller:
+        await alone.change("sync")
+    assert caller.cancelled_caught
+    store.failing = False
+    with pytest.raises(Refused, match="about to end"):
+        await alone.change("chain")
+    assert await alone.stored_mode() is None
+
+
+async def test_settled_is_noted_of_partitions_that_are_still_in_force(autojump_clock: MockClock) -> None:
+    """The others have another configuration by now, or another epoch: what was settled is not theirs."""
+    first, second = FORMED.partitions[0].active, Configuration(MEMBERS[1:], "quorum", 2)
+    unsettled = [Partition(1, (first,)).changed_to(second) for _ in range(3)]
+    alone = Alone(MemoryConfigStore(), replace(FORMED, partitions=tuple(unsettled)))
+    states = [a_state(index, partition) for index, partition in enumerate(unsettled)]
+    overtaken = unsettled[1].changed_to(first)
+    alone.document.install(alone.document.cluster.with_partitions({1: overtaken}))
+    other_term = a_state(2, unsettled[2], term=FORMED.term - 1)
+    await alone.document.note_settled([states[0], states[1], other_term])
+    assert alone.document.cluster.partitions == (unsettled[0].as_settled(), overtaken, unsettled[2])
+    document, _ = await alone.store.read()
+    assert document is not None
+    assert Cluster.from_document(document).partitions == alone.document.cluster.partitions
+
+
+def a_state(index: int, partition: Partition, *, term: int = FORMED.term) -> PartitionState:
+    surroundings = Surroundings(
+        load_registry().strategy,
+        lambda configuration: [],
+        on_stale=lambda state, promised: None,
+        on_missed=lambda state, target, write: None,
+        doubt=Doubt(),
+        mark=0,
+    )
+    return PartitionState(index, term, partition, surroundings)
+
+
+# --- in doubt, on a whole cluster -------------------------------------------------------------------------------------
 
 
 async def start(nursery: trio.Nursery) -> tuple[InProcessCluster, DoubtfulStore]:
