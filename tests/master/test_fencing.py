@@ -15,7 +15,7 @@ from trikv.core.calls import Op
 from trikv.core.configuration import Cluster
 from trikv.core.errors import Refused
 from trikv.core.quorums import Availability
-from trikv.core.record import JUMP_MAX, Record, Version, make_epoch
+from trikv.core.record import JUMP_MAX, PROMISED_MAX, Record, Version, make_epoch
 from trikv.master.configstore import ConfigStoreError, MemoryConfigStore
 from trikv.net.link import dial
 from trikv.testing.inprocess import PARTITIONS, InProcessCluster, Node
@@ -33,6 +33,81 @@ async def promise(cluster: InProcessCluster, node: Node, partition: int, epoch: 
         link.call(Op.FETCH, arguments, trio.current_time() + 1, lambda fault, payload: answered.set())
         await answered.wait()
         nursery.cancel_scope.cancel()
+
+
+# --- what is believed -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("terms", "generations", "blocked", "beyond"),
+    [
+        pytest.param(0, 1, True, None, id="a generation that the document does not know"),
+        pytest.param(5, 1, True, None, id="such a one under a later term: the term proves nothing"),
+        pytest.param(0, PROMISED_MAX, True, None, id="the highest generation that is believed"),
+        pytest.param(0, PROMISED_MAX + 1, False, None, id="a generation beyond all belief"),
+        pytest.param(1, 0, False, 1, id="this generation under a later term"),
+        pytest.param(PROMISED_MAX, -1, False, PROMISED_MAX, id="the highest term that is believed"),
+        pytest.param(PROMISED_MAX + 1, 0, False, None, id="a term beyond all belief"),
+        pytest.param(0, 0, False, None, id="the present epoch"),
+        pytest.param(-1, 0, False, None, id="an earlier term"),
+    ],
+)
+async def test_what_a_worker_has_promised_blocks_a_partition_or_makes_the_master_go_beyond_it(
+    terms: int, generations: int, blocked: bool, beyond: int | None, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    await cluster.coordinator.put(KEY, b"v")
+    await cluster.restart_master()
+    await cluster.until_all_up()
+    term, state = cluster.master.cluster.term, cluster.coordinator.partitions[partition_of(KEY)]
+    cluster.master.fencing.note_stale(state, make_epoch(term + terms, state.partition.generation + generations))
+    await trio.sleep(5)
+    now = cluster.coordinator.partitions[state.index]
+    assert now.is_blocked is blocked
+    assert [each.index for each in cluster.coordinator.partitions if each.is_blocked] == [state.index] * blocked
+    assert cluster.master.cluster.term == (term if beyond is None else term + beyond + 1)
+    if blocked:
+        assert f"knows generation {state.partition.generation}: it is older than the cluster" in now.blocked_because
+
+
+async def test_an_answer_to_a_former_state_is_held_against_the_present_one(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """A call of a former generation comes back with the present one: that is no news."""
+    cluster = await InProcessCluster.start(nursery)
+    await cluster.coordinator.put(KEY, b"v")
+    former = cluster.coordinator.partitions[partition_of(KEY)]
+    assert await cluster.master.reconciler.renew([former.index]) == [former.index]
+    present = cluster.coordinator.partitions[former.index]
+    cluster.master.fencing.note_stale(former, present.epoch)
+    assert [former.is_blocked, present.is_blocked] == [False, False]
+    cluster.master.fencing.note_stale(former, present.epoch + 1)
+    assert [former.is_blocked, present.is_blocked] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("terms", "outbid"),
+    [
+        pytest.param(-1, False, id="an earlier one is over"),
+        pytest.param(0, True, id="this one: another master has it too"),
+        pytest.param(1, True, id="a later one"),
+        pytest.param(PROMISED_MAX + 1, False, id="one beyond all belief"),
+    ],
+)
+async def test_a_rival_of_this_term_or_a_later_one_is_outbid(
+    terms: int, outbid: bool, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    await cluster.restart_master()
+    await cluster.until_all_up()
+    term = cluster.master.cluster.term
+    cluster.master.fencing.note_rival(term + terms)
+    cluster.master.fencing.note_rival(term + terms)  # two workers say so
+    await trio.sleep(5)
+    assert cluster.master.cluster.term == (term + terms + 1 if outbid else term)
+    # Under that other term there may be records, so a newcomer must stay spare.
+    assert cluster.master.cluster.stored is outbid
+    await cluster.until_all_up()
 
 
 # --- terms ------------------------------------------------------------------------------------------------------------

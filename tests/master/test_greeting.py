@@ -2,52 +2,124 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import code_of
 from trikv.core import frames
 from trikv.core.errors import Refused
 from trikv.core.session import Hello, Session
-from trikv.testing.inprocess import InProcessCluster
+from trikv.master.greeting import ASK_TIMEOUT_S, ask_who_is_there
+from trikv.testing.inprocess import InProcessCluster, Node
+
+Speak = Callable[[trio.abc.Stream], Awaitable[None]]
 
 
-async def test_nobody_at_an_address_is_refused_with_a_sentence(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    cluster = await InProcessCluster.start(nursery)
-    cluster.network.hold(cluster.workers[0].address)
-    for address, reason in (
-        ("127.0.0.1:9", "nobody listens"),
-        ("nonsense", "is not an address"),
-        (cluster.master_address, "a master talks to workers"),
-        (cluster.workers[0].address, "no answer in time"),
-    ):
-        with pytest.raises(Refused, match=reason) as refused:
-            await cluster.master.enlisting.enlist(address)
-        assert refused.value.kind.code == "conflict"
+async def ask(cluster: InProcessCluster, address: str) -> tuple[Hello, Any]:
+    return await ask_who_is_there(cluster.doors, cluster.master.hello(), address)
 
 
-@pytest.mark.parametrize("answer", [[2, [[1, 0, ["not", "vitals"]]]], [9, []], [2, [[]]]])
-async def test_a_worker_that_greets_and_then_speaks_nonsense_is_refused(
-    answer: list[Any], nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    cluster = await InProcessCluster.start(nursery)
+async def serve(cluster: InProcessCluster, nursery: trio.Nursery, speak: Speak) -> str:
+    """Where something listens that speaks so to each that dials."""
     listening = await cluster.network.listen("127.0.0.1:0")
+    nursery.start_soon(trio.serve_listeners, speak, [listening.listener])
+    return listening.address
+
+
+async def accept(stream: trio.abc.Stream, *, role: str = "worker") -> None:
+    """Greet back."""
+    session = Session(Hello(role, "w-9", "i-9", None), dialer=False)
+    list(session.receive(await stream.receive_some()))
+    await stream.send_all(session.accept())
+    await stream.receive_some()  # the question
+
+
+async def test_a_worker_says_who_it_is_and_how_it_is(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    node: Node = await cluster.add_worker(max_keys=7, enlist=False)
+    hello, vitals = await ask(cluster, node.address)
+    assert (hello.role, hello.node, hello.incarnation) == ("worker", node.worker.id, node.worker.incarnation)
+    assert (vitals.storage, vitals.max_keys, vitals.keys) == ("memory", 7, 0)
+    assert vitals.starts[-1] == node.worker.starts[-1]
+    assert node.worker.id not in cluster.master.cluster.workers, "asking enlists nobody"
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        pytest.param("127.0.0.1:9", "nobody listens", id="nobody"),
+        pytest.param("nonsense", "is not an address", id="no address"),
+        pytest.param("127.0.0.1:8000", "a master talks to workers", id="a master"),
+    ],
+)
+async def test_where_there_is_no_worker_it_is_refused_with_the_address_and_a_reason(
+    address: str, reason: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    with pytest.raises(Refused, match=f"no worker can be enlisted at {address}: .*{reason}") as refused:
+        await ask(cluster, address)
+    assert refused.value.kind.code == "conflict"
+
+
+@pytest.mark.parametrize("greets", [False, True], ids=["silent", "silent after its greeting"])
+async def test_a_silent_one_is_waited_for_a_while(
+    greets: bool, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
 
     async def speak(stream: trio.abc.Stream) -> None:
-        session = Session(Hello("worker", "w-9", "i-9", None), dialer=False)
-        list(session.receive(await stream.receive_some()))
-        await stream.send_all(session.accept())
-        await stream.receive_some()
-        await stream.send_all(frames.encode(answer))
-        await stream.receive_some()
+        if greets:
+            await accept(stream)
+        await trio.sleep_forever()
 
-    nursery.start_soon(trio.serve_listeners, speak, [listening.listener])
-    with pytest.raises(Refused, match=r"no worker can be enlisted|went away"):
-        await cluster.master.enlisting.enlist(listening.address)
-    assert await code_of(cluster) == "committed"
+    address = await serve(cluster, nursery, speak)
+    began_s = trio.current_time()
+    with pytest.raises(Refused, match="no answer in time"):
+        await ask(cluster, address)
+    assert trio.current_time() - began_s == pytest.approx(ASK_TIMEOUT_S)
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_that_is_no_worker_is_named(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery)
+
+    async def speak(stream: trio.abc.Stream) -> None:
+        await accept(stream, role="master")
+        await stream.send_all(frames.encode([2, [[1, 0, []]]]))
+
+    address = await serve(cluster, nursery, speak)
+    with pytest.raises(Refused, match=f"a master answers at {address}, not a worker"):
+        await ask(cluster, address)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param([2, [[1, 0, ["not", "vitals"]]]], id="vitals that are none"),
+        pytest.param([9, []], id="a frame of no kind"),
+        pytest.param([2, [[]]], id="an answer without its parts"),
+        pytest.param(None, id="nothing, and it hangs up"),
+    ],
+)
+async def test_one_that_greets_and_then_speaks_nonsense_is_refused(
+    answer: list[Any] | None, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+
+    async def speak(stream: trio.abc.Stream) -> None:
+        await accept(stream)
+        if answer is not None:
+            await stream.send_all(frames.encode(answer))
+            await stream.receive_some()
+        await stream.aclose()
+
+    address = await serve(cluster, nursery, speak)
+    began_s = trio.current_time()
+    with pytest.raises(Refused, match=f"the worker at {address} went away while it was asked who it is"):
+        await ask(cluster, address)
+    assert trio.current_time() - began_s < ASK_TIMEOUT_S, "that is noticed at once"
     nursery.cancel_scope.cancel()
