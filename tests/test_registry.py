@@ -60,7 +60,8 @@ def test_what_comes_with_trikv_is_found_by_entry_point() -> None:
     registry = load_registry()
     assert set(registry.strategies) >= {"sync", "async", "chain", "quorum"}
     assert set(registry.storage_engines) >= {"memory", "rocksdb"}
-    assert set(registry.origins) == {*registry.strategies, *registry.storage_engines}
+    assert set(registry.provisioners) >= {"local"}
+    assert set(registry.origins) == {*registry.strategies, *registry.storage_engines, *registry.provisioners}
     assert registry.origins["quorum"].startswith("trikv ")
     assert registry.strategy("quorum").promise is Promise.CP
     assert registry.storage_engine("rocksdb").durable

@@ -25,8 +25,8 @@ from trikv.core.quorums import Promise
 from trikv.core.record import Record, Version
 
 __all__ = [
-    "Answer", "Batch", "Page", "Promise", "Record", "ReplicaSet", "Row", "Storage", "StorageEngine", "Strategy",
-    "Version", "Write", "hookimpl", "hookspec", "newest",
+    "Answer", "Batch", "Page", "Promise", "Provisioner", "Record", "ReplicaSet", "Row", "Storage", "StorageEngine",
+    "Strategy", "Version", "WorkerOrder", "Write", "hookimpl", "hookspec", "newest",
 ]  # fmt: skip
 
 
@@ -227,6 +227,37 @@ class StorageEngine(ABC):
         """
 
 
+class WorkerOrder(NamedTuple):
+    """A worker that a master wants. `directory` is its own, and may be there from before: then it is that worker."""
+
+    number: int  # counts the workers that this master ordered
+    master: str  # the address with which it is to enlist, host:port
+    directory: Path
+    storage: str  # the name of a storage engine
+
+
+class Provisioner(ABC):
+    """Starts and stops workers for a master that scales its cluster by itself (`trikv master --autoscale`)."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    async def start(self, order: WorkerOrder) -> str:
+        """Start the worker, and answer its id once it runs. It enlists by itself.
+
+        Raises:
+          OSError: it does not start; the message says why. Nothing of it is left running.
+        """
+
+    @abstractmethod
+    async def stop(self, number: int) -> None:
+        """Stop the worker for good: it holds nothing any more. One that is unknown is none of this provisioner's."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """The master ends: stop all workers, and keep what they hold for its next start."""
+
+
 # --- hooks --------------------------------------------------------------------------------------------------------
 
 hookspec = pluggy.HookspecMarker("trikv")
@@ -243,3 +274,7 @@ class Hooks:
     @hookspec
     def trikv_storage_engines(self) -> Sequence[StorageEngine]:  # type: ignore[empty-body]
         """The storage engines of this plugin, one instance each."""
+
+    @hookspec
+    def trikv_provisioners(self) -> Sequence[Provisioner]:  # type: ignore[empty-body]
+        """The ways of this plugin to start workers, one instance each."""

@@ -25,10 +25,12 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from trikv.core.configuration import WORKERS_MAX
+from trikv.core.scaling import Limits
 from trikv.net.doors import split_address
 
 CONFIG_FILE: Final = Path("trikv.toml")
@@ -71,6 +73,11 @@ class MasterSettings:
     timeout_s: float = 2.0
     down_after_s: float = 5.0  # a worker that is silent for so long is down, and may be replaced
     settle_rate_mb: float = 16.0  # MB moved in a second while partitions settle
+    autoscale: Limits | None = None  # how many workers there may be; None: an operator's choice
+    max_load: float | None = None  # requests a second that a worker is to have at most
+    max_keys: int | None = None  # keys that it is to hold at most
+    provisioner: str = "local"  # who starts workers
+    worker_storage: str = "rocksdb"  # the engine of those that are started
     min_copies: int = 2  # a configuration does not shrink below it, however many workers are gone
     insecure: bool = False
     exit_with_stdin: bool = False
@@ -100,6 +107,13 @@ def master_settings(
     """The settings of a master; as `worker_settings`."""
     settings = MasterSettings(**_gather("master", flags, environ, config))
     _check_reach(settings.insecure, settings.host, split_address(settings.http)[0])
+    if settings.autoscale is None and (settings.max_load is not None or settings.max_keys is not None):
+        raise SettingsError("--max-load and --max-keys say when to scale: give --autoscale MIN..MAX with them")
+    if settings.autoscale is not None:
+        if settings.max_load is None and settings.max_keys is None:
+            raise SettingsError("--autoscale needs to know when: give --max-load or --max-keys, for each worker")
+        limits = replace(settings.autoscale, max_load=settings.max_load, max_keys=settings.max_keys)
+        settings = replace(settings, autoscale=limits)
     return settings
 
 
@@ -305,6 +319,14 @@ def _path(value: object) -> Path:
     return path
 
 
+def _limits(value: object) -> Limits:
+    """MIN..MAX workers."""
+    least, dots, most = str(value).partition("..")
+    if not dots or not least.isdecimal() or not most.isdecimal() or not 1 <= int(least) <= int(most) <= WORKERS_MAX:
+        raise ValueError(f"{value!r} is not MIN..MAX, two numbers of workers like 3..9")
+    return Limits(int(least), int(most))
+
+
 def _or_none(read: Callable[[object], Read]) -> Callable[[object], Read | None]:
     return lambda value: None if value == "none" else read(value)
 
@@ -320,6 +342,10 @@ _READERS: Final[dict[str, Callable[[object], object]]] = {
     "mode": _text,
     "replicas": lambda value: _whole(value, "a number of replicas", 1),
     "max_keys": _or_none(lambda value: _whole(value, "a number of keys", 1)),
+    "autoscale": _or_none(_limits),
+    "max_load": _or_none(lambda value: _between(value, "a number of requests a second", 0.1, 1e9)),
+    "provisioner": _text,
+    "worker_storage": _text,
     "timeout_s": _seconds,
     "down_after_s": lambda value: _between(value, "a time in seconds", DOWN_AFTER_LEAST_S, DOWN_AFTER_MOST_S),
     "settle_rate_mb": lambda value: _between(value, "a number of MB per second", 0.1, 10_000),

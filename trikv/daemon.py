@@ -157,6 +157,15 @@ async def _master(settings: MasterSettings) -> None:
             async with trio.open_nursery() as nursery:
                 stop = await nursery.start(_watch_for_stop, settings.exit_with_stdin)
                 await nursery.start(master.run, listening)
+                if settings.autoscale is not None:
+                    autoscaler = master.scale_by_itself(
+                        settings.autoscale,
+                        registry.provisioner(settings.provisioner),
+                        address=listening.address,
+                        directory=data_dir.path / "workers",
+                        storage=registry.storage_engine(settings.worker_storage).name,
+                    )
+                    nursery.start_soon(autoscaler.run)
                 async with trio.open_nursery() as serving:
                     await serving.start(serve_http, services_of(master), http_socket, stop)
                     _announce(f"master {master.cluster.cluster} listening on {listening.address}, http://{http}")

@@ -6,7 +6,8 @@ another mode than the installed one. Two distributions that offer one name are r
 that cannot be imported, or that hands over something malformed, is refused too. A refusal is one line at the start,
 before any data is touched.
 
-Modes and engines share one set of names. All this happens once, at the start, and never on a request's path.
+Modes, engines and provisioners share one set of names. All this happens once, at the start, and never on a request's
+path.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 import pluggy
 
-from trikv.api import Hooks, Promise, StorageEngine, Strategy
+from trikv.api import Hooks, Promise, Provisioner, StorageEngine, Strategy
 from trikv.core.errors import Refused
 
 GROUP: Final = "trikv"
@@ -38,6 +39,7 @@ class Registry:
 
     strategies: Mapping[str, Strategy] = field(default_factory=dict)
     storage_engines: Mapping[str, StorageEngine] = field(default_factory=dict)
+    provisioners: Mapping[str, Provisioner] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def strategy(self, name: str) -> Strategy:
@@ -63,6 +65,18 @@ class Registry:
             detail = f"{name!r} is no installed storage engine; there are {', '.join(engines)}"
             raise Refused("bad_request", detail, storage_engines=engines) from None
 
+    def provisioner(self, name: str) -> Provisioner:
+        """
+        Raises:
+          Refused: there is no such provisioner; `provisioners` lists those that there are.
+        """
+        try:
+            return self.provisioners[name]
+        except KeyError:
+            names = sorted(self.provisioners)
+            detail = f"{name!r} is no installed provisioner; there are {', '.join(names)}"
+            raise Refused("bad_request", detail, provisioners=names) from None
+
     def with_strategy(self, strategy: Strategy, origin: str) -> Registry:
         """This registry with one strategy more, which need not be installed.
 
@@ -83,6 +97,15 @@ class Registry:
             self,
             storage_engines={**self.storage_engines, engine.name: engine},
             origins=self._with_origin(engine.name, origin),
+        )
+
+    def with_provisioner(self, provisioner: Provisioner, origin: str) -> Registry:
+        """As `with_strategy`."""
+        check_provisioner(provisioner, origin)
+        return replace(
+            self,
+            provisioners={**self.provisioners, provisioner.name: provisioner},
+            origins=self._with_origin(provisioner.name, origin),
         )
 
     def _with_origin(self, name: str, origin: str) -> dict[str, str]:
@@ -111,6 +134,8 @@ def load_registry(installed: Iterable[Distribution] | None = None) -> Registry:
     registry = Registry()
     for engine, origin in _handed_over(manager.hook.trikv_storage_engines, origins):
         registry = registry.with_storage_engine(engine, origin)
+    for provisioner, origin in _handed_over(manager.hook.trikv_provisioners, origins):
+        registry = registry.with_provisioner(provisioner, origin)
     for strategy, origin in _handed_over(manager.hook.trikv_strategies, origins):
         registry = registry.with_strategy(strategy, origin)
     if not registry.strategies:
@@ -213,6 +238,18 @@ def check_storage_engine(engine: object, origin: str) -> None:
         raise complain("needs a name of lower-case letters, digits, - and _")
     if not isinstance(getattr(engine, "durable", None), bool):
         raise complain("needs durable to be True or False")
+
+
+def check_provisioner(provisioner: object, origin: str) -> None:
+    """
+    Raises:
+      PluginError: it lacks something that trikv prints or relies on.
+    """
+    complain = _complainer("provisioner", provisioner, origin)
+    if not isinstance(provisioner, Provisioner):
+        raise complain("is not an instance of trikv.api.Provisioner")
+    if not _is_name(provisioner):
+        raise complain("needs a name of lower-case letters, digits, - and _")
 
 
 def _is_name(offer: object) -> bool:

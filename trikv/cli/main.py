@@ -262,7 +262,7 @@ def status(url: str, timeout_s: float | None, as_json: bool) -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")
 def plugins(as_json: bool) -> None:
-    """List the modes and storage engines that are installed here, and by what. Needs no cluster."""
+    """List the modes, storage engines and provisioners installed here, and by what. Needs no cluster."""
     from trikv.cli.show import PLUGIN_COLUMNS, show
     from trikv.registry import PluginError, load_registry
 
@@ -276,6 +276,10 @@ def plugins(as_json: bool) -> None:
     rows += [
         ("storage", e.name, "durable" if e.durable else "not durable", registry.origins[e.name], _first_line(type(e)))
         for e in registry.storage_engines.values()
+    ]
+    rows += [
+        ("provisioner", p.name, "", registry.origins[p.name], _first_line(type(p)))
+        for p in registry.provisioners.values()
     ]
     if as_json:
         print_json([dict(zip(("kind", "name", "promise", "from", "about"), row, strict=True)) for row in rows])

@@ -58,6 +58,11 @@ def _settings(
 @click.option(
     "--settle-rate", "settle_rate_mb", metavar="MB", help="Data moved per second at most, to heal. Default: 16."
 )
+@click.option("--autoscale", metavar="MIN..MAX", help="Start and stop workers by load, within these numbers.")
+@click.option("--max-load", metavar="N", help="Scale up before a worker has more requests a second than that.")
+@click.option("--max-keys", metavar="N", help="Scale up before a worker holds more keys than that.")
+@click.option("--provisioner", metavar="NAME", help="What starts workers. Default: local, processes of this machine.")
+@click.option("--worker-storage", metavar="ENGINE", help="The storage engine of workers it starts. Default: rocksdb.")
 @click.option("--min-copies", metavar="N", help="Never go on with fewer replicas of a key than N. Default: 2.")
 @node_options
 def master(config: Path | None, **flags: Any) -> None:

@@ -101,6 +101,8 @@ def summary_rows(state: State) -> list[tuple[str, str]]:
         rows.append(("too few", short))
     if line := progress_line(state):
         rows.append(("healing", line))
+    if scaling := state.get("autoscale"):
+        rows.append(("scaling", f"{scaling['fewest']} to {scaling['most']} workers; {scaling['why']}"))
     rows.append(("operations", ", ".join(f"{each.count:,} {each.name}" for each in count_outcomes(state))))
     return rows
 

@@ -32,8 +32,10 @@ from trikv.coordinator.partition import PENDING_BYTES_MAX, PENDING_MAX, Doubt, P
 from trikv.coordinator.repair import fetch_history
 from trikv.coordinator.replicas import NotEnough, Target
 from trikv.coordinator.scan import PAGE_MAX, ScanPage, scan_page
+from trikv.coordinator.trace import Trace, Traces, current, note_promised
 from trikv.core.calls import Full
 from trikv.core.errors import Outcome, Refused, TrikvError, Unknown
+from trikv.core.hotkeys import HotKeys
 from trikv.core.precondition import Expect
 from trikv.core.quorums import Availability, judge_write
 from trikv.core.record import KEY_BYTES_MAX, TIMEOUT_MOST_S, VALUE_BYTES_MAX, Record, Version
@@ -50,6 +52,7 @@ WRITING_BYTES_MAX: Final = QUEUE_BYTES_MAX * 3 // 4
 LARGE_BYTES_MAX: Final = QUEUE_BYTES_MAX // 2
 LARGE_VALUE_BYTES: Final = 64 * 1024
 SCANS_MAX: Final = 4
+HOT_KEY_STEP: Final = 8
 _MAY_GO_ON: Final = ("unavailable", "unanswered")  # as the next configuration may answer
 
 _log = logging.getLogger(__name__)
@@ -62,11 +65,12 @@ class WriteFailed(Exception):
 class Attempt:
     """What is known of one client operation's own write."""
 
-    __slots__ = ("deadline_s", "sent")
+    __slots__ = ("deadline_s", "sent", "trace")
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, trace: Trace | None = None) -> None:
         self.deadline_s = deadline_s
         self.sent = False
+        self.trace = trace
 
 
 class Longest:
@@ -91,6 +95,9 @@ class Coordinator:
         self._writing_bytes = 0
         self._scans = trio.CapacityLimiter(SCANS_MAX)
         self.outcomes = dict.fromkeys(Outcome, 0)
+        self.traces = Traces()
+        self.hot_keys = HotKeys()
+        self._asked = 0  # operations on keys, of which one in `HOT_KEY_STEP` is counted by its key
         self.longest: set[Longest] = set()  # those that are measuring now
         self._before_first_store = before_first_store
         self.doubt = Doubt()
@@ -110,24 +117,33 @@ class Coordinator:
 
     # --- what clients ask ---------------------------------------------------------------------------------------------
 
-    async def get(self, key: bytes, *, timeout_s: float | None = None) -> Record | None:
-        """The record that a read returns; None where there is no value."""
+    async def get(self, key: bytes, *, timeout_s: float | None = None, trace: Trace | None = None) -> Record | None:
+        """The record that a read returns; None where there is no value. `trace`: see `trace.py`."""
         check_key(key)
-        with self._operation(timeout_s) as attempt:
+        self._note_key(key)
+        with self._operation(timeout_s, trace or self.traces.sample(), "get", key) as attempt:
             record = await self._read_wherever(key, attempt.deadline_s)
         return None if record is None or record.is_tombstone else record
 
     async def put(
-        self, key: bytes, value: bytes, *, expect: Expect | None = None, timeout_s: float | None = None
+        self,
+        key: bytes,
+        value: bytes,
+        *,
+        expect: Expect | None = None,
+        timeout_s: float | None = None,
+        trace: Trace | None = None,
     ) -> Version:
         """Store; answers the write's stamp."""
         if len(value) > VALUE_BYTES_MAX:
             raise Refused("value_too_large", f"the value has {len(value):,} bytes; the most is {VALUE_BYTES_MAX:,}")
-        return await self._write(key, value, expect, timeout_s)
+        return await self._write(key, value, expect, timeout_s, trace)
 
-    async def delete(self, key: bytes, *, expect: Expect | None = None, timeout_s: float | None = None) -> Version:
+    async def delete(
+        self, key: bytes, *, expect: Expect | None = None, timeout_s: float | None = None, trace: Trace | None = None
+    ) -> Version:
         """Leave a tombstone, whether or not there was a value; answers the write's stamp."""
-        return await self._write(key, None, expect, timeout_s)
+        return await self._write(key, None, expect, timeout_s, trace)
 
     async def scan(
         self, prefix: bytes = b"", *, after: bytes | None = None, limit: int = 100, timeout_s: float | None = None
@@ -141,12 +157,22 @@ class Coordinator:
             async with self._scans:
                 return await self._scan_wherever(prefix, after, min(limit, PAGE_MAX), attempt.deadline_s)
 
+    def _note_key(self, key: bytes) -> None:
+        self._asked += 1
+        if not self._asked % HOT_KEY_STEP:
+            self.hot_keys.note(key)
+
     # --- the operations -----------------------------------------------------------------------------------------------
 
-    async def _write(self, key: bytes, value: bytes | None, expect: Expect | None, timeout_s: float | None) -> Version:
+    async def _write(
+        self, key: bytes, value: bytes | None, expect: Expect | None, timeout_s: float | None, trace: Trace | None
+    ) -> Version:
         """Write under the present configuration, or under the next if that one replaces it before anything is sent."""
         check_key(key)
-        with self._operation(timeout_s) as attempt, self._on_its_way(value):
+        self._note_key(key)
+        trace = trace or self.traces.sample()
+        what = "delete" if value is None else "put"
+        with self._operation(timeout_s, trace, what, key) as attempt, self._on_its_way(value):
             if not self.stored and self.partitions:
                 await self._before_first_store()
             while True:
@@ -201,6 +227,8 @@ class Coordinator:
             if self.partitions[state.index] is not state:
                 raise WriteFailed("its configuration was replaced while it waited for the key")
             version = state.next_version()
+            if attempt.trace is not None:
+                self.traces.note_stamp(attempt.trace, version)
             await self.own_write(state, key, Record(version, version, value), attempt.deadline_s, attempt)
             return version
 
@@ -307,6 +335,7 @@ class Coordinator:
         request = state.request(deadline_s, on_send=note_sent, tracked=True)
         try:
             await state.strategy.write(Write(key, record), request.replicas)
+            note_promised(state.strategy.name, state.epoch)
             state.note_committed(key, record)
         except NotEnough as error:
             raise WriteFailed(str(error)) from error
@@ -341,6 +370,7 @@ class Coordinator:
             request = state.request(deadline_s, on_send=_note_nothing, tracked=True, repair=repair, listed=listed)
             try:
                 record = await state.strategy.read(key, request.replicas)
+                note_promised(state.strategy.name, state.epoch)
             except NotEnough as error:
                 if not any(target.availability is Availability.DOUBTFUL for target in state.targets):
                     raise Refused("unavailable", str(error)) from error
@@ -361,32 +391,43 @@ class Coordinator:
     # --- around an operation ------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _operation(self, timeout_s: float | None) -> Iterator[Attempt]:
+    def _operation(
+        self, timeout_s: float | None, trace: Trace | None = None, what: str = "", key: bytes = b""
+    ) -> Iterator[Attempt]:
         """Admit an operation, bound it, and say what came of it."""
         timeout_s = self.timeout_s if timeout_s is None else min(timeout_s, TIMEOUT_MOST_S)
         if self.in_flight >= IN_FLIGHT_MAX:
             self.outcomes[Outcome.REFUSED] += 1
             raise Refused("overloaded", f"{IN_FLIGHT_MAX:,} operations are under way already")
         began_s = trio.current_time()
-        attempt = Attempt(began_s + timeout_s)
+        attempt = Attempt(began_s + timeout_s, trace)
         self.in_flight += 1
+        token = current.set(trace)
+        if trace is not None:
+            trace.begin(what, key)
         try:
             with trio.CancelScope(deadline=attempt.deadline_s) as scope:
                 yield attempt
             if scope.cancelled_caught:
                 raise self._failure(attempt, "unanswered", f"no decision within {timeout_s:g} s")
-            self.outcomes[Outcome.COMMITTED] += 1
+            self._note_outcome(trace, Outcome.COMMITTED)
         except WriteFailed as error:
             failure = self._failure(attempt, "unavailable", str(error))
-            self.outcomes[failure.kind.outcome] += 1
+            self._note_outcome(trace, failure.kind.outcome, failure.detail)
             raise failure from error
         except TrikvError as error:
-            self.outcomes[error.kind.outcome] += 1
+            self._note_outcome(trace, error.kind.outcome, error.detail)
             raise
         finally:
+            current.reset(token)
             self.in_flight -= 1
             for measure in self.longest:
                 measure.note(trio.current_time() - began_s)
+
+    def _note_outcome(self, trace: Trace | None, outcome: Outcome, detail: str = "") -> None:
+        self.outcomes[outcome] += 1
+        if trace is not None:
+            trace.end(outcome.value, detail)
 
     @staticmethod
     def _failure(attempt: Attempt, code: str, reason: str) -> TrikvError:

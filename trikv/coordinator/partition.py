@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 from trikv.api import Strategy, Write
 from trikv.coordinator.locks import KeyLocks
 from trikv.coordinator.replicas import Copies, NotEnough, Replicas, ServedRequest, Target
+from trikv.coordinator.trace import Traces
 from trikv.core import quorums
 from trikv.core.configuration import Configuration, Member, Partition
 from trikv.core.quorums import Electorate
@@ -97,6 +98,7 @@ class Surroundings(NamedTuple):
     on_stale: Callable[[PartitionState, int], None]
     on_missed: Callable[[PartitionState, Target, Write], None]
     doubt: Doubt
+    traces: Traces
     mark: int
     partitions: int = PARTITION_COUNT  # in how many the keys are divided
 
@@ -216,6 +218,7 @@ class PartitionState:
             on_stale=self.report_stale,
             repair=repair,
             listed=listed,
+            traces=self._surroundings.traces,
         )
 
     def _note_store_of(self, write: Write) -> None:

@@ -16,6 +16,7 @@ import trio
 from trikv.api import Write
 from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.replicas import NotEnough, Target, describe_fault
+from trikv.coordinator.trace import noted
 from trikv.core.calls import Op, fetched_from_wire, is_epoch
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault
@@ -73,6 +74,7 @@ async def fetch_history(
         if target.availability is Availability.DOWN:
             done(Fault.NOT_SENT, [])
         else:
+            done = noted(target.member.worker, "fetch", done)
             target.call(Op.FETCH, arguments, deadline_s, done, 128 + len(key))
     while True:
         verdicts = {tally.verdict for _, tally in tallies}

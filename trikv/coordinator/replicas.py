@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from trikv.api import Answer, ReplicaSet, Write, newest
+from trikv.coordinator.trace import Traces, noted
 from trikv.core.calls import Full, Op, fetched_from_wire, is_epoch, record_to_wire
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault
@@ -81,7 +82,7 @@ class ServedRequest:
 
     __slots__ = (
         "copies", "count_copies", "deadline_s", "epoch", "listed", "on_missed", "on_send", "on_stale", "partition",
-        "repair", "sent_to", "targets",
+        "repair", "sent_to", "targets", "traces",
     )  # fmt: skip
 
     def __init__(
@@ -98,6 +99,7 @@ class ServedRequest:
         on_stale: Callable[[int], None] = lambda promised: None,
         repair: Callable[[bytes], Awaitable[Record | None]] | None = None,
         listed: dict[str, Record | None] | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.partition = partition
         self.epoch = epoch
@@ -110,6 +112,7 @@ class ServedRequest:
         self.on_stale = on_stale  # a replica has promised this newer epoch
         self.repair = repair  # mends the key and answers its record; None where a strategy may not ask for it
         self.listed = listed  # what replicas listed a moment ago, within this request: a fetch of it costs nothing
+        self.traces = traces  # where the trace of a write is, of which a copy is sent later
         self.sent_to: set[Member] = set()
 
     @property
@@ -216,7 +219,8 @@ class Replicas:
 
         def ask(target: Target) -> None:
             arguments = [request.partition, request.epoch, target.member.incarnation, key]
-            target.call(Op.FETCH, arguments, request.deadline_s, round_.expect(target), _OVERHEAD_BYTES + len(key))
+            done = noted(target.member.worker, "fetch", round_.expect(target))
+            target.call(Op.FETCH, arguments, request.deadline_s, done, _OVERHEAD_BYTES + len(key))
 
         await _ask_in_turn(round_, able, need, ask)
         return [
@@ -247,13 +251,13 @@ class Replicas:
         row: list[Any],
         hops: list[list[str]],
         deadline_s: float,
-        done: Callable[[int, list[Any]], None],
+        told: Callable[[int, list[Any]], None],
     ) -> None:
         request = self._request
         if not request.sent_to:
             request.on_send(write)  # also before a copy is missed: it may be kept, and arrive after all
         if target.availability is Availability.DOWN or _has_no_room(target, write):
-            done(Fault.FULL if target.availability is not Availability.DOWN else Fault.NOT_SENT, [])
+            told(Fault.FULL if target.availability is not Availability.DOWN else Fault.NOT_SENT, [])
             return
         request.sent_to.add(target.member)
         copies = request.count_copies()
@@ -261,11 +265,12 @@ class Replicas:
 
         def ended(fault: int, payload: list[Any]) -> None:
             copies.under_way -= 1
-            done(fault, payload)
+            told(fault, payload)
 
+        done = noted(target.member.worker, "store", ended, traces=request.traces, write=write)
         arguments: list[Any] = [request.partition, request.epoch, target.member.incarnation, write.key, row, hops]
         size_bytes = _OVERHEAD_BYTES + size_of(write.key, write.record)
-        target.call(Op.STORE, arguments, deadline_s, ended, size_bytes)
+        target.call(Op.STORE, arguments, deadline_s, done, size_bytes)
 
 
 class Round:

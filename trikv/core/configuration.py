@@ -24,6 +24,7 @@ from trikv.core.lineage import Start
 from trikv.core.record import GENERATION_MAX, TERM_MAX
 
 DOCUMENT_FORMAT: Final = 3
+WORKERS_MAX: Final = 1_000  # each is in every document that is written, and has a link and a heartbeat
 _FORMATS_READ: Final = (1, 2, 3)  # 1: before workers could be drained; 2: before their starts were noted
 
 

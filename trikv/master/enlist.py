@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import trio
 
-from trikv.core.configuration import Cluster, Configuration, Partition, WorkerEntry
+from trikv.core.configuration import WORKERS_MAX, Cluster, Configuration, Partition, WorkerEntry
 from trikv.core.errors import Fault, Refused
 from trikv.core.placement import place
 from trikv.core.quorums import Availability
@@ -34,8 +34,6 @@ from trikv.net.link import Link
 from trikv.registry import Registry
 
 NAMED_AGAIN_S: Final = 0.5
-
-WORKERS_MAX: Final = 1_000  # each is in every document that is written, and has a link and a heartbeat
 
 _log = logging.getLogger(__name__)
 

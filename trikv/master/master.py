@@ -15,11 +15,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
 
-from trikv.api import Strategy
+from trikv.api import Provisioner, Strategy
 from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.partition import PartitionState, Surroundings
 from trikv.core.calls import Enlist, Heartbeat, parse
@@ -27,6 +28,7 @@ from trikv.core.configuration import Cluster, Partition
 from trikv.core.errors import Refused, Unknown
 from trikv.core.record import MARK_BITS, make_epoch
 from trikv.core.ring import PARTITION_COUNT
+from trikv.core.scaling import Limits
 from trikv.core.session import SMALL_FRAME_BYTES_MAX, Call, Hello, MasterId, PeerError
 from trikv.core.suspicion import DOWN_AFTER_S
 from trikv.healing.antientropy import AntiEntropy
@@ -35,6 +37,7 @@ from trikv.healing.hints import Hints
 from trikv.healing.hung import Hung
 from trikv.healing.settle import Settling
 from trikv.healing.tombstones import MIN_AGE_S, Forgetting
+from trikv.master.autoscale import Autoscaler
 from trikv.master.configstore import ConfigStore
 from trikv.master.document import Document
 from trikv.master.enlist import Enlisting
@@ -153,6 +156,7 @@ class Master:
             on_stale=self.fencing.note_stale,
             on_missed=self.hints.note,
             doubt=coordinator.doubt,
+            traces=coordinator.traces,
             mark=int(name, 16) & ((1 << MARK_BITS) - 1),
             partitions=cluster.partition_count,
         )
@@ -212,6 +216,25 @@ class Master:
             min_copies=min_copies,
             forget_after_s=forget_after_s,
         )
+
+    def scale_by_itself(
+        self, limits: Limits, provisioner: Provisioner, *, address: str, directory: Path, storage: str
+    ) -> Autoscaler:
+        """What adds and takes away workers by load, to be run beside this master. See `Autoscaler`."""
+        autoscaler = Autoscaler(
+            self.document,
+            self.membership,
+            self.coordinator,
+            self.operations,
+            self.events,
+            provisioner,
+            limits=limits,
+            master=address,
+            directory=directory,
+            storage=storage,
+        )
+        self.status.autoscale = autoscaler.describe
+        return autoscaler
 
     def hello(self) -> Hello:
         cluster = self.cluster

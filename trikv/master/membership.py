@@ -12,6 +12,7 @@ that by itself, from the beat that did not come, before it judges anything: whic
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from typing import Any, Final
 
@@ -230,6 +231,7 @@ class Replica:
 
     def __init__(self, member: Member, workers: Mapping[str, WatchedWorker]) -> None:
         self.member = member
+        self.calls = 0  # that were put to it
         self._workers = workers  # looked up at each use: a worker that moved is watched anew, one that left not at all
 
     @property
@@ -264,6 +266,7 @@ class Replica:
     def call(
         self, op: int, arguments: list[Any], deadline_s: float, done: Callable[[int, list[Any]], None], size_bytes: int
     ) -> None:
+        self.calls += 1
         watched = self._workers.get(self.member.worker)
         if watched is not None and watched.acknowledged:
             watched.peer.call(op, arguments, deadline_s, done, size_bytes)
@@ -345,6 +348,11 @@ class Membership:
             up = self.target(entry.member).availability is Availability.UP
             health[worker] = Health(up, watched.evictable, up and watched.steady and entry.member not in hung)
         return health
+
+    def calls(self) -> Counter[str]:
+        """By worker, the calls that were put to its present member; the count of a new member begins at 0."""
+        entries = (watched.enlisted for watched in self.watched.values())
+        return Counter({entry.worker: self.target(entry.member).calls for entry in entries})
 
     def up(self, cluster: Cluster) -> set[str]:
         """The workers that are up, in the life in which they are enlisted."""

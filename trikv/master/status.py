@@ -6,7 +6,7 @@ Computed when it is asked for; nothing is kept up to date for it on the path of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
@@ -44,6 +44,7 @@ class Status:
         settle_rate_bytes: float,
     ) -> None:
         self.events = events
+        self.autoscale: Callable[[], dict[str, Any]] | None = None  # where the cluster scales by itself
         self._document = document
         self._membership = membership
         self._coordinator = coordinator
@@ -113,6 +114,7 @@ class Status:
             ],
             "unsettled": sum(not state.partition.settled for state in states),
             "progress": self._operations.progress(),
+            "autoscale": None if self.autoscale is None else self.autoscale(),
             "last_event": self.events.last_id,
             "operations": {outcome.value: count for outcome, count in coordinator.outcomes.items()},
             "in_flight": coordinator.in_flight,

@@ -240,12 +240,12 @@ class InProcessCluster:
         assert isinstance(self.doors.transport, MemoryTransport)
         return self.doors.transport
 
-    async def until(self, condition: Callable[[], object]) -> None:
+    async def until(self, condition: Callable[[], object], *, patience_s: float = PATIENCE_S) -> None:
         """Wait until the condition holds; fail the test if that takes too long.
 
         The condition is checked whenever the coordinator has changed, and ten times a second.
         """
-        with trio.fail_after(PATIENCE_S):
+        with trio.fail_after(patience_s):
             while not condition():
                 with trio.move_on_after(0.1):
                     await self.coordinator.changed.wait()

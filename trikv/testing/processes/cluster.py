@@ -76,6 +76,7 @@ class LocalCluster:
       max_keys: the limit of each worker.
       down_after_s, settle_rate_mb, min_copies: the master's settings of that name. Default: the master's own.
       proxied: put a proxy in front of each worker.
+      master_options: further words of the master's command line.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class LocalCluster:
         settle_rate_mb: float | None = None,
         min_copies: int | None = None,
         proxied: bool = False,
+        master_options: Sequence[str] = (),
     ) -> None:
         self._janitor: subprocess.Popen[bytes] | None = None
         if directory is None:
@@ -111,7 +113,14 @@ class LocalCluster:
                 "--mode": mode, "--replicas": replicas, "--http": http, "--timeout": timeout_s,
                 "--down-after": down_after_s, "--settle-rate": settle_rate_mb, "--min-copies": min_copies,
             }  # fmt: skip
-            return ["master", str(node.port), *_flags(options), "--data-dir", str(directory / "master")]
+            return [
+                "master",
+                str(node.port),
+                *_flags(options),
+                *master_options,
+                "--data-dir",
+                str(directory / "master"),
+            ]
 
         def worker_command(node: NodeProcess) -> list[str]:
             # A worker enlists itself at its own address. Behind a proxy we enlist it, at the proxy's address.

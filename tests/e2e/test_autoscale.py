@@ -1,0 +1,98 @@
+"""A cluster of real processes scales by itself: under load, back again, and across its master's death."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trikv.client import Client, TrikvError
+from trikv.testing.processes.cluster import LocalCluster, wait_until
+
+PATIENCE_S = 90.0
+OPTIONS = ("--autoscale", "3..4", "--max-load", "40")
+
+
+@contextmanager
+def load(cluster: LocalCluster) -> Iterator[list[str]]:
+    """Three clients that put and get as fast as they can; yields what failed."""
+    failures: list[str] = []
+    ended = threading.Event()
+
+    def ask(number: int) -> None:
+        with cluster.client() as client:
+            count = 0
+            while not ended.is_set():
+                key = b"%d-%d" % (number, count % 50)
+                try:
+                    client.put(key, b"v")
+                    if client.get(key) is None:
+                        failures.append(f"{key!r} is lost")
+                except TrikvError as error:
+                    failures.append(f"{error.kind.code}: {error.detail}")
+                count += 1
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield failures
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def scaling_of(client: Client) -> dict[str, Any]:
+    scaling: dict[str, Any] = client.cluster()["autoscale"]
+    return scaling
+
+
+def members_of(client: Client) -> int:
+    return sum(worker["place"] == "member" and worker["state"] == "up" for worker in client.cluster()["workers"])
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def children_of(pid: int) -> list[int]:
+    """Those of all its threads: Trio starts a process from a thread of its own."""
+    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+
+
+def test_it_grows_under_load_outlives_its_master_and_shrinks(tmp_path: Path) -> None:
+    with LocalCluster(workers=3, directory=tmp_path, timeout_s=20.0, master_options=OPTIONS) as cluster:
+        with cluster.client() as client:
+            with load(cluster) as failures:
+                wait_until(lambda: members_of(client) == 4, what="there are four members", deadline_s=PATIENCE_S)
+            assert failures == []
+            own = scaling_of(client)["own"]
+            assert len(own) == 1
+
+            pid = cluster.master.pid
+            assert pid is not None
+            children = children_of(pid)
+            assert len(children) == 1
+            cluster.master.kill()
+            wait_until(lambda: not any(map(is_running, children)), what="its workers end with it")
+            cluster.master.start()
+            wait_until(
+                lambda: len(scaling_of(client)["own"]) == 1, what="they are started again", deadline_s=PATIENCE_S
+            )
+
+            wait_until(
+                lambda: len(client.cluster()["workers"]) == 3 and not scaling_of(client)["own"],
+                what="the idle ones are gone",
+                deadline_s=PATIENCE_S,
+            )
+            assert not list((tmp_path / "master" / "workers").iterdir())
+            assert {worker["state"] for worker in client.cluster()["workers"]} == {"up"}
+            assert client.get(b"0-0") is not None

@@ -1,0 +1,154 @@
+"""A cluster that scales by itself: workers come under load and go when they are idle, and no request fails for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+from trio.testing import MockClock
+
+from trikv.api import Provisioner, WorkerOrder
+from trikv.core.errors import TrikvError
+from trikv.core.scaling import Action, Limits
+from trikv.master.autoscale import FAILURES_MAX, Autoscaler
+from trikv.testing.inprocess import InProcessCluster, Node
+
+KEYS = [b"key-%03d" % number for number in range(60)]
+PATIENCE_S = 300.0
+
+
+class InProcess(Provisioner):
+    """Workers beside the others of the test's cluster."""
+
+    name = "in-process"
+
+    def __init__(self, cluster: InProcessCluster) -> None:
+        self.cluster = cluster
+        self.running: dict[int, Node] = {}
+        self.orders: list[WorkerOrder] = []
+        self.broken = ""
+
+    async def start(self, order: WorkerOrder) -> str:
+        self.orders.append(order)
+        if self.broken:
+            raise OSError(self.broken)
+        node = await self.cluster.add_worker()
+        self.running[order.number] = node
+        return node.worker.id
+
+    async def stop(self, number: int) -> None:
+        await self.cluster.kill(self.running.pop(number))
+
+    async def close(self) -> None:
+        self.running.clear()
+
+
+class Clients:
+    """So many requests a second, one after the other, until the nursery ends; `failures` are those that did."""
+
+    def __init__(self, cluster: InProcessCluster, keys: list[bytes] = KEYS) -> None:
+        self.cluster = cluster
+        self.keys = keys
+        self.rate = 0.0
+        self.done = 0
+        self.failures: list[str] = []
+
+    async def run(self) -> None:
+        while True:
+            if not self.rate:
+                await trio.sleep(0.5)
+                continue
+            key = self.keys[self.done % len(self.keys)]
+            try:
+                await self.cluster.coordinator.put(key, b"%d" % self.done)
+                found = await self.cluster.coordinator.get(key)
+                assert found is not None
+            except TrikvError as error:
+                self.failures.append(f"{error.kind.code}: {error.detail}")
+            self.done += 1
+            await trio.sleep(1 / self.rate)
+
+
+async def scaled(
+    nursery: trio.Nursery, tmp_path: Path, limits: Limits
+) -> tuple[InProcessCluster, InProcess, Autoscaler, Clients]:
+    cluster = await InProcessCluster.start(nursery, workers=limits.fewest)
+    provisioner = InProcess(cluster)
+    autoscaler = cluster.master.scale_by_itself(
+        limits, provisioner, address=cluster.master_address, directory=tmp_path, storage="memory"
+    )
+    clients = Clients(cluster)
+    nursery.start_soon(autoscaler.run)
+    nursery.start_soon(clients.run)
+    return cluster, provisioner, autoscaler, clients
+
+
+async def test_workers_come_under_load_and_go_when_it_ends_and_no_request_fails(
+    nursery: trio.Nursery, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    # Quorum of three replicas: a put and a get are some five calls in all, spread over the workers.
+    cluster, provisioner, autoscaler, clients = await scaled(nursery, tmp_path, Limits(3, 5, max_load=50))
+    clients.rate = 50.0
+    await cluster.until(lambda: len(provisioner.running) == 2, patience_s=PATIENCE_S)
+    await cluster.until(lambda: not autoscaler._why_busy(), patience_s=PATIENCE_S)
+    clients.rate = 1.0
+    await cluster.until(lambda: not provisioner.running, patience_s=PATIENCE_S)
+    await cluster.until(lambda: len(cluster.master.cluster.workers) == 3, patience_s=PATIENCE_S)
+    assert clients.failures == []
+    kinds = [event["kind"] for event in cluster.master.events.latest(10_000)]
+    assert kinds.count("scaling_up") == kinds.count("scaling_down") == kinds.count("worker_stopped") == 2
+    for key in KEYS:
+        assert await cluster.coordinator.get(key) is not None
+
+
+async def test_a_hot_key_is_no_reason_for_another_worker(
+    nursery: trio.Nursery, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    cluster, provisioner, autoscaler, clients = await scaled(nursery, tmp_path, Limits(3, 5, max_load=50))
+    clients.keys = KEYS[:1]
+    clients.rate = 50.0
+    await cluster.until(lambda: "one key is 100% of the load" in autoscaler.describe()["why"], patience_s=PATIENCE_S)
+    await trio.sleep(30)
+    assert provisioner.orders == []
+
+
+async def test_a_worker_that_does_not_start_is_reported_and_not_tried_for_ever(
+    nursery: trio.Nursery, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    cluster, provisioner, autoscaler, clients = await scaled(nursery, tmp_path, Limits(3, 5, max_load=50))
+    provisioner.broken = "no such machine"
+    clients.rate = 50.0
+    await trio.sleep(PATIENCE_S)
+    assert len(provisioner.orders) == FAILURES_MAX
+    assert autoscaler.decision.action is Action.WAIT
+    assert autoscaler.decision.why == f"a worker failed to start {FAILURES_MAX} times, the last: no such machine"
+    assert cluster.master.status.describe()["autoscale"]["failures"] == FAILURES_MAX
+    assert clients.failures == []
+
+
+async def test_the_next_master_goes_on_with_the_workers_of_the_last(
+    nursery: trio.Nursery, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    (tmp_path / "4").mkdir()
+    (tmp_path / "lost+found").mkdir()
+    cluster, provisioner, _, _ = await scaled(nursery, tmp_path, Limits(3, 5, max_load=50))
+    await cluster.until(lambda: provisioner.running, patience_s=PATIENCE_S)
+    [order] = provisioner.orders
+    assert (order.number, order.directory, order.storage) == (4, tmp_path / "4", "memory")
+    await cluster.until(lambda: not provisioner.running, patience_s=PATIENCE_S)  # it is not needed
+
+
+async def test_an_operator_who_undrains_a_worker_keeps_it(
+    nursery: trio.Nursery, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    cluster, provisioner, autoscaler, clients = await scaled(nursery, tmp_path, Limits(3, 4, max_load=50))
+    clients.rate = 50.0
+    await cluster.until(lambda: provisioner.running and not autoscaler._why_busy(), patience_s=PATIENCE_S)
+    [node] = provisioner.running.values()
+    clients.rate = 1.0
+    await cluster.until(lambda: autoscaler.decision.action is Action.REMOVE, patience_s=PATIENCE_S)
+    clients.rate = 50.0
+    await cluster.master.operations.undrain(node.worker.id)
+    await trio.sleep(10)
+    assert list(provisioner.running.values()) == [node]
+    assert cluster.master.cluster.workers[node.worker.id].draining is False

@@ -1,0 +1,1 @@
+"""Where new workers come from, for a master that scales its cluster by itself."""
