@@ -182,6 +182,15 @@ class Client:
         """The cluster's state: mode, forming, partitions, workers. README.md has the fields."""
         return self._document(self._ask("GET", "/v1/cluster"))
 
+    def traces(self) -> list[dict[str, Any]]:
+        """The latest requests that were traced, the newest first, each in brief."""
+        traces: list[dict[str, Any]] = self._document(self._ask("GET", "/v1/traces"))["traces"]
+        return traces
+
+    def trace(self, trace_id: str, *, form: str = "json") -> bytes:
+        """One of them, as JSON, text or SVG."""
+        return self._ask("GET", f"/v1/trace/{quote(trace_id, safe='')}", params={"format": form}).content
+
     def locate(self, key: bytes) -> list[str]:
         """The ids of the workers that hold the key, first choice first."""
         place = self._document(self._ask("GET", "/v1/locate", params={"key": to_base64(key), "encoding": "base64"}))

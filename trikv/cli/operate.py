@@ -184,6 +184,29 @@ def events(after: str | None, follow: bool, url: str, as_json: bool) -> None:
             return
 
 
+@click.command()
+@click.argument("trace_id", metavar="[ID]", required=False)
+@click.option("--svg", "as_svg", is_flag=True, help="The picture, as SVG, to stdout.")
+@cluster_options
+def trace(trace_id: str | None, as_svg: bool, url: str, as_json: bool) -> None:
+    """What a request sent to which replica, and what came of it, also after the answer; without ID: the latest ones.
+
+    One request in a thousand is traced, and each that has the header Trikv-Trace: 1, whose answer names its trace.
+    """
+    from trikv.cli.show import TRACE_COLUMNS, show, trace_rows
+
+    if as_svg and trace_id is None:
+        raise click.UsageError("--svg draws one trace: give its ID")
+    with connect(url) as client:
+        if trace_id is not None:
+            form = "svg" if as_svg else "json" if as_json else "text"
+            click.echo(client.trace(trace_id, form=form), nl=False)
+        elif as_json:
+            print_json(client.traces())
+        else:
+            show(TRACE_COLUMNS, trace_rows(client.traces()))
+
+
 def _follow(client: Client, after: str | None) -> Iterator[dict[str, Any]]:
     """Events without end. Only the first attempt may raise; later ones are repeated until the master is back."""
     from trikv.core.errors import TrikvError

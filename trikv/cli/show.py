@@ -31,6 +31,7 @@ from trikv.core.text import escape
 if TYPE_CHECKING:
     from rich.table import Table
 
+TRACE_COLUMNS: Final = ("id", "request", "key", "outcome", "took", "messages")
 WORKER_COLUMNS: Final = ("worker", "address", "state", "place", "keys", "copies", "primaries", "storage", "note")
 MODE_COLUMNS: Final = ("", "mode", "promise", "what it gives up", "when to use it")
 PLUGIN_COLUMNS: Final = ("kind", "name", "promise", "from", "what it says of itself")
@@ -105,6 +106,21 @@ def summary_rows(state: State) -> list[tuple[str, str]]:
         rows.append(("scaling", f"{scaling['fewest']} to {scaling['most']} workers; {scaling['why']}"))
     rows.append(("operations", ", ".join(f"{each.count:,} {each.name}" for each in count_outcomes(state))))
     return rows
+
+
+def trace_rows(traces: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """One row per trace, under `TRACE_COLUMNS`."""
+    return [
+        (
+            trace["id"],
+            trace["what"],
+            trace["key"],
+            trace["outcome"] or "under way",
+            "" if trace["ended_ms"] is None else f"{trace['ended_ms']:.1f} ms",
+            str(trace["messages"]),
+        )
+        for trace in traces
+    ]
 
 
 def worker_rows(state: State) -> list[tuple[str, ...]]:

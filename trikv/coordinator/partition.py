@@ -98,9 +98,9 @@ class Surroundings(NamedTuple):
     on_stale: Callable[[PartitionState, int], None]
     on_missed: Callable[[PartitionState, Target, Write], None]
     doubt: Doubt
-    traces: Traces
     mark: int
     partitions: int = PARTITION_COUNT  # in how many the keys are divided
+    traces: Traces | None = None
 
 
 class PartitionState:

@@ -25,6 +25,8 @@ SENTENCES: Final[dict[str, str]] = {
     "worker_draining": "worker {worker} is being emptied; partitions that move: {partitions:,}",
     "worker_undrained": "worker {worker} may hold data again",
     "worker_drained": "worker {worker} is empty, and may be stopped",
+    "worker_disk_full": "the disk of worker {worker} is nearly full: it takes deletes alone",
+    "worker_disk_has_room": "the disk of worker {worker} has room again",
     "worker_removed": "worker {worker} was removed from the cluster",
     "scaling_up": "a worker is being started",
     "scaling_down": "worker {worker} is being taken away",

@@ -21,6 +21,7 @@ from typing import Final
 
 from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.scan import PAGE_MAX
+from trikv.coordinator.trace import Trace
 from trikv.core.errors import Refused, TrikvError
 from trikv.core.record import Version
 from trikv.core.text import to_base64
@@ -40,6 +41,7 @@ from trikv.web.message import (
     timeout_of,
 )
 from trikv.web.services import Services
+from trikv.web.traces import traced
 
 KEY_PATH: Final = b"/v1/kv/"
 SCAN_LIMIT: Final = 100
@@ -47,19 +49,34 @@ SCAN_LIMIT: Final = 100
 
 async def put(services: Services, request: Request) -> Response:
     key, timeout_s = _key_and_timeout(request)
-    stamp = await services.coordinator.put(key, request.body, expect=expectation(request.headers), timeout_s=timeout_s)
-    return Response(204, {"etag": etag(stamp)})
+    expect = expectation(request.headers)
+
+    async def put(trace: Trace | None) -> Response:
+        coordinator = services.coordinator
+        stamp = await coordinator.put(key, request.body, expect=expect, timeout_s=timeout_s, trace=trace)
+        return Response(204, {"etag": etag(stamp)})
+
+    return await traced(services, request, put)
 
 
 async def delete(services: Services, request: Request) -> Response:
     key, timeout_s = _key_and_timeout(request)
-    stamp = await services.coordinator.delete(key, expect=expectation(request.headers), timeout_s=timeout_s)
-    return Response(204, {"etag": etag(stamp)})
+    expect = expectation(request.headers)
+
+    async def delete(trace: Trace | None) -> Response:
+        stamp = await services.coordinator.delete(key, expect=expect, timeout_s=timeout_s, trace=trace)
+        return Response(204, {"etag": etag(stamp)})
+
+    return await traced(services, request, delete)
 
 
 async def get(services: Services, request: Request) -> Response:
     key, timeout_s = _key_and_timeout(request)
-    return await _read(services.coordinator, request, key, timeout_s, _value_response)
+
+    async def get(trace: Trace | None) -> Response:
+        return await _read(services.coordinator, request, key, timeout_s, _value_response, trace)
+
+    return await traced(services, request, get)
 
 
 async def scan(services: Services, request: Request) -> Response:
@@ -114,10 +131,11 @@ async def _read(
     key: bytes,
     timeout_s: float | None,
     answer: Callable[[Version, bytes], Response],
+    trace: Trace | None = None,
 ) -> Response:
     """Read the key under the preconditions of the request. `answer` makes the response of a stamp and a value."""
     wanted, unwanted = if_match(request.headers), if_none_match(request.headers)
-    record = await coordinator.get(key, timeout_s=timeout_s)
+    record = await coordinator.get(key, timeout_s=timeout_s, trace=trace)
     if record is None or record.value is None:
         raise _not_found(key)
     if wanted is not None and not wanted.holds(record):

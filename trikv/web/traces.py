@@ -1,0 +1,99 @@
+"""Traces over HTTP: what a request sent to which replica, and what came of it (`coordinator/trace.py`).
+
+    GET /v1/traces                      those that are kept, the newest first
+    GET /v1/trace/{id}                  one, as JSON; `?format=text` and `?format=svg` draw it
+
+A data request with the header `Trikv-Trace: 1` is traced, and the same header of its answer names the trace. What comes
+after the answer is added as it comes: asked for again, the trace has more.
+
+A picture shows when a message was sent and when its end was known, both measured where the coordinator runs. When it
+was at the replica is not measured: it is drawn half-way between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from trikv.coordinator.replicas import describe_fault
+from trikv.coordinator.trace import Trace
+from trikv.core.errors import Fault, Refused, TrikvError
+from trikv.timeline import ClientCall, Lane, Message, Role, Timeline, to_svg, to_text
+from trikv.web.message import Request, Response, choice_of, json_response, parse_query, percent_decode
+from trikv.web.services import Services
+
+HEADER: Final = "trikv-trace"
+_PATH: Final = b"/v1/trace/"
+_CLIENT: Final = "client"
+_COORDINATOR: Final = "coordinator"
+
+
+async def traced(
+    services: Services, request: Request, operate: Callable[[Trace | None], Awaitable[Response]]
+) -> Response:
+    """Run a data request, with a trace if it asks for one; the answer, or the refusal, names it."""
+    if HEADER not in request.headers:
+        return await operate(None)
+    trace = services.coordinator.traces.make()
+    try:
+        answer = await operate(trace)
+    except TrikvError as error:
+        error.extra["trace"] = trace.id
+        raise
+    return replace(answer, headers={**answer.headers, HEADER: trace.id})
+
+
+async def latest(services: Services, request: Request) -> Response:
+    parse_query(request.query)
+    traces = [trace for trace in services.coordinator.traces.latest() if trace.what]
+    return json_response({"traces": [_brief(trace) for trace in traces]})
+
+
+async def show(services: Services, request: Request) -> Response:
+    form = choice_of(parse_query(request.query, "format"), "format", "json", "text", "svg")
+    trace_id = percent_decode(request.path[len(_PATH) :], "the id").decode(errors="replace")
+    trace = services.coordinator.traces.find(trace_id)
+    if trace is None:
+        raise Refused("no_route", f"there is no trace {trace_id!r}: only the latest are kept (GET /v1/traces)")
+    if form == "json":
+        return json_response(trace.describe(describe_fault))
+    headers = {"cache-control": "no-store"}
+    if form == "text":
+        text = to_text(draw(trace)) + "\n"
+        return Response(200, headers | {"content-type": "text/plain; charset=utf-8"}, text.encode())
+    return Response(200, headers | {"content-type": "image/svg+xml"}, to_svg(draw(trace)).encode())
+
+
+def _brief(trace: Trace) -> dict[str, Any]:
+    told = trace.describe(describe_fault)
+    return {**told, "messages": len(told["messages"])}
+
+
+def draw(trace: Trace) -> Timeline:
+    """The trace as a space-time diagram, in seconds since the request began."""
+    key = trace.key.decode(errors="replace")
+    replicas = dict.fromkeys(note.replica for note in trace.notes)
+    promised = "" if trace.promised_s is None else f"the promise of mode {trace.mode} was met after "
+    note = promised and f"{promised}{1000 * (trace.promised_s or 0.0):.1f} ms"
+    messages: list[Message] = []
+    for each in trace.notes:
+        if each.ended_s is None:
+            messages.append(Message(_COORDINATOR, each.replica, each.sent_s, None, each.what, is_under_way=True))
+        elif each.fault != Fault.OK:
+            text = f"{each.what}: {describe_fault(each.fault or 0)}"
+            messages.append(Message(_COORDINATOR, each.replica, each.sent_s, None, text))
+        else:
+            there_s = (each.sent_s + each.ended_s) / 2
+            messages.append(Message(_COORDINATOR, each.replica, each.sent_s, there_s, each.what))
+            messages.append(Message(each.replica, _COORDINATOR, there_s, each.ended_s, "done", is_answer=True))
+    answer = f"{trace.outcome}: {trace.detail}" if trace.detail else trace.outcome
+    return Timeline(
+        lanes=(
+            Lane(_CLIENT, Role.CLIENT),
+            Lane(_COORDINATOR, Role.COORDINATOR, note),
+            *(Lane(name, Role.REPLICA) for name in replicas),
+        ),
+        messages=tuple(messages),
+        calls=(ClientCall(_CLIENT, 0.0, trace.ended_s, f"{trace.what} {key}", answer),),
+    )
