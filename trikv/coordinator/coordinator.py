@@ -21,6 +21,7 @@ once, since each keeps the event loop for milliseconds.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -35,6 +36,7 @@ from trikv.coordinator.scan import PAGE_MAX, ScanPage, scan_page
 from trikv.coordinator.trace import Trace, Traces, current, note_promised
 from trikv.core.calls import Full
 from trikv.core.errors import Outcome, Refused, TrikvError, Unknown
+from trikv.core.histogram import Histogram
 from trikv.core.hotkeys import HotKeys
 from trikv.core.precondition import Expect
 from trikv.core.quorums import Availability, judge_write
@@ -94,7 +96,9 @@ class Coordinator:
         self.in_flight = 0
         self._writing_bytes = 0
         self._scans = trio.CapacityLimiter(SCANS_MAX)
-        self.outcomes = dict.fromkeys(Outcome, 0)
+        self.mode = ""  # the one in force, set by the master
+        self.outcomes_by_mode: Counter[tuple[str, Outcome]] = Counter()
+        self.durations = {what: Histogram() for what in ("get", "put", "delete", "scan")}
         self.traces = Traces()
         self.hot_keys = HotKeys()
         self._asked = 0  # operations on keys, of which one in `HOT_KEY_STEP` is counted by its key
@@ -111,6 +115,14 @@ class Coordinator:
         return self._scans.borrowed_tokens
 
     @property
+    def outcomes(self) -> dict[Outcome, int]:
+        """How many operations ended so, in all modes."""
+        totals = dict.fromkeys(Outcome, 0)
+        for (_, outcome), count in self.outcomes_by_mode.items():
+            totals[outcome] += count
+        return totals
+
+    @property
     def pending(self) -> int:
         """Keys of which a write is in doubt."""
         return sum(len(state.pending) for state in self.partitions)
@@ -121,7 +133,7 @@ class Coordinator:
         """The record that a read returns; None where there is no value. `trace`: see `trace.py`."""
         check_key(key)
         self._note_key(key)
-        with self._operation(timeout_s, trace or self.traces.sample(), "get", key) as attempt:
+        with self._operation(timeout_s, "get", key, trace or self.traces.sample()) as attempt:
             record = await self._read_wherever(key, attempt.deadline_s)
         return None if record is None or record.is_tombstone else record
 
@@ -149,7 +161,7 @@ class Coordinator:
         self, prefix: bytes = b"", *, after: bytes | None = None, limit: int = 100, timeout_s: float | None = None
     ) -> ScanPage:
         """The first `limit` (at most `PAGE_MAX`) live keys with `prefix` after `after`, in byte order."""
-        with self._operation(timeout_s) as attempt:
+        with self._operation(timeout_s, "scan") as attempt:
             if limit < 1:
                 raise Refused("bad_request", f"a page of {limit} keys; ask for 1 at least")
             if not self.partitions:
@@ -172,7 +184,7 @@ class Coordinator:
         self._note_key(key)
         trace = trace or self.traces.sample()
         what = "delete" if value is None else "put"
-        with self._operation(timeout_s, trace, what, key) as attempt, self._on_its_way(value):
+        with self._operation(timeout_s, what, key, trace) as attempt, self._on_its_way(value):
             if not self.stored and self.partitions:
                 await self._before_first_store()
             while True:
@@ -392,12 +404,12 @@ class Coordinator:
 
     @contextmanager
     def _operation(
-        self, timeout_s: float | None, trace: Trace | None = None, what: str = "", key: bytes = b""
+        self, timeout_s: float | None, what: str, key: bytes = b"", trace: Trace | None = None
     ) -> Iterator[Attempt]:
         """Admit an operation, bound it, and say what came of it."""
         timeout_s = self.timeout_s if timeout_s is None else min(timeout_s, TIMEOUT_MOST_S)
         if self.in_flight >= IN_FLIGHT_MAX:
-            self.outcomes[Outcome.REFUSED] += 1
+            self._note_outcome(trace, Outcome.REFUSED, "too many operations are under way")
             raise Refused("overloaded", f"{IN_FLIGHT_MAX:,} operations are under way already")
         began_s = trio.current_time()
         attempt = Attempt(began_s + timeout_s, trace)
@@ -421,11 +433,13 @@ class Coordinator:
         finally:
             current.reset(token)
             self.in_flight -= 1
+            duration_s = trio.current_time() - began_s
+            self.durations[what].note(duration_s)
             for measure in self.longest:
-                measure.note(trio.current_time() - began_s)
+                measure.note(duration_s)
 
     def _note_outcome(self, trace: Trace | None, outcome: Outcome, detail: str = "") -> None:
-        self.outcomes[outcome] += 1
+        self.outcomes_by_mode[self.mode, outcome] += 1
         if trace is not None:
             trace.end(outcome.value, detail)
 

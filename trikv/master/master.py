@@ -269,7 +269,7 @@ class Master:
         self.events.term = cluster.term
         self.membership.install(cluster)
         coordinator = self.coordinator
-        coordinator.stored = cluster.stored
+        coordinator.stored, coordinator.mode = cluster.stored, cluster.mode
         coordinator.not_formed = self.enlisting.forming_detail()
         if cluster.formed:
             former = coordinator.partitions

@@ -166,6 +166,7 @@ class Status:
             "full": vitals is not None and vitals.full is Full.KEYS,
             "disk_full": vitals is not None and vitals.full is Full.DISK,
             "max_keys": enlisted.max_keys,
+            "calls": self._membership.target(enlisted.member).calls,
             "last_heard_s": None if heard_s is None else round(heard_s, 3),
         }
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from trikv.core.record import VALUE_BYTES_MAX
-from trikv.web import batch, cluster, keys, operate, traces
+from trikv.web import batch, cluster, keys, metrics, operate, traces
 from trikv.web.message import Request, Response
 from trikv.web.services import Services
 
@@ -58,6 +58,7 @@ ROUTES: Final = (
     Route("POST", "/v1/recover", operate.recover, SMALL_BODY_BYTES_MAX, detached=True),
     Route("GET", "/v1/traces", traces.latest),
     Route("GET", "/v1/trace/{id}", traces.show),
+    Route("GET", "/metrics", metrics.metrics),
     Route("GET", "/livez", cluster.livez),
     Route("GET", "/readyz", cluster.readyz),
     Route("GET", "/put", keys.put_by_query, SMALL_BODY_BYTES_MAX, detached=True),
