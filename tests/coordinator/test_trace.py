@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from trikv.coordinator.replicas import describe_fault
-from trikv.coordinator.trace import KEPT_MAX, MESSAGES_MAX, Trace
+from trikv.coordinator.trace import KEPT_MAX, MESSAGES_MAX, RequestTrace
 from trikv.core.calls import Op
 from trikv.core.errors import Fault, TrikvError
 from trikv.net.link import Link
@@ -49,7 +49,7 @@ async def test_the_messages_are_those_that_the_links_carried(
     cluster = await InProcessCluster.start(nursery, mode=mode, workers=4, down_after_s=600.0)
     monkeypatch.setattr(cluster.coordinator.traces, "_kept_max", 1_000)
     sent = spy_on_links(cluster, monkeypatch)
-    traces: dict[bytes, Trace] = {}
+    traces: dict[bytes, RequestTrace] = {}
 
     async def ask(key: bytes) -> None:
         trace = traces[key] = cluster.coordinator.traces.make()
@@ -117,7 +117,7 @@ async def test_one_request_in_a_thousand_is_traced_by_itself_and_only_the_latest
 
 
 async def test_a_trace_is_bounded(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    trace = Trace("1")
+    trace = RequestTrace("1")
     for _ in range(2 * MESSAGES_MAX):
         trace.noted("w", "store", lambda fault, payload: None)
     assert len(trace.notes) == MESSAGES_MAX

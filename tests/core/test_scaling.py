@@ -16,8 +16,8 @@ from trikv.core.scaling import (
     Action,
     Decision,
     Limits,
-    Load,
     Sample,
+    WorkerLoad,
     decide,
     use_of,
 )
@@ -28,7 +28,7 @@ LONG_S = 60.0
 
 def steady(workers: int, requests: float = 0.0, keys: int = 0, *, lasts_s: float = LONG_S, **more: Any) -> list[Sample]:
     """The same load on every worker, sampled every second until now."""
-    load = {f"w{number}": Load(requests, keys) for number in range(1, workers + 1)}
+    load = {f"w{number}": WorkerLoad(requests, keys) for number in range(1, workers + 1)}
     more.setdefault("removable", ("w3",))
 
     return [Sample(now_s, load, **more) for now_s in range(int(LONG_S - lasts_s), int(LONG_S) + 1)]

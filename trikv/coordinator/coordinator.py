@@ -33,7 +33,7 @@ from trikv.coordinator.partition import PENDING_BYTES_MAX, PENDING_MAX, Doubt, P
 from trikv.coordinator.repair import fetch_history
 from trikv.coordinator.replicas import NotEnough, Target
 from trikv.coordinator.scan import PAGE_MAX, ScanPage, scan_page
-from trikv.coordinator.trace import Trace, Traces, current, note_promised
+from trikv.coordinator.trace import RequestTrace, Traces, current, note_promised
 from trikv.core.calls import Full
 from trikv.core.errors import Outcome, Refused, TrikvError, Unknown
 from trikv.core.histogram import Histogram
@@ -69,7 +69,7 @@ class Attempt:
 
     __slots__ = ("deadline_s", "sent", "trace")
 
-    def __init__(self, deadline_s: float, trace: Trace | None = None) -> None:
+    def __init__(self, deadline_s: float, trace: RequestTrace | None = None) -> None:
         self.deadline_s = deadline_s
         self.sent = False
         self.trace = trace
@@ -129,7 +129,9 @@ class Coordinator:
 
     # --- what clients ask ---------------------------------------------------------------------------------------------
 
-    async def get(self, key: bytes, *, timeout_s: float | None = None, trace: Trace | None = None) -> Record | None:
+    async def get(
+        self, key: bytes, *, timeout_s: float | None = None, trace: RequestTrace | None = None
+    ) -> Record | None:
         """The record that a read returns; None where there is no value. `trace`: see `trace.py`."""
         check_key(key)
         self._note_key(key)
@@ -144,7 +146,7 @@ class Coordinator:
         *,
         expect: Expect | None = None,
         timeout_s: float | None = None,
-        trace: Trace | None = None,
+        trace: RequestTrace | None = None,
     ) -> Version:
         """Store; answers the write's stamp."""
         if len(value) > VALUE_BYTES_MAX:
@@ -152,7 +154,12 @@ class Coordinator:
         return await self._write(key, value, expect, timeout_s, trace)
 
     async def delete(
-        self, key: bytes, *, expect: Expect | None = None, timeout_s: float | None = None, trace: Trace | None = None
+        self,
+        key: bytes,
+        *,
+        expect: Expect | None = None,
+        timeout_s: float | None = None,
+        trace: RequestTrace | None = None,
     ) -> Version:
         """Leave a tombstone, whether or not there was a value; answers the write's stamp."""
         return await self._write(key, None, expect, timeout_s, trace)
@@ -177,7 +184,12 @@ class Coordinator:
     # --- the operations -----------------------------------------------------------------------------------------------
 
     async def _write(
-        self, key: bytes, value: bytes | None, expect: Expect | None, timeout_s: float | None, trace: Trace | None
+        self,
+        key: bytes,
+        value: bytes | None,
+        expect: Expect | None,
+        timeout_s: float | None,
+        trace: RequestTrace | None,
     ) -> Version:
         """Write under the present configuration, or under the next if that one replaces it before anything is sent."""
         check_key(key)
@@ -404,7 +416,7 @@ class Coordinator:
 
     @contextmanager
     def _operation(
-        self, timeout_s: float | None, what: str, key: bytes = b"", trace: Trace | None = None
+        self, timeout_s: float | None, what: str, key: bytes = b"", trace: RequestTrace | None = None
     ) -> Iterator[Attempt]:
         """Admit an operation, bound it, and say what came of it."""
         timeout_s = self.timeout_s if timeout_s is None else min(timeout_s, TIMEOUT_MOST_S)
@@ -438,7 +450,7 @@ class Coordinator:
             for measure in self.longest:
                 measure.note(duration_s)
 
-    def _note_outcome(self, trace: Trace | None, outcome: Outcome, detail: str = "") -> None:
+    def _note_outcome(self, trace: RequestTrace | None, outcome: Outcome, detail: str = "") -> None:
         self.outcomes_by_mode[self.mode, outcome] += 1
         if trace is not None:
             trace.end(outcome.value, detail)

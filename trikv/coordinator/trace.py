@@ -33,7 +33,7 @@ SAMPLE_STEP: Final = 1_000
 Done = Callable[[int, list[Any]], None]
 
 
-class Note:
+class TracedCall:
     """One call to one replica. Times are in seconds since the request began; None: not yet."""
 
     __slots__ = ("ended_s", "fault", "replica", "sent_s", "what")
@@ -46,7 +46,7 @@ class Note:
         self.fault: int | None = None
 
 
-class Trace:
+class RequestTrace:
     """Of one request. `promised_s`: when the strategy said that its promise is met."""
 
     __slots__ = (
@@ -65,7 +65,7 @@ class Trace:
         self.outcome = ""
         self.detail = ""
         self.stamp: Version | None = None
-        self.notes: list[Note] = []
+        self.notes: list[TracedCall] = []
 
     def begin(self, what: str, key: bytes) -> None:
         self.what, self.key = what, key
@@ -81,7 +81,7 @@ class Trace:
         """`done`, which also writes down when and how the call ended."""
         if len(self.notes) >= MESSAGES_MAX:
             return done
-        note = Note(replica, what, self.now_s())
+        note = TracedCall(replica, what, self.now_s())
         self.notes.append(note)
 
         def ended(fault: int, payload: list[Any]) -> None:
@@ -133,43 +133,43 @@ class Traces:
     def __init__(self, *, kept_max: int = KEPT_MAX, sample_step: int = SAMPLE_STEP) -> None:
         self._kept_max = kept_max
         self._sample_step = sample_step
-        self._kept: OrderedDict[str, Trace] = OrderedDict()
-        self._of_writes: dict[tuple[bytes, Version], Trace] = {}  # by key and stamp, which together name a write
+        self._kept: OrderedDict[str, RequestTrace] = OrderedDict()
+        self._of_writes: dict[tuple[bytes, Version], RequestTrace] = {}  # by key and stamp, which together name a write
         self._count = 0
         self._asked = 0
 
-    def make(self) -> Trace:
+    def make(self) -> RequestTrace:
         """A new one, which is kept from now on."""
         self._count += 1
-        trace = self._kept[str(self._count)] = Trace(str(self._count))
+        trace = self._kept[str(self._count)] = RequestTrace(str(self._count))
         while len(self._kept) > self._kept_max:
             _, gone = self._kept.popitem(last=False)
             if gone.stamp is not None:
                 self._of_writes.pop((gone.key, gone.stamp), None)
         return trace
 
-    def sample(self) -> Trace | None:
+    def sample(self) -> RequestTrace | None:
         """One for a request that asked for none, now and then."""
         self._asked += 1
         return self.make() if self._asked % self._sample_step == 0 else None
 
-    def note_stamp(self, trace: Trace, stamp: Version) -> None:
+    def note_stamp(self, trace: RequestTrace, stamp: Version) -> None:
         """The request is the write with this stamp: copies of it that are sent later belong to the trace."""
         trace.stamp = stamp
         self._of_writes[trace.key, stamp] = trace
 
-    def of_write(self, key: bytes, stamp: Version) -> Trace | None:
+    def of_write(self, key: bytes, stamp: Version) -> RequestTrace | None:
         return self._of_writes.get((key, stamp))
 
-    def find(self, trace_id: str) -> Trace | None:
+    def find(self, trace_id: str) -> RequestTrace | None:
         return self._kept.get(trace_id)
 
-    def latest(self) -> list[Trace]:
+    def latest(self) -> list[RequestTrace]:
         """Those that are kept, the newest first."""
         return list(reversed(self._kept.values()))
 
 
-current: Final[ContextVar[Trace | None]] = ContextVar("trace", default=None)
+current: Final[ContextVar[RequestTrace | None]] = ContextVar("trace", default=None)
 
 
 def note_promised(mode: str, epoch: int) -> None:

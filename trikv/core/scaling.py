@@ -41,7 +41,7 @@ class Limits:
         assert 1 <= self.fewest <= self.most, self
 
 
-class Load(NamedTuple):
+class WorkerLoad(NamedTuple):
     """What one worker had to do: requests a second, and the keys that it holds."""
 
     requests: float
@@ -57,7 +57,7 @@ class Sample(NamedTuple):
     """
 
     time_s: float
-    workers: Mapping[str, Load]
+    workers: Mapping[str, WorkerLoad]
     busy: str = ""
     hottest: float = 0.0
     removable: Sequence[str] = ()

@@ -25,7 +25,7 @@ from trikv.api import Provisioner, WorkerOrder
 from trikv.coordinator.coordinator import Coordinator
 from trikv.core.errors import Refused
 from trikv.core.quorums import Availability
-from trikv.core.scaling import IDLE_S, Action, Decision, Limits, Load, Sample, decide, use_of
+from trikv.core.scaling import IDLE_S, Action, Decision, Limits, Sample, WorkerLoad, decide, use_of
 from trikv.master.document import Document
 from trikv.master.events import EventLog
 from trikv.master.membership import Membership
@@ -123,13 +123,13 @@ class Autoscaler:
         cluster = self._document.cluster
         calls = self._membership.calls()
         elapsed_s = max(now_s - self._sampled_s, 1e-3)
-        load: dict[str, Load] = {}
+        load: dict[str, WorkerLoad] = {}
         for worker, entry in cluster.workers.items():
             vitals = self._membership.watched[worker].vitals
             up = self._membership.target(entry.member).availability is Availability.UP
             if not entry.draining and (up or cluster.partitions_of(entry.member)):
                 requests = max(0, calls[worker] - self._calls[worker]) / elapsed_s  # of a new member it begins anew
-                load[worker] = Load(requests, 0 if vitals is None else vitals.keys)
+                load[worker] = WorkerLoad(requests, 0 if vitals is None else vitals.keys)
         self._calls, self._sampled_s = calls, now_s
         hottest = self._coordinator.hot_keys.hottest()[1]
         self._coordinator.hot_keys.fade()

@@ -21,7 +21,7 @@ from typing import Final
 
 from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.scan import PAGE_MAX
-from trikv.coordinator.trace import Trace
+from trikv.coordinator.trace import RequestTrace
 from trikv.core.errors import Refused, TrikvError
 from trikv.core.record import Version
 from trikv.core.text import to_base64
@@ -51,7 +51,7 @@ async def put(services: Services, request: Request) -> Response:
     key, timeout_s = _key_and_timeout(request)
     expect = expectation(request.headers)
 
-    async def put(trace: Trace | None) -> Response:
+    async def put(trace: RequestTrace | None) -> Response:
         coordinator = services.coordinator
         stamp = await coordinator.put(key, request.body, expect=expect, timeout_s=timeout_s, trace=trace)
         return Response(204, {"etag": etag(stamp)})
@@ -63,7 +63,7 @@ async def delete(services: Services, request: Request) -> Response:
     key, timeout_s = _key_and_timeout(request)
     expect = expectation(request.headers)
 
-    async def delete(trace: Trace | None) -> Response:
+    async def delete(trace: RequestTrace | None) -> Response:
         stamp = await services.coordinator.delete(key, expect=expect, timeout_s=timeout_s, trace=trace)
         return Response(204, {"etag": etag(stamp)})
 
@@ -73,7 +73,7 @@ async def delete(services: Services, request: Request) -> Response:
 async def get(services: Services, request: Request) -> Response:
     key, timeout_s = _key_and_timeout(request)
 
-    async def get(trace: Trace | None) -> Response:
+    async def get(trace: RequestTrace | None) -> Response:
         return await _read(services.coordinator, request, key, timeout_s, _value_response, trace)
 
     return await traced(services, request, get)
@@ -131,7 +131,7 @@ async def _read(
     key: bytes,
     timeout_s: float | None,
     answer: Callable[[Version, bytes], Response],
-    trace: Trace | None = None,
+    trace: RequestTrace | None = None,
 ) -> Response:
     """Read the key under the preconditions of the request. `answer` makes the response of a stamp and a value."""
     wanted, unwanted = if_match(request.headers), if_none_match(request.headers)

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from trikv.coordinator.replicas import describe_fault
-from trikv.coordinator.trace import Trace
+from trikv.coordinator.trace import RequestTrace
 from trikv.core.errors import Fault, Refused, TrikvError
 from trikv.timeline import ClientCall, Lane, Message, Role, Timeline, to_svg, to_text
 from trikv.web.message import Request, Response, choice_of, json_response, parse_query, percent_decode
@@ -30,7 +30,7 @@ _COORDINATOR: Final = "coordinator"
 
 
 async def traced(
-    services: Services, request: Request, operate: Callable[[Trace | None], Awaitable[Response]]
+    services: Services, request: Request, operate: Callable[[RequestTrace | None], Awaitable[Response]]
 ) -> Response:
     """Run a data request, with a trace if it asks for one; the answer, or the refusal, names it."""
     if HEADER not in request.headers:
@@ -65,12 +65,12 @@ async def show(services: Services, request: Request) -> Response:
     return Response(200, headers | {"content-type": "image/svg+xml"}, to_svg(draw(trace)).encode())
 
 
-def _brief(trace: Trace) -> dict[str, Any]:
+def _brief(trace: RequestTrace) -> dict[str, Any]:
     told = trace.describe(describe_fault)
     return {**told, "messages": len(told["messages"])}
 
 
-def draw(trace: Trace) -> Timeline:
+def draw(trace: RequestTrace) -> Timeline:
     """The trace as a space-time diagram, in seconds since the request began."""
     key = trace.key.decode(errors="replace")
     replicas = dict.fromkeys(note.replica for note in trace.notes)
