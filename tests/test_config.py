@@ -15,6 +15,7 @@ from trikv.config import (
     master_settings,
     worker_settings,
 )
+from trikv.core.scaling import Limits
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +107,12 @@ def test_a_worker_is_told_what_it_cannot_be(flags: Mapping[str, object], complai
         ({"http": "192.168.1.5:8080"}, "192.168.1.5 can be reached from other machines"),
         ({"host": "example.org"}, "example.org can be reached from other machines"),
         ({"insecure": "perhaps"}, "--insecure: 'perhaps' is neither true nor false"),
+        ({"autoscale": "3"}, "--autoscale: '3' is not MIN..MAX, two numbers of workers like 3..9"),
+        ({"autoscale": "9..3", "max_load": 1}, "--autoscale: '9..3' is not MIN..MAX"),
+        ({"autoscale": "0..3", "max_load": 1}, "--autoscale: '0..3' is not MIN..MAX"),
+        ({"autoscale": "3..9"}, "--autoscale needs to know when: give --max-load or --max-keys"),
+        ({"max_load": 10}, "give --autoscale MIN..MAX with them"),
+        ({"autoscale": "3..9", "max_load": 0}, "--max-load: 0 is not a number of requests a second"),
     ],
 )
 def test_a_master_is_told_what_it_cannot_be(flags: Mapping[str, object], complaint: str) -> None:
@@ -207,3 +214,9 @@ def test_insecure_allows_what_loopback_does_not() -> None:
     assert worker_settings({"port": 1, "host": "0.0.0.0", "insecure": True}, {}).host == "0.0.0.0"
     assert [host for host in ("localhost", "127.0.0.1", "127.9.9.9", "::1") if not is_loopback(host)] == []
     assert [host for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.example.org", "") if is_loopback(host)] == []
+
+
+def test_how_a_cluster_scales_by_itself() -> None:
+    settings = master_settings({"autoscale": "3..9", "max_load": "500"}, {"TRIKV_MASTER_MAX_KEYS": "1000"})
+    assert settings.autoscale == Limits(3, 9, max_load=500.0, max_keys=1000)
+    assert master_settings({}, {}).autoscale is None
