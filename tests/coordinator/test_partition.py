@@ -215,7 +215,7 @@ def test_a_store_alone_leaves_a_configuration_unused() -> None:
         (Stage.SETTLED, True, False, False),
         (Stage.SETTLING, True, False, False),
         (Stage.UNUSED, True, False, True),
-        (Stage.CLOSED, False, False, False),
+        (Stage.CLOSED, False, False, True),
         (Stage.BLOCKED, False, True, False),
         (Stage.REPLACED, False, False, False),
     ],
@@ -234,11 +234,20 @@ def test_a_blocked_partition_keeps_its_first_reason_and_the_newest_promise() -> 
     assert (state.blocked_because, state.promised) == ("first", make_epoch(TERM - 1, 10)), "the generation decides"
 
 
-@pytest.mark.parametrize("stage", [Stage.CLOSED, Stage.REPLACED])
-def test_what_is_about_to_be_replaced_is_not_blocked_and_gives_no_reason(stage: Stage) -> None:
-    state = state_in(stage)
+def test_what_was_replaced_is_not_blocked_and_gives_no_reason() -> None:
+    state = state_in(Stage.REPLACED)
     state.block(make_epoch(TERM, 9), "too late")
     assert (state.blocked_because, state.promised) == ("", 0)
+
+
+def test_what_is_closed_keeps_the_reason_and_is_blocked_once_it_is_reopened_or_settled() -> None:
+    for go_on in (PartitionState.reopen, lambda state: state.settle(state.partition.as_settled())):
+        state = state_in(Stage.CLOSED)
+        state.block(make_epoch(TERM, 9), "older than the cluster")
+        assert state.stage is Stage.CLOSED
+        go_on(state)
+        assert state.is_blocked
+        assert (state.blocked_because, state.promised) == ("older than the cluster", make_epoch(TERM, 9))
 
 
 def test_a_blocked_partition_is_listed_by_nobody() -> None:

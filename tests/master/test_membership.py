@@ -177,3 +177,18 @@ async def test_when_the_master_itself_was_stopped_nobody_is_to_blame(
     assert not watched.evictable  # the silence before counts, and the one after, and nothing in between
     await trio.sleep(0.6 * GRACE_S)
     assert watched.evictable
+
+
+async def test_a_worker_that_is_heard_again_as_it_is_evicted_is_told_of(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4, down_after_s=5.0)
+    watched = cluster.master.membership.watched[cluster.workers[0].worker.id]
+    cluster.network.hold(cluster.workers[0].address)
+    await cluster.until(lambda: watched.evictable)
+    assert watched.peer.link is not None
+    watched.peer.link.last_heard_s = trio.current_time()  # an answer that is not a heartbeat's
+    before = cluster.coordinator.changed.count
+    watched.note_evicted()
+    assert watched.availability is Availability.UP
+    assert cluster.coordinator.changed.count > before

@@ -59,7 +59,8 @@ class Step(Enum):
 
 
 # A step that is not in the table leaves the stage as it is. REOPEN leads back to UNUSED, since only an unused one is
-# closed. BLOCK passes a closed one by: if it is reopened, the worker says again what it has promised.
+# closed. BLOCK leaves a closed one closed, so that nothing is stored under it; the reason is kept, and blocks it
+# if it is reopened or settled.
 LIFE: Final[Mapping[tuple[Stage, Step], Stage]] = {
     (Stage.UNUSED, Step.COMMIT): Stage.SETTLING,
     (Stage.UNUSED, Step.SETTLE): Stage.SETTLED,
@@ -155,7 +156,7 @@ class PartitionState:
     @property
     def is_unused(self) -> bool:
         """Was nothing committed under its active configuration, which was made here?"""
-        return self.stage is Stage.UNUSED
+        return self.stage in (Stage.UNUSED, Stage.CLOSED)
 
     @property
     def is_served(self) -> bool:
@@ -238,6 +239,8 @@ class PartitionState:
 
     def _take(self, step: Step) -> None:
         self.stage = LIFE.get((self.stage, step), self.stage)
+        if self.blocked_because and step in (Step.REOPEN, Step.SETTLE):  # it was closed when the reason was heard
+            self._take(Step.BLOCK)
 
     def settle(self, partition: Partition) -> None:
         """The active configuration holds everything that was ever committed, and the document says so."""
@@ -258,7 +261,7 @@ class PartitionState:
     def block(self, promised: int, reason: str) -> None:
         """A worker has promised an epoch that the document does not know."""
         self._take(Step.BLOCK)
-        if self.is_blocked:
+        if self.stage in (Stage.BLOCKED, Stage.CLOSED):
             self.promised = max(self.promised, promised, key=generation_of)
             self.blocked_because = self.blocked_because or reason
 

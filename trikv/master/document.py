@@ -47,6 +47,7 @@ class Document:
         self._name = name
         self._install = install
         self._error: Exception | None = None  # why there is no change any more
+        self._raised = False
         self._ended = trio.Event()
 
     async def run(self) -> None:
@@ -57,8 +58,16 @@ class Document:
           ConfigStoreError: it cannot be known whether a change was made.
         """
         await self._ended.wait()
-        assert self._error is not None
-        raise self._error
+        self.check()
+
+    def check(self) -> None:
+        """
+        Raises:
+          ConfigConflict, ConfigStoreError: what ends this master, if that was not raised by `run` already.
+        """
+        if self._error is not None and not self._raised:
+            self._raised = True
+            raise self._error
 
     async def change(self, change: Callable[[Cluster], Cluster], *, made_here: bool = False) -> None:
         """Make one change durable, then effective. The caller holds `changing`.

@@ -247,22 +247,25 @@ class Master:
           ConfigConflict: another master has taken over.
           ConfigStoreError: it cannot be known whether a change of the document was made.
         """
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.document.run)
-            await nursery.start(self.tasks.run)
-            await nursery.start(self.membership.run)
-            self.document.install(self.cluster)
-            serve = partial(serve_links, frame_bytes_max=SMALL_FRAME_BYTES_MAX)  # workers only ask to be enlisted
-            await nursery.start(serve, listening.listener, self.hello, self._judge, self._handle)
-            self.enlisting.start()
-            nursery.start_soon(finish_forever, self.coordinator)
-            nursery.start_soon(self.hints.run)
-            nursery.start_soon(self.hung.run)
-            nursery.start_soon(self.antientropy.run)
-            nursery.start_soon(self.tombstones.run)
-            nursery.start_soon(self.reconciler.run)
-            nursery.start_soon(self.settling.run)
-            task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.document.run)
+                await nursery.start(self.tasks.run)
+                await nursery.start(self.membership.run)
+                self.document.install(self.cluster)
+                serve = partial(serve_links, frame_bytes_max=SMALL_FRAME_BYTES_MAX)  # workers only ask to be enlisted
+                await nursery.start(serve, listening.listener, self.hello, self._judge, self._handle)
+                self.enlisting.start()
+                nursery.start_soon(finish_forever, self.coordinator)
+                nursery.start_soon(self.hints.run)
+                nursery.start_soon(self.hung.run)
+                nursery.start_soon(self.antientropy.run)
+                nursery.start_soon(self.tombstones.run)
+                nursery.start_soon(self.reconciler.run)
+                nursery.start_soon(self.settling.run)
+                task_status.started()
+        finally:
+            self.document.check()  # a stop in the middle of a change in doubt ends with that
 
     def _install(self, cluster: Cluster, made_here: bool) -> None:
         """Make the document effective: watch its workers, and give each partition of a new epoch a new state."""
@@ -289,7 +292,7 @@ class Master:
             return former
         state = PartitionState(index, term, partition, self._surroundings, made_here=made_here)
         if former is not None:
-            if former.is_blocked and former.partition == partition:
+            if former.blocked_because and former.partition == partition:
                 state.block(former.promised, former.blocked_because)  # a new term proves nothing
             former.replace()
         return state

@@ -123,7 +123,7 @@ class WatchedWorker:
     def note_evicted(self) -> None:
         """The configurations have moved on without it: it is not to be given data as soon as it is back."""
         self.suspicion.evicted(self._now())
-        self._refresh()
+        self._look()
 
     def ask_now(self) -> None:
         """Something of it has changed: do not wait for the next heartbeat."""
@@ -315,7 +315,10 @@ class Membership:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await beat_forever(self.watched)
+            try:
+                await beat_forever(self.watched)
+            finally:
+                self._nursery = None  # no worker is watched any more, also if a change is installed after this
 
     def install(self, cluster: Cluster) -> None:
         """Watch the workers of this document, each where it is now."""
@@ -392,8 +395,8 @@ class Membership:
             with scope:
                 await watched.peer.run()
 
-        assert self._nursery is not None
-        self._nursery.start_soon(watch)
+        if self._nursery is not None:
+            self._nursery.start_soon(watch)
 
     def _note_change(self, worker: str) -> None:
         if (watched := self.watched.get(worker)) is None:

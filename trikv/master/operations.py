@@ -76,6 +76,7 @@ class Operations:
         self._hints = hints
         self._antientropy = antientropy
         self._tombstones = tombstones
+        self._measure: _Measure | None = None  # of the latest switch
 
     # --- what is under way --------------------------------------------------------------------------------------------
 
@@ -151,7 +152,8 @@ class Operations:
     async def switch_mode(self, mode: str) -> dict[str, Any]:
         """Switch, wait until every partition is settled under it, and answer the certificate of the switch.
 
-        A switch to that mode which is under way already is waited for; its certificate counts from now.
+        A switch to that mode which is under way already is waited for, and its certificate counts from its beginning;
+        if another master began it, from now.
         """
         strategy = self._strategy(mode)
         before = self._document.cluster
@@ -171,7 +173,9 @@ class Operations:
                 f"{len(stuck):,} partitions, {stuck[0]} the first, have too few members up to be asked what they hold; "
                 "bring workers back first",
             )
-        with _Measure(self._coordinator, self._settling) as measure:
+        if mode != before.mode or self._measure is None:
+            self._measure = _Measure(self._coordinator, self._settling)
+        with self._measure as measure:
             if mode != before.mode:
                 async with self._document.changing:
                     self._refuse_if_busy()

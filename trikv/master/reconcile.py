@@ -36,7 +36,7 @@ from trikv.api import Promise
 from trikv.coordinator.ask import Question, ask_all
 from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.listing import Pages, group_by_target
-from trikv.coordinator.partition import PartitionState
+from trikv.coordinator.partition import PartitionState, Stage
 from trikv.coordinator.repair import copy_record
 from trikv.coordinator.replicas import NotEnough, Target
 from trikv.core.calls import Op, is_epoch
@@ -243,7 +243,8 @@ class Reconciler:
         before = {change.partition: states[change.partition].partition for change in due}
         ready = await self._empty_joiners(await self._with_life(due))
         replaced = {c.partition for c in ready if states[c.partition].is_unused}
-        for partition in replaced:
+        closed = {partition for partition in replaced if states[partition].stage is not Stage.CLOSED}
+        for partition in closed:
             states[partition].close()  # from here on nothing is stored under it, so it stays unused
         now_due = {change.partition: change.configuration for change in ready}
 
@@ -259,7 +260,7 @@ class Reconciler:
             return replace(cluster, partitions=tuple(partitions))
 
         def reopen() -> None:
-            for partition in replaced:
+            for partition in closed:
                 if states[partition] is self._coordinator.partitions[partition]:
                     states[partition].reopen()
             self._coordinator.changed.notify()  # writers may be waiting for those that are open again
@@ -438,9 +439,14 @@ class Reconciler:
         saved = lost = 0
         try:
             async for rows in Pages(plan, rows=_SALVAGE_ROWS, timeout_s=DISCARD_TIMEOUT_S):
+                deadline_s = trio.current_time() + DISCARD_TIMEOUT_S  # for all copies of a page
                 for key, (partition, held) in rows.items():
                     mine = held.pop(joiner.member.worker, None)
-                    if mine is None or any(record.version >= mine.version for record in held.values()):
+                    if (
+                        mine is None
+                        or partition in unready
+                        or any(record.version >= mine.version for record in held.values())
+                    ):
                         continue
                     state = by_index[partition]
                     if generation_of(mine.version.epoch) < state.partition.forgot:
@@ -449,7 +455,6 @@ class Reconciler:
                     if not members[state]:
                         unready.add(partition)
                         continue
-                    deadline_s = trio.current_time() + DISCARD_TIMEOUT_S
                     try:
                         await copy_record(state, key, mine.version, joiner, members[state], deadline_s)
                         saved += 1

@@ -23,7 +23,10 @@ class Tasks:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # what comes later is not begun
 
     def start_soon(self, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         """Have this done beside all else, for as long as this master serves; not at all before it does."""
