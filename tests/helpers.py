@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-from trikv.api import Batch, Storage
+from trikv.api import Batch, Storage, Write
+from trikv.coordinator.partition import Doubt, PartitionState, Surroundings
+from trikv.coordinator.replicas import Target
 from trikv.core import ring
 from trikv.core.calls import (
     Full,
@@ -18,12 +21,15 @@ from trikv.core.calls import (
     record_to_wire,
     vitals_from_wire,
 )
+from trikv.core.configuration import Configuration, Member, Partition
 from trikv.core.digest import Summary
 from trikv.core.errors import Fault, Refused
+from trikv.core.quorums import Availability
 from trikv.core.record import Record, Version, make_epoch, make_seq
 from trikv.core.session import Hello
 from trikv.net.doors import Doors
 from trikv.net.link import Link, dial
+from trikv.registry import load_registry
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import PARTITIONS, InProcessCluster, MemoryTransport, Node
 from trikv.testing.processes.cluster import LocalCluster, wait_until
@@ -44,6 +50,56 @@ Reply = tuple[int, list[Any]]
 def partition_of(key: bytes) -> int:
     """Where the key lies in a cluster of `InProcessCluster`."""
     return ring.partition_of(key, PARTITIONS)
+
+
+@dataclass(eq=False)
+class Replica:
+    """What is known of a member that nobody calls."""
+
+    member: Member
+    availability: Availability = Availability.UP
+    evictable: bool = False
+    address: str = "nowhere:1"
+    crowded: bool = False
+    full: Full = Full.NO
+
+    def call(self, *call: Any) -> None:
+        raise AssertionError("nothing is sent here")
+
+
+def configuration_of(names: str, mode: str = "quorum") -> Configuration:
+    """Of members that are named by letters."""
+    members = tuple(Member(name, "1") for name in names)
+    return Configuration(members, mode, load_registry().strategy(mode).copies(len(members)))
+
+
+class Around:
+    """What lies around the states of one coordinator: members that nobody calls, and what was reported."""
+
+    def __init__(self) -> None:
+        self.doubt = Doubt()
+        self.stale: list[tuple[int, int]] = []  # partition, promised epoch
+        self.missed: list[tuple[int, Target, Write]] = []
+        self.replicas: dict[Member, Replica] = {}
+
+    def replica(self, name: str) -> Replica:
+        """A member is the same one in every configuration."""
+        member = Member(name, "1")
+        return self.replicas.setdefault(member, Replica(member))
+
+    def state(
+        self, partition: Partition, *, index: int = 5, term: int = 3, mark: int = 0, made_here: bool = False
+    ) -> PartitionState:
+        surroundings = Surroundings(
+            load_registry().strategy,
+            lambda configuration: [self.replica(member.worker) for member in configuration.members],
+            lambda state, promised: self.stale.append((state.index, promised)),
+            lambda state, target, write: self.missed.append((state.index, target, write)),
+            self.doubt,
+            mark,
+            PARTITIONS,
+        )
+        return PartitionState(index, term, partition, surroundings, made_here=made_here)
 
 
 class GatedStorage(MemoryStorage):

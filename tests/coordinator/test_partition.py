@@ -3,72 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
 import pytest
 
+from tests.helpers import Around, configuration_of, partition_of
 from trikv.api import Write
 from trikv.coordinator import partition as partition_module
-from trikv.coordinator.partition import LIFE, Doubt, PartitionState, Stage, Step, Surroundings
+from trikv.coordinator.partition import LIFE, PartitionState, Stage, Step
 from trikv.coordinator.replicas import NotEnough, Target
-from trikv.core.calls import Full
-from trikv.core.configuration import Configuration, Member, Partition
-from trikv.core.quorums import Availability
+from trikv.core.configuration import Member, Partition
 from trikv.core.record import Record, Version, make_epoch, make_seq
-from trikv.core.ring import partition_of
-from trikv.registry import load_registry
+from trikv.testing.inprocess import PARTITIONS
 
 TERM: Final = 3
 MARK: Final = 77
 INDEX: Final = 5
-REGISTRY: Final = load_registry()
 KEY, OTHER = b"k", b"other"
 
 
-@dataclass(eq=False)
-class Replica:
-    """What is known of a member that nobody calls."""
-
-    member: Member
-    availability: Availability = Availability.UP
-    address: str = "nowhere:1"
-    crowded: bool = False
-    evictable: bool = False
-    full: Full = Full.NO
-
-    def call(self, *call: Any) -> None:
-        raise AssertionError("nothing is sent here")
+SETTLED: Final = Partition(4, (configuration_of("abc"),))
+UNSETTLED: Final = SETTLED.changed_to(configuration_of("bcd"))
 
 
-def configuration(names: str, mode: str = "quorum") -> Configuration:
-    members = tuple(Member(name, "1") for name in names)
-    return Configuration(members, mode, REGISTRY.strategy(mode).copies(len(members)))
-
-
-SETTLED: Final = Partition(4, (configuration("abc"),))
-UNSETTLED: Final = SETTLED.changed_to(configuration("bcd"))
-
-
-class Around:
-    """What lies around the states of one coordinator, and what they reported to it."""
-
-    def __init__(self) -> None:
-        self.doubt = Doubt()
-        self.stale: list[tuple[int, int]] = []
-        self.missed: list[tuple[int, Target, Write]] = []
-        self.availability: dict[str, Availability] = {}
-
-    def make(self, partition: Partition = SETTLED, *, made_here: bool = False) -> PartitionState:
-        surroundings = Surroundings(
-            REGISTRY.strategy,
-            lambda each: [Replica(m, self.availability.get(m.worker, Availability.UP)) for m in each.members],
-            lambda state, promised: self.stale.append((state.index, promised)),
-            lambda state, target, write: self.missed.append((state.index, target, write)),
-            self.doubt,
-            MARK,
-        )
-        return PartitionState(INDEX, TERM, partition, surroundings, made_here=made_here)
+def make(partition: Partition = SETTLED, around: Around | None = None, *, made_here: bool = False) -> PartitionState:
+    return (around or Around()).state(partition, index=INDEX, term=TERM, mark=MARK, made_here=made_here)
 
 
 def state_in(stage: Stage, around: Around | None = None) -> PartitionState:
@@ -76,11 +36,11 @@ def state_in(stage: Stage, around: Around | None = None) -> PartitionState:
     around = around or Around()
     match stage:
         case Stage.SETTLED:
-            state = around.make()
+            state = make(SETTLED, around)
         case Stage.UNUSED | Stage.CLOSED:
-            state = around.make(UNSETTLED, made_here=True)
+            state = make(UNSETTLED, around, made_here=True)
         case _:
-            state = around.make(UNSETTLED)
+            state = make(UNSETTLED, around)
     if stage is Stage.CLOSED:
         state.close()
     elif stage is Stage.BLOCKED:
@@ -165,7 +125,7 @@ def test_a_step_leads_there_or_leaves_the_stage_alone(stage: Stage, step: Step, 
     ],
 )
 def test_a_state_begins_as_the_document_says(partition: Partition, made_here: bool, stage: Stage) -> None:
-    assert Around().make(partition, made_here=made_here).stage is stage
+    assert make(partition, made_here=made_here).stage is stage
 
 
 # --- what each stage allows -------------------------------------------------------------------------------------------
@@ -292,7 +252,7 @@ def test_a_state_is_current_as_long_as_term_generation_and_history_are_the_docum
     state = state_in(Stage.SETTLING)
     assert state.is_current(TERM, UNSETTLED)
     assert not state.is_current(TERM + 1, UNSETTLED)
-    assert not state.is_current(TERM, UNSETTLED.changed_to(configuration("cde")))
+    assert not state.is_current(TERM, UNSETTLED.changed_to(configuration_of("cde")))
     assert not state.is_current(TERM, UNSETTLED.as_settled())
 
 
@@ -301,12 +261,12 @@ def test_what_the_strategy_reads_is_listed_only_once_settled() -> None:
         chosen = state.choose_to_list()
         return None if chosen is None else [each.member.worker for each in chosen]
 
-    settled = Partition(4, (configuration("abc", "sync"),))
-    state = Around().make(settled.changed_to(configuration("abd", "sync")))
+    settled = Partition(4, (configuration_of("abc", "sync"),))
+    state = make(settled.changed_to(configuration_of("abd", "sync")))
     assert state.named_to_list() == (Member("a", "1"),)
     assert listed(state) == ["a", "b", "d"]
-    assert listed(Around().make(settled)) == ["a"]
-    assert Around().make(SETTLED).named_to_list() is None
+    assert listed(make(settled)) == ["a"]
+    assert make(SETTLED).named_to_list() is None
 
 
 # --- versions ---------------------------------------------------------------------------------------------------------
@@ -472,6 +432,5 @@ def test_the_copies_of_a_clients_request_are_counted_and_reported_and_of_no_othe
 
 
 def test_a_key_is_its_partitions_alone() -> None:
-    surroundings = Around().make()._surroundings._replace(partitions=64)
-    states = [PartitionState(index, TERM, SETTLED, surroundings) for index in range(64)]
-    assert [state.index for state in states if state.is_of(KEY)] == [partition_of(KEY, 64)]
+    states = [Around().state(SETTLED, index=index) for index in range(PARTITIONS)]
+    assert [state.index for state in states if state.is_of(KEY)] == [partition_of(KEY)]

@@ -18,8 +18,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import GatedStorage, partition_of, shut
-from trikv.coordinator.partition import Doubt, PartitionState, Surroundings
+from tests.helpers import Around, GatedStorage, partition_of, shut
 from trikv.core.configuration import Cluster, Configuration, Member, Partition
 from trikv.core.errors import Refused, TrikvError, Unknown
 from trikv.master.configstore import (
@@ -31,7 +30,6 @@ from trikv.master.configstore import (
     SqliteConfigStore,
 )
 from trikv.master.document import DOUBT_S, Document
-from trikv.registry import load_registry
 from trikv.testing.inprocess import InProcessCluster
 
 KEY = b"k"
@@ -266,27 +264,15 @@ async def test_settled_is_noted_of_partitions_that_are_still_in_force(autojump_c
     first, second = FORMED.partitions[0].active, Configuration(MEMBERS[1:], "quorum", 2)
     unsettled = [Partition(1, (first,)).changed_to(second) for _ in range(3)]
     alone = Alone(MemoryConfigStore(), replace(FORMED, partitions=tuple(unsettled)))
-    states = [a_state(index, partition) for index, partition in enumerate(unsettled)]
+    states = [Around().state(partition, index=index, term=FORMED.term) for index, partition in enumerate(unsettled)]
     overtaken = unsettled[1].changed_to(first)
     alone.document.install(alone.document.cluster.with_partitions({1: overtaken}))
-    other_term = a_state(2, unsettled[2], term=FORMED.term - 1)
+    other_term = Around().state(unsettled[2], index=2, term=FORMED.term - 1)
     await alone.document.note_settled([states[0], states[1], other_term])
     assert alone.document.cluster.partitions == (unsettled[0].as_settled(), overtaken, unsettled[2])
     document, _ = await alone.store.read()
     assert document is not None
     assert Cluster.from_document(document).partitions == alone.document.cluster.partitions
-
-
-def a_state(index: int, partition: Partition, *, term: int = FORMED.term) -> PartitionState:
-    surroundings = Surroundings(
-        load_registry().strategy,
-        lambda configuration: [],
-        on_stale=lambda state, promised: None,
-        on_missed=lambda state, target, write: None,
-        doubt=Doubt(),
-        mark=0,
-    )
-    return PartitionState(index, term, partition, surroundings)
 
 
 # --- in doubt, on a whole cluster -------------------------------------------------------------------------------------
