@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from tests.helpers import code_of, fill, partition_of, seen, under
 from trikv.api import Batch
+from trikv.core.calls import Op
 from trikv.core.errors import Refused
 from trikv.core.quorums import Availability
 from trikv.master import enlist
@@ -72,6 +73,24 @@ async def test_until_the_first_store_each_newcomer_gets_a_share_and_after_it_is_
     await cluster.until(lambda: newcomer.worker.id in cluster.master.cluster.workers)
     assert (seen(cluster, newcomer)["place"], seen(cluster, newcomer)["copies"]) == ("spare", 0)
     assert await code_of(cluster) == "committed"
+
+
+async def test_each_placement_before_the_first_store_is_a_new_generation_of_all_partitions(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    before = cluster.master.cluster.partitions
+    assert {(p.settled, len(p.active.members), p.active.copies, p.active.mode) for p in before} == {
+        (True, 3, 2, "quorum")
+    }
+    await cluster.add_worker()
+    await cluster.until(lambda: len(cluster.master.cluster.workers) == 4)
+    after = cluster.master.cluster.partitions
+    assert [p.generation for p in after] == [p.generation + 1 for p in before]
+    assert all(p.settled for p in after)
+    assert len({m.worker for p in after for m in p.active.members}) == 4
+    await cluster.master.enlisting.enlist(cluster.workers[0].address)  # it is known: nothing is placed anew
+    assert cluster.master.cluster.partitions == after
 
 
 # --- workers that come back -------------------------------------------------------------------------------------------
@@ -234,3 +253,95 @@ async def test_the_number_of_workers_has_a_bound(
     with pytest.raises(Refused, match="3 workers"):
         await cluster.master.enlisting.enlist(further.address)
     await cluster.master.enlisting.enlist(cluster.workers[0].address)  # one of those that it knows
+
+
+async def test_over_one_connection_a_worker_is_taken_in_once_at_a_time(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    silent = await cluster.add_worker(enlist=False)
+    cluster.network.hold(silent.address)
+    link = await dial(await cluster.network.connect(cluster.master_address), silent.worker.hello())
+    answers: list[list[Any]] = []
+    nursery.start_soon(link.run)
+    for _ in range(2):
+        link.call(Op.ENLIST, [silent.address], trio.current_time() + 9, lambda fault, payload: answers.append(payload))
+    await cluster.until(lambda: len(answers) == 2)
+    assert answers[0] == ["it is being enlisted already"]
+    assert "no answer in time" in answers[1][0]
+    cluster.network.release(silent.address)
+    link.call(Op.ENLIST, [silent.address], trio.current_time() + 9, lambda fault, payload: answers.append(payload))
+    await cluster.until(lambda: len(answers) == 3)
+    assert answers[2] == []
+    assert silent.worker.id in cluster.master.cluster.workers
+
+
+# --- what is noted ----------------------------------------------------------------------------------------------------
+
+
+def enlisted_events(cluster: InProcessCluster) -> list[dict[str, Any]]:
+    """Oldest first."""
+    events = cluster.master.events.latest(100)
+    return [event for event in reversed(events) if event["kind"] == "worker_enlisted"]
+
+
+async def test_it_is_told_once_and_again_only_when_something_changed(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    node = cluster.workers[0]
+    await fill(cluster)
+    before = enlisted_events(cluster)
+    assert [event["without_its_data"] for event in before] == [False] * 3
+    assert await cluster.master.enlisting.enlist(node.address) == {
+        "id": node.worker.id,
+        "address": node.address,
+        "incarnation": node.worker.incarnation,
+    }
+    assert enlisted_events(cluster) == before
+    await cluster.restart(node, wiped=True)
+    await cluster.until(lambda: len(enlisted_events(cluster)) == 4)
+    last = enlisted_events(cluster)[-1]
+    assert (last["worker"], last["without_its_data"]) == (node.worker.id, True)
+
+
+async def test_a_worker_that_is_being_drained_stays_so_wherever_it_comes_back(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4)
+    await fill(cluster)
+    moved = cluster.workers.pop(0)
+    await cluster.master.operations.drain(moved.worker.id)
+    await cluster.kill(moved)
+    again = await cluster.add_worker(storage=moved.storage, worker_id=moved.worker.id)
+    await cluster.until(lambda: cluster.master.cluster.workers[moved.worker.id].address == again.address)
+    assert cluster.master.cluster.workers[moved.worker.id].draining
+
+
+# --- forgetting -------------------------------------------------------------------------------------------------------
+
+
+async def test_only_a_worker_that_is_down_and_holds_nothing_is_forgotten(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4)
+    await fill(cluster)
+    forget = cluster.master.enlisting.forget
+    node = cluster.workers[0]
+    with pytest.raises(Refused, match="has been removed already"):
+        await forget("w-9")
+    with pytest.raises(Refused, match="holds copies of"):
+        await forget(node.worker.id)
+    await cluster.master.operations.drain(node.worker.id)
+    await cluster.until(lambda: not seen(cluster, node)["held"])
+    with pytest.raises(Refused, match="is back"):
+        await forget(node.worker.id)
+    await cluster.kill(node)
+    await cluster.until_down(node)
+    await forget(node.worker.id)
+    assert node.worker.id not in cluster.master.cluster.workers
+    assert node.worker.id not in cluster.master.membership.watched
+    assert cluster.master.events.latest(1)[0]["kind"] == "worker_removed"
+    stored, _ = await cluster.store.read()
+    assert stored is not None
+    assert node.worker.id not in {worker[0] for worker in stored["workers"]}

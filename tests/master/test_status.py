@@ -1,0 +1,256 @@
+"""The cluster's state as it is told: what can be read and written, where a key lives, and a worker's place."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.helpers import fill, members_of, seen
+from tests.sim.driven import INDEX, KEY, driven
+from trikv.core.errors import Refused
+from trikv.core.quorums import Availability
+from trikv.core.record import make_epoch
+from trikv.healing import settle
+from trikv.master.status import describe_strategy
+from trikv.storage.memory import MemoryStorage
+from trikv.testing.inprocess import PARTITIONS, InProcessCluster, Node
+
+
+def partitions(cluster: InProcessCluster) -> dict[str, int]:
+    told: dict[str, int] = cluster.master.status.describe()["partitions"]
+    return told
+
+
+def place(cluster: InProcessCluster, node: Node) -> str:
+    told: str = seen(cluster, node)["place"]
+    return told
+
+
+# --- partitions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "down", "readable", "writable"),
+    [
+        pytest.param("quorum", [], True, True, id="quorum: all are up"),
+        pytest.param("quorum", [0], True, True, id="quorum: a majority is up"),
+        pytest.param("quorum", [0, 1], False, False, id="quorum: one is left"),
+        pytest.param("sync", [1], True, False, id="sync: a write needs all, a read the head"),
+        pytest.param("sync", [0], False, False, id="sync: the head is away"),
+        pytest.param("chain", [0], True, False, id="chain: the tail answers a read"),
+        pytest.param("chain", [2], False, False, id="chain: the tail is away"),
+        pytest.param("async", [0, 1], True, True, id="async: one is enough for both"),
+    ],
+)
+async def test_what_can_be_read_and_written_follows_from_who_is_up(
+    mode: str, down: list[int], readable: bool, writable: bool, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode=mode, partitions=1)
+    await cluster.coordinator.put(KEY, b"v")
+    away = [cluster.replicas_of(KEY)[place] for place in down]
+    for node in away:
+        await cluster.kill(node)
+    await cluster.until_down(*away)
+    assert (partitions(cluster)["readable"], partitions(cluster)["writable"]) == (readable, writable)
+
+
+async def test_a_doubtful_member_is_not_counted_on(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, partitions=1)
+    silent = cluster.workers[:2]
+    for node in silent:
+        cluster.network.hold(node.address)
+    await cluster.until(
+        lambda: [t.availability for t in cluster.coordinator.partitions[0].targets].count(Availability.DOUBTFUL) == 2
+    )
+    assert (partitions(cluster)["readable"], partitions(cluster)["writable"]) == (0, 0)
+
+
+async def test_a_blocked_partition_is_neither_readable_nor_writable(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    assert partitions(cluster) == {
+        "total": PARTITIONS, "settled": PARTITIONS, "readable": PARTITIONS, "writable": PARTITIONS, "short": 0
+    }  # fmt: skip
+    state = cluster.coordinator.partitions[3]
+    state.block(make_epoch(1, state.partition.generation + 1), "older")
+    assert partitions(cluster) == {
+        "total": PARTITIONS, "settled": PARTITIONS, "readable": PARTITIONS - 1, "writable": PARTITIONS - 1, "short": 0
+    }  # fmt: skip
+
+
+async def test_partitions_that_are_unsettled_or_short_of_replicas_are_counted(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "choose_to_settle", lambda history, hung: None)
+    async with driven(nursery, "quorum") as drive:
+        await drive.change(drive.replicas[:2], "quorum")
+        status = drive.cluster.master.status.describe()
+        assert status["unsettled"] == 1
+        assert status["partitions"] | {"readable": 0, "writable": 0} == {
+            "total": PARTITIONS, "settled": PARTITIONS - 1, "readable": 0, "writable": 0, "short": 1
+        }  # fmt: skip
+
+
+# --- where a key lives ------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_lives_on_its_preference_list(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=5)
+    first, second, third = cluster.replicas_of(KEY)
+    await cluster.kill(second)
+    await cluster.until_down(second)
+    assert cluster.master.status.locate(KEY) == {
+        "key": "key",
+        "partition": INDEX,
+        "replicas": [
+            {"id": first.worker.id, "address": first.address, "state": "up"},
+            {"id": second.worker.id, "address": second.address, "state": "down"},
+            {"id": third.worker.id, "address": third.address, "state": "up"},
+        ],
+    }
+    json.dumps(cluster.master.status.locate(b"\xff"))
+
+
+async def test_what_can_be_no_key_is_refused_and_so_is_any_before_the_cluster_has_formed(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=1)
+    await cluster.until(lambda: cluster.master.cluster.workers)
+    for key, code in ((b"", "bad_key"), (KEY, "forming")):
+        with pytest.raises(Refused) as refused:
+            cluster.master.status.locate(key)
+        assert refused.value.kind.code == code
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+async def test_each_worker_is_told_of_once_with_its_share(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4)
+    workers: list[dict[str, Any]] = cluster.master.status.describe()["workers"]
+    assert [worker["address"] for worker in workers] == sorted(node.address for node in cluster.workers)
+    assert sum(worker["primaries"] for worker in workers) == PARTITIONS
+    assert sum(worker["copies"] for worker in workers) == sum(worker["held"] for worker in workers) == 3 * PARTITIONS
+    for node in cluster.workers:
+        told = seen(cluster, node)
+        targets = [state.targets for state in cluster.coordinator.partitions]
+        assert told["primaries"] == sum(each[0].member.worker == node.worker.id for each in targets)
+        assert told["copies"] == sum(node.worker.id in {t.member.worker for t in each} for each in targets)
+        assert (told["state"], told["incarnation"], told["storage"]) == ("up", node.worker.incarnation, "memory")
+
+
+async def test_a_worker_that_leaves_a_partition_is_told_to_hold_it_still(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with driven(nursery, "quorum") as drive:
+        leaving, *others = drive.replicas
+        before = seen(drive.cluster, leaving)
+        with monkeypatch.context() as patch:
+            patch.setattr(settle, "choose_to_settle", lambda history, hung: None)
+            await drive.change([*others, drive.spares[0]], "quorum")
+            during = seen(drive.cluster, leaving)
+            assert (during["copies"], during["held"]) == (before["copies"] - 1, before["held"])
+        await drive.cluster.until(lambda: drive.state.partition.settled)
+        after = seen(drive.cluster, leaving)
+        assert (after["copies"], after["held"]) == (before["copies"] - 1, before["held"] - 1)
+
+
+async def test_a_drained_worker_is_draining_then_drained(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4)
+    await fill(cluster)
+    node = cluster.workers[0]
+    assert (place(cluster, node), seen(cluster, node)["note"]) == ("member", "")
+    await cluster.master.operations.drain(node.worker.id)
+    assert place(cluster, node) == "draining"
+    assert f"{seen(cluster, node)['held']} partitions are left" in seen(cluster, node)["note"]
+    await cluster.until(lambda: not seen(cluster, node)["held"])
+    assert place(cluster, node) == "drained"
+    assert "may be stopped" in seen(cluster, node)["note"]
+
+
+async def test_a_worker_that_is_replaced_is_leaving_then_spare_and_a_member_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4, settle_rate_bytes=100_000)
+    await fill(cluster, b"v" * 10_000)
+    node = cluster.workers[0]
+    await cluster.kill(node)
+    await cluster.until(lambda: node.worker.id not in members_of(cluster))
+    assert place(cluster, node) == "leaving"
+    assert f"{seen(cluster, node)['held']} partitions are left" in seen(cluster, node)["note"]
+    await cluster.until(lambda: not seen(cluster, node)["held"])
+    assert place(cluster, node) == "spare"
+    assert "others hold what it held" in seen(cluster, node)["note"]
+    assert seen(cluster, node)["state"] == "down"
+    await cluster.restart(node)
+    await cluster.until(lambda: place(cluster, node) == "member")
+
+
+async def test_a_newcomer_is_spare_until_it_is_steady(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=2)
+    await cluster.until(lambda: len(cluster.master.cluster.workers) == 2)
+    assert place(cluster, cluster.workers[0]) == "spare"
+    assert "waits for the cluster to form" in seen(cluster, cluster.workers[0])["note"]
+    await cluster.add_worker()
+    await cluster.until(lambda: cluster.master.cluster.formed)
+    await cluster.until_all_up()
+    await cluster.coordinator.put(KEY, b"v")
+    newcomer = await cluster.add_worker()
+    await cluster.until(lambda: newcomer.worker.id in cluster.master.cluster.workers)
+    assert place(cluster, newcomer) == "spare"
+    assert "is given its share when it has been up for a while" in seen(cluster, newcomer)["note"]
+    await cluster.until(lambda: place(cluster, newcomer) == "member")
+
+
+async def test_a_worker_that_lost_its_disk_is_lost_until_it_is_a_member_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    await fill(cluster)
+    node = cluster.workers[0]
+    await cluster.restart(node, wiped=True)
+    await cluster.until(lambda: place(cluster, node) == "lost")
+    assert seen(cluster, node)["note"].startswith("it came back without its data, as a new incarnation")
+    await cluster.until(lambda: place(cluster, node) == "member")
+
+
+async def test_a_worker_that_holds_as_many_keys_as_it_may_is_full(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, max_keys=3)
+    node = cluster.workers[0]
+    assert not seen(cluster, node)["full"]
+    for number in range(3):
+        await cluster.coordinator.put(b"%d" % number, b"v")
+    await cluster.until(lambda: seen(cluster, node)["full"])
+    told = seen(cluster, node)
+    assert (told["keys"], told["max_keys"], told["disk_full"]) == (3, 3, False)
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+async def test_all_that_is_told_is_json_before_and_after_the_cluster_has_formed(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=2)
+    status = cluster.master.status
+    await cluster.until(lambda: len(cluster.master.cluster.workers) == 2)
+    before = json.loads(json.dumps(status.describe()))
+    assert before["forming"]["detail"] == "2 of 3 workers have enlisted; 1 more needed"
+    assert before["partitions"] == {"total": PARTITIONS, "settled": 0, "readable": 0, "writable": 0, "short": 0}
+    await cluster.add_worker(storage=MemoryStorage())
+    await cluster.until(lambda: cluster.master.cluster.formed)
+    await cluster.until_all_up()
+    await cluster.coordinator.put(KEY, b"v")
+    after = json.loads(json.dumps(status.describe()))
+    assert after.keys() == before.keys()
+    assert (after["forming"], after["operations"]["committed"]) == (None, 1)
+    assert (after["mode"], after["promise"], after["replicas"], after["copies"]) == ("quorum", "CP", 3, 2)
+    assert after["modes"] == [describe_strategy(each) for each in cluster.registry.strategies.values()]
+    assert {each["name"]: each["compare_and_set"] for each in after["modes"]}["async"] is False
