@@ -47,7 +47,6 @@ class Document:
         self._name = name
         self._install = install
         self._error: Exception | None = None  # why there is no change any more
-        self._raised = False
         self._ended = trio.Event()
 
     async def run(self) -> None:
@@ -63,10 +62,9 @@ class Document:
     def check(self) -> None:
         """
         Raises:
-          ConfigConflict, ConfigStoreError: what ends this master, if that was not raised by `run` already.
+          ConfigConflict, ConfigStoreError: what ends this master, if anything does.
         """
-        if self._error is not None and not self._raised:
-            self._raised = True
+        if self._error is not None:
             raise self._error
 
     async def change(self, change: Callable[[Cluster], Cluster], *, made_here: bool = False) -> None:

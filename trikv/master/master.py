@@ -38,7 +38,7 @@ from trikv.healing.hung import Hung
 from trikv.healing.settle import Settling
 from trikv.healing.tombstones import MIN_AGE_S, Forgetting
 from trikv.master.autoscale import Autoscaler
-from trikv.master.configstore import ConfigStore
+from trikv.master.configstore import ConfigConflict, ConfigStore, ConfigStoreError
 from trikv.master.document import Document
 from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
@@ -247,9 +247,19 @@ class Master:
           ConfigConflict: another master has taken over.
           ConfigStoreError: it cannot be known whether a change of the document was made.
         """
+        told = False
+
+        async def end_with_document() -> None:
+            nonlocal told
+            try:
+                await self.document.run()
+            except (ConfigConflict, ConfigStoreError):
+                told = True
+                raise
+
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.document.run)
+                nursery.start_soon(end_with_document)
                 await nursery.start(self.tasks.run)
                 await nursery.start(self.membership.run)
                 self.document.install(self.cluster)
@@ -265,7 +275,8 @@ class Master:
                 nursery.start_soon(self.settling.run)
                 task_status.started()
         finally:
-            self.document.check()  # a stop in the middle of a change in doubt ends with that
+            if not told:
+                self.document.check()  # a stop in the middle of a change in doubt ends with that
 
     def _install(self, cluster: Cluster, made_here: bool) -> None:
         """Make the document effective: watch its workers, and give each partition of a new epoch a new state."""
