@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ from trikv.core.errors import Refused
 from trikv.core.quorums import Availability
 from trikv.master import enlist
 from trikv.master.configstore import ConfigStoreError, MemoryConfigStore
+from trikv.net.doors import split_address
 from trikv.net.link import LinkError, dial
 from trikv.storage.memory import MemoryStorage
-from trikv.testing.inprocess import PARTITIONS, InProcessCluster
+from trikv.testing.inprocess import PARTITIONS, InProcessCluster, Node
 
 KEY = b"key"
 
@@ -149,8 +151,38 @@ async def test_one_process_under_two_names_of_its_address_is_one_worker(
     cluster = await InProcessCluster.start(nursery)
     before = cluster.master.cluster
     for node in cluster.workers:
-        assert (await cluster.master.enlisting.enlist(node.address))["address"] == node.address
+        _, port = split_address(node.address)
+        alias = f"localhost:{port}"
+        cluster.network._listeners[alias] = cluster.network._listeners[node.address]
+        for address in (node.address, alias):
+            assert (await cluster.master.enlisting.enlist(address))["address"] == node.address
     assert cluster.master.cluster == before
+
+
+def is_enlisted(cluster: InProcessCluster, node: Node) -> bool:
+    """In its present life."""
+    return bool(seen(cluster, node)["incarnation"] == node.worker.incarnation)
+
+
+async def test_a_worker_that_knows_no_master_and_lost_its_disk_is_enlisted_anew_where_it_is(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """The command line named it, so it never asks to be taken in: its heartbeat shows the other life."""
+    cluster = await InProcessCluster.start(nursery)
+    await fill(cluster)
+    named = await cluster.add_worker(enlist=False)
+    await cluster.master.enlisting.enlist(named.address)
+    await cluster.until_all_up()
+    lives = {named.worker.incarnation}
+    for _ in range(2):
+        await cluster.kill(named)
+        named = await cluster.add_worker(address=named.address, worker_id=named.worker.id, enlist=False)
+        lives.add(named.worker.incarnation)
+        await cluster.until(partial(is_enlisted, cluster, named))
+        assert enlisted_events(cluster)[-1]["without_its_data"]
+        await cluster.until_all_up()
+        await trio.sleep(5)
+    assert len(lives) == 3
 
 
 async def test_a_worker_that_came_back_empty_is_enlisted_though_the_document_cannot_be_written_for_a_while(

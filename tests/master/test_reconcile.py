@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from tests.helpers import (
@@ -28,13 +30,17 @@ from tests.helpers import (
     value_of,
     values,
 )
-from tests.sim.driven import KEY, driven
+from tests.sim.driven import INDEX, KEY, driven
 from trikv.api import Batch, Promise, Record, ReplicaSet, Strategy, Write, newest
 from trikv.coordinator.partition import Stage
+from trikv.core.configuration import Cluster, Configuration
 from trikv.core.errors import Refused, Unknown
+from trikv.core.planning import ConfigurationChange, Reason
 from trikv.core.quorums import Availability
+from trikv.core.record import make_epoch
 from trikv.healing import settle
 from trikv.master.configstore import MemoryConfigStore
+from trikv.master.reconcile import MOVES_TOGETHER
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import PARTITIONS, InProcessCluster
 
@@ -463,3 +469,223 @@ async def test_what_a_returning_worker_holds_is_not_offered_to_nobody_and_then_d
     await trio.sleep(120)
     lost = [key for key in mine if await value_of(cluster, key) != b"acknowledged last"]
     assert not lost, f"{len(lost)} of {len(mine)} are gone"
+
+
+# --- steps 1 and 2 of one change --------------------------------------------------------------------------------------
+
+
+async def test_a_joiner_has_discarded_what_it_held_before_it_counts(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "choose_to_settle", lambda history, hung: None)
+    async with driven(nursery, "quorum") as drive:
+        await drive.write(b"v")
+        joiner = drive.spares[0]
+        await lay_down(drive.cluster, nursery, joiner, KEY, later(drive.cluster, KEY), b"of a former life")
+        generation = drive.state.partition.generation
+        await drive.change([*drive.replicas[:2], joiner], "quorum")
+        assert joiner.storage.get(INDEX, KEY) is None
+        assert drive.state.partition.generation == generation + 1
+        assert [t.member.worker for t in drive.state.targets][-1] == joiner.worker.id
+        stored, _ = await drive.cluster.store.read()
+        assert stored is not None
+        assert Cluster.from_document(stored).partitions[INDEX] == drive.state.partition
+
+
+@pytest.mark.parametrize("joins", [True, False], ids=["a joiner", "a member"])
+async def test_a_change_to_one_that_gives_no_sign_of_life_is_left_out_and_others_are_made(
+    joins: bool, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with driven(nursery, "quorum") as drive:
+        cluster = drive.cluster
+        await drive.write(b"v")
+        silent = drive.spares[0] if joins else drive.replicas[2]
+        other = next(
+            state
+            for state in cluster.coordinator.partitions
+            if silent.worker.id not in {target.member.worker for target in state.targets}
+        )
+        mine = drive.state
+        cluster.network.hold(silent.address)
+        members = tuple(cluster.master.cluster.workers[node.worker.id].member for node in (*drive.replicas[:2], silent))
+        await cluster.master.reconciler.carry_out(
+            [
+                ConfigurationChange(mine.index, Configuration(members, "chain", 3), Reason.MODE),
+                ConfigurationChange(other.index, replace(other.configuration, mode="chain", copies=3), Reason.MODE),
+            ]
+        )
+        assert drive.state is mine
+        assert cluster.coordinator.partitions[other.index].configuration.mode == "chain"
+
+
+async def test_what_was_prepared_for_a_partition_that_was_settled_meanwhile_is_not_made(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its history is another by now: the next look at it decides anew."""
+    async with driven(nursery, "quorum") as drive:
+        await drive.write(b"v")
+        first, second, *_ = drive.spares
+        with monkeypatch.context() as patch:
+            patch.setattr(settle, "choose_to_settle", lambda history, hung: None)
+            await drive.change([*drive.replicas[:2], first], "quorum")
+            state = drive.state
+            drive.cluster.network.hold(second.address)
+            nursery.start_soon(drive.change, [*drive.replicas[:2], second], "quorum")
+            await trio.testing.wait_all_tasks_blocked()
+        await drive.cluster.until(lambda: drive.state.partition.settled)
+        drive.cluster.network.release(second.address)
+        await trio.sleep(5)
+        assert drive.state is state
+        assert drive.state.stage is Stage.SETTLED
+
+
+async def test_a_configuration_is_kept_in_the_history_once_something_was_committed_under_it(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "choose_to_settle", lambda history, hung: None)
+    async with driven(nursery, "quorum") as drive:
+        await drive.write(b"v")
+        histories = [drive.state.partition.history]
+        one, two, three = drive.spares
+        for members, commits in (([one, two], False), ([one, three], True), ([two, three], False)):
+            await drive.change([*members, drive.replicas[0]], "quorum")
+            if commits:
+                await drive.write(b"w")
+            histories.append(drive.state.partition.history)
+        first, unused, used, last = (history[-1] for history in histories)
+        assert histories == [(first,), (first, unused), (first, used), (first, used, last)]
+        assert await drive.read() == b"w"
+
+
+async def test_settled_partitions_are_renewed_and_no_others(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "choose_to_settle", lambda history, hung: None)
+    async with driven(nursery, "quorum") as drive:
+        await drive.change([*drive.replicas[:2], drive.spares[0]], "quorum")
+    cluster = drive.cluster
+    settled, blocked = (n for n in (0, 1, 2) if n != INDEX) if INDEX < 3 else (0, 1)
+    cluster.coordinator.partitions[blocked].block(make_epoch(1, 9), "older")
+    before = cluster.master.cluster.partitions
+    assert await cluster.master.reconciler.renew([settled, blocked, INDEX]) == [settled]
+    after = cluster.master.cluster.partitions
+    assert after[settled] == before[settled].renewed()
+    assert after[settled].forgot == after[settled].generation == before[settled].generation + 1
+    assert (after[blocked], after[INDEX]) == (before[blocked], before[INDEX])
+
+
+# --- what is due, and how much at once --------------------------------------------------------------------------------
+
+
+class Strange(Strategy):
+    """What it says of its copies is what a test wants."""
+
+    name = "strange"
+    promise = Promise.CP
+    gives_up = use_when = protocol = "-"
+    said: Any = 2
+
+    def copies(self, n: int) -> int:
+        if isinstance(self.said, Exception):
+            raise self.said
+        return int(self.said)
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await replicas.store(write)
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return newest(await replicas.fetch(key))
+
+
+@pytest.mark.parametrize(
+    ("said", "copies"),
+    [
+        pytest.param(1, 1, id="as many as it says"),
+        pytest.param(3, 3, id="all of them"),
+        pytest.param(0, 4, id="none: it cannot have so few"),
+        pytest.param(4, 4, id="more than there are"),
+        pytest.param(KeyError(3), 4, id="it fails"),
+    ],
+)
+async def test_a_strategy_that_cannot_have_so_many_replicas_needs_more_than_there_are(
+    said: Any, copies: int, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    strategy = Strange()
+    cluster = await InProcessCluster.start(nursery, mode="strange", strategies=[strategy])
+    strategy.said = said
+    assert cluster.master.reconciler.copies("strange", 3) == copies
+
+
+async def test_those_that_only_move_go_a_few_at_a_time_and_those_of_an_evicted_worker_at_once(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4, partitions=MANY)
+    await fill(cluster)
+    monkeypatch.setattr(settle, "choose_to_settle", lambda history, hung: None)
+
+    def unsettled() -> int:
+        return sum(not partition.settled for partition in cluster.master.cluster.partitions)
+
+    newcomer = await cluster.add_worker()
+    await cluster.until(lambda: under(cluster, newcomer))
+    await trio.sleep(10)
+    assert unsettled() == MOVES_TOGETHER
+    gone = cluster.workers[0]
+    places = len(under(cluster, gone))
+    assert places > 3 * MOVES_TOGETHER
+    await cluster.kill(gone)
+    await cluster.until(lambda: not under(cluster, gone))
+    assert unsettled() >= places
+
+
+async def test_it_is_at_rest_when_nothing_is_due_and_nobody_has_to_be_looked_at(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4)
+    await fill(cluster)
+    reconciler = cluster.master.reconciler
+    await cluster.until(lambda: reconciler.at_rest)
+    async with reconciler.stepping:
+        assert not reconciler.at_rest
+    reconciler.note_up(cluster.workers[0].worker.id)
+    assert not reconciler.at_rest
+    await cluster.until(lambda: reconciler.at_rest)
+    await cluster.kill(cluster.workers[0])
+    await cluster.until(lambda: not under(cluster, cluster.workers[0]))
+    assert not reconciler.at_rest, "it looks once more before it rests"
+    await cluster.until(lambda: reconciler.at_rest)
+
+
+async def test_each_change_is_told_with_its_reason_and_those_that_it_brings_and_takes(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=4)
+    await fill(cluster)
+
+    def told(kind: str) -> list[dict[str, Any]]:
+        return [event for event in reversed(cluster.master.events.latest(500)) if event["kind"] == kind]
+
+    newcomer = await cluster.add_worker()
+    await cluster.until(lambda: under(cluster, newcomer))
+    await cluster.until_settled()
+    await cluster.until(lambda: cluster.master.reconciler.at_rest)
+    assert [event["worker"] for event in told("worker_joined")][-1] == newcomer.worker.id
+    moved = told("configuration_changed")
+    assert {event["reason"] for event in moved} == {"move"}
+    assert sum(event["joins"].get(newcomer.worker.id, 0) for event in moved) == len(under(cluster, newcomer))
+
+    gone = cluster.workers[0]
+    places = len(under(cluster, gone))
+    await cluster.kill(gone)
+    await cluster.until(lambda: not under(cluster, gone))
+    assert [(event["worker"], event["partitions"]) for event in told("worker_evicted")] == [(gone.worker.id, places)]
+    evicted = [event for event in told("configuration_changed") if event["reason"] == "evict"]
+    assert sum(event["leaves"][gone.worker.id] for event in evicted) == places
+    await cluster.until_settled()
+    await cluster.until(lambda: told("worker_left"))
+    assert [event["worker"] for event in told("worker_left")] == [gone.worker.id]
+
+    drained = cluster.workers[1]
+    await cluster.master.operations.drain(drained.worker.id)
+    await cluster.until(lambda: told("worker_drained"))
+    assert [event["worker"] for event in told("worker_drained")] == [drained.worker.id]
