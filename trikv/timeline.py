@@ -214,8 +214,8 @@ def _distance(seconds: float) -> float:
     return min(high, max(low, 13 * math.log10(1 + seconds / _GAP_UNIT_S)))
 
 
-def to_svg(timeline: Timeline) -> str:
-    """The `<svg>` element, for a page that has `STYLE`."""
+def to_svg(timeline: Timeline, *, standalone: bool = False) -> str:
+    """The `<svg>` element, for a page that has `STYLE`. `standalone`: with the style and a ground of its own."""
     xs = _place_lanes(timeline.lanes)
     labels = _stacked([*_message_labels(timeline.messages, xs), *_call_labels(timeline.calls, xs)])
     paper = _Paper(timeline, labels, xs)
@@ -230,10 +230,17 @@ def to_svg(timeline: Timeline) -> str:
     ]
     size = f'viewBox="0 0 {paper.width:.0f} {paper.height:.0f}" width="{paper.width:.0f}" height="{paper.height:.0f}"'
     return f'<svg class="spacetime" xmlns="http://www.w3.org/2000/svg" role="img" {size}>\n' + "\n".join(
-        ["<title>Space-time diagram: lanes from left to right, time runs down</title>", _DEFINITIONS, *parts, "</svg>"]
+        [
+            "<title>Space-time diagram: lanes from left to right, time runs down</title>",
+            *([f"<style>{STYLE}</style>", _GROUND] if standalone else []),
+            _DEFINITIONS,
+            *parts,
+            "</svg>",
+        ]
     )
 
 
+_GROUND: Final = '<rect width="100%" height="100%" style="fill: var(--card)"/>'
 _DEFINITIONS: Final = """<defs>
 <marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto-start-reverse">\
 <path class="head" d="M0 .8 7.5 4 0 7.2z"/></marker>

@@ -12,9 +12,10 @@ import trio
 from trio.testing import MockClock
 
 from trikv.coordinator.replicas import describe_fault
-from trikv.coordinator.trace import KEPT_MAX, MESSAGES_MAX, RequestTrace
+from trikv.coordinator.trace import KEPT_MAX, MESSAGES_MAX, RequestTrace, Traces
 from trikv.core.calls import Op
 from trikv.core.errors import Fault, TrikvError
+from trikv.core.record import Version
 from trikv.net.link import Link
 from trikv.testing.inprocess import InProcessCluster
 
@@ -123,3 +124,15 @@ async def test_a_trace_is_bounded(nursery: trio.Nursery, autojump_clock: MockClo
     for _ in range(2 * MESSAGES_MAX):
         trace.noted("w", "store", lambda fault, payload: None)
     assert len(trace.notes) == MESSAGES_MAX
+
+
+async def test_a_request_that_is_tried_again_leaves_nothing_of_the_first_try(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    traces = Traces(kept_max=1)
+    trace = traces.make()
+    for seq in range(3):
+        traces.note_stamp(trace, Version(1, seq))
+    assert traces.of_write(trace.key, Version(1, 2)) is trace
+    traces.make()
+    assert not any(traces.of_write(trace.key, Version(1, seq)) for seq in range(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -30,6 +31,10 @@ class InProcess(Provisioner):
 
     async def start(self, order: WorkerOrder) -> str:
         self.orders.append(order)
+        if self.broken == "hangs":
+            await trio.sleep_forever()
+        if self.broken == "is buggy":
+            raise ZeroDivisionError("a bug")
         if self.broken:
             raise OSError(self.broken)
         node = await self.cluster.add_worker()
@@ -37,6 +42,8 @@ class InProcess(Provisioner):
         return node.worker.id
 
     async def stop(self, number: int) -> None:
+        if self.broken == "is buggy":
+            raise ZeroDivisionError("a bug")
         await self.cluster.kill(self.running.pop(number))
 
     async def close(self) -> None:
@@ -152,3 +159,32 @@ async def test_an_operator_who_undrains_a_worker_keeps_it(
     await trio.sleep(10)
     assert list(provisioner.running.values()) == [node]
     assert cluster.master.cluster.workers[node.worker.id].draining is False
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [("is buggy", "ZeroDivisionError: a bug"), ("hangs", "the provisioner did not answer in time")],
+)
+async def test_a_provisioner_that_misbehaves_ends_nothing(
+    broken: str, why: str, nursery: trio.Nursery, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    cluster, provisioner, _, clients = await scaled(nursery, tmp_path, Limits(3, 5, max_load=50))
+    provisioner.broken = broken
+    clients.rate = 50.0
+    await trio.sleep(90)
+    failed = [each["why"] for each in cluster.master.events.latest(100) if each["kind"] == "worker_start_failed"]
+    assert set(failed) == {why}
+    assert clients.failures == []
+    assert clients.done > 1_000
+
+
+async def test_a_worker_that_cannot_be_stopped_ends_nothing(
+    nursery: trio.Nursery, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    cluster, provisioner, autoscaler, clients = await scaled(nursery, tmp_path, Limits(3, 4, max_load=50))
+    clients.rate = 50.0
+    await cluster.until(lambda: provisioner.running and not autoscaler._why_busy(), patience_s=PATIENCE_S)
+    provisioner.broken = "is buggy"
+    clients.rate = 1.0
+    await cluster.until(lambda: not autoscaler.describe()["own"], patience_s=PATIENCE_S)
+    assert await cluster.coordinator.get(KEYS[0]) is not None

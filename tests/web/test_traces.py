@@ -60,6 +60,9 @@ def test_the_latest_are_listed_and_drawn(web: httpx.Client) -> None:
     assert picture.headers["content-type"] == "image/svg+xml"
     assert ElementTree.fromstring(picture.text).tag.endswith("svg")
     assert "<img" not in picture.text
+    assert "<style>" in picture.text
+    assert "style-src 'unsafe-inline'" in picture.headers["content-security-policy"]
+    assert "script" not in picture.headers["content-security-policy"]
 
 
 def test_an_unknown_trace_is_refused(ask: Ask) -> None:

@@ -155,6 +155,8 @@ class Traces:
 
     def note_stamp(self, trace: RequestTrace, stamp: Version) -> None:
         """The request is the write with this stamp: copies of it that are sent later belong to the trace."""
+        if trace.stamp is not None:  # it was tried under another configuration before
+            self._of_writes.pop((trace.key, trace.stamp), None)
         trace.stamp = stamp
         self._of_writes[trace.key, stamp] = trace
 

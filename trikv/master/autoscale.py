@@ -23,7 +23,7 @@ import trio
 
 from trikv.api import Provisioner, WorkerOrder
 from trikv.coordinator.coordinator import Coordinator
-from trikv.core.errors import Refused
+from trikv.core.errors import TrikvError
 from trikv.core.quorums import Availability
 from trikv.core.scaling import IDLE_S, Action, Decision, Limits, Sample, WorkerLoad, decide, use_of
 from trikv.master.document import Document
@@ -32,6 +32,9 @@ from trikv.master.membership import Membership
 from trikv.master.operations import Operations
 
 TICK_S: Final = 1.0
+START_S: Final = 60.0  # for a provisioner to start a worker, or to say that it cannot
+STOP_S: Final = 30.0  # for it to stop one
+CLOSE_S: Final = 30.0  # for it to stop all of them
 JOIN_S: Final = 60.0  # for a worker that was started to be given its share
 RETRY_S: Final = 5.0  # after the first failure to start one
 FAILURES_MAX: Final = 4
@@ -97,8 +100,11 @@ class Autoscaler:
                 self.decision = self._checked(decide(self._samples, self.limits, now_s, self._changed_s), now_s)
                 await self._carry_out(self.decision)
         finally:
-            with trio.CancelScope(shield=True):
-                await self._provisioner.close()
+            with trio.move_on_after(CLOSE_S, shield=True):
+                try:
+                    await self._provisioner.close()
+                except Exception as error:  # noqa: BLE001 a provisioner is a stranger's code
+                    _log.error("provisioner %s failed in close: %r", self._provisioner.name, error)
 
     def describe(self) -> dict[str, Any]:
         """As a part of the cluster's state."""
@@ -164,7 +170,9 @@ class Autoscaler:
 
     def _orders_left(self) -> list[WorkerOrder]:
         """Of a master of before: each directory is a worker that this one is to go on with."""
-        numbers = sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdecimal())
+        numbers = sorted(
+            int(path.name) for path in self._directory.glob("*") if path.name.isascii() and path.name.isdecimal()
+        )
         return [self._order(number) for number in numbers]
 
     def _order(self, number: int) -> WorkerOrder:
@@ -190,20 +198,21 @@ class Autoscaler:
             number = next(number for number, worker in self._own.items() if worker == decision.worker)
             try:
                 await self._operations.drain(decision.worker)
-            except Refused as error:
-                self.decision = Decision(Action.WAIT, f"{decision.why}, and that is refused: {error.detail}")
+            except TrikvError as error:
+                self.decision = Decision(Action.WAIT, f"{decision.why}, and that could not be begun: {error.detail}")
             else:
                 self._leaving.add(number)
                 self._events.note("scaling_down", worker=decision.worker, why=decision.why)
 
     async def _start(self, order: WorkerOrder) -> None:
         try:
-            worker = await self._provisioner.start(order)
-        except OSError as error:
+            with trio.fail_after(START_S):
+                worker = await self._provisioner.start(order)
+        except Exception as error:  # noqa: BLE001 a provisioner is a stranger's code
             self._failures += 1
-            self._failed = str(error)
+            self._failed = _told(error)
             self._retry_s = trio.current_time() + RETRY_S * 2 ** (self._failures - 1)
-            _log.warning("a worker could not be started (%d in a row): %s", self._failures, error)
+            _log.warning("a worker could not be started (%d in a row): %s", self._failures, self._failed)
             self._events.note("worker_start_failed", failures=self._failures, why=self._failed)
             return
         self._failures = 0
@@ -225,6 +234,21 @@ class Autoscaler:
             elif entry is None or not cluster.partitions_of(entry.member):
                 self._leaving.discard(number)
                 worker = self._own.pop(number)
-                await self._provisioner.stop(number)
+                try:
+                    with trio.fail_after(STOP_S):
+                        await self._provisioner.stop(number)
+                except Exception as error:  # noqa: BLE001 as above
+                    _log.warning("worker %s holds nothing, and could not be stopped: %s", worker, _told(error))
                 self._changed_s = trio.current_time()
                 self._events.note("worker_stopped", worker=worker)
+
+
+def _told(error: Exception) -> str:
+    """Why a provisioner failed, in a line."""
+    match error:
+        case trio.TooSlowError():
+            return "the provisioner did not answer in time"
+        case OSError():
+            return " ".join(str(error).split())
+        case _:
+            return " ".join(f"{type(error).__name__}: {error}".split())

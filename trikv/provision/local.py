@@ -22,6 +22,8 @@ from trikv.api import Provisioner, WorkerOrder, hookimpl
 START_S: Final = 20.0  # for a process to listen
 STOP_S: Final = 10.0  # for one to end when it is asked to; then it is killed
 LOG: Final = "worker.log"
+ANNOUNCED_BYTES_MAX: Final = 4_096  # of what a process says, the announcement among it
+LOG_TAIL_BYTES: Final = 4_096
 
 _ANNOUNCEMENT: Final = re.compile(rb"worker (\S+) listening on (\S+)\n")
 
@@ -52,9 +54,9 @@ class LocalProcesses(Provisioner):
             while not (announced := _ANNOUNCEMENT.search(said)):
                 if not (piece := await process.stdout.receive_some()):
                     break
-                said += piece
+                said = (said + piece)[-ANNOUNCED_BYTES_MAX:]
             if announced:
-                return announced[1].decode()
+                return announced[1].decode(errors="replace")
         await self._end(order.number)
         raise OSError(f"a worker did not start: {_last_line(order.directory / LOG)}")
 
@@ -84,7 +86,9 @@ class LocalProcesses(Provisioner):
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
     return lines[-1] if lines else "it said nothing"
 
 

@@ -7,7 +7,7 @@ A data request with the header `Trikv-Trace: 1` is traced, and the same header o
 after the answer is added as it comes: asked for again, the trace has more.
 
 A picture shows when a message was sent and when its end was known, both measured where the coordinator runs. When it
-was at the replica is not measured: it is drawn half-way between.
+was at the replica is not measured: it is drawn half-way between, and marked "about here".
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ HEADER: Final = "trikv-trace"
 _PATH: Final = b"/v1/trace/"
 _CLIENT: Final = "client"
 _COORDINATOR: Final = "coordinator"
+# The picture brings its style. It has no scripts, and all text in it is escaped.
+_SVG_HEADERS: Final = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"
+}
 
 
 async def traced(
@@ -62,7 +66,8 @@ async def show(services: Services, request: Request) -> Response:
     if form == "text":
         text = to_text(draw(trace)) + "\n"
         return Response(200, headers | {"content-type": "text/plain; charset=utf-8"}, text.encode())
-    return Response(200, headers | {"content-type": "image/svg+xml"}, to_svg(draw(trace)).encode())
+    picture = to_svg(draw(trace), standalone=True)
+    return Response(200, headers | {"content-type": "image/svg+xml", **_SVG_HEADERS}, picture.encode())
 
 
 def _brief(trace: RequestTrace) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def draw(trace: RequestTrace) -> Timeline:
             messages.append(Message(_COORDINATOR, each.replica, each.sent_s, None, text))
         else:
             there_s = (each.sent_s + each.ended_s) / 2
-            messages.append(Message(_COORDINATOR, each.replica, each.sent_s, there_s, each.what))
+            messages.append(Message(_COORDINATOR, each.replica, each.sent_s, there_s, f"{each.what} (about here)"))
             messages.append(Message(each.replica, _COORDINATOR, there_s, each.ended_s, "done", is_answer=True))
     answer = f"{trace.outcome}: {trace.detail}" if trace.detail else trace.outcome
     return Timeline(
