@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from tests.helpers import (
     KEYS,
+    MANY,
     VALUES,
     GatedStorage,
     fill,
@@ -198,3 +199,35 @@ async def test_a_switch_to_quorum_is_a_way_out_when_a_disk_hangs(
     await trio.sleep(60)
     for key in KEYS:
         await cluster.coordinator.put(key, b"w")
+
+
+async def test_both_who_ask_for_one_switch_are_told_what_could_not_be_asked(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second asks when the worker that was away is back: the switch began without it all the same."""
+    cluster = await InProcessCluster.start(nursery, mode="async", settle_rate_bytes=20_000, partitions=MANY)
+    for number in range(300):
+        await cluster.coordinator.put(b"key-%d" % number, b"v" * 5_000)
+    await trio.sleep(3)
+    write = MemoryConfigStore.compare_and_set
+
+    async def write_slowly(self: MemoryConfigStore, document: dict[str, Any], revision: int) -> int:
+        await trio.sleep(0.4)
+        return await write(self, document, revision)
+
+    monkeypatch.setattr(MemoryConfigStore, "compare_and_set", write_slowly)
+    away = cluster.workers[0]
+    await cluster.kill(away)
+    certificates: list[dict[str, Any]] = []
+
+    async def switch() -> None:
+        certificates.append(await cluster.master.operations.switch_mode("quorum"))
+
+    nursery.start_soon(switch)
+    await cluster.until(lambda: cluster.master.settling.could_not_ask, patience_s=300)
+    await cluster.restart(away)
+    await trio.sleep(1)
+    assert cluster.master.operations.operation() is not None, "the switch is over, so this shows nothing"
+    nursery.start_soon(switch)
+    await cluster.until(lambda: len(certificates) == 2, patience_s=600)
+    assert [each["could_not_ask"] for each in certificates] == [[away.worker.id]] * 2
