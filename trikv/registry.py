@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import Distribution, EntryPoint, distributions
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pluggy
 
@@ -58,24 +58,14 @@ class Registry:
         Raises:
           Refused: there is no such engine; `storage_engines` lists the installed ones.
         """
-        try:
-            return self.storage_engines[name]
-        except KeyError:
-            engines = sorted(self.storage_engines)
-            detail = f"{name!r} is no installed storage engine; there are {', '.join(engines)}"
-            raise Refused("bad_request", detail, storage_engines=engines) from None
+        return _find(name, self.storage_engines, "storage engine")
 
     def provisioner(self, name: str) -> Provisioner:
         """
         Raises:
           Refused: there is no such provisioner; `provisioners` lists those that there are.
         """
-        try:
-            return self.provisioners[name]
-        except KeyError:
-            names = sorted(self.provisioners)
-            detail = f"{name!r} is no installed provisioner; there are {', '.join(names)}"
-            raise Refused("bad_request", detail, provisioners=names) from None
+        return _find(name, self.provisioners, "provisioner")
 
     def with_strategy(self, strategy: Strategy, origin: str) -> Registry:
         """This registry with one strategy more, which need not be installed.
@@ -112,6 +102,17 @@ class Registry:
         if name in self.origins:
             raise PluginError(f"{name!r} is offered by {self.origins[name]} and by {origin}; uninstall one of them")
         return {**self.origins, name: origin}
+
+
+Offer = TypeVar("Offer")
+
+
+def _find(name: str, offers: Mapping[str, Offer], kind: str) -> Offer:
+    if name in offers:
+        return offers[name]
+    names = sorted(offers)
+    detail = f"{name!r} is no installed {kind}; there are {', '.join(names)}"
+    raise Refused("bad_request", detail, **{f"{kind.replace(' ', '_')}s": names})
 
 
 def load_registry(installed: Iterable[Distribution] | None = None) -> Registry:
@@ -199,11 +200,8 @@ def check_strategy(strategy: object, origin: str) -> None:
     Raises:
       PluginError: it lacks something that trikv prints or relies on.
     """
-    complain = _complainer("strategy", strategy, origin)
-    if not isinstance(strategy, Strategy):
-        raise complain("is not an instance of trikv.api.Strategy")
-    if not _is_name(strategy):
-        raise complain("needs a name of lower-case letters, digits, - and _")
+    complain = _check_kind("strategy", strategy, Strategy, origin)
+    assert isinstance(strategy, Strategy)
     if not isinstance(getattr(strategy, "promise", None), Promise):
         raise complain("needs a promise: Promise.CP or Promise.AP")
     if not isinstance(strategy.compare_and_set, bool):
@@ -231,11 +229,7 @@ def check_storage_engine(engine: object, origin: str) -> None:
     Raises:
       PluginError: it lacks something that trikv prints or relies on.
     """
-    complain = _complainer("storage engine", engine, origin)
-    if not isinstance(engine, StorageEngine):
-        raise complain("is not an instance of trikv.api.StorageEngine")
-    if not _is_name(engine):
-        raise complain("needs a name of lower-case letters, digits, - and _")
+    complain = _check_kind("storage engine", engine, StorageEngine, origin)
     if not isinstance(getattr(engine, "durable", None), bool):
         raise complain("needs durable to be True or False")
 
@@ -245,18 +239,23 @@ def check_provisioner(provisioner: object, origin: str) -> None:
     Raises:
       PluginError: it lacks something that trikv prints or relies on.
     """
-    complain = _complainer("provisioner", provisioner, origin)
-    if not isinstance(provisioner, Provisioner):
-        raise complain("is not an instance of trikv.api.Provisioner")
-    if not _is_name(provisioner):
-        raise complain("needs a name of lower-case letters, digits, - and _")
+    _check_kind("provisioner", provisioner, Provisioner, origin)
 
 
-def _is_name(offer: object) -> bool:
+def _check_kind(kind: str, offer: object, base: type, origin: str) -> Callable[[str], PluginError]:
+    """Check what all kinds of offers need; what makes further complaints about this one.
+
+    Raises:
+      PluginError: it is no instance of `base`, or has no name that trikv can use.
+    """
     name = getattr(offer, "name", None)
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
+    def complain(complaint: str) -> PluginError:
+        called = type(offer).__name__ if name is None else name
+        return PluginError(f"the {kind} {called!r} of {origin} {complaint}")
 
-def _complainer(kind: str, offer: object, origin: str) -> Callable[[str], PluginError]:
-    name = getattr(offer, "name", type(offer).__name__)
-    return lambda complaint: PluginError(f"the {kind} {name!r} of {origin} {complaint}")
+    if not isinstance(offer, base):
+        raise complain(f"is not an instance of trikv.api.{base.__name__}")
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise complain("needs a name of lower-case letters, digits, - and _")
+    return complain
