@@ -136,3 +136,15 @@ async def test_a_request_that_is_tried_again_leaves_nothing_of_the_first_try(
     assert traces.of_write(trace.key, Version(1, 2)) is trace
     traces.make()
     assert not any(traces.of_write(trace.key, Version(1, seq)) for seq in range(3))
+
+
+async def test_a_request_whose_client_went_away_has_ended(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=3)
+    for node in cluster.workers:
+        cluster.network.hold(node.address)
+    trace = cluster.coordinator.traces.make()
+    with trio.move_on_after(0.5):
+        await cluster.coordinator.get(b"k", trace=trace)
+    told = trace.describe(describe_fault)
+    assert (told["outcome"], told["ended_ms"]) == (None, 500.0)
+    assert told["detail"].startswith("cancelled")

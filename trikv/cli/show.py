@@ -115,7 +115,7 @@ def trace_rows(traces: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             trace["id"],
             trace["what"],
             trace["key"],
-            trace["outcome"] or "under way",
+            trace["outcome"] or ("under way" if trace["ended_ms"] is None else "cancelled"),
             "" if trace["ended_ms"] is None else f"{trace['ended_ms']:.1f} ms",
             str(trace["messages"]),
         )

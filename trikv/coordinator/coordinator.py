@@ -444,6 +444,8 @@ class Coordinator:
             raise
         finally:
             current.reset(token)
+            if trace is not None and trace.ended_s is None:
+                trace.end("", "cancelled: its client went away, or the node stopped")
             self.in_flight -= 1
             duration_s = trio.current_time() - began_s
             self.durations[what].note(duration_s)
