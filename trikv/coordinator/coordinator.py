@@ -196,33 +196,31 @@ class Coordinator:
         self._note_key(key)
         trace = trace or self.traces.sample()
         what = "delete" if value is None else "put"
-        with self._operation(timeout_s, what, key, trace) as attempt, self._on_its_way(value):
-            if not self.stored and self.partitions:
-                await self._before_first_store()
-            while True:
-                state = await self._await_members(key)
-                try:
-                    return await self._write_in(state, key, value, expect, attempt)
-                except (WriteFailed, Refused) as error:
-                    if attempt.sent or not self._goes_on_elsewhere(state, error):
-                        raise
-
-    @contextmanager
-    def _on_its_way(self, value: bytes | None) -> Iterator[None]:
-        """Count the value while it is written.
-
-        Raises:
-          Refused: too many bytes are on their way already.
-        """
         size_bytes = len(value or b"")
+        with self._operation(timeout_s, what, key, trace) as attempt:
+            self._check_room_on_the_way(size_bytes)
+            self._writing_bytes += size_bytes
+            try:
+                if not self.stored and self.partitions:
+                    await self._before_first_store()
+                while True:
+                    state = await self._await_members(key)
+                    try:
+                        return await self._write_in(state, key, value, expect, attempt)
+                    except (WriteFailed, Refused) as error:
+                        if attempt.sent or not self._goes_on_elsewhere(state, error):
+                            raise
+            finally:
+                self._writing_bytes -= size_bytes
+
+    def _check_room_on_the_way(self, size_bytes: int) -> None:
+        """
+        Raises:
+          Refused: with a value of so many bytes more, too many would be on their way.
+        """
         most_bytes = LARGE_BYTES_MAX if size_bytes >= LARGE_VALUE_BYTES else WRITING_BYTES_MAX
         if self._writing_bytes + size_bytes > most_bytes:
             raise Refused("overloaded", f"values of {self._writing_bytes:,} bytes are on their way already")
-        self._writing_bytes += size_bytes
-        try:
-            yield
-        finally:
-            self._writing_bytes -= size_bytes
 
     async def _write_in(
         self, state: PartitionState, key: bytes, value: bytes | None, expect: Expect | None, attempt: Attempt
