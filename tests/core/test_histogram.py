@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from math import inf
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trikv.core.histogram import BOUNDS_S, Histogram
+from trikv.core.histogram import BOUNDS_S, EXPORTED_BOUNDS_S, Histogram, percentile_s
 
 
 @given(durations_s=st.lists(st.floats(0, 100)))
@@ -15,5 +16,26 @@ def test_it_counts_as_one_would_by_hand(durations_s: list[float]) -> None:
     histogram = Histogram()
     for duration_s in durations_s:
         histogram.note(duration_s)
-    by_hand = [(bound, sum(each <= bound for each in durations_s)) for bound in (*BOUNDS_S, inf)]
+    by_hand = [(bound, sum(each <= bound for each in durations_s)) for bound in (*EXPORTED_BOUNDS_S, inf)]
     assert histogram.cumulative() == by_hand
+
+
+@given(durations_s=st.lists(st.floats(1e-4, 9.0), min_size=1), share=st.floats(0, 1))
+def test_a_percentile_is_right_to_within_a_bucket(durations_s: list[float], share: float) -> None:
+    histogram = Histogram()
+    for duration_s in durations_s:
+        histogram.note(duration_s)
+    found_s = percentile_s(histogram.counts, share)
+    assert found_s is not None
+    exact_s = sorted(durations_s)[max(0, -(-int(share * len(durations_s) * 1e9) // 10**9) - 1)]
+    assert exact_s / 1.26 <= found_s <= exact_s * 1.26
+
+
+def test_the_ends() -> None:
+    assert percentile_s([0] * (len(BOUNDS_S) + 1), 0.5) is None
+    longest = Histogram()
+    longest.note(1e6)
+    assert percentile_s(longest.counts, 0.99) == BOUNDS_S[-1]
+    first = Histogram()
+    first.note(0.0)
+    assert percentile_s(first.counts, 1.0) == pytest.approx(BOUNDS_S[0])

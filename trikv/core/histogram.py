@@ -1,14 +1,20 @@
-"""How long things took, counted in buckets: what a monitoring system needs to tell percentiles, in bounded memory.
+"""How long things took, counted in buckets: what it takes to tell percentiles, in bounded memory.
 
-The bounds are those of `BOUNDS_S`, from half a millisecond to ten seconds, each about twice the one before.
+The buckets are fine, each a quarter longer than the one before, so that a percentile read from them is wrong by an
+eighth at most. A monitoring system is told fewer: those that end at one of `EXPORTED_BOUNDS_S`, from half a millisecond
+to ten seconds.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final
 
-BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+EXPORTED_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_FINE_BOUNDS_S: Final = tuple(50e-6 * 1.25**i for i in range(59))  # from 50 microseconds to 20 seconds
+BOUNDS_S: Final = tuple(sorted({*EXPORTED_BOUNDS_S, *_FINE_BOUNDS_S}))
 
 
 class Histogram:
@@ -25,10 +31,28 @@ class Histogram:
         self.sum_s += duration_s
 
     def cumulative(self) -> list[tuple[float, int]]:
-        """By upper bound, how many took no longer; the last bound is infinity."""
-        total = 0
-        rows = []
-        for bound_s, count in zip((*BOUNDS_S, float("inf")), self.counts, strict=True):
-            total += count
-            rows.append((bound_s, total))
-        return rows
+        """By upper bound, of those that are exported, how many took no longer; the last bound is infinity."""
+        totals = dict(zip((*BOUNDS_S, float("inf")), accumulate(self.counts), strict=True))
+        return [(bound_s, totals[bound_s]) for bound_s in (*EXPORTED_BOUNDS_S, float("inf"))]
+
+
+def percentile_s(counts: Sequence[int], share: float) -> float | None:
+    """The duration that `share` (0 to 1) of those counted did not exceed, to within its bucket.
+
+    Args:
+      counts: as `Histogram.counts`, or the difference of two of these.
+
+    Returns:
+      Seconds, as if durations lay evenly in their bucket; the last bound for what took longer. None if none was counted.
+    """
+    total = sum(counts)
+    if total <= 0:
+        return None
+    wanted = share * total
+    below = 0
+    for i, count in enumerate(counts[: len(BOUNDS_S)]):
+        if count and below + count >= wanted:
+            low_s = BOUNDS_S[i - 1] if i else 0.0
+            return low_s + (BOUNDS_S[i] - low_s) * (wanted - below) / count
+        below += count
+    return BOUNDS_S[-1]
