@@ -79,7 +79,7 @@ class Around:
     def __init__(self) -> None:
         self.doubt = Doubt()
         self.stale: list[tuple[int, int]] = []  # partition, promised epoch
-        self.missed: list[tuple[int, Target, Write]] = []
+        self.missed: list[tuple[int, Target, Write, float]] = []
         self.replicas: dict[Member, Replica] = {}
 
     def replica(self, name: str) -> Replica:
@@ -94,7 +94,7 @@ class Around:
             load_registry().strategy,
             lambda configuration: [self.replica(member.worker) for member in configuration.members],
             lambda state, promised: self.stale.append((state.index, promised)),
-            lambda state, target, write: self.missed.append((state.index, target, write)),
+            lambda state, *missed: self.missed.append((state.index, *missed)),
             self.doubt,
             mark,
             PARTITIONS,

@@ -425,10 +425,10 @@ def test_the_copies_of_a_clients_request_are_counted_and_reported_and_of_no_othe
     aside, tracked = state.request(7.0), state.request(7.0, tracked=True)
     assert aside.count_copies() is not state.count_copies()
     assert tracked.count_copies() is state.count_copies()
-    aside.on_missed(target, a_write())
+    aside.on_missed(target, a_write(), 3.0)
     assert around.missed == []
-    tracked.on_missed(target, a_write())
-    assert around.missed == [(INDEX, target, a_write())]
+    tracked.on_missed(target, a_write(), 3.0)
+    assert around.missed == [(INDEX, target, a_write(), 3.0)]
 
 
 def test_a_key_is_its_partitions_alone() -> None:

@@ -88,7 +88,7 @@ class Scene:
     def node(self, number: int) -> Node:
         return self.replicas[number - 1]
 
-    def _note_missed(self, target: Target, write: Write) -> None:
+    def _note_missed(self, target: Target, write: Write, since_s: float) -> None:
         members = [each.member for each in self.state.targets]
         self.misses.append((members.index(target.member) + 1, write))
 

@@ -199,7 +199,7 @@ def test_answers_arrive_as_they_were_meant() -> None:
     assert listed_from_wire(listing) == ([(3, EPOCH)], [(5, b"k", tombstone)], True)
     summary = Summary((1 << 64) - 1, 7, 1 << 40, 5)
     assert digests_from_wire(wired([[[3, EPOCH]], [[5, *summary]]])) == ([(3, EPOCH)], {5: summary})
-    vitals = Vitals(12, Full.NO, "rocksdb", None, "p-1", "3/m-1", (Start(2, "a"), Start(3, "b")), 17, "")
+    vitals = Vitals(12, Full.NO, "rocksdb", None, "p-1", "3/m-1", (Start(2, "a"), Start(3, "b")), 17, "", 1 << 40)
     assert vitals_from_wire(wired(vitals.to_wire())) == vitals
 
 

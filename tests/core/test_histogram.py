@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trikv.core.histogram import BOUNDS_S, EXPORTED_BOUNDS_S, Histogram, percentile_s
+from trikv.core.histogram import BOUNDS_S, EXPORTED_BOUNDS_S, CallTimes, Histogram, percentile_s
 
 
 @given(durations_s=st.lists(st.floats(0, 100)))
@@ -39,3 +39,21 @@ def test_the_ends() -> None:
     first = Histogram()
     first.note(0.0)
     assert percentile_s(first.counts, 1.0) == pytest.approx(BOUNDS_S[0])
+
+
+def test_what_took_long_is_told_for_a_while_and_then_forgotten() -> None:
+    times = CallTimes()
+    assert percentile_s(times.recent(), 0.5) is None
+    times.tick(100.0)
+    times.note(1.0, 50)
+    for now in (101.0, 105.0, 109.9):
+        times.tick(now)
+        assert sum(times.recent()) == 50, now
+    times.note(0.001, 3)
+    times.tick(110.0)
+    assert sum(times.recent()) == 3
+    assert (percentile_s(times.recent(), 0.99) or 1.0) <= 0.001
+    times.tick(200.0)  # as after a stop of the whole process
+    assert percentile_s(times.recent(), 0.5) is None
+    assert sum(times.counts) == 53
+    assert times.sum_s == pytest.approx(50.003)

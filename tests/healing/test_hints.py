@@ -160,7 +160,7 @@ async def test_what_is_refused_is_kept_and_holds_up_no_comparison(
     state = cluster.coordinator.partitions[PARTITION]
     replica = Stubborn(state.targets[0])
     assert state.remember_sent()
-    hints_of(cluster).note(state, replica, write_in(state, b"second"))
+    hints_of(cluster).note(state, replica, write_in(state, b"second"), trio.current_time())
     await cluster.until(lambda: len(replica.calls) == 1)
     assert hints_of(cluster).expects(state)
     replica.calls[0][1](Fault.BUSY, [])
@@ -179,9 +179,9 @@ async def test_what_comes_during_a_delivery_is_delivered_too(nursery: trio.Nurse
     cluster = await start(nursery, "quorum")
     state = cluster.coordinator.partitions[PARTITION]
     replica = Stubborn(state.targets[0])
-    hints_of(cluster).note(state, replica, write_in(state, b"second"))
+    hints_of(cluster).note(state, replica, write_in(state, b"second"), trio.current_time())
     await cluster.until(lambda: replica.calls)
-    hints_of(cluster).note(state, replica, write_in(state, b"third"))
+    hints_of(cluster).note(state, replica, write_in(state, b"third"), trio.current_time())
     replica.calls[0][1](Fault.OK, [])
     await cluster.until(lambda: len(replica.calls) == 2)
     assert [arguments[4][-1] for arguments, _ in replica.calls] == [b"second", b"third"]

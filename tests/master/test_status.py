@@ -12,9 +12,10 @@ from trio.testing import MockClock
 from tests.helpers import fill, members_of, seen
 from tests.sim.driven import INDEX, KEY, driven
 from trikv.core.errors import Refused
+from trikv.core.histogram import RECENT_S
 from trikv.core.quorums import Availability
 from trikv.core.record import make_epoch
-from trikv.healing import settle
+from trikv.healing import hints, settle
 from trikv.master.status import describe_strategy
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import PARTITIONS, InProcessCluster, Node
@@ -142,6 +143,79 @@ async def test_each_worker_is_told_of_once_with_its_share(nursery: trio.Nursery,
         assert told["primaries"] == sum(each[0].member.worker == node.worker.id for each in targets)
         assert told["copies"] == sum(node.worker.id in {t.member.worker for t in each} for each in targets)
         assert (told["state"], told["incarnation"], told["storage"]) == ("up", node.worker.incarnation, "memory")
+
+
+async def test_what_a_worker_stores_is_told_in_bytes_of_keys_and_values(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    await cluster.coordinator.put(b"12345", bytes(1000))
+    await cluster.coordinator.put(b"123", bytes(10))
+    await cluster.coordinator.delete(b"123")
+    await cluster.until(lambda: [seen(cluster, node)["bytes"] for node in cluster.workers] == [1008] * 3)
+    assert [seen(cluster, node)["keys"] for node in cluster.workers] == [1] * 3
+
+
+async def test_latency_is_that_of_the_last_seconds(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    slow, quick = cluster.workers[:2]
+    await trio.sleep(2 * RECENT_S)
+    cluster.network.hold(slow.address)
+    await cluster.coordinator.put(KEY, b"v")
+    await trio.sleep(0.3)
+    cluster.network.release(slow.address)
+    await trio.sleep(2)  # a beat after it
+    told = seen(cluster, slow)["latency_ms"]
+    assert told["p99"] > 200
+    assert told["p50"] <= told["p99"]
+    assert seen(cluster, quick)["latency_ms"]["p99"] < 1
+    await trio.sleep(2 * RECENT_S + 1)
+    assert seen(cluster, slow)["latency_ms"]["p99"] < 1
+
+
+@pytest.mark.parametrize("mode", ["quorum", "async"])
+async def test_lag_is_the_age_of_the_oldest_copy_that_a_worker_lacks(
+    mode: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """It grows with the time from the first copy that did not arrive, wherever that copy is, until all have."""
+    cluster = await InProcessCluster.start(nursery, mode=mode, partitions=1)
+    await cluster.coordinator.put(KEY, b"v")
+    await trio.sleep(5)
+    behind = cluster.replicas_of(KEY)[1]
+    assert [(seen(cluster, node)["lag_s"], seen(cluster, node)["hints"]) for node in cluster.workers] == [(0.0, 0)] * 3
+    cluster.network.hold(behind.address)
+    began_s = trio.current_time()
+    for number in range(40):  # on its way at first, then late, or not sent since it is down: kept as a hint
+        await cluster.coordinator.put(KEY if number % 2 else b"other", b"%d" % number)
+        await trio.sleep(1)
+        for node in cluster.workers:
+            lag_s = seen(cluster, node)["lag_s"]
+            assert lag_s == pytest.approx(trio.current_time() - began_s if node is behind else 0, abs=0.001)
+    assert [seen(cluster, node)["hints"] for node in cluster.workers if node is behind] == [2]
+    cluster.network.release(behind.address)
+    await cluster.until(lambda: seen(cluster, behind)["lag_s"] == 0.0)
+    assert seen(cluster, behind)["hints"] == 0
+    assert behind.storage.get(0, KEY) == cluster.replicas_of(KEY)[0].storage.get(0, KEY)
+
+
+async def test_copies_that_are_not_kept_are_lacked_until_the_replicas_were_compared(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hints, "COUNT_MAX", 3)
+    cluster = await InProcessCluster.start(nursery, partitions=1)
+    await cluster.coordinator.put(KEY, b"v")
+    behind = cluster.replicas_of(KEY)[2]
+    await cluster.kill(behind)
+    await cluster.until_down(behind)
+    began_s = trio.current_time()
+    for number in range(6):
+        await cluster.coordinator.put(b"%d" % number, b"v")
+        await trio.sleep(1)
+    told = seen(cluster, behind)
+    assert (told["hints"], told["lag_s"]) == (0, pytest.approx(trio.current_time() - began_s, abs=0.001))
+    await cluster.restart(behind)
+    await cluster.until(lambda: seen(cluster, behind)["lag_s"] == 0.0)
+    assert behind.storage.get(0, b"0") is not None
 
 
 async def test_a_worker_that_leaves_a_partition_is_told_to_hold_it_still(

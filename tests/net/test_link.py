@@ -13,6 +13,7 @@ import trio.testing
 
 from trikv.core import frames
 from trikv.core.errors import Fault
+from trikv.core.histogram import EXPORTED_BOUNDS_S
 from trikv.core.session import Call, Hello, PeerError, Session
 from trikv.net.doors import TcpTransport
 from trikv.net.link import CALLS_MAX, GREETING_TIMEOUT_S, QUEUE_BYTES_MAX, Handler, Link, LinkError, accept, dial
@@ -228,6 +229,31 @@ async def test_a_call_ends_late_when_it_is_swept_and_its_answer_is_then_of_no_us
         for call in held:
             far.answer(call.id, Fault.OK, [])
         assert await answered.wait(2) == {0: (Fault.LATE, []), 1: (Fault.OK, [])}
+
+
+async def test_how_long_calls_took_is_told_from_the_call_to_the_answer(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    held: list[Call] = []
+    answered = Answered()
+    async with linked(trio.testing.memory_stream_pair(), lambda link, calls: held.extend(calls)) as (near, far):
+        for number in range(3):
+            near.call(1, [], 100.0, answered.expect(number))
+        near.call(2, [], 0.5, answered.expect(3))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (near.oldest_s(1), near.oldest_s(3)) == (0.0, None)
+        mock_clock.jump(0.03)
+        for call in held[:2]:
+            far.answer(call.id, Fault.OK, [])
+        await answered.wait(2)
+        near.call(3, [], 100.0, answered.expect(4))
+        assert near.oldest_s(3) == pytest.approx(0.03)
+        mock_clock.jump(0.97)
+        near.sweep(trio.current_time())
+        bounds_s = (*EXPORTED_BOUNDS_S, float("inf"))
+        by_hand = [(bound_s, 2 * (bound_s >= 0.03) + (bound_s >= 1.0)) for bound_s in bounds_s]
+        assert near.times.cumulative() == by_hand
+        assert near.times.sum_s == pytest.approx(2 * 0.03 + 1)
 
 
 async def test_a_deadline_travels_as_a_budget(mock_clock: trio.testing.MockClock) -> None:

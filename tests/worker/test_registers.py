@@ -62,6 +62,7 @@ async def test_a_summary_is_that_of_the_rows_whatever_was_done(seed: int) -> Non
     for partition in (P, Q):
         assert registers.summary(partition) == await count_anew(storage, partition)
     assert registers.keys == registers.summary(P).keys + registers.summary(Q).keys
+    assert registers.size_bytes == registers.summary(P).size_bytes + registers.summary(Q).size_bytes
 
 
 async def test_it_is_there_again_after_a_restart_without_reading_the_rows(tmp_path: Path) -> None:
@@ -77,6 +78,7 @@ async def test_it_is_there_again_after_a_restart_without_reading_the_rows(tmp_pa
     registers = await Registers.open(storage)
     assert [registers.summary(P), registers.summary(Q)] == before
     assert registers.keys == sum(summary.keys for summary in before)
+    assert registers.size_bytes == sum(summary.size_bytes for summary in before)
     await storage.close()
 
 

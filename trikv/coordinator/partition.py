@@ -91,13 +91,14 @@ class Surroundings(NamedTuple):
     """What all partitions of one coordinator share.
 
     `on_stale` hears when a member has promised a newer epoch of a partition, `on_missed` of each copy of a client's
-    write that did not arrive. `mark` is the master's, in every version that is given here (`core/record.py`).
+    write that did not arrive, and when it was sent. `mark` is the master's, in every version that is given here
+    (`core/record.py`).
     """
 
     strategy_of: Callable[[str], Strategy]
     targets_of: Callable[[Configuration], Sequence[Target]]
     on_stale: Callable[[PartitionState, int], None]
-    on_missed: Callable[[PartitionState, Target, Write], None]
+    on_missed: Callable[[PartitionState, Target, Write, float], None]
     doubt: Doubt
     mark: int
     partitions: int = PARTITION_COUNT  # in how many the keys are divided
@@ -231,9 +232,9 @@ class PartitionState:
         """A member has promised this newer epoch."""
         self._surroundings.on_stale(self, promised)
 
-    def report_missed(self, target: Target, write: Write) -> None:
-        """This copy of a client's write did not arrive, or was not sent."""
-        self._surroundings.on_missed(self, target, write)
+    def report_missed(self, target: Target, write: Write, since_s: float) -> None:
+        """This copy of a client's write, sent then, did not arrive, or it was not sent."""
+        self._surroundings.on_missed(self, target, write, since_s)
 
     # --- its life -----------------------------------------------------------------------------------------------------
 

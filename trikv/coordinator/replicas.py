@@ -73,7 +73,7 @@ class Copies:
         self.under_way = 0
 
 
-def _ignore(target: Target, write: Write) -> None:
+def _ignore(target: Target, write: Write, since_s: float) -> None:
     """What this request's replicas miss is not kept."""
 
 
@@ -95,7 +95,7 @@ class ServedRequest:
         *,
         count_copies: Callable[[], Copies] | None = None,
         on_send: Callable[[Write], None] = lambda write: None,
-        on_missed: Callable[[Target, Write], None] | None = None,
+        on_missed: Callable[[Target, Write, float], None] | None = None,
         on_stale: Callable[[int], None] = lambda promised: None,
         repair: Callable[[bytes], Awaitable[Record | None]] | None = None,
         listed: dict[str, Record | None] | None = None,
@@ -108,7 +108,7 @@ class ServedRequest:
         self.deadline_s = deadline_s
         self.count_copies = count_copies or Copies  # where a copy counts while it is under way, waited for or not
         self.on_send = on_send  # before a write first leaves for any replica
-        self.on_missed = on_missed or _ignore  # this copy did not arrive, or could not be sent
+        self.on_missed = on_missed or _ignore  # this copy, sent then, did not arrive, or could not be sent
         self.on_stale = on_stale  # a replica has promised this newer epoch
         self.repair = repair  # mends the key and answers its record; None where a strategy may not ask for it
         self.listed = listed  # what replicas listed a moment ago, within this request: a fetch of it costs nothing
@@ -167,12 +167,13 @@ class Replicas:
         round_ = Round(need, len(able), self._request.on_stale)
         waited_for = need == len(self._targets)
         deadline_s = self._request.deadline_s
+        now = trio.current_time()
         if not waited_for:
-            deadline_s = max(deadline_s, trio.current_time() + BACKGROUND_S)
+            deadline_s = max(deadline_s, now + BACKGROUND_S)
         row = record_to_wire(write.record)
 
         def missed(target: Target) -> None:
-            self._request.on_missed(target, write)
+            self._request.on_missed(target, write, now)
 
         def send(target: Target) -> None:
             self._send(target, write, row, hops, deadline_s, round_.expect(target, missed))
@@ -190,12 +191,13 @@ class Replicas:
 
     def store_later(self, write: Write) -> None:
         row = record_to_wire(write.record)
-        deadline_s = trio.current_time() + BACKGROUND_S
+        now = trio.current_time()
+        deadline_s = now + BACKGROUND_S
 
         def expect(target: Target) -> Callable[[int, list[Any]], None]:
             def done(fault: int, payload: list[Any]) -> None:
                 if fault != Fault.OK:
-                    self._request.on_missed(target, write)
+                    self._request.on_missed(target, write, now)
 
             return done
 

@@ -12,7 +12,7 @@ answer it. This table lists all that a node can be asked.
     DIGEST     [incarnation, [[partition, epoch], ...]]
                  -> [[stale partition, promised], ...], [[partition, digest, rows, size in bytes, keys], ...]
     FORGET     [partition, epoch, incarnation, key, version epoch, version seq]   -> []
-    HEARTBEAT  []      -> [keys, full, storage, max_keys, process, master, starts, batches, past]
+    HEARTBEAT  []      -> [keys, full, storage, max_keys, process, master, starts, batches, past, size]
     CONFIRM    [incarnation, start]               (master to worker)      -> []
     RENEW      [incarnation, start, reason]       (master to worker)      -> []
     ENLIST     [address]                     (worker to master)           -> [], or a sentence
@@ -144,7 +144,8 @@ class Vitals(NamedTuple):
 
     `process` is drawn at each start. `master` is the incarnation of the master of the highest term that has ever
     greeted the worker. `starts` and `batches` say what its directory has seen (`core/lineage.py`). `past` says, for a
-    person, why the worker is another member than it once was; it is empty otherwise.
+    person, why the worker is another member than it once was; it is empty otherwise. `size_bytes` counts the keys and
+    values of its records, not what they take on the disk.
     """
 
     keys: int
@@ -156,9 +157,10 @@ class Vitals(NamedTuple):
     starts: Starts
     batches: int
     past: str
+    size_bytes: int
 
     def to_wire(self) -> list[Any]:
-        return [*self[:6], [str(start) for start in self.starts], self.batches, self.past]
+        return [*self[:6], [str(start) for start in self.starts], *self[7:]]
 
 
 RpcRequest = Store | Fetch | List | Discard | Digest | Forget | Confirm | Renew | Heartbeat | Enlist
@@ -236,22 +238,23 @@ def is_epoch(payload: list[Any]) -> bool:
 
 
 def vitals_from_wire(payload: list[Any]) -> Vitals:
-    if len(payload) == 9:
-        keys, full, storage, max_keys, process, master, starts, batches, past = payload
+    if len(payload) == 10:
+        keys, full, storage, max_keys, process, master, starts, batches, past, size_bytes = payload
         if (
-            isinstance(keys, int)
+            _is_count(keys)
             and type(full) is int
             and full in Full._value2member_map_
-            and 0 <= keys <= EPOCH_MAX
             and (max_keys is None or isinstance(max_keys, int))
             and all(isinstance(name, str) and (is_name(name) or not name) for name in (storage, process, master))
             and isinstance(starts, list)
             and 1 <= len(starts) <= STARTS_MAX
             and _is_count(batches)
             and isinstance(past, str)
+            and _is_count(size_bytes)
         ):
             known = tuple(map(_start, starts))
-            return Vitals(keys, Full(full), storage, max_keys, process, master, known, batches, past[:REASON_MAX])
+            told = past[:REASON_MAX]
+            return Vitals(keys, Full(full), storage, max_keys, process, master, known, batches, told, size_bytes)
     raise PeerError("a heartbeat that is not one")
 
 

@@ -20,6 +20,9 @@ reboot or a deployment; after more, listing costs no more than what was missed. 
 partition go together, since the partition has to be compared once one is lost: they count as missed copies from then on
 (`PartitionState.missed`), no further ones are taken, and anti-entropy mends.
 
+For the status, `held_for` and `lacks_since_s` say of one member what it lacks: copies that are kept here, and copies
+that are not kept, until their partition has been compared.
+
 What it costs: nothing, while all copies arrive; else `TOGETHER` stores under way to each member that is up.
 Left out: hints on disk. They end with the master's term, and every partition is compared in a new one.
 """
@@ -49,11 +52,18 @@ STEP_TIMEOUT_S: Final = 5.0  # for one hint
 _log = logging.getLogger(__name__)
 
 
+class _Hint(NamedTuple):
+    """The newest record of a key that one member missed, and since when it lacks a record of that key."""
+
+    record: Record
+    since_s: float
+
+
 class _Bundle(NamedTuple):
-    """What one member missed of one partition, in the order in which it did; the first of it at `since_s`."""
+    """What one member missed of one partition, the key that it lacks for longest first. Begun at `since_s`."""
 
     since_s: float
-    records: dict[bytes, Record]
+    hints: dict[bytes, _Hint]
 
 
 class Hints:
@@ -69,16 +79,18 @@ class Hints:
         self._noted = trio.Event()  # something is held
         self._busy: set[Target] = set()  # to which hints are being delivered
         self._failing: set[Target] = set()  # that did not take what was delivered last
+        self._not_kept: dict[Target, dict[PartitionState, float]] = {}  # since when each lacks copies that are not kept
 
-    def note(self, state: PartitionState, target: Target, write: Write) -> None:
-        """This copy did not arrive, or was not sent. Keep it, if a hint may be given; else have it count as missed."""
+    def note(self, state: PartitionState, target: Target, write: Write, since_s: float) -> None:
+        """This copy, sent then, did not arrive, or it was not sent. Keep it, if a hint may be given; else have it count
+        as missed."""
         if state.missed or state.configuration.copies == len(state.targets):
-            state.note_missed()
+            self._note_not_kept(state, target, 1, since_s)
             return
         bundle = self._held.setdefault(target, {}).setdefault(state, _Bundle(trio.current_time(), {}))
-        former = bundle.records.get(write.key)
-        if former is None or former.version < write.record.version:
-            self._set(bundle, write.key, write.record)
+        former = bundle.hints.get(write.key)
+        if former is None or former.record.version < write.record.version:
+            self._set(bundle, write.key, _Hint(write.record, since_s if former is None else former.since_s))
             self._noted.set()
         if self._bytes > BYTES_MAX or self._count > COUNT_MAX:
             self._drop(target, state)
@@ -94,6 +106,16 @@ class Hints:
             for target, bundles in self._held.items()
         )
 
+    def held_for(self, target: Target) -> int:
+        """How many copies are kept for this member."""
+        return sum(len(bundle.hints) for bundle in self._held.get(target, {}).values())
+
+    def lacks_since_s(self, target: Target) -> float | None:
+        """When the oldest copy was sent that this member is known to lack and that is not on its way; None: it lacks
+        none."""
+        times = [hint.since_s for b in self._held.get(target, {}).values() for hint in islice(b.hints.values(), 1)]
+        return min(times + list(self._not_kept.get(target, {}).values()), default=None)
+
     def progress(self) -> dict[str, int]:
         return {"held": self._count, "bytes": self._bytes, "delivered": self.delivered, "dropped": self.dropped}
 
@@ -106,31 +128,41 @@ class Hints:
                     if target not in self._busy and target.availability is Availability.UP:
                         self._busy.add(target)
                         nursery.start_soon(self._deliver_all, target)
-                if not self._held:
+                if not (self._held or self._not_kept):
                     self._noted = trio.Event()
                     await self._noted.wait()
                 await self._coordinator.changed.wait(TICK_S)
 
-    def _set(self, bundle: _Bundle, key: bytes, record: Record | None) -> None:
-        """The one place where hints come, are replaced, and go."""
-        former = bundle.records.pop(key, None)
+    def _set(self, bundle: _Bundle, key: bytes, hint: _Hint | None) -> None:
+        """The one place where hints come, are replaced (each keeps its place), and go."""
+        former = bundle.hints.get(key)
         if former is not None:
             self._count -= 1
-            self._bytes -= size_of(key, former)
-        if record is not None:
-            bundle.records[key] = record
+            self._bytes -= size_of(key, former.record)
+        if hint is not None:
+            bundle.hints[key] = hint
             self._count += 1
-            self._bytes += size_of(key, record)
+            self._bytes += size_of(key, hint.record)
+        else:
+            bundle.hints.pop(key, None)
 
     def _drop(self, target: Target, state: PartitionState) -> None:
         """All that this member missed of the partition; from now on only anti-entropy can find out what that was."""
         bundle = self._held[target].pop(state)
-        self.dropped += len(bundle.records)
-        state.note_missed(len(bundle.records))
-        for key in list(bundle.records):
+        self.dropped += len(bundle.hints)
+        if bundle.hints:
+            since_s = next(iter(bundle.hints.values())).since_s
+            self._note_not_kept(state, target, len(bundle.hints), since_s)
+        for key in list(bundle.hints):
             self._set(bundle, key, None)
         if not self._held[target]:
             del self._held[target]
+
+    def _note_not_kept(self, state: PartitionState, target: Target, count: int, since_s: float) -> None:
+        state.note_missed(count)
+        lacking = self._not_kept.setdefault(target, {})
+        lacking[state] = min(since_s, lacking.get(state, since_s))
+        self._noted.set()
 
     def _drop_what_is_over(self) -> None:
         """What is too old, and what belongs to a former generation."""
@@ -139,6 +171,12 @@ class Hints:
             for state, bundle in list(bundles.items()):
                 if bundle.since_s < oldest_s or self._coordinator.partitions[state.index] is not state:
                     self._drop(target, state)
+        for target, lacking in list(self._not_kept.items()):
+            for state in list(lacking):
+                if not state.missed or self._coordinator.partitions[state.index] is not state:
+                    del lacking[state]
+            if not lacking:
+                del self._not_kept[target]
 
     async def _deliver_all(self, target: Target) -> None:
         """In order, some at a time, until nothing is left or one does not arrive."""
@@ -147,7 +185,7 @@ class Hints:
                 every = (
                     (state, Write(key, record))
                     for state, bundle in self._held[target].items()
-                    for key, record in bundle.records.items()
+                    for key, (record, _) in bundle.hints.items()
                 )
                 some = list(islice(every, TOGETHER))
                 arrived: list[Write] = []
@@ -178,7 +216,8 @@ class Hints:
     def _note_delivered(self, state: PartitionState, target: Target, write: Write) -> None:
         self.delivered += 1
         bundle = self._held.get(target, {}).get(state)
-        if bundle is not None and bundle.records.get(write.key) == write.record:  # no newer one came meanwhile
+        hint = None if bundle is None else bundle.hints.get(write.key)
+        if bundle is not None and hint is not None and hint.record == write.record:  # no newer one came meanwhile
             self._set(bundle, write.key, None)
-            if not bundle.records:
+            if not bundle.hints:
                 self._drop(target, state)

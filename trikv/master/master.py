@@ -145,6 +145,7 @@ class Master:
             self.events,
             enlisting=self.enlisting,
             operations=self.operations,
+            hints=self.hints,
             settle_rate_bytes=settle_rate_bytes,
         )
         membership.admit = self.lives.admit

@@ -22,6 +22,7 @@ from trikv.coordinator.replicas import Target
 from trikv.core.calls import Full, Op, Vitals, vitals_from_wire
 from trikv.core.configuration import Cluster, Configuration, Member, WorkerEntry
 from trikv.core.errors import Fault
+from trikv.core.histogram import CallTimes
 from trikv.core.planning import Health
 from trikv.core.quorums import Availability
 from trikv.core.session import Hello, MasterId
@@ -110,6 +111,16 @@ class WatchedWorker:
         return None if link is None else trio.current_time() - link.last_heard_s
 
     @property
+    def times(self) -> CallTimes:
+        """How long its calls took, heartbeats included."""
+        return self.peer.times
+
+    @property
+    def lacks_since_s(self) -> float | None:
+        """When the oldest copy that is on its way to it was sent; None: there is none."""
+        return None if self.peer.link is None else self.peer.link.oldest_s(Op.STORE)
+
+    @property
     def why(self) -> str:
         """Why it is not simply up, for a person: one sentence, empty if it is."""
         now = self._now()
@@ -134,6 +145,7 @@ class WatchedWorker:
         """One heartbeat's time has passed."""
         self._forgive(now)
         self._ticked_s = now
+        self.peer.times.tick(now)
         link = self.peer.link
         if link is not None:
             if now - self._forgiven_s >= BEAT_S:  # else answers may have come that were not read yet

@@ -14,16 +14,19 @@ import trio
 from trikv import __version__
 from trikv.api import Strategy
 from trikv.coordinator.coordinator import Coordinator, check_key
+from trikv.coordinator.replicas import Target
 from trikv.core.calls import Full
 from trikv.core.configuration import Member, WorkerEntry
 from trikv.core.errors import Refused
+from trikv.core.histogram import percentile_s
 from trikv.core.quorums import can_read, judge_write
 from trikv.core.ring import partition_of
 from trikv.core.tally import TallyVerdict
+from trikv.healing.hints import Hints
 from trikv.master.document import Document
 from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
-from trikv.master.membership import Membership
+from trikv.master.membership import Membership, WatchedWorker
 from trikv.master.operations import Operations
 from trikv.registry import Registry
 
@@ -41,6 +44,7 @@ class Status:
         *,
         enlisting: Enlisting,
         operations: Operations,
+        hints: Hints,
         settle_rate_bytes: float,
     ) -> None:
         self.events = events
@@ -51,6 +55,7 @@ class Status:
         self._registry = registry
         self._enlisting = enlisting
         self._operations = operations
+        self._hints = hints
         self._settle_rate_bytes = settle_rate_bytes
         self._started_s = trio.current_time()
 
@@ -147,6 +152,7 @@ class Status:
     ) -> dict[str, Any]:
         watched = self._membership.watched[enlisted.worker]
         vitals = watched.vitals
+        target = self._membership.target(enlisted.member)
         heard_s = watched.last_heard_s
         place, note = self._find_place(enlisted, copies, held, came_back_empty)
         if place == "lost" and vitals is not None and vitals.past:
@@ -163,12 +169,27 @@ class Status:
             "copies": copies,
             "held": held,  # partitions of which it may hold what counts, those that it is leaving included
             "keys": None if vitals is None else vitals.keys,
+            "bytes": None if vitals is None else vitals.size_bytes,
             "full": vitals is not None and vitals.full is Full.KEYS,
             "disk_full": vitals is not None and vitals.full is Full.DISK,
             "max_keys": enlisted.max_keys,
-            "calls": self._membership.target(enlisted.member).calls,
+            "calls": target.calls,
+            "latency_ms": _latency_ms(watched),
+            "hints": self._hints.held_for(target),
+            "lag_s": self._lag_s(watched, target),
             "last_heard_s": None if heard_s is None else round(heard_s, 3),
         }
+
+    def _lag_s(self, watched: WatchedWorker, target: Target) -> float:
+        """The age of the oldest copy that the worker lacks as far as this master knows; 0 if it lacks none.
+
+        That is a copy on its way to it, one that is kept for it as a hint, or one that it missed and that is not kept,
+        until its partition has been compared. Not counted are keys of a partition that it is only now being given, and
+        what a former master sent. In a chain the master calls the head alone, so a copy that is on its way along the
+        chain counts for the head.
+        """
+        since_s = [t for t in (watched.lacks_since_s, self._hints.lacks_since_s(target)) if t is not None]
+        return round(max(0.0, trio.current_time() - min(since_s)), 3) if since_s else 0.0
 
     def _find_place(self, enlisted: WorkerEntry, copies: int, held: int, came_back_empty: bool) -> tuple[str, str]:
         """A worker's place in the cluster, in a word, and what there is to say of it."""
@@ -190,6 +211,13 @@ class Status:
         if self._document.cluster.formed:
             return "spare", "it holds no place yet, and is given its share when it has been up for a while"
         return "spare", "it waits for the cluster to form"
+
+
+def _latency_ms(watched: WatchedWorker) -> dict[str, float] | None:
+    """How long its calls of the last 5 to 10 seconds took, heartbeats included; None if no call has ended in them."""
+    recent = watched.times.recent()
+    p50_s, p99_s = percentile_s(recent, 0.5), percentile_s(recent, 0.99)
+    return None if p50_s is None or p99_s is None else {"p50": round(1000 * p50_s, 3), "p99": round(1000 * p99_s, 3)}
 
 
 def describe_strategy(strategy: Strategy) -> dict[str, Any]:

@@ -9,6 +9,10 @@ as much as the answer. Only the side that dialled sends calls, so the readers of
 A call ends in exactly one call of its `done`: with the answer, or with a fault of this side (NOT_SENT, CROWDED, LOST,
 LATE). `done` runs on the stack of the reader, the writer or the sweeper. It notes and wakes, and does not wait.
 
+`times` says how long calls took, from `call` to the answer; a late call counts with the time that it was waited for. It
+is noted once for each frame of answers, by the frame's last one and for all of them: the clock is read once for a
+frame of calls and once for a frame of answers, never once for a call.
+
 Bounds: `QUEUE_BYTES_MAX` waiting to leave, because a stopped peer must not use up this node's memory, and `CALLS_MAX`
 in flight. Beyond either (`crowded`), a call ends at once as `CROWDED`. When too many answers wait, the reader stops
 reading.
@@ -25,6 +29,7 @@ import trio
 
 from trikv.core.errors import Fault
 from trikv.core.frames import FRAME_BYTES_MAX
+from trikv.core.histogram import CallTimes
 from trikv.core.session import Answers, Call, Calls, Greeted, Hello, PeerError, Session, TurnedAway
 from trikv.net.accept import describe_failure
 
@@ -50,13 +55,16 @@ class Link:
     def __init__(self, stream: trio.abc.Stream, session: Session, peer: Hello, handler: Handler | None) -> None:
         self.peer = peer
         self.last_heard_s = trio.current_time()
+        self.times = CallTimes()
         self._stream = stream
         self._session = session
         self._handler = handler
         self._next_id = 0
-        self._under_way: dict[int, tuple[float, Done]] = {}  # in the order of their ids, so the oldest is first
+        # Deadline, `done`, when it was made, op; in the order of their ids, so the oldest is first.
+        self._under_way: dict[int, tuple[float, Done, float, int]] = {}
         self._calls: list[tuple[float, list[Any], int]] = []  # deadline, row, size in bytes
         self._answers: list[list[Any]] = []
+        self._calls_since_s = 0.0  # when the first of these calls was made
         self._calls_bytes = 0
         self._answers_bytes = 0
         self._leaving_bytes = 0  # of answers that are being sent
@@ -82,8 +90,10 @@ class Link:
         if self._over or self.crowded:
             done(Fault.NOT_SENT if self._over else Fault.CROWDED, [])
             return
+        if not self._calls:
+            self._calls_since_s = trio.current_time()
         self._next_id += 1
-        self._under_way[self._next_id] = (deadline_s, done)
+        self._under_way[self._next_id] = (deadline_s, done, self._calls_since_s, op)
         self._calls.append((deadline_s, [self._next_id, 0, int(op), arguments], size_bytes))
         self._calls_bytes += size_bytes
         self._wake_writer()
@@ -106,11 +116,17 @@ class Link:
         If the peer was silent meanwhile, end the link. A machine that lost its power closes no connection, and a new
         dial finds out where it is now.
         """
-        late = [call_id for call_id, (deadline_s, _) in self._under_way.items() if deadline_s <= now]
+        late = [call_id for call_id, (deadline_s, *_) in self._under_way.items() if deadline_s <= now]
         for call_id in late:
-            self._under_way.pop(call_id)[1](Fault.LATE, [])
+            _, done, since_s, _ = self._under_way.pop(call_id)
+            self.times.note(now - since_s)
+            done(Fault.LATE, [])
         if late and now - self.last_heard_s > SILENCE_MOST_S:
             self.end()
+
+    def oldest_s(self, op: int) -> float | None:
+        """When the oldest call of this kind that is under way was made; None: there is none."""
+        return next((since_s for _, _, since_s, other in self._under_way.values() if other == op), None)
 
     def end(self) -> None:
         """Hang up: `run` returns soon."""
@@ -134,7 +150,7 @@ class Link:
             self._over = True
             on_over()
             under_way, self._under_way = self._under_way, {}
-            for _, done in under_way.values():
+            for _, done, _, _ in under_way.values():
                 done(Fault.LOST, [])
             await trio.aclose_forcefully(self._stream)
         if self._broken is not None:
@@ -159,9 +175,13 @@ class Link:
             self._reader_sends = True
             for event in self._session.receive(data):
                 if isinstance(event, Answers):
+                    answered = None
                     for call_id, fault, payload in event.answers:
                         if waiting := self._under_way.pop(call_id, None):
+                            answered = waiting
                             waiting[1](fault, payload)
+                    if answered is not None:
+                        self.times.note(self.last_heard_s - answered[2], len(event.answers))
                 elif isinstance(event, Calls):
                     if self._handler is None:
                         raise PeerError("it called where nothing is offered")

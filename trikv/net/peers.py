@@ -14,6 +14,7 @@ from typing import Any, Final
 import trio
 
 from trikv.core.errors import Fault
+from trikv.core.histogram import CallTimes
 from trikv.core.session import Hello, PeerError
 from trikv.net.doors import Doors
 from trikv.net.link import Done, Link, LinkError, dial
@@ -44,6 +45,7 @@ class Peer:
         self.link: Link | None = None
         self.why_not = NOT_DIALLED  # why there is no link, for a person; empty while there is one
         self.refused = False  # the last dial was refused: no process listens there
+        self.times = CallTimes()  # of the calls over all links to it
         self._me = me
         self._doors = doors
         self._judge = judge
@@ -99,6 +101,7 @@ class Peer:
                 pause_s = _longer(pause_s)
                 continue
             self.refused = False
+            link.times = self.times
             linked_s = trio.current_time()
             self._set(link, "")
             try:

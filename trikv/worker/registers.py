@@ -43,6 +43,7 @@ class Registers:
         self.fence = Fence(promised)
         self.batches = int(storage.meta().get("batches", b"0"))  # how many batches were ever made durable here
         self.keys = sum(summary.keys for summary in self._summaries.values())
+        self.size_bytes = sum(summary.size_bytes for summary in self._summaries.values())  # of keys and values
         self._storage = storage
         # What the next `commit` makes durable.
         self._batch = Batch()
@@ -148,6 +149,8 @@ class Registers:
         return current
 
     def _set_summary(self, partition: int, summary: Summary) -> None:
-        self.keys += summary.keys - self.summary(partition).keys
+        former = self.summary(partition)
+        self.keys += summary.keys - former.keys
+        self.size_bytes += summary.size_bytes - former.size_bytes
         self._summaries[partition] = summary
         self._changed.add(partition)

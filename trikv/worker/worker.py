@@ -196,6 +196,7 @@ class Worker:
             self.starts,
             self._registers.batches,
             self._past,
+            self._registers.size_bytes,
         )
 
     async def run(

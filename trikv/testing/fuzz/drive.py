@@ -223,7 +223,7 @@ def nonsense(dice: random.Random, epoch: int) -> Callable[[int, list[Any]], list
     def answer(op: int, arguments: list[Any]) -> list[Any] | bytes | None:
         if op == Op.HEARTBEAT:
             odd = dice.random() < 0.05
-            return [0, dice.choice(vitals) if odd else [0, False, "memory", None, process, ""]]
+            return [0, dice.choice(vitals) if odd else rpc_cases.good_vitals(process)]
         if op == Op.DISCARD and dice.random() < 0.5:
             return [0, []]
         where = dice.random()

@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 
 import cbor2
 
-from trikv.core.calls import Op
+from trikv.core.calls import Full, Op, Vitals
+from trikv.core.lineage import Start
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX
 from trikv.testing.fuzz.case import Case, mutate, split
 from trikv.testing.fuzz.web_cases import GREETINGS
@@ -318,9 +319,14 @@ def odd_answer(dice: random.Random, op: int, epoch: int) -> list[Any]:
     return [fault, payload if isinstance(payload, list) else [payload]]
 
 
+def good_vitals(process: str) -> list[Any]:
+    """The vitals of a worker that no master has greeted."""
+    return Vitals(0, Full.NO, "memory", None, process, "", (Start(1, "fuzz"),), 0, "", 0).to_wire()
+
+
 def odd_vitals(process: str) -> Iterator[list[Any]]:
     """A worker's vitals with each field odd in turn."""
-    good = [0, False, "memory", None, process, ""]
+    good = good_vitals(process)
     for at in range(len(good)):
         for value in (*ODD, "9999999999/x", f"{EPOCH_MAX}/x"):
             yield [*good[:at], value, *good[at + 1 :]]
