@@ -36,7 +36,8 @@ from trikv.logs import start_log
 from trikv.master.configstore import ConfigConflict, SqliteConfigStore
 from trikv.master.master import Master, StartError
 from trikv.net.accept import raise_descriptor_limit
-from trikv.net.doors import Doors, Listening, join_address, split_address, unresolved
+from trikv.net.breakable import BreakableTransport
+from trikv.net.doors import Doors, Listening, TcpTransport, join_address, split_address, unresolved
 from trikv.registry import PluginError, load_registry
 from trikv.web.services import Services
 from trikv.worker.datadir import DataDirError, open_data_dir
@@ -133,7 +134,8 @@ async def _master(settings: MasterSettings) -> None:
     from trikv.web.app import serve_http  # here, since a worker would pay half of its start for it
 
     registry = load_registry()
-    doors = Doors()
+    links = BreakableTransport(TcpTransport()) if settings.break_it else None
+    doors = Doors() if links is None else Doors(links)
     listening = await doors.transport.listen(join_address(settings.host, settings.port))
     http_socket = _bind_http(settings.http)
     http = join_address(split_address(settings.http)[0], http_socket.getsockname()[1])
@@ -154,6 +156,7 @@ async def _master(settings: MasterSettings) -> None:
             )
             data_dir.note_founded()
             master.events.wall_clock = _now
+            master.breaking.links = links
             async with trio.open_nursery() as nursery:
                 stop = await nursery.start(_watch_for_stop, settings.exit_with_stdin)
                 await nursery.start(master.run, listening)
@@ -185,6 +188,7 @@ def services_of(master: Master) -> Services:
         status=master.status,
         operations=master.operations,
         enlisting=master.enlisting,
+        breaking=master.breaking,
         events=master.events,
         run_detached=master.tasks.run_detached,
     )

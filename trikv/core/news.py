@@ -33,6 +33,8 @@ SENTENCES: Final[dict[str, str]] = {
     "worker_started": "worker {worker} was started by the master",
     "worker_stopped": "worker {worker} was stopped by the master, and holds nothing",
     "worker_start_failed": "a worker could not be started, {failures} times in a row",
+    "fault_injected": "a fault was injected into worker {worker}",
+    "fault_ended": "a fault of worker {worker} has ended",
     "configuration_changed": "partitions that got another configuration: {partitions:,} ({reason})",
     "partition_settled": "partitions settled: {partitions:,}",
     "settled": "every partition is settled",
@@ -47,7 +49,7 @@ SENTENCES: Final[dict[str, str]] = {
 _TONES: Final = {
     "worker_down": Tone.POOR, "worker_evicted": Tone.POOR, "worker_disk_full": Tone.POOR, "records_lost": Tone.POOR,
     "recovered": Tone.POOR, "gap": Tone.POOR,
-    "worker_suspect": Tone.FAIR, "worker_draining": Tone.FAIR, "mode_switching": Tone.FAIR,
+    "worker_suspect": Tone.FAIR, "fault_injected": Tone.FAIR, "worker_draining": Tone.FAIR, "mode_switching": Tone.FAIR,
     "worker_up": Tone.GOOD, "worker_disk_has_room": Tone.GOOD, "settled": Tone.GOOD, "mode_switched": Tone.GOOD,
 }  # fmt: skip
 _NOT_TOLD: Final = frozenset({"id", "time_s", "at", "kind"})

@@ -38,6 +38,7 @@ from trikv.healing.hung import Hung
 from trikv.healing.settle import Settling
 from trikv.healing.tombstones import MIN_AGE_S, Forgetting
 from trikv.master.autoscale import Autoscaler
+from trikv.master.breaking import Breaking
 from trikv.master.configstore import ConfigConflict, ConfigStore, ConfigStoreError
 from trikv.master.document import Document
 from trikv.master.enlist import Enlisting
@@ -137,6 +138,7 @@ class Master:
             antientropy=self.antientropy,
             tombstones=self.tombstones,
         )
+        self.breaking = Breaking(document, self.events)
         self.status = Status(
             document,
             membership,
@@ -146,6 +148,7 @@ class Master:
             enlisting=self.enlisting,
             operations=self.operations,
             hints=self.hints,
+            breaking=self.breaking,
             settle_rate_bytes=settle_rate_bytes,
         )
         membership.admit = self.lives.admit

@@ -23,6 +23,7 @@ from trikv.core.quorums import can_read, judge_write
 from trikv.core.ring import partition_of
 from trikv.core.tally import TallyVerdict
 from trikv.healing.hints import Hints
+from trikv.master.breaking import Breaking
 from trikv.master.document import Document
 from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
@@ -45,6 +46,7 @@ class Status:
         enlisting: Enlisting,
         operations: Operations,
         hints: Hints,
+        breaking: Breaking,
         settle_rate_bytes: float,
     ) -> None:
         self.events = events
@@ -56,6 +58,7 @@ class Status:
         self._enlisting = enlisting
         self._operations = operations
         self._hints = hints
+        self._breaking = breaking
         self._settle_rate_bytes = settle_rate_bytes
         self._started_s = trio.current_time()
 
@@ -154,6 +157,7 @@ class Status:
         vitals = watched.vitals
         target = self._membership.target(enlisted.member)
         heard_s = watched.last_heard_s
+        condition = self._breaking.condition_of(enlisted.worker)
         place, note = self._find_place(enlisted, copies, held, came_back_empty)
         if place == "lost" and vitals is not None and vitals.past:
             note += f" ({vitals.past})"
@@ -173,6 +177,10 @@ class Status:
             "full": vitals is not None and vitals.full is Full.KEYS,
             "disk_full": vitals is not None and vitals.full is Full.DISK,
             "max_keys": enlisted.max_keys,
+            "process": condition.process.value,
+            "pid": condition.pid,
+            "link": condition.link.value,
+            "delay_ms": condition.delay_ms,
             "calls": target.calls,
             "latency_ms": _latency_ms(watched),
             "hints": self._hints.held_for(target),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from trikv.coordinator.coordinator import Coordinator
+from trikv.master.breaking import Breaking
 from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
 from trikv.master.operations import Operations
@@ -28,11 +29,13 @@ class RunDetached(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`coordinator`: keys. `status`: what the cluster says of itself. `operations`, `enlisting`: operators' changes."""
+    """`coordinator`: keys. `status`: what the cluster says of itself. `operations`, `enlisting`, `breaking`: operators'
+    changes."""
 
     coordinator: Coordinator
     status: Status
     operations: Operations
     enlisting: Enlisting
+    breaking: Breaking
     events: EventLog
     run_detached: RunDetached
