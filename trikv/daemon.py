@@ -169,6 +169,7 @@ async def _master(settings: MasterSettings) -> None:
                         storage=registry.storage_engine(settings.worker_storage).name,
                     )
                     nursery.start_soon(autoscaler.run)
+                nursery.start_soon(master.sampling.run)
                 async with trio.open_nursery() as serving:
                     await serving.start(serve_http, services_of(master), http_socket, stop)
                     _announce(f"master {master.cluster.cluster} listening on {listening.address}, http://{http}")
@@ -190,6 +191,7 @@ def services_of(master: Master) -> Services:
         enlisting=master.enlisting,
         breaking=master.breaking,
         events=master.events,
+        sampling=master.sampling,
         run_detached=master.tasks.run_detached,
     )
 

@@ -11,8 +11,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trikv.core.errors import Refused
 from trikv.master.events import EventLog
 from trikv.testing.processes.cluster import LocalCluster, wait_until
-from trikv.web.events import KEEPALIVE_S, STREAMS_MAX, Stream, Streams
+from trikv.web.events import make_stream
 from trikv.web.message import Request
+from trikv.web.streams import KEEPALIVE_S, STREAMS_MAX, Stream, Streams
 
 EVENTS = "/v1/events"
 
@@ -117,20 +118,20 @@ def test_a_stream_tells_what_happens_and_ends_in_good_order_when_the_master_stop
 
 async def test_the_header_of_a_browser_that_comes_back_outweighs_the_address() -> None:
     log = log_of("a", "b", "c")
-    both = Streams().make(log, request(b"after=7-1&follow=false", last_event_id="7-2"))
+    both = make_stream(Streams(), log, request(b"after=7-1&follow=false", last_event_id="7-2"))
     assert await read_all(both) == ["7-3"]
-    assert await read_all(Streams().make(log, request(b"after=7-1&follow=false"))) == ["7-2", "7-3"]
+    assert await read_all(make_stream(Streams(), log, request(b"after=7-1&follow=false"))) == ["7-2", "7-3"]
 
 
 async def test_a_filter_leaves_out_other_kinds_but_never_a_gap() -> None:
     log = log_of("a", "b", "c", "a")
-    assert await read_all(Streams().make(log, request(b"kind=a,c&follow=false"))) == ["7-1", "7-3", "7-4"]
-    assert await read_all(Streams().make(log, request(b"kind=c&follow=false&after=1-1"))) == ["7-0", "7-3"]
+    assert await read_all(make_stream(Streams(), log, request(b"kind=a,c&follow=false"))) == ["7-1", "7-3", "7-4"]
+    assert await read_all(make_stream(Streams(), log, request(b"kind=c&follow=false&after=1-1"))) == ["7-0", "7-3"]
 
 
 async def test_a_silent_stream_says_that_it_lives_and_how_far_the_log_has_come(autojump_clock: MockClock) -> None:
     log = log_of("a")
-    stream = Streams().make(log, request(b"kind=b"))
+    stream = make_stream(Streams(), log, request(b"kind=b"))
     assert (await anext(stream)).startswith(b"retry: ")
     began_s = trio.current_time()
     async with trio.open_nursery() as nursery:
@@ -153,7 +154,7 @@ async def test_a_long_replay_goes_out_in_pieces_and_in_order() -> None:
     log = EventLog(7)
     for n in range(400):
         log.note("a", n=n, padding="x" * 1000)
-    stream = Streams().make(log, request(b"follow=false"))
+    stream = make_stream(Streams(), log, request(b"follow=false"))
     pieces = [piece.decode() async for piece in stream]
     assert len(pieces) > 3
     assert max(map(len, pieces)) < 100_000
@@ -171,19 +172,19 @@ async def test_streams_end_when_the_node_stops_and_no_more_are_opened(autojump_c
         async with trio.open_nursery() as nursery:
             nursery.start_soon(streams.end_all, stop)
             for _ in range(3):
-                nursery.start_soon(follow, streams.make(log, request()))
+                nursery.start_soon(follow, make_stream(streams, log, request()))
             await wait_all_tasks_blocked()
             stop.set()
     assert ended == [["7-1"]] * 3
     with pytest.raises(Refused, match="shutting down"):
-        streams.make(log, request())
+        make_stream(streams, log, request())
 
 
 async def test_a_stream_counts_while_it_is_open_and_no_longer() -> None:
     streams, log = Streams(streams_max=1), log_of("a")
-    first = streams.make(log, request())
+    first = make_stream(streams, log, request())
     with first:
         with pytest.raises(Refused) as refused:
-            streams.make(log, request())
+            make_stream(streams, log, request())
         assert refused.value.kind.code == "overloaded"
-    streams.make(log, request())
+    make_stream(streams, log, request())

@@ -23,6 +23,11 @@ VNODES: Final = 64
 _HASH_BITS: Final = 32
 
 
+def hash_of(key: bytes) -> int:
+    """Where a key lies on the hash space."""
+    return crc32(key)
+
+
 def partition_of(key: bytes, partitions: int = PARTITION_COUNT) -> int:
     """The partition of a key, from 0 to `partitions` - 1: the top bits of its hash if that is a power of two."""
     return crc32(key) * partitions >> _HASH_BITS

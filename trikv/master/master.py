@@ -48,6 +48,7 @@ from trikv.master.lives import Lives
 from trikv.master.membership import Membership
 from trikv.master.operations import Operations
 from trikv.master.reconcile import Reconciler
+from trikv.master.sampling import Sampling
 from trikv.master.status import Status
 from trikv.master.tasks import Tasks
 from trikv.net.doors import Doors, Listening
@@ -151,6 +152,7 @@ class Master:
             breaking=self.breaking,
             settle_rate_bytes=settle_rate_bytes,
         )
+        self.sampling = Sampling(membership, coordinator, lambda: self.status.autoscale and self.status.autoscale())
         membership.admit = self.lives.admit
         membership.on_up = self.reconciler.note_up
         membership.on_other_life = self.enlisting.enlist_again

@@ -6,7 +6,7 @@ Computed when it is asked for; nothing is kept up to date for it on the path of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -16,11 +16,11 @@ from trikv.api import Strategy
 from trikv.coordinator.coordinator import Coordinator, check_key
 from trikv.coordinator.replicas import Target
 from trikv.core.calls import Full
-from trikv.core.configuration import Member, WorkerEntry
+from trikv.core.configuration import Member, Partition, WorkerEntry
 from trikv.core.errors import Refused
 from trikv.core.histogram import percentile_s
 from trikv.core.quorums import can_read, judge_write
-from trikv.core.ring import partition_of
+from trikv.core.ring import hash_of, partition_of
 from trikv.core.tally import TallyVerdict
 from trikv.healing.hints import Hints
 from trikv.master.breaking import Breaking
@@ -70,6 +70,10 @@ class Status:
     @property
     def workers(self) -> Mapping[str, WorkerEntry]:
         return self._document.cluster.workers
+
+    @property
+    def partitions(self) -> Sequence[Partition]:
+        return self._document.cluster.partitions
 
     def describe(self) -> dict[str, Any]:
         """See README.md for the shape; keys stay, new ones may come."""
@@ -143,6 +147,7 @@ class Status:
         state = states[partition]
         return {
             "key": key.decode(errors="replace"),
+            "hash": hash_of(key),
             "partition": partition,
             "replicas": [
                 {"id": target.member.worker, "address": target.address, "state": target.availability.value}

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, cast
@@ -41,8 +41,9 @@ from werkzeug.routing import BaseConverter, MapAdapter
 
 from trikv.config import is_loopback
 from trikv.core.errors import Refused, TrikvError, Unknown
-from trikv.web.events import STREAM_HEADERS, Stream, Streams
+from trikv.web.events import make_stream
 from trikv.web.guard import refuse_foreign
+from trikv.web.live import LiveFeed
 from trikv.web.message import (
     SAFE_HEADERS,
     Request,
@@ -55,10 +56,12 @@ from trikv.web.page import EVENTS_SHOWN, PAGE_HEADERS, REFRESH_S, TOO_MANY_TO_SH
 from trikv.web.routes import BODY_BYTES_MAX, ROUTES, SMALL_BODY_BYTES_MAX, Route
 from trikv.web.server import serve_app
 from trikv.web.services import Services
+from trikv.web.streams import STREAM_HEADERS, Stream, Streams
 
 BODY_TIMEOUT_S: Final = 30
 
-_STATIC_FILES: Final = frozenset(file.name for file in (Path(__file__).parent / "static").iterdir())
+_STATIC: Final = Path(__file__).parent / "static"
+_STATIC_FILES: Final = frozenset(str(file.relative_to(_STATIC)) for file in _STATIC.rglob("*") if file.is_file())
 
 _PART: Final = re.compile(r"\{(\w+)(\.\.\.)?\}")  # of a route's path
 
@@ -150,8 +153,17 @@ def _spell_part(part: re.Match[str]) -> str:
     return f"<rest:{part[1]}>" if part[2] else f"<{part[1]}>"
 
 
-def create_app(services: Services, *, loopback_only: bool = True, streams: Streams | None = None) -> QuartTrio:
-    """The app. `loopback_only`: refuse a `Host` that does not name this machine's loopback (see `guard.py`)."""
+def create_app(
+    services: Services,
+    *,
+    loopback_only: bool = True,
+    streams: Streams | None = None,
+    feed: LiveFeed | None = None,
+) -> QuartTrio:
+    """The app. `loopback_only`: refuse a `Host` that does not name this machine's loopback (see `guard.py`).
+
+    `feed` is to be run beside it; without, the live stream says nothing.
+    """
     app = _App("trikv.web", template_folder="templates", static_folder="static")
     app.config.update(MAX_CONTENT_LENGTH=BODY_BYTES_MAX, BODY_TIMEOUT=BODY_TIMEOUT_S, RESPONSE_TIMEOUT=None)
     app.url_map.merge_slashes = False
@@ -172,8 +184,14 @@ def create_app(services: Services, *, loopback_only: bool = True, streams: Strea
     for rule in app.url_map.iter_rules():
         if rule.endpoint in changing and rule.methods is not None:
             rule.methods.discard("HEAD")  # Quart adds it to GET, and HEAD must change nothing
-    streamed = partial(_serve_events, services, streams or Streams())
-    for path, view_func in (("/", partial(_serve_page, services)), ("/v1/events", streamed)):
+    streams = streams or Streams()
+    feed = feed or LiveFeed(services)
+    apart: dict[str, Callable[[], Awaitable[quart.Response]]] = {
+        "/": partial(_serve_page, services),
+        "/v1/events": partial(_serve_stream, lambda request: make_stream(streams, services.events, request)),
+        "/v1/live": partial(_serve_stream, lambda request: feed.make_stream(streams, request)),
+    }
+    for path, view_func in apart.items():
         app.add_url_rule(path, path, view_func, methods=["GET"], provide_automatic_options=False)
     app.before_request(partial(_guard, loopback_only))
     app.after_request(_make_safe)
@@ -193,9 +211,11 @@ async def serve_http(
     """Serve on `sock`, which is bound, until `stop`; then let the requests under way end, and close it."""
     loopback_only = is_loopback(sock.getsockname()[0])
     streams = Streams()
-    app = create_app(services, loopback_only=loopback_only, streams=streams)
+    feed = LiveFeed(services)
+    app = create_app(services, loopback_only=loopback_only, streams=streams, feed=feed)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(streams.end_all, stop)
+        nursery.start_soon(feed.run)
         await serve_app(app, sock, stop, task_status=task_status)
         nursery.cancel_scope.cancel()
 
@@ -224,11 +244,11 @@ async def _serve_page(services: Services) -> quart.Response:
     return quart.Response(page, headers=PAGE_HEADERS, content_type="text/html; charset=utf-8")
 
 
-async def _serve_events(services: Services, streams: Streams) -> quart.Response:
+async def _serve_stream(make: Callable[[Request], Stream]) -> quart.Response:
     request = await _read_request(0)
     if request.method == "HEAD":
         return quart.Response(b"", headers=STREAM_HEADERS)
-    return _StreamResponse(streams.make(services.events, request))
+    return _StreamResponse(make(request))
 
 
 async def _read_request(body_bytes_max: int) -> Request:

@@ -1,6 +1,7 @@
 """The cluster over HTTP: its state, and whether it is alive and ready. `operate.py` steers it.
 
     GET  /v1/cluster, /status        the whole state, as JSON
+    GET  /v1/history                 the last quarter of an hour in numbers, a sample a second
     GET  /v1/locate?key=             which workers hold a key, in the order of its preference list
     GET  /livez                      this process answers
     GET  /readyz                     the cluster has formed, and every partition can be read; 503 otherwise
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from trikv.master.sampling import STEP_S
 from trikv.web.message import (
     RETRY_AFTER_S,
     Request,
@@ -30,6 +32,11 @@ from trikv.web.services import Services
 async def describe(services: Services, request: Request) -> Response:
     parse_query(request.query)
     return json_response(services.status.describe())
+
+
+async def history(services: Services, request: Request) -> Response:
+    parse_query(request.query)
+    return json_response({"step_s": STEP_S, "columns": services.sampling.columns()})
 
 
 async def locate(services: Services, request: Request) -> Response:

@@ -4,8 +4,8 @@ Nothing here belongs to one HTTP server. A front that serves these routes reads 
 `handle`, and writes the `Response`, or the problem document of the `TrikvError` that was raised. `app.py` does so with
 Quart.
 
-Two paths are not in the table, since their answers are no plain `Response`: `/` is made from a template, and
-`/v1/events` is a stream.
+Three paths are not in the table, since their answers are no plain `Response`: `/` is made from a template, and
+`/v1/events` and `/v1/live` are streams.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ ROUTES: Final = (
     Route("GET", "/v1/kv", keys.scan),
     Route("POST", "/v1/batch", batch.batch, batch.BODY_BYTES_MAX, detached=True),
     Route("GET", "/v1/cluster", cluster.describe),
+    Route("GET", "/v1/history", cluster.history),
     Route("GET", "/v1/locate", cluster.locate),
     Route("GET", "/v1/mode", operate.show_mode),
     Route("PUT", "/v1/mode", operate.set_mode, SMALL_BODY_BYTES_MAX, detached=True),

@@ -16,6 +16,7 @@ from trikv.master.breaking import Breaking
 from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
 from trikv.master.operations import Operations
+from trikv.master.sampling import Sampling
 from trikv.master.status import Status
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ class RunDetached(Protocol):
 @dataclass(frozen=True, slots=True)
 class Services:
     """`coordinator`: keys. `status`: what the cluster says of itself. `operations`, `enlisting`, `breaking`: operators'
-    changes."""
+    changes. `sampling`: the last quarter of an hour in numbers."""
 
     coordinator: Coordinator
     status: Status
@@ -38,4 +39,5 @@ class Services:
     enlisting: Enlisting
     breaking: Breaking
     events: EventLog
+    sampling: Sampling
     run_detached: RunDetached
