@@ -43,7 +43,7 @@ async def test_rates_are_what_was_done_in_a_second(nursery: trio.Nursery, cluste
     idle = sampling.latest
     assert idle is not None
     assert (idle["writes"], idle["reads"], idle["p50_ms"], idle["busiest"]) == (0, 0, None, 0)
-    assert idle["time_s"] == sample["time_s"] + STEP_S
+    assert idle["time_s"] - sample["time_s"] == pytest.approx(STEP_S, abs=0.05)
 
 
 async def test_only_so_many_are_kept(nursery: trio.Nursery, cluster: InProcessCluster) -> None:
@@ -52,7 +52,7 @@ async def test_only_so_many_are_kept(nursery: trio.Nursery, cluster: InProcessCl
     await trio.sleep(8.5 * STEP_S)
     columns = sampling.columns()
     assert {len(column) for column in columns.values()} == {5}
-    assert columns["time_s"] == pytest.approx([(4 + i) * STEP_S for i in range(5)])
+    assert columns["time_s"] == pytest.approx([(4 + i) * STEP_S for i in range(5)], abs=0.1)
     assert KEPT_MAX * STEP_S == 15 * 60
 
 
