@@ -82,13 +82,14 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """`broken_s`: the moment at which clients could see that the promise was broken."""
+    """`broken_s`: the moment at which clients could see that something was broken, which `broken` says."""
 
     lanes: tuple[Lane, ...]
     messages: tuple[Message, ...] = ()
     calls: tuple[ClientCall, ...] = ()
     bands: tuple[Band, ...] = ()
     broken_s: float | None = None
+    broken: str = "here the promise is broken"
 
     def moments(self) -> list[float]:
         """Every instant at which something begins or ends, in order."""
@@ -135,7 +136,7 @@ def _rows(timeline: Timeline) -> Iterator[tuple[float, int, str, str, str]]:
         if call.ended_s is not None:
             yield call.ended_s, 2, call.lane, "is told", mark + call.answer
     if timeline.broken_s is not None:
-        yield timeline.broken_s, 5, "", "", "HERE THE PROMISE IS BROKEN"
+        yield timeline.broken_s, 5, "", "", timeline.broken.upper()
 
 
 # --- as a picture -----------------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def to_svg(timeline: Timeline, *, standalone: bool = False) -> str:
     parts = [
         *_draw_lanes(timeline.lanes, paper),
         *_draw_bands(timeline.bands, paper),
-        *_draw_broken(timeline.broken_s, paper),
+        *_draw_broken(timeline, paper),
         *_draw_messages(timeline.messages, paper),
         *_draw_calls(timeline.calls, timeline.lanes, paper),
         *(_text(one.x, paper.y(one.time_s) + one.offset, one.text, one.style, one.anchor) for one in labels),
@@ -354,11 +355,11 @@ def _call_labels(calls: Iterable[ClientCall], xs: dict[str, float]) -> Iterator[
             yield _Label(call.ended_s, call.lane, 14.0, call.answer, "start", x, style)
 
 
-def _draw_broken(broken_s: float | None, paper: _Paper) -> Iterator[str]:
-    if broken_s is not None:
-        y = paper.y(broken_s)
+def _draw_broken(timeline: Timeline, paper: _Paper) -> Iterator[str]:
+    if timeline.broken_s is not None:
+        y = paper.y(timeline.broken_s)
         yield f'<path class="broken" d="M{_MARGIN_X - 14} {y:.1f}H{paper.width:.1f}"/>'
-        yield _text(paper.width - 8, y - 7, "here the promise is broken", "label broken", "end")
+        yield _text(paper.width - 8, y - 7, timeline.broken, "label broken", "end")
 
 
 def _draw_seconds(paper: _Paper) -> Iterator[str]:

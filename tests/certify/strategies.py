@@ -1,6 +1,6 @@
 """Strategies that certification must see through: some break their promise, some misbehave in other ways.
 
-Each differs from quorum by what its docstring says, and has a name of its own.
+Each differs from its base, quorum or async, by what its docstring says, and has a name of its own.
 """
 
 import os
@@ -10,6 +10,7 @@ from time import monotonic
 import trio
 
 from trikv.api import Promise, Record, ReplicaSet, Strategy, Write, newest
+from trikv_async import Async
 from trikv_quorum import Quorum
 
 
@@ -32,6 +33,13 @@ class HalfIsEnough(Quorum):
 
     async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
         return newest(await replicas.fetch(key, need=len(replicas) // 2))
+
+
+class PromisesTooMuch(Async):
+    """As asynchronous as it is, it says that it is linearizable."""
+
+    name = "promises-too-much"
+    promise = Promise.CP
 
 
 class Raises(Quorum):

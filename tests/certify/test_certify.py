@@ -20,12 +20,14 @@ from trikv.core.errors import Outcome
 from trikv.testing.certify.certificate import STUCK_MAX, Certificate, Grade, certify
 from trikv.testing.certify.misconduct import Misconduct
 from trikv.testing.certify.report import to_html, to_lines, verdict_of
-from trikv.testing.sim import Plan, simulate
+from trikv.testing.sim import FaultKind, Plan, simulate
+from trikv.testing.sim.schedulefile import read_schedule
 from trikv_quorum import Quorum
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STRATEGIES = "tests.certify.strategies"
 SHORT = Plan(lasts_s=12.0, requests=40, faults=3)
+KILLED_PRIMARY = Path(__file__).parent / "schedules" / "killed_primary.json"
 DENSE = Plan(lasts_s=20.0, workers=3, requests=160, faults=12, storms=(2, 3), cold_keys=1)
 
 
@@ -124,6 +126,95 @@ def test_a_failure_is_the_same_again_whoever_plays_it() -> None:
     one, other = (certify(target, seeds=[0], jobs=jobs, plan=DENSE, runs_max=12).counterexample for jobs in (1, 2))
     assert one is not None
     assert one == other
+
+
+# --- schedules that a person saved ------------------------------------------------------------------------------------
+
+
+def test_a_killed_primary_breaks_what_async_does_not_promise_and_shows_how() -> None:
+    saved = read_schedule(KILLED_PRIMARY)
+    certificate = certify("async", schedule=saved, seeds=[1, 2], runs_max=4)
+    told = "\n".join(to_lines(certificate))
+    assert certificate.is_kept, told
+    assert certificate.delivers is Grade.CONVERGENT, told
+    assert "delivers    convergent: 0 of 2 runs were linearizable" in told
+    assert "The price of the mode" in told
+    assert certificate.price is not None
+    assert "FROM HERE ON NOT LINEARIZABLE" in told
+    assert "HERE THE PROMISE IS BROKEN" not in told
+    assert "blue" in told
+    assert f"Play it again: trikv certify async --schedule {KILLED_PRIMARY} --replay 1" in told
+    assert "The price of the mode" in to_html(certificate)
+
+
+def test_the_same_faults_break_nothing_under_quorum() -> None:
+    certificate = certify("quorum", schedule=read_schedule(KILLED_PRIMARY), seeds=[1, 2, 3])
+    assert certificate.is_kept, "\n".join(to_lines(certificate))
+    assert certificate.delivers is Grade.LINEARIZABLE
+    assert certificate.faults == {FaultKind.PARTITION: 6, FaultKind.CRASH: 3}
+
+
+def test_a_saved_schedule_catches_a_strategy_that_breaks_its_promise() -> None:
+    saved = read_schedule(KILLED_PRIMARY)
+    certificate = certify(f"{STRATEGIES}:PromisesTooMuch", schedule=saved, seeds=[1], runs_max=8)
+    told = "\n".join(to_lines(certificate))
+    assert not certificate.is_kept
+    assert "HERE THE PROMISE IS BROKEN" in told
+    assert f"Play it again: trikv certify {STRATEGIES}:PromisesTooMuch --schedule {KILLED_PRIMARY} --replay 1" in told
+
+
+def test_the_command_plays_a_saved_schedule_under_the_mode_that_it_names(tmp_path: Path) -> None:
+    schedule = tmp_path / "a switch.json"
+    schedule.write_text(
+        json.dumps(
+            {
+                "trikv_schedule": 1, "workers": 3, "replicas": 3, "mode": "async",
+                "steps": [
+                    {"at_s": 0, "request": "put", "key": "k", "value": "v"},
+                    {"at_s": 1, "switch": "chain"},
+                    {"at_s": 2, "request": "get", "key": "k"},
+                ],
+            }
+        )
+    )  # fmt: skip
+    result = run_cli("quorum", "--schedule", str(schedule), "--seeds", "2", "--json")
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["strategy"], told["kept"], told["runs"]) == (0, "quorum", True, 2), told
+    assert told["schedule"] == str(schedule)
+    assert told["faults"] == {"mode switch": 2}
+    result = run_cli("quorum", "--schedule", str(schedule), "--replay", "7")
+    assert f"schedule    {schedule}: 2 requests and 1 other step in 2 s, saved under async" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "is not JSON"),
+        ('{"trikv_schedule": 2}', "this trikv reads format 1"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_file_that_is_no_schedule_is_one_line_and_exit_code_2(text: str | None, line: str, tmp_path: Path) -> None:
+    file = tmp_path / "my.json"
+    if text is not None:
+        file.write_text(text)
+    result = run_cli("quorum", "--schedule", str(file))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert str(file) in result.stderr
+    assert line in result.stderr
+
+
+def test_a_schedule_that_switches_to_a_mode_that_is_not_installed_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "my.json"
+    file.write_text(
+        KILLED_PRIMARY.read_text()
+        .replace('{"at_s": 4.5, "fault": "kill", "worker": 4}', '{"at_s": 4.5, "switch": "mine"}')
+        .replace('{"at_s": 7.0, "end": "kill", "worker": 4},', "")
+    )
+    result = run_cli("quorum", "--schedule", str(file))
+    assert result.exit_code == 2
+    assert "switches to a mode that is not installed: no such mode: 'mine' is none of" in result.stderr
 
 
 # --- strategies that misbehave ----------------------------------------------------------------------------------------

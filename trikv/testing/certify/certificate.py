@@ -17,34 +17,47 @@ certification also asks how it behaves (`misconduct.py`), whether anything was e
 the same run a second time, in another process with another hash seed.
 
 Of the runs that failed, the one with the lowest seed is shrunk (`shrink.py`) and drawn as a timeline (`failure.py`).
+Where a mode that promises convergence kept that, and a saved schedule was played, a run that was not linearizable is
+drawn in the same way: it is the price of the mode.
+
+A schedule that a person saved (`sim/schedulefile.py`) can take the place of the plan: then every seed plays the same
+requests and faults, with latencies of its own.
 
 Cost: about half a second of CPU for each seed, and at most `shrink.RUNS_MAX` shorter runs for a failure.
 """
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
 from trikv.api import Promise
 from trikv.core.errors import Outcome
 from trikv.testing.certify.failure import draw_failure, with_last_read
-from trikv.testing.certify.load import load_strategy
+from trikv.testing.certify.load import LoadError, load_strategy
 from trikv.testing.certify.misconduct import Misconduct
 from trikv.testing.certify.pool import HANG_S, PlayedTask, ProcessPool, Task
 from trikv.testing.certify.shrink import RUNS_MAX, shrink
+from trikv.testing.judge import linear
 from trikv.testing.judge.history import Finding, Judgement
 from trikv.testing.sim import CERTIFYING, FaultKind, Plan, Run, Schedule
+from trikv.testing.sim.plan import SourceOfSchedules
+from trikv.testing.sim.schedulefile import SavedSchedule
 from trikv.timeline import Timeline
 
 SEEDS: Final = 200  # about a minute on two cores
+SEEDS_OF_SAVED: Final = 20  # of a saved schedule, in which less is drawn
 REPEATED: Final = 3  # how many seeds are played a second time
 WEAKENED_MAX: Final = 20  # how many seeds are played as if less had been promised
 STUCK_MAX: Final = 3  # runs without an end, after which playing stops: each costs `HANG_S`
+
+_PLAYED_AT_LEAST: Final = 10.0  # seconds of a saved schedule in a second, on a busy machine
 
 # A finding of one of these rules is about availability; a finding of any other rule is about what clients saw.
 _AVAILABILITY: Final = frozenset({"does not form", "does not mend", "not available", "late answer"})
@@ -109,8 +122,11 @@ class Certificate:
     noticed: dict[Misconduct, str] = field(default_factory=dict)
     seen_in: Counter[Misconduct] = field(default_factory=Counter)
     digests: dict[int, str] = field(default_factory=dict)  # the digest of each seed's run
+    schedule: SavedSchedule | None = None  # what was played, if it was saved
     weakened: tuple[int, int] | None = None  # runs under the weaker promise, and how many of them kept it
     counterexample: Counterexample | None = None
+    seeds_with_price: list[int] = field(default_factory=list)  # of an AP mode: not linearizable for certain
+    price: Counterexample | None = None  # the smallest of these, if the promise was kept
 
     @property
     def delivers(self) -> Grade:
@@ -133,8 +149,10 @@ class Certificate:
 
     @property
     def replay_command(self) -> str:
-        seed = self.counterexample.seed if self.counterexample else self.seeds[0]
-        return f"trikv certify {self.target} --replay {seed}"
+        example = self.counterexample or self.price
+        seed = self.seeds[0] if example is None else example.seed
+        saved = "" if self.schedule is None else f" --schedule {shlex.quote(self.schedule.source)}"
+        return f"trikv certify {self.target}{saved} --replay {seed}"
 
     def to_json(self) -> dict[str, Any]:
         """The certificate as plain data."""
@@ -145,6 +163,7 @@ class Certificate:
             "promised": PROMISED[self.promise].value,
             "delivers": self.delivers.value,
             "kept": self.is_kept,
+            "schedule": None if self.schedule is None else self.schedule.source,
             "seeds": {"first": self.seeds[0], "last": self.seeds[1]},
             "runs": self.runs,
             "virtual_s": round(self.virtual_s, 3),
@@ -155,7 +174,8 @@ class Certificate:
             "undecided": self.undecided,
             "misconduct": {kind.value: detail for kind, detail in self.noticed.items()},
             "counterexample": None if self.counterexample is None else _example_to_json(self.counterexample),
-            "replay": self.replay_command if self.counterexample is not None else None,
+            "price": None if self.price is None else _example_to_json(self.price),
+            "replay": self.replay_command if self.counterexample or self.price else None,
         }
 
 
@@ -167,7 +187,13 @@ def _example_to_json(example: Counterexample) -> dict[str, Any]:
         "finding": str(example.finding),
         "faults": [{"at_s": round(fault.at_s, 4), "fault": str(fault)} for fault in schedule.faults],
         "requests": [
-            {"at_s": round(one.at_s, 4), "client": f"c{one.client + 1}", "kind": one.kind.value, "key": one.key}
+            {
+                "at_s": round(one.at_s, 4),
+                "client": f"c{one.client + 1}",
+                "kind": one.kind.value,
+                "key": one.key,
+                "value": one.value,
+            }
             for one in schedule.requests
         ],
     }
@@ -197,39 +223,70 @@ def _no_progress(stage: CertifyStage, done: int, total: int) -> None:
 def certify(
     target: str,
     *,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None = None,
     jobs: int = 2,
     plan: Plan | None = None,
+    schedule: SavedSchedule | None = None,
     runs_max: int = RUNS_MAX,
-    hang_s: float = HANG_S,
+    hang_s: float | None = None,
     progress: CertifyProgress = _no_progress,
 ) -> Certificate:
     """Put the strategy that `target` names to the test.
 
-    `plan`: what runs are like. `runs_max`: how many runs the search for a small failing schedule may cost. `hang_s`:
-    the time after which a run counts as hanging.
+    `seeds`: 1 to `SEEDS`, or to `SEEDS_OF_SAVED` with a schedule, if there are none. `plan`: what runs are like.
+    `schedule`: play this in each run instead, from its beginning under the mode that `target` names. `runs_max`: how
+    many runs the search for a small failing schedule may cost. `hang_s`: the time after which a run counts as hanging.
 
     Raises:
-      LoadError: there is no such strategy.
+      LoadError: there is no such strategy, or none of a name that the schedule switches to.
     """
     loaded = load_strategy(target)
     strategy = loaded.strategy
-    plan = plan or CERTIFYING
-    certificate = Certificate(target, strategy.name, loaded.origin, strategy.promise, seeds=(min(seeds), max(seeds)))
+    source: SourceOfSchedules = plan or CERTIFYING
+    if schedule is not None:
+        assert plan is None, "either a plan or a schedule"
+        _check_modes(schedule)
+        source = schedule
+    if seeds is None:
+        seeds = range(1, 1 + (SEEDS if schedule is None else SEEDS_OF_SAVED))
+    if hang_s is None:
+        hang_s = HANG_S if schedule is None else HANG_S + schedule.played_s / _PLAYED_AT_LEAST
+    certificate = Certificate(
+        target,
+        strategy.name,
+        loaded.origin,
+        strategy.promise,
+        seeds=(min(seeds), max(seeds)),
+        schedule=schedule,
+    )
     with ProcessPool(target, jobs, hang_s=hang_s) as pool:
-        _play_all(pool, certificate, plan, seeds, progress)
+        _play_all(pool, certificate, source, seeds, progress)
         if certificate.broken and strategy.promise is Promise.CP:
-            certificate.weakened = _play_weakened(pool, plan, seeds[:WEAKENED_MAX], progress)
+            certificate.weakened = _play_weakened(pool, source, seeds[:WEAKENED_MAX], progress)
         if certificate.broken:
-            certificate.counterexample = _find_smallest(pool, plan, certificate.broken[0], runs_max, progress)
+            certificate.counterexample = _find_smallest(pool, source, certificate.broken[0], runs_max, progress)
+        elif certificate.seeds_with_price and schedule is not None:
+            certificate.price = _find_price(pool, source, min(certificate.seeds_with_price), runs_max, progress)
     if certificate.stuck < STUCK_MAX:
         with ProcessPool(target, 1, hash_seed=1, hang_s=hang_s) as other:
-            _play_again(other, certificate, plan, seeds[:REPEATED])
+            _play_again(other, certificate, source, seeds[:REPEATED])
     return certificate
 
 
+def _check_modes(schedule: SavedSchedule) -> None:
+    for mode in schedule.modes:
+        try:
+            load_strategy(mode)
+        except LoadError as error:
+            raise LoadError(f"{schedule.source} switches to a mode that is not installed: {error}") from error
+
+
 def _play_all(
-    pool: ProcessPool, certificate: Certificate, plan: Plan, seeds: Sequence[int], progress: CertifyProgress
+    pool: ProcessPool,
+    certificate: Certificate,
+    source: SourceOfSchedules,
+    seeds: Sequence[int],
+    progress: CertifyProgress,
 ) -> None:
     """Play every seed and enter its result."""
     began_s = time.monotonic()
@@ -238,7 +295,7 @@ def _play_all(
         for seed in seeds:
             if certificate.stuck >= STUCK_MAX:
                 return
-            yield Task(seed, plan)
+            yield Task(seed, source)
 
     for count, played in enumerate(pool.play(tasks()), start=1):
         _enter(certificate, played)
@@ -262,6 +319,8 @@ def _enter(certificate: Certificate, played: PlayedTask) -> None:
     certificate.outcomes += run.outcomes
     certificate.virtual_s += run.virtual_s
     certificate.not_linearizable += played.judgement is not Judgement.LINEARIZABLE
+    if played.judgement is Judgement.VIOLATION:
+        certificate.seeds_with_price.append(played.task.seed)
     if run.findings:
         certificate.broken.append(Broken(played.task.seed, _weightiest(run)))
     elif run.undecided:
@@ -277,18 +336,20 @@ def _weightiest(run: Run) -> Finding:
     return min(run.findings, key=weight)
 
 
-def _play_weakened(pool: ProcessPool, plan: Plan, seeds: Sequence[int], progress: CertifyProgress) -> tuple[int, int]:
+def _play_weakened(
+    pool: ProcessPool, source: SourceOfSchedules, seeds: Sequence[int], progress: CertifyProgress
+) -> tuple[int, int]:
     """Play the seeds under the weaker promise. Returns how many there were, and how many kept it."""
     kept = 0
-    for count, played in enumerate(pool.play(Task(seed, plan, promise=Promise.AP) for seed in seeds), start=1):
+    for count, played in enumerate(pool.play(Task(seed, source, promise=Promise.AP) for seed in seeds), start=1):
         kept += played.run is not None and all(one.rule in _AVAILABILITY for one in played.run.findings)
         progress(CertifyStage.WEAKENED, count, len(seeds))
     return len(seeds), kept
 
 
-def _play_again(pool: ProcessPool, certificate: Certificate, plan: Plan, seeds: Sequence[int]) -> None:
+def _play_again(pool: ProcessPool, certificate: Certificate, source: SourceOfSchedules, seeds: Sequence[int]) -> None:
     """Does a seed give the same run in another process?"""
-    for played in pool.play(Task(seed, plan) for seed in seeds if seed in certificate.digests):
+    for played in pool.play(Task(seed, source) for seed in seeds if seed in certificate.digests):
         seed = played.task.seed
         if played.run is not None and played.run.digest != certificate.digests[seed]:
             certificate.noticed.setdefault(
@@ -298,50 +359,88 @@ def _play_again(pool: ProcessPool, certificate: Certificate, plan: Plan, seeds: 
 
 
 def _find_smallest(
-    pool: ProcessPool, plan: Plan, broken: Broken, runs_max: int, progress: CertifyProgress
+    pool: ProcessPool, source: SourceOfSchedules, broken: Broken, runs_max: int, progress: CertifyProgress
 ) -> Counterexample | None:
-    """Play the seed again with its history and trace kept, and shrink it. None: it does not fail a second time."""
+    """The smallest failing schedule of this seed. None: it does not fail a second time."""
     is_unsafe = broken.finding.rule not in _AVAILABILITY
-    runs = 0
 
     def fails(played: PlayedTask) -> bool:
         """Does it fail in the same way, roughly? A wrong answer must not be traded for a missing one."""
         found = played.run.findings if played.run is not None else []
         return any((finding.rule not in _AVAILABILITY) == is_unsafe for finding in found)
 
-    def first_failing(candidates: Sequence[Schedule]) -> int | None:
-        nonlocal runs
+    def show(run: Run) -> Finding | None:
+        return with_last_read(_weightiest(run), run.history) if run.findings else None
+
+    return _Search(pool, source, broken.seed, runs_max, progress).smallest(fails, show)
+
+
+def _find_price(
+    pool: ProcessPool, source: SourceOfSchedules, seed: int, runs_max: int, progress: CertifyProgress
+) -> Counterexample | None:
+    """The smallest schedule of this seed whose history is not linearizable, though the promise is kept."""
+
+    def is_not_linearizable(played: PlayedTask) -> bool:
+        return played.judgement is Judgement.VIOLATION and played.run is not None and not played.run.findings
+
+    def show(run: Run) -> Finding | None:
+        return next(iter(linear.check(run.history).findings), None)
+
+    example = _Search(pool, source, seed, runs_max, progress).smallest(is_not_linearizable, show)
+    return example and replace(example, timeline=replace(example.timeline, broken="from here on not linearizable"))
+
+
+class _Search:
+    """Plays a seed again with its history and trace kept, and shrinks its schedule."""
+
+    def __init__(
+        self, pool: ProcessPool, source: SourceOfSchedules, seed: int, runs_max: int, progress: CertifyProgress
+    ) -> None:
+        self._pool = pool
+        self._source = source
+        self._seed = seed
+        self._runs = 0
+        self._runs_max = runs_max
+        self._progress = progress
+
+    def smallest(
+        self, fails: Callable[[PlayedTask], bool], show: Callable[[Run], Finding | None]
+    ) -> Counterexample | None:
+        """The smallest schedule that `fails`. `show`: the finding to draw. None: the seed fails no second time."""
+        whole = self._play_full()
+        finding = None if whole is None else show(whole)
+        if whole is None or finding is None:
+            return None
+        failed_s = max((one.returned_s or 0.0 for one in finding.operations), default=whole.virtual_s)
+        shrunk = shrink(whole.schedule, partial(self._first_failing, fails), failed_s=failed_s, runs_max=self._runs_max)
+        smallest = self._play_full(shrunk.schedule)
+        finding = None if smallest is None else show(smallest)
+        if smallest is None or finding is None:
+            return None
+        return Counterexample(
+            seed=self._seed,
+            schedule=smallest.schedule,
+            finding=finding,
+            timeline=draw_failure(smallest, finding),
+            digest=smallest.digest,
+            runs=shrunk.runs,
+            shrunk_from=(len(whole.schedule.faults), len(whole.schedule.requests)),
+        )
+
+    def _first_failing(self, fails: Callable[[PlayedTask], bool], candidates: Sequence[Schedule]) -> int | None:
+        pool = self._pool
         for start in range(0, len(candidates), pool.size):
             window = candidates[start : start + pool.size]
-            tasks = [Task(broken.seed, plan, number, schedule) for number, schedule in enumerate(window, start=start)]
+            tasks = [
+                Task(self._seed, self._source, number, schedule) for number, schedule in enumerate(window, start=start)
+            ]
             failing = sorted(played.task.number for played in pool.play(tasks) if fails(played))
-            runs += len(tasks)
-            progress(CertifyStage.SHRINKING, min(runs, runs_max), runs_max)
+            self._runs += len(tasks)
+            self._progress(CertifyStage.SHRINKING, min(self._runs, self._runs_max), self._runs_max)
             if failing:
                 return failing[0]
         return None
 
-    whole = _play_full(pool, Task(broken.seed, plan, full=True))
-    if whole is None or not whole.findings:
-        return None
-    evidence = with_last_read(_weightiest(whole), whole.history).operations
-    failed_s = max((one.returned_s or 0.0 for one in evidence), default=whole.virtual_s)
-    shrunk = shrink(whole.schedule, first_failing, failed_s=failed_s, runs_max=runs_max)
-    smallest = _play_full(pool, Task(broken.seed, plan, schedule=shrunk.schedule, full=True))
-    if smallest is None or not smallest.findings:
-        return None
-    finding = with_last_read(_weightiest(smallest), smallest.history)
-    return Counterexample(
-        seed=broken.seed,
-        schedule=smallest.schedule,
-        finding=finding,
-        timeline=draw_failure(smallest, finding),
-        digest=smallest.digest,
-        runs=shrunk.runs,
-        shrunk_from=(len(whole.schedule.faults), len(whole.schedule.requests)),
-    )
-
-
-def _play_full(pool: ProcessPool, task: Task) -> Run | None:
-    (played,) = pool.play([task])
-    return played.run
+    def _play_full(self, schedule: Schedule | None = None) -> Run | None:
+        (played,) = self._pool.play([Task(self._seed, self._source, schedule=schedule, full=True)])
+        return played.run

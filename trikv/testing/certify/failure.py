@@ -11,13 +11,14 @@ version.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
 from trikv.core.errors import Fault, Outcome
 from trikv.testing.judge.history import Finding, Kind, Operation
 from trikv.testing.sim import Run, TraceEvent
+from trikv.testing.sim.names import Names
 from trikv.testing.sim.plan import MASTER, FaultKind, ScheduledFault
 from trikv.timeline import Band, ClientCall, Lane, Message, Role, Timeline
 
@@ -45,7 +46,7 @@ def draw_failure(run: Run, finding: Finding) -> Timeline:
     ended = [op.returned_s for op in finding.operations if op.returned_s is not None and op.ended is not None]
     until_s = broken_s = max(ended, default=run.virtual_s)
     operations = [op for op in run.history if _concerns(op, key) and op.invoked_s < until_s]
-    messages = [one for one in _messages(run.trace, key, until_s + _AFTER_S) if one.sent_s <= until_s][-MESSAGES_MAX:]
+    messages = [one for one in _messages(run, key, until_s + _AFTER_S) if one.sent_s <= until_s][-MESSAGES_MAX:]
     if len(messages) == MESSAGES_MAX:
         operations = [op for op in operations if op.returned_s is None or op.returned_s >= messages[0].sent_s]
     until_s += _AFTER_S
@@ -116,14 +117,14 @@ def _told(operation: Operation, key: str) -> str:
     return "committed"
 
 
-def _messages(events: Iterable[TraceEvent], key: str, until_s: float) -> Iterator[Message]:
+def _messages(run: Run, key: str, until_s: float) -> Iterator[Message]:
     """Every call about this key and its answer, each with its arrival, in the order of their sending.
 
     All that goes out in one frame is one message.
     """
     sent: dict[tuple[int, bool], list[TraceEvent]] = {}
     arrived: dict[int, float] = {}
-    for event in events:
+    for event in run.trace:
         if event.key == key and event.call.startswith(_DRAWN_CALLS):
             if event.what == "send":
                 sent.setdefault((event.number, event.fault is not None), []).append(event)
@@ -138,20 +139,20 @@ def _messages(events: Iterable[TraceEvent], key: str, until_s: float) -> Iterato
             target=first.target,
             sent_s=first.time_s,
             arrived_s=None if is_under_way else arrived_s,
-            text=" + ".join(dict.fromkeys(map(_said, together))),
+            text=" + ".join(dict.fromkeys(_said(event, run.schedule.names) for event in together)),
             is_answer=is_answer,
             is_under_way=is_under_way,
         )
 
 
-def _said(event: TraceEvent) -> str:
+def _said(event: TraceEvent, names: Names) -> str:
     record = event.record
     if record is None:
         value = "nothing"
     elif record.value is None:
         value = "a delete"
     else:
-        value = record.value.decode(errors="replace")
+        value = names.decode(record.value)
     if event.fault is None:
         return f"store {value}" if event.call == "store" else "fetch"
     if event.fault is not Fault.OK:

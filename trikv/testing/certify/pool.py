@@ -38,7 +38,7 @@ from trikv.testing.certify.misconduct import Misconduct, Watch, WatchedStrategy,
 from trikv.testing.judge import linear
 from trikv.testing.judge.history import Judgement
 from trikv.testing.sim import Run, Schedule, run_schedule
-from trikv.testing.sim.plan import Plan
+from trikv.testing.sim.plan import SourceOfSchedules
 from trikv.testing.sim.run import DidNotEndError
 
 HANG_S: Final = 20.0  # a run takes well below a second, so one this long hangs, even on a busy machine
@@ -46,14 +46,14 @@ HANG_S: Final = 20.0  # a run takes well below a second, so one this long hangs,
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a member plays: a seed of a plan, or exactly this schedule. `number` is the caller's own.
+    """What a member plays: a seed of a plan or of a saved schedule, or exactly this schedule.
 
-    `promise`: what the strategy promises in this run, instead of its own promise. `full`: send history and trace as
-    well.
+    `number` is the caller's own. `promise`: what the strategy promises in this run, instead of its own promise. `full`:
+    send history and trace as well.
     """
 
     seed: int
-    plan: Plan
+    plan: SourceOfSchedules
     number: int = 0
     schedule: Schedule | None = None
     promise: Promise | None = None

@@ -11,12 +11,17 @@ from collections.abc import Iterator
 from html import escape
 from typing import Final
 
+from trikv.api import Promise
 from trikv.core.errors import Outcome
+from trikv.core.text import escape as escape_for_terminal
 from trikv.testing.certify.certificate import PROMISED, Certificate, Counterexample, Grade
-from trikv.testing.sim import Schedule
+from trikv.testing.sim import Schedule, ScheduledRequest
 from trikv.timeline import STYLE, to_svg, to_text
 
 _BROKEN_SHOWN: Final = 8
+_PRICE: Final = (
+    "The price of the mode: it promises less than linearizability, and this is what clients can see of that."
+)
 
 
 def verdict_of(certificate: Certificate) -> str:
@@ -48,6 +53,7 @@ def facts_of(certificate: Certificate) -> list[tuple[str, str]]:
         ("strategy", f"{certificate.mode}, from {certificate.origin}"),
         ("promises", f"{certificate.promise}: {PROMISED[certificate.promise]}"),
         ("delivers", _delivered(certificate)),
+        *_played_of(certificate),
         ("histories", f"{certificate.runs:,} ({seeds}), {hours:.2f} simulated hours, {rate:.1f} histories a second"),
         ("operations", f"{sum(certificate.outcomes.values()):,} checked: {operations}"),
         ("faults", f"{sum(certificate.faults.values()):,} injected: {faults}" if faults else "none injected"),
@@ -73,8 +79,19 @@ def facts_of(certificate: Certificate) -> list[tuple[str, str]]:
     return facts
 
 
+def _played_of(certificate: Certificate) -> Iterator[tuple[str, str]]:
+    saved = certificate.schedule
+    if saved is not None:
+        requests, faults = len(saved.requests), len(saved.steps) - len(saved.requests)
+        size = f"{_count(requests, 'request')} and {_count(faults, 'other step')} in {saved.played_s:.0f} s"
+        yield "schedule", f"{escape_for_terminal(saved.source)}: {size}, saved under {saved.mode}"
+
+
 def _delivered(certificate: Certificate) -> str:
     grade = certificate.delivers
+    if grade is Grade.CONVERGENT and certificate.promise is Promise.AP:
+        linearizable = certificate.runs - certificate.not_linearizable
+        return f"{grade}: {linearizable:,} of {_count(certificate.runs, 'run')} were linearizable"
     if grade is Grade.CONVERGENT and certificate.weakened:
         return f"{grade}: under the promise of convergence alone it kept that in {_all(certificate.weakened[0])}"
     return grade.value
@@ -91,8 +108,13 @@ def _all(runs: int) -> str:
 def schedule_lines(schedule: Schedule) -> list[str]:
     """Every fault and request of a schedule in the order of their time."""
     lines = [(fault.at_s, str(fault)) for fault in schedule.faults]
-    lines += [(one.at_s, f"c{one.client + 1} {one.kind.value} {one.key}") for one in schedule.requests]
+    lines += [(one.at_s, f"c{one.client + 1} {_asked(one)}") for one in schedule.requests]
     return [f"{at_s:9.4f} s  {text}" for at_s, text in sorted(lines)]
+
+
+def _asked(request: ScheduledRequest) -> str:
+    value = "" if request.value is None else f" = {request.value}"
+    return f"{request.kind.value} {request.key}{value}"
 
 
 def _size_of(example: Counterexample) -> str:
@@ -108,7 +130,9 @@ def to_lines(certificate: Certificate) -> list[str]:
     facts = facts_of(certificate)
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {text}" for name, text in facts]
-    if (example := certificate.counterexample) is not None:
+    if (example := certificate.counterexample or certificate.price) is not None:
+        if certificate.price is not None:
+            lines += ["", _PRICE]
         lines += ["", f"seed {example.seed}: {example.finding}"]
         lines += ["", f"The schedule: {_size_of(example)}.", *schedule_lines(example.schedule)]
         lines += ["", "What happened (simulated seconds):", *to_text(example.timeline).splitlines()]
@@ -136,7 +160,9 @@ def _body(certificate: Certificate, title: str) -> Iterator[str]:
     kind = "kept" if certificate.is_kept else "broken"
     yield f'<header><p class="over">trikv certify {escape(certificate.target)}</p>'
     yield f'<h1 class="{kind}">{escape(title)}</h1></header>'
-    if (example := certificate.counterexample) is not None:
+    if (example := certificate.counterexample or certificate.price) is not None:
+        if certificate.price is not None:
+            yield f"<p>{escape(_PRICE)}</p>"
         yield from _example(example, certificate)
     yield "<section><h2>What was tried</h2><dl>"
     for name, text in facts_of(certificate):

@@ -107,6 +107,7 @@ def _until(schedule: Schedule, end_s: float) -> Schedule:
         schedule,
         requests=tuple(request for request in schedule.requests if request.at_s <= end_s),
         faults=tuple(fault for fault in schedule.faults if fault.at_s <= end_s),
+        lasts_s=min(schedule.lasts_s, end_s),
     )
 
 
@@ -122,9 +123,9 @@ def _with_fewer_workers(schedule: Schedule) -> list[Schedule]:
     """The schedules without the workers of the highest numbers, and without their faults."""
     fewer = []
     for workers in range(schedule.replicas, schedule.workers):
-        gone = {f"w{number}" for number in range(workers + 1, schedule.workers + 1)}
+        gone = set(schedule.worker_ids[workers:])
         faults = tuple(fault for fault in schedule.faults if gone.isdisjoint(fault.nodes))
-        fewer.append(replace(schedule, workers=workers, faults=faults))
+        fewer.append(replace(schedule, workers=workers, ids=schedule.ids[:workers], faults=faults))
     return fewer
 
 
@@ -144,7 +145,8 @@ def _with_fewer_clients(schedule: Schedule) -> list[Schedule]:
 
 def _closer_together(schedule: Schedule) -> Iterator[Schedule]:
     """The same schedule with shorter pauses: easier to read, and quicker to run."""
-    times = sorted({0.0, *(one.at_s for one in schedule.requests), *(one.at_s for one in schedule.faults)})
+    moments = [*(one.at_s for one in schedule.requests), *(one.at_s for one in schedule.faults)]
+    times = sorted({0.0, schedule.lasts_s, *moments})
     for share in _SPEED_UPS:
         moved = {0.0: 0.0}
         for before_s, time_s in pairwise(times):
@@ -154,4 +156,5 @@ def _closer_together(schedule: Schedule) -> Iterator[Schedule]:
             schedule,
             requests=tuple(replace(one, at_s=moved[one.at_s]) for one in schedule.requests),
             faults=tuple(replace(one, at_s=moved[one.at_s]) for one in schedule.faults),
+            lasts_s=moved[schedule.lasts_s],
         )

@@ -23,12 +23,12 @@ from trikv.core.record import Record, Version
 from trikv.master.configstore import ConfigStoreError
 from trikv.testing.judge.history import Finding, Kind, Operation, Recorder, ScannedRow
 from trikv.testing.sim.clock import sleep
+from trikv.testing.sim.names import Names
 from trikv.testing.sim.plan import ScheduledRequest
 from trikv.testing.sim.world import World
 
 _SLACK_S = 0.05  # an answer is late if it comes this long after its deadline
 _TIMEOUT_S = 2.0
-_THINK_S = 0.02
 _PATIENCE_S = 5.0  # how long a client waits for a master before it sends its request; without one it is refused
 _PAGE = 100
 
@@ -39,7 +39,7 @@ class Clients:
     """The clients of one run, and their common history."""
 
     def __init__(self, world: World) -> None:
-        self.recorder = Recorder()
+        self.recorder = Recorder(world.names.fresh)
         self._world = world
         self._seen: dict[str, tuple[str, Version] | None] = {}  # by key: value and stamp, None for absence
 
@@ -53,24 +53,29 @@ class Clients:
                 nursery.start_soon(self._run_one, began_s, number, requests)
 
     async def _run_one(self, began_s: float, number: int, requests: list[ScheduledRequest]) -> None:
-        dice = random.Random(f"{self._world.schedule.seed}/client/{number}")
+        schedule = self._world.schedule
+        dice = random.Random(f"{schedule.seed}/client/{number}")
         for request in requests:
-            await sleep(max(0.0, began_s + request.at_s - trio.current_time()) + _THINK_S * dice.random())
+            await sleep(max(0.0, began_s + request.at_s - trio.current_time()) + schedule.think_s * dice.random())
             if self._world.master is None:  # a request without a master proves nothing
                 await self._world.wait_until(lambda: self._world.master is not None, _PATIENCE_S)
-            await self.ask(f"c{number + 1}", request.kind, request.key)
+            await self.ask(
+                f"c{number + 1}", request.kind, request.key, request.value, expects_absence=request.expects_absence
+            )
 
     def last_seen(self, key: str) -> str | None:
         """The value that a compare-and-set expects if it begins now; None for absence."""
         seen = self._seen.get(key)
         return None if seen is None else seen[0]
 
-    async def ask(self, client: str, kind: Kind, key: str, value: str | None = None) -> Operation:
+    async def ask(
+        self, client: str, kind: Kind, key: str, value: str | None = None, *, expects_absence: bool = False
+    ) -> Operation:
         """One request, from its beginning to its end. It writes `value`, or a fresh value if there is none."""
         world, recorder = self._world, self.recorder
         if value is None and kind in (Kind.PUT, Kind.CAS):
             value = recorder.fresh_value()
-        seen = self._seen.get(key) if kind is Kind.CAS else None
+        seen = self._seen.get(key) if kind is Kind.CAS and not expects_absence else None
         operation = recorder.begin(
             client, kind, key, trio.current_time(), value=value, expect=None if seen is None else seen[0]
         )
@@ -81,7 +86,7 @@ class Clients:
             return operation
         life = world.network.hosts["master"].life
         try:
-            answer = await master.tasks.run_detached(_call(master.coordinator, operation, seen))
+            answer = await master.tasks.run_detached(_call(master.coordinator, operation, seen, world.names))
         except TrikvError as error:
             crashed = life is None or life.dead
             self._end(operation, Outcome.UNKNOWN if crashed else error.kind.outcome, code=error.kind.code)
@@ -100,10 +105,10 @@ class Clients:
         return operation
 
     def _end_committed(self, operation: Operation, answer: ClientAnswer) -> None:
-        key = operation.key
+        key, decode = operation.key, self._world.names.decode
         if isinstance(answer, ScanPage):
-            rows = tuple(ScannedRow(key.decode(), _text(record.value), record.stamp) for key, record in answer.items)
-            operation_end = None if answer.after is None else answer.after.decode()
+            rows = tuple(ScannedRow(decode(key), decode(_data(record)), record.stamp) for key, record in answer.items)
+            operation_end = None if answer.after is None else decode(answer.after)
             self._end(operation, Outcome.COMMITTED, result=operation_end, rows=rows)
         elif isinstance(answer, Version):
             self._seen[key] = None if operation.value is None else (operation.value, answer)
@@ -112,7 +117,7 @@ class Clients:
             self._seen[key] = None
             self._end(operation, Outcome.COMMITTED)
         else:
-            value = _text(answer.value)
+            value = decode(_data(answer))
             self._seen[key] = (value, answer.stamp)
             self._end(operation, Outcome.COMMITTED, result=value, stamp=answer.stamp)
 
@@ -132,10 +137,10 @@ class Clients:
 
 
 def _call(
-    coordinator: Coordinator, operation: Operation, seen: tuple[str, Version] | None
+    coordinator: Coordinator, operation: Operation, seen: tuple[str, Version] | None, names: Names
 ) -> Callable[[], Awaitable[ClientAnswer]]:
-    key = operation.key.encode()
-    value = (operation.value or "").encode()
+    key = names.encode(operation.key)
+    value = names.encode(operation.value or "")
     if operation.kind is Kind.GET:
         return partial(coordinator.get, key, timeout_s=_TIMEOUT_S)
     if operation.kind is Kind.PUT:
@@ -148,6 +153,6 @@ def _call(
     return partial(coordinator.put, key, value, expect=expect, timeout_s=_TIMEOUT_S)
 
 
-def _text(value: bytes | None) -> str:
-    assert value is not None
-    return value.decode()
+def _data(record: Record) -> bytes:
+    assert record.value is not None
+    return record.value

@@ -1,9 +1,9 @@
 """Carries out the faults of a schedule, each by its kind.
 
 Beginning and end of a fault are events of the clock: between two of them the nodes run undisturbed. Faults may overlap.
-Holds of a wire are counted; other properties have the value that the latest fault gave them. A machine that is off
-cannot be switched off, so such a fault is skipped and not counted. A disk is lost only if the promise covers the loss
-at that moment; otherwise its machine merely crashes.
+Holds of a wire are counted and delays added up; other properties have the value that the latest fault gave them. A
+machine that is off cannot be switched off, so such a fault is skipped and not counted. A disk is lost only if the
+promise covers the loss at that moment; otherwise its machine merely crashes.
 
 An operator's request goes, once, to the master that serves at that moment. Without a master, nothing happens.
 """
@@ -94,6 +94,8 @@ class Faults:
             return _hold([world.network.wire(*fault.nodes)])
         if kind is FaultKind.SLOW_LINK:
             return _set(world.network.wire(*fault.nodes), "slow_s", _SLOW_LINK_S)
+        if kind is FaultKind.SLOW_WORKER:
+            return _delay(self._wires_across(fault.nodes), fault.delay_s)
         if kind is FaultKind.LOSSY_LINK:
             return _set(world.network.wire(*fault.nodes), "loss", _LOSS)
         if kind is FaultKind.REPLAY:
@@ -192,6 +194,17 @@ def _hold(wires: list[Wire]) -> Callable[[], None]:
             wire.release()
 
     return release
+
+
+def _delay(wires: list[Wire], delay_s: float) -> Callable[[], None]:
+    for wire in wires:
+        wire.late_s += delay_s
+
+    def hurry() -> None:
+        for wire in wires:
+            wire.late_s -= delay_s
+
+    return hurry
 
 
 def _set(thing: object, attribute: str, value: float) -> Callable[[], None]:

@@ -80,6 +80,7 @@ class Wire:
         self.route = f" {source}>{target} ".encode()
         self.holds = 0
         self.slow_s = 0.0
+        self.late_s = 0.0
         self.loss = 0.0
         self.pipes: list[Pipe] = []
         self.waiting: list[Callable[[], None]] = []  # attempts to connect, which belong to no pipe
@@ -87,7 +88,7 @@ class Wire:
         self._latency_s = latency_s
 
     def draw_latency_s(self) -> float:
-        latency_s = self._latency_s * (0.5 + self.dice.random())
+        latency_s = self._latency_s * (0.5 + self.dice.random()) + self.late_s
         if self.slow_s:
             latency_s += self.slow_s * self.dice.random()
         if self.loss:

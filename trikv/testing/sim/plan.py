@@ -23,7 +23,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
 from trikv.api import Promise, Strategy
 from trikv.core.placement import place
@@ -31,6 +31,7 @@ from trikv.core.ring import partition_of
 from trikv.core.suspicion import DOWN_AFTER_S
 from trikv.healing.tombstones import MIN_AGE_S
 from trikv.testing.judge.history import Kind
+from trikv.testing.sim.names import Names
 
 MASTER: Final = "master"
 
@@ -47,6 +48,7 @@ class FaultKind(StrEnum):
     REPLAY = "replay"  # frames that a worker once got from a node that may be dead arrive again
     SLOW_DISK = "slow disk"
     FULL_DISK = "full disk"  # commits fail, and the worker stops
+    SLOW_WORKER = "slow worker"  # all that a worker sends and is sent is late by the same time
     HUNG_DISK = "hung disk"  # the disk does not answer, while the process lives
     OLD_DISK = "disk put back"  # a worker dies, and its disk is put back from an older copy
     MASTER_CRASH = "master crash"
@@ -99,7 +101,8 @@ class ScheduledFault:
     """`nodes` are those that it hits; for a fault on a link, its source and target. A node stays down for `lasts_s`.
 
     `after_steps`: the node dies only after this many further sends and begun writes, counted from `at_s`. `linger_s`:
-    how long its sent bytes are held up on their way. `mode`: the mode that a switch asks for.
+    how long its sent bytes are held up on their way. `mode`: the mode that a switch asks for. `delay_s`: by how much a
+    slow worker's messages are late.
     """
 
     at_s: float
@@ -109,6 +112,7 @@ class ScheduledFault:
     after_steps: int = 0
     linger_s: float = 0.0
     mode: str = ""
+    delay_s: float = 0.0
 
     def __str__(self) -> str:
         if self.mode:
@@ -118,12 +122,18 @@ class ScheduledFault:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRequest:
-    """One client's request, at `at_s` or when its last request has ended. For a scan, `key` is the prefix."""
+    """One client's request, at `at_s` or when its last request has ended. For a scan, `key` is the prefix.
+
+    `value`: what it writes; None: a fresh value. A compare-and-set expects what clients saw last of the key, or with
+    `expects_absence` nothing.
+    """
 
     at_s: float
     client: int
     kind: Kind
     key: str
+    value: str | None = None
+    expects_absence: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +141,8 @@ class Schedule:
     """One run, before it happens. Times count from the moment when the cluster has formed.
 
     `joiners`: further workers, which are off until a fault starts them. `modes`: those that a switch may lead to.
+    `ids`: of the workers, if they are not w1, w2 and so on. `lasts_s`: for how long faults may strike, at least; they
+    may while requests are made. `think_s`: the most by which a client delays a request.
     """
 
     seed: int
@@ -147,6 +159,21 @@ class Schedule:
     forget_after_s: float = MIN_AGE_S
     joiners: int = 0
     modes: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    names: Names = field(default_factory=Names)
+    lasts_s: float = 0.0
+    think_s: float = 0.02
+
+    @property
+    def worker_ids(self) -> tuple[str, ...]:
+        """Of the workers that are there from the beginning."""
+        return self.ids or tuple(f"w{number}" for number in range(1, self.workers + 1))
+
+
+class SourceOfSchedules(Protocol):
+    """What has a schedule for each seed: a plan, or a schedule that was saved (`schedulefile.py`)."""
+
+    def draw(self, strategy: Strategy, seed: int) -> Schedule: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +221,8 @@ class Plan:
             replicas=self.replicas,
             clients=self.clients,
             partitions=self.partitions,
-            latency_s=_between(dice, *self.latency_s),
-            fsync_s=_between(dice, *self.fsync_s),
+            latency_s=draw_between(dice, *self.latency_s),
+            fsync_s=draw_between(dice, *self.fsync_s),
             keys=(*hot, *cold),
             requests=self._draw_requests(strategy, dice, storms, hot, cold),
             faults=tuple(
@@ -339,7 +366,8 @@ USUAL: Final = Plan(now_and_then=(CROWDED,))
 CERTIFYING: Final = Plan(now_and_then=(CROWDED, replace(CHANGING, modes=())))
 
 
-def _between(dice: random.Random, low: float, high: float) -> float:
+def draw_between(dice: random.Random, low: float, high: float) -> float:
+    """Drawn evenly on a logarithmic scale."""
     return float(low * (high / low) ** dice.random())
 
 

@@ -3,7 +3,7 @@
     forming    machines are switched on, workers enlist, every partition gets its configuration
     trouble    the schedule's requests and faults, about a minute of virtual time
     mending    faults are over, every node is up; the cluster must become whole by itself, in bounded time
-    last reads every client reads every key, and writes it once more
+    last reads every client, of eight at most, reads every key, and one writes it once more
 
 Modes that promise consistency must be linearizable, the last reads included, through all switches between them. Modes
 that promise convergence must converge: in the end all replicas hold the same on their disks. And no acknowledged write
@@ -34,8 +34,9 @@ from trikv.testing.judge.audit import (
 from trikv.testing.judge.history import Finding, Kind, Operation
 from trikv.testing.judge.strong_periods import check_strong_periods
 from trikv.testing.sim.clients import Clients
-from trikv.testing.sim.clock import SimClock, run_repeatably
+from trikv.testing.sim.clock import SimClock, run_repeatably, sleep
 from trikv.testing.sim.faults import Faults
+from trikv.testing.sim.names import Names
 from trikv.testing.sim.plan import USUAL, FaultKind, Plan, Schedule
 from trikv.testing.sim.trace import Trace, TraceEvent
 from trikv.testing.sim.world import World
@@ -43,6 +44,7 @@ from trikv.testing.sim.world import World
 _FORMING_TIMEOUT_S = 20.0
 _MENDING_TIMEOUT_S = 30.0
 _TRIES = 3
+_READERS_MAX = 8
 _TRY_AGAIN_S = 0.5
 _HORIZON_S = 600.0  # no run takes that long: one that gets there hangs
 
@@ -88,10 +90,10 @@ def simulate(strategy: Strategy, seed: int, plan: Plan | None = None, *, trace: 
 def run_schedule(strategy: Strategy, schedule: Schedule, *, trace: bool = False) -> Run:
     """Run this schedule and judge it. `trace`: keep the events, so that they can be drawn."""
     clock = SimClock()
-    recorded = Trace(wanted=trace)
+    recorded = Trace(wanted=trace, names=schedule.names)
 
     async def main() -> Run:
-        with trio.move_on_after(_HORIZON_S):
+        with trio.move_on_after(_HORIZON_S + schedule.lasts_s):
             async with trio.open_nursery() as nursery:
                 world = World(strategy, schedule, clock, recorded, nursery)
                 clients = Clients(world)
@@ -99,7 +101,9 @@ def run_schedule(strategy: Strategy, schedule: Schedule, *, trace: bool = False)
                 run = _judge(world, clients.recorder.operations)
                 nursery.cancel_scope.cancel()
             return run
-        raise DidNotEndError(f"seed {schedule.seed} did not end within {_HORIZON_S:g} s of virtual time")
+        raise DidNotEndError(
+            f"seed {schedule.seed} did not end within {_HORIZON_S + schedule.lasts_s:g} s of virtual time"
+        )
 
     return run_repeatably(main, clock, schedule.seed)
 
@@ -111,10 +115,13 @@ async def _play(world: World, clients: Clients, nursery: trio.Nursery) -> None:
     if not await world.wait_until(world.is_formed, _FORMING_TIMEOUT_S):
         world.findings.append(Finding("does not form", "-", f"the cluster has not formed in {_FORMING_TIMEOUT_S:g} s"))
         return
+    began_s = trio.current_time()
     faults.begin()
     if world.schedule.modes:
         nursery.start_soon(world.operators.watch)
     await clients.run()
+    if (left_s := began_s + world.schedule.lasts_s - trio.current_time()) > 0:
+        await sleep(left_s)
     faults.heal()
     whole = await world.wait_until(world.is_whole, _MENDING_TIMEOUT_S)
     if not whole:
@@ -126,7 +133,8 @@ async def _play(world: World, clients: Clients, nursery: trio.Nursery) -> None:
     if world.converges and world.master is not None:
         for replicas in world.replicas().values():
             values = {
-                name: {k.decode(): _text(record) for k, record in held.items()} for name, held in replicas.items()
+                name: {world.names.decode(key): _text(world.names, record) for key, record in held.items()}
+                for name, held in replicas.items()
             }
             world.findings += check_convergence(values)
     promises = {strategy.promise for strategy in world.modes.values()}
@@ -137,8 +145,8 @@ async def _play(world: World, clients: Clients, nursery: trio.Nursery) -> None:
         await _ask_until_committed(world, clients, "c1", Kind.PUT, key)
 
 
-def _text(record: Record) -> str | None:
-    return None if record.value is None else record.value.decode()
+def _text(names: Names, record: Record) -> str | None:
+    return None if record.value is None else names.decode(record.value)
 
 
 async def _read_all(world: World, clients: Clients) -> dict[str, str | None]:
@@ -151,7 +159,7 @@ async def _read_all(world: World, clients: Clients) -> dict[str, str | None]:
                 final[key] = operation.result
 
     async with trio.open_nursery() as nursery:
-        for number in range(world.schedule.clients):
+        for number in range(min(world.schedule.clients, _READERS_MAX)):
             nursery.start_soon(read, f"c{number + 1}")
     return final
 

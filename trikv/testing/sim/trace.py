@@ -18,6 +18,7 @@ from trikv.core import frames
 from trikv.core.calls import Op, fetched_from_wire, record_from_wire
 from trikv.core.errors import Fault
 from trikv.core.record import Record
+from trikv.testing.sim.names import Names
 
 _SECONDS: Final = Struct("<d")
 
@@ -43,9 +44,10 @@ class TraceEvent(NamedTuple):
 class Trace:
     """Records one run. `events` stays empty unless they are wanted."""
 
-    def __init__(self, *, wanted: bool) -> None:
+    def __init__(self, *, wanted: bool, names: Names | None = None) -> None:
         self.events: list[TraceEvent] = []
         self.wanted = wanted
+        self._names = names or Names()
         self._hash = blake2b(digest_size=16)
         self._calls: dict[tuple[int, int], tuple[str, str, Record | None]] = {}  # by connection and id: what was asked
 
@@ -78,7 +80,7 @@ class Trace:
         match buffer.next_frame():
             case [1, list(calls)]:
                 for call_id, _, op, arguments in calls:
-                    asked = self._calls[connection, call_id] = _asked(op, arguments)
+                    asked = self._calls[connection, call_id] = _asked(op, arguments, self._names)
                     yield *asked, None
             case [2, list(answers)]:
                 for call_id, fault, payload in answers:
@@ -92,10 +94,10 @@ class Trace:
                 yield "greeting", "", None, None
 
 
-def _asked(op: int, arguments: list[Any]) -> tuple[str, str, Record | None]:
+def _asked(op: int, arguments: list[Any], names: Names) -> tuple[str, str, Record | None]:
     """The name of a call, and the key and record that it is about."""
     name = Op(op).name.lower()
     if op in (Op.STORE, Op.FETCH):
-        key = arguments[3].decode(errors="replace")
+        key = names.decode(arguments[3])
         return name, key, record_from_wire(arguments[4]) if op == Op.STORE else None
     return name, "", None

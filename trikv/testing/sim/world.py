@@ -52,9 +52,11 @@ class World:
         self.clock = clock
         self.trace = trace
         self.network = Network(clock, trace, schedule.seed, schedule.latency_s)
-        names = [f"w{number}" for number in range(1, schedule.workers + schedule.joiners + 1)]
-        self.workers = names[: schedule.workers]  # all that were ever started
-        self.disks = {name: Disk(schedule.fsync_s) for name in names}
+        self.names = schedule.names
+        self.workers = list(schedule.worker_ids)  # all that were ever started
+        joiners = range(schedule.workers + 1, schedule.workers + schedule.joiners + 1)
+        machines = [*self.workers, *(f"w{number}" for number in joiners)]
+        self.disks = {name: Disk(schedule.fsync_s) for name in machines}
         self.master: Master | None = None  # the living master, once it serves
         self.findings: list[Finding] = []
         self.injected: Counter[FaultKind] = Counter()
@@ -69,8 +71,8 @@ class World:
         founded = Cluster("c-simulated", strategy.name, schedule.replicas, schedule.partitions)
         self.config = ConfigDisk(founded.to_document(), schedule.fsync_s)
         self.network.add_host(MASTER, _MASTER_ADDRESS)
-        for number, name in enumerate(names, start=1):
-            self.network.add_host(name, f"{name}:{8000 + number}")
+        for number, name in enumerate(machines, start=1):
+            self.network.add_host(name, f"w{number}:{8000 + number}")
 
     # --- lives --------------------------------------------------------------------------------------------------------
 
@@ -144,7 +146,9 @@ class World:
         for where, record in self.disks[name].records.items():
             held = max((records[where] for records in others if where in records), default=None, key=_version)
             if held is None or held.version < record.version:
-                self.gone.append(HeldAlone(where[1].decode(), None if held is None else held.stamp, record.stamp))
+                self.gone.append(
+                    HeldAlone(self.names.decode(where[1]), None if held is None else held.stamp, record.stamp)
+                )
 
     def put_document_back(self, starts: int) -> None:
         """Make the document as it was this many starts of a master ago, or fewer, while the master is off.
