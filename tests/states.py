@@ -34,5 +34,5 @@ def worker_of(state: str = "up", place: str = "member", note: str = "", **change
     return {
         "id": "w-1", "address": "a:1", "incarnation": "i", "storage": "memory", "state": state, "place": place,
         "note": note, "primaries": 1, "copies": 2, "keys": 1000, "full": False, "disk_full": False, "max_keys": 1000,
-        "last_heard_s": 0.25, **changes,
+        "last_heard_s": 0.25, "process": "running", "pid": 7, "link": "whole", "delay_ms": 0.0, **changes,
     }  # fmt: skip

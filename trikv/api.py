@@ -234,16 +234,35 @@ class WorkerOrder(NamedTuple):
     master: str  # the address with which it is to enlist, host:port
     directory: Path
     storage: str  # the name of a storage engine
+    port: int = 0  # where it is to listen if that port is free; 0: at any
+
+
+class WorkerProcess(NamedTuple):
+    """A worker's process on the master's machine, which has not ended. `paused`: it is stopped, and can go on."""
+
+    pid: int
+    paused: bool
 
 
 class Provisioner(ABC):
-    """Starts and stops workers for a master that scales its cluster by itself (`trikv master --autoscale`)."""
+    """Starts and stops workers for a master (`trikv master --start-workers`, `--autoscale`).
+
+    At most one call for each worker is under way at a time, except that `close` may come at any time after the others
+    were cancelled. Calls for different workers may overlap.
+
+    What is for breaking things on purpose (`trikv master --break-it`) is optional: a provisioner that has `process`,
+    `pause`, `resume` and `kill` says so with `can_break`, and none of them is called otherwise.
+    """
 
     name: ClassVar[str]
+    can_break: ClassVar[bool] = False
 
     @abstractmethod
     async def start(self, order: WorkerOrder) -> str:
         """Start the worker, and answer its id once it runs. It enlists by itself.
+
+        A worker that was started before, and does not run any more, is started again at the address that it had, if
+        that can be done.
 
         Raises:
           OSError: it does not start; the message says why. Nothing of it is left running.
@@ -255,7 +274,27 @@ class Provisioner(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """The master ends: stop all workers, and keep what they hold for its next start."""
+        """The master ends: stop all workers, paused ones too, and keep what they hold for its next start."""
+
+    def process(self, number: int) -> WorkerProcess | None:
+        """The worker's process; None if it does not run. It runs on the event loop, so it must be quick."""
+        raise NotImplementedError
+
+    async def pause(self, number: int) -> None:
+        """Stop the process where it is: it answers nothing and closes nothing. It must not outlive the master so.
+
+        Raises:
+          OSError: it cannot be done; the message says why. So do `resume` and `kill`.
+        """
+        raise NotImplementedError
+
+    async def resume(self, number: int) -> None:
+        """Let a paused process go on."""
+        raise NotImplementedError
+
+    async def kill(self, number: int) -> None:
+        """End the process as a crash would, and return once it is gone. `start` may start it again."""
+        raise NotImplementedError
 
 
 # --- hooks --------------------------------------------------------------------------------------------------------

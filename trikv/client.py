@@ -243,6 +243,17 @@ class Client:
         """Go on without what cannot be found any more. Without `accept_loss`, only return what that is."""
         return self._document(self._ask("POST", "/v1/recover", json={"accept_loss": accept_loss}))
 
+    def faults(self) -> dict[str, Any]:
+        """Whether faults may be injected, the condition of each worker, and what can be done to it."""
+        return self._document(self._ask("GET", "/v1/faults"))
+
+    def inject(self, kind: str, worker: str, *, delay_ms: float | None = None) -> dict[str, Any]:
+        """Pause, resume, kill or start a worker's process, or cut, slow (by `delay_ms`) or mend the link to it."""
+        delay = {} if delay_ms is None else {"delay_ms": delay_ms}
+        return self._document(
+            self._ask("POST", "/v1/faults", json={"kind": kind, "worker": worker, **delay}, timeout=self._unhurried)
+        )
+
     def events(self, *, after: str | None = None, follow: bool = True) -> Iterator[dict[str, Any]]:
         """The events that the master remembers, or those after the event with the id `after`; then new ones.
 

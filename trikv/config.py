@@ -76,6 +76,8 @@ class MasterSettings:
     autoscale: Limits | None = None  # how many workers there may be; None: an operator's choice
     max_load: float | None = None  # requests a second that a worker is to have at most
     max_keys: int | None = None  # keys that it is to hold at most
+    start_workers: int = 0  # how many workers the master founds the cluster with, as its own
+    worker_port: int = 0  # where the first of those listens, the next ones following; 0: anywhere
     provisioner: str = "local"  # who starts workers
     worker_storage: str = "rocksdb"  # the engine of those that are started
     break_it: bool = False  # whether faults may be injected on request
@@ -115,6 +117,10 @@ def master_settings(
             raise SettingsError("--autoscale needs to know when: give --max-load or --max-keys, for each worker")
         limits = replace(settings.autoscale, max_load=settings.max_load, max_keys=settings.max_keys)
         settings = replace(settings, autoscale=limits)
+        if settings.start_workers > limits.most:
+            raise SettingsError(
+                f"--start-workers {settings.start_workers} is more than --autoscale allows, {limits.most}; change one"
+            )
     return settings
 
 
@@ -345,6 +351,8 @@ _READERS: Final[dict[str, Callable[[object], object]]] = {
     "max_keys": _or_none(lambda value: _whole(value, "a number of keys", 1)),
     "autoscale": _or_none(_limits),
     "max_load": _or_none(lambda value: _between(value, "a number of requests a second", 0.1, 1e9)),
+    "start_workers": lambda value: _whole(value, "a number of workers", 0, WORKERS_MAX),
+    "worker_port": lambda value: _whole(value, "a port", 0, PORT_MAX),
     "provisioner": _text,
     "worker_storage": _text,
     "timeout_s": _seconds,

@@ -160,15 +160,18 @@ async def _master(settings: MasterSettings) -> None:
             async with trio.open_nursery() as nursery:
                 stop = await nursery.start(_watch_for_stop, settings.exit_with_stdin)
                 await nursery.start(master.run, listening)
-                if settings.autoscale is not None:
-                    autoscaler = master.scale_by_itself(
-                        settings.autoscale,
+                if settings.start_workers or settings.autoscale is not None:
+                    fleet = master.start_workers(
                         registry.provisioner(settings.provisioner),
+                        founding=settings.start_workers,
                         address=listening.address,
                         directory=data_dir.path / "workers",
                         storage=registry.storage_engine(settings.worker_storage).name,
+                        first_port=settings.worker_port,
                     )
-                    nursery.start_soon(autoscaler.run)
+                    await nursery.start(fleet.run)
+                    if settings.autoscale is not None:
+                        nursery.start_soon(master.scale_by_itself(settings.autoscale, fleet).run)
                 nursery.start_soon(master.sampling.run)
                 async with trio.open_nursery() as serving:
                     await serving.start(serve_http, services_of(master), http_socket, stop)

@@ -239,7 +239,9 @@ def check_provisioner(provisioner: object, origin: str) -> None:
     Raises:
       PluginError: it lacks something that trikv prints or relies on.
     """
-    _check_kind("provisioner", provisioner, Provisioner, origin)
+    complain = _check_kind("provisioner", provisioner, Provisioner, origin)
+    if not isinstance(getattr(provisioner, "can_break", None), bool):
+        raise complain("needs can_break to be True or False")
 
 
 def _check_kind(kind: str, offer: object, base: type, origin: str) -> Callable[[str], PluginError]:

@@ -83,7 +83,7 @@ def test_two_demos_that_start_at_once_both_serve() -> None:
 
 
 class Demo(NamedTuple):
-    """One that serves, the pids of its children, where its data is, and its page."""
+    """One that serves, the pids of its children and theirs, where its data is, and its page."""
 
     process: "subprocess.Popen[bytes]"
     children: list[int]
@@ -112,17 +112,19 @@ def running_demo(*arguments: str, workers: int = 2, storage: str = "memory") -> 
             assert directory is not None, told
             children = children_of(demo.pid)
             janitors = 0 if "--data-dir" in arguments else 1  # of what is not kept
-            assert len(children) == 1 + workers + janitors
+            assert len(children) == 1 + janitors
+            workers_started = [child for parent in children for child in children_of(parent)]
+            assert len(workers_started) == workers
             url = re.search(r"the page is (http://[^,]+),", told)
             assert url is not None, told
-            yield Demo(demo, children, Path(directory[1]), url[1])
+            yield Demo(demo, [*children, *workers_started], Path(directory[1]), url[1])
         finally:
             demo.kill()
 
 
 def children_of(pid: int) -> list[int]:
-    """The children that its main thread started (proc(5))."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Those of all its threads (proc(5)): Trio starts a process from a thread of its own."""
+    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
 
 
 def is_alive(pid: int) -> bool:

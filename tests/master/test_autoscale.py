@@ -81,9 +81,11 @@ async def scaled(
 ) -> tuple[InProcessCluster, InProcess, Autoscaler, Clients]:
     cluster = await InProcessCluster.start(nursery, workers=limits.fewest)
     provisioner = InProcess(cluster)
-    autoscaler = cluster.master.scale_by_itself(
-        limits, provisioner, address=cluster.master_address, directory=tmp_path, storage="memory"
+    fleet = cluster.master.start_workers(
+        provisioner, address=cluster.master_address, directory=tmp_path, storage="memory"
     )
+    autoscaler = cluster.master.scale_by_itself(limits, fleet)
+    await nursery.start(fleet.run)
     clients = Clients(cluster)
     nursery.start_soon(autoscaler.run)
     nursery.start_soon(clients.run)

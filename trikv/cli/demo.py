@@ -1,11 +1,16 @@
 """`trikv demo`: a whole cluster in one terminal, and a guided tour that ends in a verdict.
 
-Both run real processes, child processes on loopback with disks of their own. The demo shows a live line for each worker
-with its pid, so that a visitor can kill one and watch. It ends with Ctrl-C or SIGTERM. It leaves no process and no file
-behind (with --data-dir: its files), even if it is killed itself; `testing/processes/cluster.py` says how.
+Both run real processes on loopback with disks of their own, and end with Ctrl-C or SIGTERM. They leave no process and
+no file behind (with --data-dir: their files), even if they are killed themselves; `testing/processes/cluster.py` says
+how.
 
-The tour puts some keys, kills the first holder of one of them, and writes and reads every key again. Then it starts the
-worker again and reads every key once more. It judges what it saw by what the mode itself declares:
+The demo is one master that starts the workers itself. So they can be broken from its page, and it adds up to
+`FURTHER_WORKERS` under load. It shows a live line for each worker with its pid, so that a visitor can kill one and
+watch: nothing starts it again, and no other worker is started in its place, so that what the mode does is seen.
+
+The tour kills a worker and starts it again itself, so its master starts none. It puts some keys, kills the first holder
+of one of them, and writes and reads every key again. Then it starts the worker again and reads every key once more. It
+judges what it saw by what the mode itself declares:
 
 - W, the copies of a committed write. If fewer than all replicas suffice, one dead worker must not disturb writes. If
   all must store, the writes that need the dead worker must be refused promptly, and the others must go on. Reads must
@@ -33,9 +38,14 @@ from trikv.core.errors import Outcome, TrikvError
 from trikv.core.present import mode_of
 from trikv.testing.judge.expectations import Expectations, Reads
 from trikv.testing.processes.cluster import LocalCluster, NodeFailed, NodeProcess, wait_until
+from trikv.testing.processes.process import START_DEADLINE_S
 
 MASTER_PORT: Final = 8000
 FIRST_WORKER_PORT: Final = 8001
+FURTHER_WORKERS: Final = 3
+# Calls a second for each worker. Another worker comes at 80 % of that: five workers in mode quorum have it at some 480
+# requests a second, half of them puts (of three calls each). One person with curl makes less than a hundred.
+MAX_LOAD: Final = 300
 TOUR_KEYS: Final = 60  # enough that some need the worker that dies, and some do not
 
 _LIVE_INTERVAL_S: Final = 1.0
@@ -49,20 +59,18 @@ def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | N
     def make(ports: Sequence[int]) -> LocalCluster:
         cluster = LocalCluster(
             mode=mode,
-            workers=workers,
+            workers=0,
             replicas=min(3, workers),
-            storage=storage,
             directory=data_dir,
             master_port=ports[0],
             http_port=ports[1],
-            worker_ports=ports[2:],
+            master_options=_master_options(workers, storage),
         )
         print(f"starting a master and {workers} workers in {cluster.directory} ...", flush=True)
         return cluster
 
     try:
-        wanted = [MASTER_PORT, http_port, *range(FIRST_WORKER_PORT, FIRST_WORKER_PORT + workers)]
-        ports = [_port_or_any(port) for port in wanted]
+        ports = [_port_or_any(port) for port in (MASTER_PORT, http_port)]
         cluster = make(ports)
         try:
             cluster.start()
@@ -73,6 +81,7 @@ def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | N
             print(f"{error}; free ports are taken instead", flush=True)  # another demo started at the same time
             cluster = make([0] * len(ports))
         with cluster, cluster.client(patience_s=3.0) as client:
+            _await_workers(client)
             print(f"the page is {cluster.url}, the master {cluster.master.address} (pid {cluster.master.pid})")
             print(f"try it: curl '{cluster.url}/put?key=k&value=v'; Ctrl-C stops everything", flush=True)
             if mode not in (None, now := client.mode()["mode"]):
@@ -84,6 +93,28 @@ def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | N
     except KeyboardInterrupt:
         print("stopped; nothing is left running", flush=True)
     return 0
+
+
+def _master_options(workers: int, storage: str) -> list[str]:
+    """What makes the demo's master one that starts workers, scales, and lets itself be broken."""
+    options = {
+        "--start-workers": workers, "--worker-port": FIRST_WORKER_PORT, "--worker-storage": storage,
+        "--autoscale": f"{workers}..{workers + FURTHER_WORKERS}", "--max-load": MAX_LOAD,
+    }  # fmt: skip
+    return [*(str(word) for option in options.items() for word in option), "--break-it"]
+
+
+def _await_workers(client: Client) -> None:
+    """Return when every worker is up or has failed to start, and say which have failed."""
+
+    def all_there() -> bool:
+        state = client.cluster()
+        up = {worker["id"] for worker in state["workers"] if worker["state"] == "up"}
+        return not state["fleet"]["waiting"] and up.issuperset(state["fleet"]["own"])
+
+    wait_until(all_there, what="the workers are up", deadline_s=START_DEADLINE_S)
+    for failed in client.cluster()["fleet"]["failed"]:
+        print(f"worker {failed['number']} did not start: {failed['why']}", flush=True)
 
 
 def _port_or_any(port: int) -> int:
@@ -100,7 +131,7 @@ def _port_or_any(port: int) -> int:
 
 def _watch(cluster: LocalCluster, client: Client) -> None:
     """Show the workers until an interrupt: a live table on a terminal, else lines every ten seconds."""
-    columns = ("process", "pid", *WORKER_COLUMNS)
+    columns = ("pid", *WORKER_COLUMNS)
     if not sys.stdout.isatty():
         while True:
             for row in _live_rows(cluster, client):
@@ -116,19 +147,14 @@ def _watch(cluster: LocalCluster, client: Client) -> None:
 
 
 def _live_rows(cluster: LocalCluster, client: Client) -> list[tuple[str, ...]]:
-    """A row per worker as the master sees it, or as seen from here if the master does not answer."""
+    """A row per worker as the master sees it, or one that says that the master does not answer."""
     try:
-        seen = {row[0]: row for row in worker_rows(client.cluster())}
+        state = client.cluster()
     except TrikvError as error:
-        seen = {}
-        missing = error.kind.title.lower()
-    else:
-        missing = "the master does not know it"
-    rows = []
-    for node in cluster.workers:
-        process = str(node.pid) if node.running else "gone"
-        rows.append((node.name, process, *seen.get(node.id, (node.id, node.address, missing))))
-    return rows
+        master = cluster.master
+        return [(str(master.pid) if master.running else "gone", "master", master.address, error.kind.title.lower())]
+    pids = [str(worker["pid"] or worker["process"]) for worker in state["workers"]]
+    return [(pid, *row) for pid, row in zip(pids, worker_rows(state), strict=True)]
 
 
 # --- the guided tour --------------------------------------------------------------------------------------------------

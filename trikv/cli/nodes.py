@@ -58,6 +58,8 @@ def _settings(
 @click.option(
     "--settle-rate", "settle_rate_mb", metavar="MB", help="Data moved per second at most, to heal. Default: 16."
 )
+@click.option("--start-workers", metavar="N", help="Start so many workers, which end with the master.")
+@click.option("--worker-port", metavar="PORT", help="Where the first of them listens. Default: any free port.")
 @click.option("--autoscale", metavar="MIN..MAX", help="Start and stop workers by load, within these numbers.")
 @click.option("--max-load", metavar="N", help="Scale up before a worker has more requests a second than that.")
 @click.option("--max-keys", metavar="N", help="Scale up before a worker holds more keys than that.")

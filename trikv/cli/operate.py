@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from trikv.cli.shared import cluster_options, connect, outcome_stands, print_json, warn
+from trikv.core.breaking import DELAY_MOST_MS, TOLD, BreakKind
 from trikv.core.text import escape
 
 if TYPE_CHECKING:
@@ -265,6 +266,38 @@ def recover(accept_loss: bool, url: str, as_json: bool) -> None:
             "nothing was changed; start the workers that are missing, or give --accept-loss to go on without them",
             click.get_current_context(),
         )
+
+
+@click.command("break")
+@click.argument("kind", metavar="[KIND]", type=click.Choice([each.value for each in BreakKind]), required=False)
+@click.argument("worker", metavar="[WORKER]", required=False)
+@click.option("--delay-ms", type=click.FloatRange(1, DELAY_MOST_MS), help="By how much slow slows a link down.")
+@cluster_options
+def break_it(kind: str | None, worker: str | None, delay_ms: float | None, url: str, as_json: bool) -> None:
+    """Break a worker on purpose: pause, resume, kill or start its process; cut, slow or mend the master's link to it.
+
+    Without KIND: how the workers are, and what can be done to each. Only where the master was started with --break-it,
+    as that of trikv demo is. Workers reach each other also where a link to the master is cut; a paused worker is
+    silent to all.
+    """
+    from trikv.cli.show import FAULT_COLUMNS, fault_rows, show
+
+    if (kind is None) != (worker is None):
+        raise click.UsageError("KIND says what to do, and WORKER to which one: give both")
+    if (kind == BreakKind.SLOW) != (delay_ms is not None):
+        raise click.UsageError("--delay-ms goes with the kind slow, and with no other")
+    with connect(url) as client:
+        if kind is None or worker is None:
+            faults = client.faults()
+            if as_json:
+                print_json(faults)
+            else:
+                show(FAULT_COLUMNS, fault_rows(faults))
+                if not faults["allowed"]:
+                    warn(faults["why"])
+            return
+        answer = client.inject(kind, worker, delay_ms=delay_ms)
+    _print_done(answer, f"worker {answer['id']}: {TOLD[BreakKind(kind)].format_map(answer)}", as_json)
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

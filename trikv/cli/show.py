@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 TRACE_COLUMNS: Final = ("id", "request", "key", "outcome", "took", "messages")
 WORKER_COLUMNS: Final = ("worker", "address", "state", "place", "keys", "copies", "primaries", "storage", "note")
+FAULT_COLUMNS: Final = ("worker", "process", "pid", "link", "what can be done")
 MODE_COLUMNS: Final = ("", "mode", "promise", "what it gives up", "when to use it")
 PLUGIN_COLUMNS: Final = ("kind", "name", "promise", "from", "what it says of itself")
 
@@ -138,6 +139,20 @@ def worker_rows(state: State) -> list[tuple[str, ...]]:
             "; ".join(notes_on(worker)),
         )
         for worker in state["workers"]
+    ]
+
+
+def fault_rows(faults: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row per worker, under `FAULT_COLUMNS`."""
+    return [
+        (
+            worker["id"],
+            worker["process"],
+            "" if worker["pid"] is None else str(worker["pid"]),
+            f"slow: {worker['delay_ms']:g} ms" if worker["link"] == "slow" else worker["link"],
+            ", ".join(worker["can"]),
+        )
+        for worker in faults["workers"]
     ]
 
 

@@ -210,6 +210,13 @@ WORD_TONES: Final = {
 _PLACES: Final = {"lost": "holds no place"}  # the other words stand for themselves
 
 
+_PROCESSES: Final = {"paused": "its process is paused", "gone": "its process has ended"}
+_LINKS: Final = {
+    "cut": "its link to the master is cut on purpose",
+    "slow": "its link to the master is slowed on purpose, by {delay_ms:g} ms",
+}
+
+
 def say_place(place: str) -> str:
     return _PLACES.get(place, place)
 
@@ -217,6 +224,7 @@ def say_place(place: str) -> str:
 def notes_on(worker: Mapping[str, Any]) -> list[str]:
     """What there is to say of a worker beside its numbers."""
     notes = [worker["note"]] if worker["note"] else []
+    notes += filter(None, (_PROCESSES.get(worker["process"]), _LINKS.get(worker["link"], "").format_map(worker)))
     if worker["full"]:
         notes.append(f"full: it takes no key beyond its {worker['max_keys']:,}")
     if worker["disk_full"]:

@@ -53,7 +53,7 @@ class Sample(NamedTuple):
 
     `busy`: why nothing can be changed now (something is being settled, or an operator's wish is under way), or "".
     `hottest`: the most frequent key's share of all requests, from 0 to 1. `removable`: workers that the autoscaler
-    started itself, in the order in which they are to go.
+    started itself, in the order in which they are to go. `away`: further workers that are down, and may come back.
     """
 
     time_s: float
@@ -61,6 +61,7 @@ class Sample(NamedTuple):
     busy: str = ""
     hottest: float = 0.0
     removable: Sequence[str] = ()
+    away: int = 0
 
 
 class Action(Enum):
@@ -114,7 +115,7 @@ def decide(samples: Sequence[Sample], limits: Limits, now_s: float, changed_s: f
     if changed_s is not None and now_s - changed_s < COOL_DOWN_S:
         left_s = COOL_DOWN_S - (now_s - changed_s)
         return Decision(Action.WAIT, f"the last change is too recent: {left_s:.0f} s are left")
-    if count < limits.fewest:
+    if count + last.away < limits.fewest:
         return Decision(Action.ADD, f"there are {_count(count)}, and at least {limits.fewest} are wanted")
     if count > limits.most:
         return _remove(last, f"there are {_count(count)}, and at most {limits.most} are wanted")
@@ -128,6 +129,8 @@ def decide(samples: Sequence[Sample], limits: Limits, now_s: float, changed_s: f
             if now_s - since_s < IDLE_S:
                 return Decision(Action.WAIT, f"{fewer.what}, and that counts once it has lasted {IDLE_S:g} s")
             return _remove(last, fewer.what)
+    if count < limits.fewest:
+        return Decision(Action.WAIT, f"{use.what}, and {_count(last.away)} of the fleet may come back")
     return Decision(Action.WAIT, use.what)
 
 

@@ -1,54 +1,42 @@
 """Scaling the cluster by itself: workers are added when load or keys call for it, and taken away when they are idle.
 
 Every `TICK_S` a sample of the cluster is taken, and `core/scaling.py` decides. What it decides is carried out one
-change at a time: a worker is started through a provisioner, and nothing more is decided until it has its share and
+change at a time: the fleet (`fleet.py`) starts a worker, and nothing more is decided until it has its share and
 everything is settled; a worker is drained like an operator drains one, and stopped once it holds nothing. Reads and
 writes go on, since all that moves data here is what operators use.
 
-Only workers that were started here are taken away. They end with the master, and the next one starts those of which a
-directory is left. A worker that does not start is reported, and tried again after a pause that doubles; after
+Only workers of the fleet are taken away. A worker that does not start is tried again after a pause that doubles; after
 `FAILURES_MAX` times in a row no more, until the master starts again.
 
-Left out: a worker that dies. It is replaced like any other, and counts as one fewer.
+A worker of the fleet that is down counts as one that is there, as far as the fewest are concerned: what it held heals
+on the others, and it may be started again. It takes no load, so if the others have too much, a worker is added.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, deque
-from pathlib import Path
 from typing import Any, Final
 
 import trio
 
-from trikv.api import Provisioner, WorkerOrder
 from trikv.coordinator.coordinator import Coordinator
 from trikv.core.errors import TrikvError
 from trikv.core.quorums import Availability
 from trikv.core.scaling import IDLE_S, Action, Decision, Limits, Sample, WorkerLoad, decide, use_of
 from trikv.master.document import Document
 from trikv.master.events import EventLog
+from trikv.master.fleet import Fleet, WorkerNotStarted
 from trikv.master.membership import Membership
 from trikv.master.operations import Operations
 
 TICK_S: Final = 1.0
-START_S: Final = 60.0  # for a provisioner to start a worker, or to say that it cannot
-STOP_S: Final = 30.0  # for it to stop one
-CLOSE_S: Final = 30.0  # for it to stop all of them
 JOIN_S: Final = 60.0  # for a worker that was started to be given its share
 RETRY_S: Final = 5.0  # after the first failure to start one
 FAILURES_MAX: Final = 4
 
-_log = logging.getLogger(__name__)
-
 
 class Autoscaler:
-    """
-    Args:
-      master: this master's RPC address, with which workers enlist.
-      directory: below which each worker that is started has a directory of its own.
-      storage: the engine of workers that are started.
-    """
+    """Run it while the fleet runs."""
 
     def __init__(
         self,
@@ -57,12 +45,8 @@ class Autoscaler:
         coordinator: Coordinator,
         operations: Operations,
         events: EventLog,
-        provisioner: Provisioner,
-        *,
+        fleet: Fleet,
         limits: Limits,
-        master: str,
-        directory: Path,
-        storage: str,
     ) -> None:
         self.limits = limits
         self.decision = Decision(Action.WAIT, "there is nothing to go by yet")
@@ -71,13 +55,10 @@ class Autoscaler:
         self._coordinator = coordinator
         self._operations = operations
         self._events = events
-        self._provisioner = provisioner
-        self._master = master
-        self._directory = directory
-        self._storage = storage
+        self._fleet = fleet
         self._samples: deque[Sample] = deque(maxlen=round((IDLE_S + 5) / TICK_S))
-        self._own: dict[int, str] = {}  # workers that were started here, by the number of their order
-        self._leaving: set[int] = set()  # of these, those that are being drained
+        self._known: set[int] = set()  # numbers of the fleet's workers that were looked at
+        self._leaving: set[int] = set()  # of these, those that are being drained to be stopped
         self._joining: tuple[int, float] | None = None  # the one that has no share yet, and when it was started
         self._changed_s: float | None = None
         self._failures = 0
@@ -87,24 +68,15 @@ class Autoscaler:
         self._sampled_s = trio.current_time()
 
     async def run(self) -> None:
-        """Until cancelled; then the workers that were started here are stopped, and keep what they hold."""
-        try:
-            for order in self._orders_left():
-                await self._start(order)
-            while True:
-                await trio.sleep(TICK_S)
-                self._look_after_own()
-                await self._stop_drained()
-                now_s = trio.current_time()
-                self._samples.append(self._sample(now_s))
-                self.decision = self._checked(decide(self._samples, self.limits, now_s, self._changed_s), now_s)
-                await self._carry_out(self.decision)
-        finally:
-            with trio.move_on_after(CLOSE_S, shield=True):
-                try:
-                    await self._provisioner.close()
-                except Exception as error:  # noqa: BLE001 a provisioner is a stranger's code
-                    _log.error("provisioner %s failed in close: %r", self._provisioner.name, error)
+        """Until cancelled."""
+        while True:
+            await trio.sleep(TICK_S)
+            self._look_after_fleet()
+            await self._stop_drained()
+            now_s = trio.current_time()
+            self._samples.append(self._sample(now_s))
+            self.decision = self._checked(decide(self._samples, self.limits, now_s, self._changed_s), now_s)
+            await self._carry_out(self.decision)
 
     def describe(self) -> dict[str, Any]:
         """As a part of the cluster's state."""
@@ -119,7 +91,7 @@ class Autoscaler:
             "hottest": round(last.hottest, 3) if last else 0.0,
             "action": self.decision.action.value,
             "why": self.decision.why,
-            "own": sorted(self._own.values()),
+            "own": sorted(self._fleet.own.values()),
             "failures": self._failures,
         }
 
@@ -139,9 +111,11 @@ class Autoscaler:
         self._calls, self._sampled_s = calls, now_s
         hottest = self._coordinator.hot_keys.hottest()[1]
         self._coordinator.hot_keys.fade()
-        own = [worker for number, worker in sorted(self._own.items(), reverse=True) if number not in self._leaving]
+        own = [w for number, w in sorted(self._fleet.own.items(), reverse=True) if number not in self._leaving]
         removable = [worker for worker in own if worker in load]
-        return Sample(now_s, load, self._why_busy(), hottest, removable)
+        draining = {worker for worker, entry in cluster.workers.items() if entry.draining}
+        away = sum(worker not in load and worker not in draining for worker in own)
+        return Sample(now_s, load, self._why_busy(), hottest, removable, away)
 
     def _why_busy(self) -> str:
         cluster = self._document.cluster
@@ -151,32 +125,32 @@ class Autoscaler:
             return "a switch of the mode is under way" if operation["kind"] == "mode" else (
                 f"worker {operation['worker']} is being drained"
             )  # fmt: skip
+        if self._fleet.waiting:
+            return f"workers that are to be there from the beginning are being started: {len(self._fleet.waiting)}"
         if self._joining is not None:
-            return f"worker {self._own[self._joining[0]]} is being given its share"
+            return f"worker {self._fleet.own[self._joining[0]]} is being given its share"
         if unsettled := sum(not partition.settled for partition in cluster.partitions):
             return f"{unsettled:,} partitions are being settled"
         return ""
 
-    def _look_after_own(self) -> None:
-        """Note when the worker that was started last has its share."""
+    def _look_after_fleet(self) -> None:
+        """Note which of its workers were being drained when they came, and when the one added last has its share."""
+        workers, own = self._document.cluster.workers, self._fleet.own
+        for number in own.keys() - self._known:
+            entry = workers.get(own[number])
+            if entry is not None and entry.draining:
+                self._leaving.add(number)
+        self._known = set(own)
+        self._leaving &= self._known
         if self._joining is None:
             return
         number, since_s = self._joining
-        entry = self._document.cluster.workers.get(self._own[number])
+        entry = workers.get(own.get(number, ""))
         now_s = trio.current_time()
-        if (entry is not None and self._document.cluster.partitions_of(entry.member)) or now_s - since_s > JOIN_S:
+        has_share = entry is not None and self._document.cluster.partitions_of(entry.member)
+        if has_share or number not in own or now_s - since_s > JOIN_S:
             self._joining = None
             self._changed_s = now_s
-
-    def _orders_left(self) -> list[WorkerOrder]:
-        """Of a master of before: each directory is a worker that this one is to go on with."""
-        numbers = sorted(
-            int(path.name) for path in self._directory.glob("*") if path.name.isascii() and path.name.isdecimal()
-        )
-        return [self._order(number) for number in numbers]
-
-    def _order(self, number: int) -> WorkerOrder:
-        return WorkerOrder(number, self._master, self._directory / str(number), self._storage)
 
     # --- what is done -------------------------------------------------------------------------------------------------
 
@@ -193,9 +167,9 @@ class Autoscaler:
     async def _carry_out(self, decision: Decision) -> None:
         if decision.action is Action.ADD:
             self._events.note("scaling_up", why=decision.why)
-            await self._start(self._order(max(self._own, default=0) + 1))
+            await self._add()
         elif decision.action is Action.REMOVE:
-            number = next(number for number, worker in self._own.items() if worker == decision.worker)
+            number = next(number for number, worker in self._fleet.own.items() if worker == decision.worker)
             try:
                 await self._operations.drain(decision.worker)
             except TrikvError as error:
@@ -204,51 +178,25 @@ class Autoscaler:
                 self._leaving.add(number)
                 self._events.note("scaling_down", worker=decision.worker, why=decision.why)
 
-    async def _start(self, order: WorkerOrder) -> None:
+    async def _add(self) -> None:
         try:
-            with trio.fail_after(START_S):
-                worker = await self._provisioner.start(order)
-        except Exception as error:  # noqa: BLE001 a provisioner is a stranger's code
+            number = await self._fleet.start_another()
+        except WorkerNotStarted as error:
             self._failures += 1
-            self._failed = _told(error)
+            self._failed = str(error)
             self._retry_s = trio.current_time() + RETRY_S * 2 ** (self._failures - 1)
-            _log.warning("a worker could not be started (%d in a row): %s", self._failures, self._failed)
-            self._events.note("worker_start_failed", failures=self._failures, why=self._failed)
             return
         self._failures = 0
-        self._own[order.number] = worker
-        entry = self._document.cluster.workers.get(worker)
-        if entry is not None and entry.draining:
-            self._leaving.add(order.number)
-        elif entry is None:
-            self._joining = (order.number, trio.current_time())
-        self._events.note("worker_started", worker=worker)
+        self._joining = (number, trio.current_time())
 
     async def _stop_drained(self) -> None:
         """Stop workers that were drained and hold nothing any more; undrained ones stay."""
         cluster = self._document.cluster
         for number in sorted(self._leaving):
-            entry = cluster.workers.get(self._own[number])
+            entry = cluster.workers.get(self._fleet.own[number])
             if entry is not None and not entry.draining:
                 self._leaving.discard(number)
             elif entry is None or not cluster.partitions_of(entry.member):
                 self._leaving.discard(number)
-                worker = self._own.pop(number)
-                try:
-                    with trio.fail_after(STOP_S):
-                        await self._provisioner.stop(number)
-                except Exception as error:  # noqa: BLE001 as above
-                    _log.warning("worker %s holds nothing, and could not be stopped: %s", worker, _told(error))
+                await self._fleet.stop(number)
                 self._changed_s = trio.current_time()
-                self._events.note("worker_stopped", worker=worker)
-
-
-def _told(error: Exception) -> str:
-    """Why a provisioner failed, in a line."""
-    match error:
-        case trio.TooSlowError():
-            return "the provisioner did not answer in time"
-        case OSError():
-            return " ".join(str(error).split())
-        case _:
-            return " ".join(f"{type(error).__name__}: {error}".split())

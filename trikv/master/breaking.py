@@ -26,6 +26,7 @@ from trikv.core.breaking import (
 from trikv.core.errors import Refused
 from trikv.master.document import Document
 from trikv.master.events import EventLog
+from trikv.master.fleet import Fleet
 from trikv.net.breakable import BreakableTransport
 
 NOT_ALLOWED: Final = "this master was started without --break-it, so nothing is broken on purpose"
@@ -44,15 +45,18 @@ class Breaking:
 
     def __init__(self, document: Document, events: EventLog) -> None:
         self.links: BreakableTransport | None = None  # where faults are allowed
+        self.fleet: Fleet | None = None  # where this master starts workers
+        self._killed: set[str] = set()  # workers that were killed on purpose, and not started since
         self._document = document
         self._events = events
 
     def condition_of(self, worker: str) -> Condition:
+        process, pid = (ProcessState.FOREIGN, None) if self.fleet is None else self.fleet.process_of(worker)
         entry = self._document.cluster.workers.get(worker)
         if entry is None or self.links is None:
-            return Condition()
+            return Condition(process, pid)
         link, delay_s = self.links.look(entry.address)
-        return Condition(link=link, delay_ms=round(delay_s * 1000, 3))
+        return Condition(process, pid, link, round(delay_s * 1000, 3))
 
     def describe(self) -> dict[str, Any]:
         """What can be broken, and what is."""
@@ -76,6 +80,7 @@ class Breaking:
         if reason := why_not(kind, worker, before):
             raise Refused("conflict", reason)
         address = self._document.cluster.workers[worker].address
+        now = worker  # its id, which a new start of a worker without a disk may change
         match kind:
             case BreakKind.CUT:
                 self.links.cut(address)
@@ -83,12 +88,20 @@ class Breaking:
                 self.links.slow(address, delay_ms / 1000)
             case BreakKind.MEND:
                 self.links.mend(address)
+            case _:
+                assert self.fleet is not None, worker
+                now = await self.fleet.do(kind, worker)
         self._tell(kind, worker, before, delay_ms)
-        return self._describe(worker)
+        return self._describe(now)
 
     def _tell(self, kind: BreakKind, worker: str, before: Condition, delay_ms: float) -> None:
         state = before.link if any(kind in kinds for kinds in LINK_KINDS.values()) else before.process
         ended = _FAULT_OF.get(state)
+        if kind is BreakKind.KILL:
+            self._killed.add(worker)
+        elif kind is BreakKind.START and worker in self._killed:
+            self._killed.discard(worker)
+            ended = BreakKind.KILL
         why = TOLD[kind].format(delay_ms=delay_ms)
         if ended is not None:
             self._events.note("fault_ended", worker=worker, fault=ended.value, why=why if kind in _ENDS else "")

@@ -44,6 +44,7 @@ from trikv.master.document import Document
 from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
 from trikv.master.fencing import Fencing
+from trikv.master.fleet import Fleet
 from trikv.master.lives import Lives
 from trikv.master.membership import Membership
 from trikv.master.operations import Operations
@@ -223,21 +224,35 @@ class Master:
             forget_after_s=forget_after_s,
         )
 
-    def scale_by_itself(
-        self, limits: Limits, provisioner: Provisioner, *, address: str, directory: Path, storage: str
-    ) -> Autoscaler:
-        """What adds and takes away workers by load, to be run beside this master. See `Autoscaler`."""
-        autoscaler = Autoscaler(
+    def start_workers(
+        self,
+        provisioner: Provisioner,
+        *,
+        founding: int = 0,
+        address: str,
+        directory: Path,
+        storage: str,
+        first_port: int = 0,
+    ) -> Fleet:
+        """What starts workers for this master, to be run beside it. See `Fleet`."""
+        fleet = Fleet(
             self.document,
-            self.membership,
-            self.coordinator,
-            self.operations,
             self.events,
             provisioner,
-            limits=limits,
+            founding=founding,
             master=address,
             directory=directory,
             storage=storage,
+            first_port=first_port,
+        )
+        self.breaking.fleet = fleet
+        self.status.fleet = fleet.describe
+        return fleet
+
+    def scale_by_itself(self, limits: Limits, fleet: Fleet) -> Autoscaler:
+        """What adds workers to the fleet and takes them away by load, to be run beside both. See `Autoscaler`."""
+        autoscaler = Autoscaler(
+            self.document, self.membership, self.coordinator, self.operations, self.events, fleet, limits
         )
         self.status.autoscale = autoscaler.describe
         return autoscaler

@@ -50,6 +50,7 @@ class Status:
         settle_rate_bytes: float,
     ) -> None:
         self.events = events
+        self.fleet: Callable[[], dict[str, Any]] | None = None  # where this master starts workers
         self.autoscale: Callable[[], dict[str, Any]] | None = None  # where the cluster scales by itself
         self._document = document
         self._membership = membership
@@ -126,6 +127,7 @@ class Status:
             ],
             "unsettled": sum(not state.partition.settled for state in states),
             "progress": self._operations.progress(),
+            "fleet": None if self.fleet is None else self.fleet(),
             "autoscale": None if self.autoscale is None else self.autoscale(),
             "last_event": self.events.last_id,
             "operations": {outcome.value: count for outcome, count in coordinator.outcomes.items()},

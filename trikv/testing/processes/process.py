@@ -109,13 +109,14 @@ class NodeProcess:
         assert not self.running, f"{self.name} runs already"
         self._let_go()
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("TRIKV_")}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trikv", *self._command(self), "--config", os.devnull, "--exit-with-stdin"],
+                [sys.executable, "-m", "trikv", *self._command(self), "--exit-with-stdin"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={name: value for name, value in os.environ.items() if not name.startswith("TRIKV_")},
+                env={**clean, "TRIKV_CONFIG": os.devnull},  # which its own children inherit
                 start_new_session=True,  # Ctrl-C is for the parent alone, which then stops its children in order
             )
 
