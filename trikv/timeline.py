@@ -381,7 +381,7 @@ def _text(x: float, y: float, text: str, style: str, anchor: str) -> str:
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-STYLE: Final = """
+_COLOURS: Final = """
 :root {
   color-scheme: light dark;
   --paper: #f6f5f1; --card: #fff; --ink: #1b1f24; --quiet: #5b636d; --line: #d5d2c9;
@@ -393,6 +393,8 @@ STYLE: Final = """
     --accent: #4fd1c1; --fair: #f2b84b; --fair-soft: #4a3710; --poor: #ff8a80; --poor-soft: #431c19;
   }
 }
+"""
+RULES: Final = """
 .spacetime { font: 12px/1 ui-sans-serif, system-ui, "Segoe UI", "Noto Sans", "Liberation Sans", sans-serif; }
 .spacetime text { fill: var(--ink); font-variant-numeric: tabular-nums; }
 .spacetime path { fill: none; stroke: var(--ink); stroke-width: 1.3; }
@@ -430,3 +432,5 @@ STYLE: Final = """
 .spacetime path.broken { stroke: var(--poor); stroke-width: 1.5; stroke-dasharray: 2 4; }
 .spacetime .label.broken { fill: var(--poor); font-weight: 650; }
 """
+
+STYLE: Final = _COLOURS + RULES

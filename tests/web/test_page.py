@@ -12,7 +12,7 @@ def test_the_cluster_as_a_whole() -> None:
     assert view["health"] == judge_health(state_of())
     assert (view["cluster"], view["term"], view["uptime"]) == ("c-1", 3, "1 h 1 min")
     assert [part.name for part in view["partitions"]] == ["readable", "writable", "settled"]
-    assert [each.count for each in view["operations"]] == [1, 2, 3, 4, 5]
+    assert [each["count"] for each in view["operations"]] == [1, 2, 3, 4, 5]
 
 
 def test_what_it_waits_for_is_a_sentence() -> None:

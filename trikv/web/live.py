@@ -31,6 +31,7 @@ from typing import Any, Final
 import trio
 
 from trikv.core.configuration import Partition
+from trikv.core.news import tell, tone_of
 from trikv.core.present import (
     as_sentence,
     describe_progress,
@@ -44,16 +45,19 @@ from trikv.core.present import (
 from trikv.core.ring import tokens
 from trikv.net.signal import Signal
 from trikv.web.message import Request, parse_query
+from trikv.web.page import TOO_MANY_TO_SHOW
 from trikv.web.services import Services
 from trikv.web.streams import Source, Stream, Streams
 
 STEP_S: Final = 0.5
 KEPT_MAX: Final = 120
+EVENTS_TOLD: Final = 30
 
 _GONE: Final = object()
 _STATE: Final = (
     "cluster", "version", "term", "mode", "promise", "replicas", "copies", "modes", "forming", "uptime_s", "last_event",
     "operations", "in_flight", "pending", "unsettled", "progress", "autoscale", "down_after_s",
+    "probe",
 )  # fmt: skip
 _OF_WORKERS: Final = frozenset({"last_heard_s", "calls"})  # they change all the time; `rate` and `state` say the same
 
@@ -66,12 +70,21 @@ def describe_live(services: Services, numbers: dict[str, int]) -> dict[str, Any]
         numbers.setdefault(worker["id"], len(numbers))
     progress = describe_progress(state)
     return {
-        "state": {name: state[name] for name in _STATE} | {"partitions": state["partitions"]},
+        "state": {name: state[name] for name in _STATE if name in state} | {"partitions": state["partitions"]},
         "words": {
             "health": judge_health(state)._asdict(),
             "promise": say_promise(state["promise"])._asdict(),
             "copies": say_copies(state),
             "progress": None if progress is None else progress._asdict(),
+            "events": [
+                {
+                    "at": str(event.get("at", "")),
+                    "time_s": event["time_s"],
+                    "told": as_sentence(tell(event)),
+                    "tone": tone_of(event["kind"]).value,
+                }
+                for event in services.events.latest(EVENTS_TOLD, but=TOO_MANY_TO_SHOW)
+            ],
         },
         "workers": {
             worker["id"]: {

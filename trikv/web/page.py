@@ -1,13 +1,15 @@
 """The page at `/`: the presenter's words and numbers in the shape that the page's template prints.
 
-The template only lays out, and carries no script. The page asks for itself again every few seconds, and says where that
-can be switched off, since some readers cannot read a page that changes. What is said of the cluster is in
-`trikv.core.present` and `trikv.core.news`, for the command line as well.
+The template lays out the state as it is now. In a browser that runs scripts, those in `static/` then keep it up to date
+from the live stream (`live.py`) and add what needs them: the ring, requests, switches. In another one the page asks for
+itself again every few seconds, and says where that can be switched off, since some readers cannot read a page that
+changes. What is said of the cluster is in `trikv.core.present` and `trikv.core.news`, for the command line as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from trikv.core.news import tell, tone_of
@@ -36,8 +38,8 @@ TOO_MANY_TO_SHOW: Final = ("partition_settled", "configuration_changed")
 PAGE_HEADERS: Final = {
     "cache-control": "no-store",
     "content-security-policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
 }
 
@@ -65,7 +67,10 @@ def view_of(state: State, events: Sequence[Mapping[str, Any]] = ()) -> dict[str,
         "forming": state["forming"] and {**state["forming"], "detail": as_sentence(state["forming"]["detail"])},
         "partitions": count_partitions(state),
         "workers": [_worker(worker) for worker in state["workers"]],
-        "operations": [*count_outcomes(state), *count_open(state)],
+        "operations": [
+            {"id": each.name.replace("in doubt", "pending").replace(" ", "_"), **asdict(each)}
+            for each in (*count_outcomes(state), *count_open(state))
+        ],
     }
 
 

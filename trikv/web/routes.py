@@ -61,6 +61,7 @@ ROUTES: Final = (
     Route("POST", "/v1/faults", faults.inject, SMALL_BODY_BYTES_MAX, detached=True),
     Route("GET", "/v1/traces", traces.latest),
     Route("GET", "/v1/trace/{id}", traces.show),
+    Route("GET", "/timeline.css", traces.style),
     Route("GET", "/metrics", metrics.metrics),
     Route("GET", "/livez", cluster.livez),
     Route("GET", "/readyz", cluster.readyz),

@@ -1,7 +1,8 @@
 """Traces over HTTP: what a request sent to which replica, and what came of it (`coordinator/trace.py`).
 
     GET /v1/traces                      those that are kept, the newest first
-    GET /v1/trace/{id}                  one, as JSON; `?format=text` and `?format=svg` draw it
+    GET /v1/trace/{id}                  one, as JSON; `?format=text` and `?format=svg` draw it; with `&style=none` the
+                                        picture has no style of its own, for a page that links `/timeline.css`
 
 A data request with the header `Trikv-Trace: 1` is traced, and the same header of its answer names the trace. What comes
 after the answer is added as it comes: asked for again, the trace has more.
@@ -19,7 +20,7 @@ from typing import Any, Final
 from trikv.coordinator.replicas import describe_fault
 from trikv.coordinator.trace import RequestTrace
 from trikv.core.errors import Fault, Refused, TrikvError
-from trikv.timeline import ClientCall, Lane, Message, Role, Timeline, to_svg, to_text
+from trikv.timeline import RULES, ClientCall, Lane, Message, Role, Timeline, to_svg, to_text
 from trikv.web.message import Request, Response, choice_of, json_response, parse_query, percent_decode
 from trikv.web.services import Services
 
@@ -55,7 +56,9 @@ async def latest(services: Services, request: Request) -> Response:
 
 
 async def show(services: Services, request: Request) -> Response:
-    form = choice_of(parse_query(request.query, "format"), "format", "json", "text", "svg")
+    parameters = parse_query(request.query, "format", "style")
+    form = choice_of(parameters, "format", "json", "text", "svg")
+    with_style = choice_of(parameters, "style", "own", "none") == "own"
     trace_id = percent_decode(request.path[len(_PATH) :], "the id").decode(errors="replace")
     trace = services.coordinator.traces.find(trace_id)
     if trace is None:
@@ -66,8 +69,14 @@ async def show(services: Services, request: Request) -> Response:
     if form == "text":
         text = to_text(draw(trace)) + "\n"
         return Response(200, headers | {"content-type": "text/plain; charset=utf-8"}, text.encode())
-    picture = to_svg(draw(trace), standalone=True)
+    picture = to_svg(draw(trace), standalone=with_style)
     return Response(200, headers | {"content-type": "image/svg+xml", **_SVG_HEADERS}, picture.encode())
+
+
+async def style(services: Services, request: Request) -> Response:
+    """The rules of the pictures, for a page that has the colours: `--ink`, `--quiet` and so on."""
+    parse_query(request.query)
+    return Response(200, {"content-type": "text/css; charset=utf-8", "cache-control": "no-cache"}, RULES.encode())
 
 
 def _brief(trace: RequestTrace) -> dict[str, Any]:
