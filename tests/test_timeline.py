@@ -4,7 +4,7 @@ import itertools
 import re
 import xml.etree.ElementTree as ET
 
-from trikv.timeline import STYLE, Band, ClientCall, Lane, Message, Role, Timeline, to_svg, to_text
+from trikv.timeline import STYLE, Band, ClientCall, Lane, Mark, Message, Role, Timeline, to_svg, to_text
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -135,3 +135,25 @@ def test_every_class_that_is_drawn_has_its_style() -> None:
     words = {word for one in drawn(INVERSION).iter() for word in one.get("class", "").split()}
     structural = {"spacetime", "message", "ask", "client", "replica", "band"}
     assert {word for word in words - structural if f".{word}" not in STYLE} == set()
+
+
+def test_a_request_of_milliseconds_is_told_in_these_with_its_mark() -> None:
+    brief = Timeline(
+        lanes=(Lane("client", Role.CLIENT), Lane("coordinator", Role.COORDINATOR), Lane("w1", Role.REPLICA)),
+        messages=(Message("coordinator", "w1", 0.0001, 0.0009, "store"),),
+        calls=(ClientCall("client", 0.0, 0.002, "put x", "committed"),),
+        marks=(Mark("coordinator", 0.0015, "promise <met>"),),
+        in_ms=True,
+    )
+    lines = [re.split(r"  +", line.strip()) for line in to_text(brief).splitlines()]
+    assert lines == [
+        ["0.00 ms", "client", "asks", "put x"],
+        ["0.90 ms", "w1", "gets", "store, from coordinator after 0.8 ms"],
+        ["1.50 ms", "coordinator", "knows", "promise <met>"],
+        ["2.00 ms", "client", "is told", "committed"],
+    ]
+    picture = drawn(brief)
+    assert [path.find(f"{SVG}title").text for path in picture.iter(f"{SVG}path") if path.get("class") == "mark"] == [  # type: ignore[union-attr]
+        "promise <met>"
+    ]
+    assert "1.50 ms" in [text.text for text in picture.iter(f"{SVG}text")]

@@ -81,13 +81,28 @@ class Band:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """Something that one participant came to know at a moment, such as that a promise is met."""
+
+    lane: str
+    time_s: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
-    """`broken_s`: the moment at which clients could see that something was broken, which `broken` says."""
+    """
+    Attributes:
+      broken_s: the moment at which clients could see that something was broken, which `broken` says.
+      in_ms: all of it takes milliseconds: the margin has these, and moments lie further apart.
+    """
 
     lanes: tuple[Lane, ...]
     messages: tuple[Message, ...] = ()
     calls: tuple[ClientCall, ...] = ()
     bands: tuple[Band, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    in_ms: bool = False
     broken_s: float | None = None
     broken: str = "here the promise is broken"
 
@@ -100,6 +115,7 @@ class Timeline:
             found |= {time_s for time_s in (one.began_s, one.ended_s) if time_s is not None}
         if self.broken_s is not None:
             found.add(self.broken_s)
+        found |= {mark.time_s for mark in self.marks}
         return sorted(found)
 
 
@@ -111,9 +127,18 @@ def to_text(timeline: Timeline) -> str:
     rows = sorted(_rows(timeline), key=lambda row: row[:2])
     names = max((len(name) for _, _, name, _, _ in rows), default=0)
     verbs = max((len(verb) for _, _, _, verb, _ in rows), default=0)
+    spell = _spell_ms if timeline.in_ms else _spell_s
     return "\n".join(
-        f"{time_s:11.4f} s  {name:<{names}}  {verb:<{verbs}}  {text}" for time_s, _, name, verb, text in rows
+        f"{spell(time_s)}  {name:<{names}}  {verb:<{verbs}}  {text}" for time_s, _, name, verb, text in rows
     )
+
+
+def _spell_s(time_s: float) -> str:
+    return f"{time_s:11.4f} s"
+
+
+def _spell_ms(time_s: float) -> str:
+    return f"{1000 * time_s:10.2f} ms"
 
 
 def _rows(timeline: Timeline) -> Iterator[tuple[float, int, str, str, str]]:
@@ -135,6 +160,8 @@ def _rows(timeline: Timeline) -> Iterator[tuple[float, int, str, str, str]]:
         yield call.began_s, 3, call.lane, "asks", mark + call.text
         if call.ended_s is not None:
             yield call.ended_s, 2, call.lane, "is told", mark + call.answer
+    for one in timeline.marks:
+        yield one.time_s, 2, one.lane, "knows", one.text
     if timeline.broken_s is not None:
         yield timeline.broken_s, 5, "", "", timeline.broken.upper()
 
@@ -152,6 +179,7 @@ _LETTER_X: Final = 6.8  # of a label, on average
 _LABEL_Y: Final = 14  # the least distance of two labels in one column
 _GAP_Y: Final = (3.0, 64.0)  # between two moments, at least and at most
 _GAP_UNIT_S: Final = 0.0002  # beyond this, distances grow with their logarithm
+_GAP_UNIT_IN_MS_S: Final = 0.000005
 _BREAK_S: Final = 1.0  # the margin shows a silence of this length
 
 
@@ -181,10 +209,11 @@ class _Paper:
         for label in labels:
             waiting.setdefault(label.time_s, []).append(label)
         taken: dict[str, float] = {}  # by column: the lowest label so far
+        unit_s = _GAP_UNIT_IN_MS_S if timeline.in_ms else _GAP_UNIT_S
         y, before_s = float(_TOP_Y), None
         for moment_s in self.moments:
             if before_s is not None:
-                y += _distance(moment_s - before_s)
+                y += _distance((moment_s - before_s) / unit_s)
             here = sorted(waiting.get(moment_s, ()), key=lambda label: label.offset)
             y = max([y, *(taken[label.column] + _LABEL_Y - label.offset for label in here if label.column in taken)])
             for label in here:
@@ -210,15 +239,24 @@ def _stacked(labels: Iterable[_Label]) -> list[_Label]:
     return stacked
 
 
-def _distance(seconds: float) -> float:
+def _distance(units: float) -> float:
     low, high = _GAP_Y
-    return min(high, max(low, 13 * math.log10(1 + seconds / _GAP_UNIT_S)))
+    return min(high, max(low, 13 * math.log10(1 + units)))
 
 
 def to_svg(timeline: Timeline, *, standalone: bool = False) -> str:
     """The `<svg>` element, for a page that has `STYLE`. `standalone`: with the style and a ground of its own."""
     xs = _place_lanes(timeline.lanes)
-    labels = _stacked([*_message_labels(timeline.messages, xs), *_call_labels(timeline.calls, xs)])
+    labels = _stacked(
+        [
+            *_message_labels(timeline.messages, xs),
+            *_call_labels(timeline.calls, xs),
+            *(
+                _Label(one.time_s, one.lane, 4.0, one.text, "end", xs[one.lane] - 12, "label mark")
+                for one in timeline.marks
+            ),
+        ]
+    )
     paper = _Paper(timeline, labels, xs)
     parts = [
         *_draw_lanes(timeline.lanes, paper),
@@ -226,8 +264,9 @@ def to_svg(timeline: Timeline, *, standalone: bool = False) -> str:
         *_draw_broken(timeline, paper),
         *_draw_messages(timeline.messages, paper),
         *_draw_calls(timeline.calls, timeline.lanes, paper),
+        *_draw_marks(timeline.marks, paper),
         *(_text(one.x, paper.y(one.time_s) + one.offset, one.text, one.style, one.anchor) for one in labels),
-        *_draw_seconds(paper),
+        *_draw_seconds(paper, in_ms=timeline.in_ms),
     ]
     size = f'viewBox="0 0 {paper.width:.0f} {paper.height:.0f}" width="{paper.width:.0f}" height="{paper.height:.0f}"'
     return f'<svg class="spacetime" xmlns="http://www.w3.org/2000/svg" role="img" {size}>\n' + "\n".join(
@@ -355,6 +394,13 @@ def _call_labels(calls: Iterable[ClientCall], xs: dict[str, float]) -> Iterator[
             yield _Label(call.ended_s, call.lane, 14.0, call.answer, "start", x, style)
 
 
+def _draw_marks(marks: Sequence[Mark], paper: _Paper) -> Iterator[str]:
+    for mark in marks:
+        x, y = paper.xs[mark.lane], paper.y(mark.time_s)
+        told = f"<title>{escape(mark.text)}</title>"
+        yield f'<path class="mark" d="M{x - 8:.1f} {y:.1f}l8 -8 8 8 -8 8z">{told}</path>'
+
+
 def _draw_broken(timeline: Timeline, paper: _Paper) -> Iterator[str]:
     if timeline.broken_s is not None:
         y = paper.y(timeline.broken_s)
@@ -362,8 +408,8 @@ def _draw_broken(timeline: Timeline, paper: _Paper) -> Iterator[str]:
         yield _text(paper.width - 8, y - 7, timeline.broken, "label broken", "end")
 
 
-def _draw_seconds(paper: _Paper) -> Iterator[str]:
-    """The seconds in the margin, as many as there is room for, and the length of each silence."""
+def _draw_seconds(paper: _Paper, *, in_ms: bool) -> Iterator[str]:
+    """The seconds (or milliseconds) in the margin, as many as there is room for, and the length of each silence."""
     last_y, before_s = -math.inf, None
     for moment_s in paper.moments:
         y = paper.y(moment_s)
@@ -372,7 +418,8 @@ def _draw_seconds(paper: _Paper) -> Iterator[str]:
             yield _text(_MARGIN_X - 24, middle + 4, f"⋮ {moment_s - before_s:.1f} s", "seconds silence", "end")
         if y - last_y >= _LABEL_Y:
             yield f'<path class="tick" d="M{_MARGIN_X - 18} {y:.1f}h8"/>'
-            yield _text(_MARGIN_X - 24, y + 4, f"{moment_s:.4f}", "seconds", "end")
+            told = f"{1000 * moment_s:.2f} ms" if in_ms else f"{moment_s:.4f}"
+            yield _text(_MARGIN_X - 24, y + 4, told, "seconds", "end")
             last_y = y
         before_s = moment_s
 
@@ -429,6 +476,8 @@ RULES: Final = """
 .spacetime .label.evidence { fill: var(--poor); font-weight: 650; }
 .spacetime circle.badge { fill: var(--poor); }
 .spacetime text.badge { fill: var(--card); font-weight: 700; }
+.spacetime path.mark { fill: var(--accent); stroke: var(--card); stroke-width: 1.5; }
+.spacetime .label.mark { fill: var(--accent); font-weight: 650; }
 .spacetime path.broken { stroke: var(--poor); stroke-width: 1.5; stroke-dasharray: 2 4; }
 .spacetime .label.broken { fill: var(--poor); font-weight: 650; }
 """

@@ -20,7 +20,7 @@ from typing import Any, Final
 from trikv.coordinator.replicas import describe_fault
 from trikv.coordinator.trace import RequestTrace
 from trikv.core.errors import Fault, Refused, TrikvError
-from trikv.timeline import RULES, ClientCall, Lane, Message, Role, Timeline, to_svg, to_text
+from trikv.timeline import RULES, ClientCall, Lane, Mark, Message, Role, Timeline, to_svg, to_text
 from trikv.web.message import Request, Response, choice_of, json_response, parse_query, percent_decode
 from trikv.web.services import Services
 
@@ -88,8 +88,7 @@ def draw(trace: RequestTrace) -> Timeline:
     """The trace as a space-time diagram, in seconds since the request began."""
     key = trace.key.decode(errors="replace")
     replicas = dict.fromkeys(note.replica for note in trace.notes)
-    promised = "" if trace.promised_s is None else f"the promise of mode {trace.mode} was met after "
-    note = promised and f"{promised}{1000 * (trace.promised_s or 0.0):.1f} ms"
+    marks = [] if trace.promised_s is None else [Mark(_COORDINATOR, trace.promised_s, f"promise of {trace.mode} met")]
     messages: list[Message] = []
     for each in trace.notes:
         if each.ended_s is None:
@@ -105,9 +104,11 @@ def draw(trace: RequestTrace) -> Timeline:
     return Timeline(
         lanes=(
             Lane(_CLIENT, Role.CLIENT),
-            Lane(_COORDINATOR, Role.COORDINATOR, note),
+            Lane(_COORDINATOR, Role.COORDINATOR),
             *(Lane(name, Role.REPLICA) for name in replicas),
         ),
         messages=tuple(messages),
         calls=(ClientCall(_CLIENT, 0.0, trace.ended_s, f"{trace.what} {key}", answer),),
+        marks=tuple(marks),
+        in_ms=True,
     )
