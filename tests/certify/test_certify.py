@@ -151,7 +151,7 @@ def test_the_same_faults_break_nothing_under_quorum() -> None:
     certificate = certify("quorum", schedule=read_schedule(KILLED_PRIMARY), seeds=[1, 2, 3])
     assert certificate.is_kept, "\n".join(to_lines(certificate))
     assert certificate.delivers is Grade.LINEARIZABLE
-    assert certificate.faults == {FaultKind.PARTITION: 6, FaultKind.CRASH: 3}
+    assert certificate.faults == {FaultKind.CUT_LINK: 6, FaultKind.CRASH: 3}
 
 
 def test_a_saved_schedule_catches_a_strategy_that_breaks_its_promise() -> None:

@@ -8,6 +8,7 @@ import string
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from trikv.api import Strategy
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX
 from trikv.core.ring import PARTITION_COUNT
-from trikv.testing.judge.history import Kind
+from trikv.testing.certify.failure import draw_failure
+from trikv.testing.judge.history import Finding, Kind
+from trikv.testing.processes.cluster import LocalCluster
 from trikv.testing.sim import FaultKind, Verdict, run_schedule, schedulefile
 from trikv.testing.sim.schedulefile import (
     CLIENTS_MAX,
@@ -33,6 +36,7 @@ from trikv.testing.sim.schedulefile import (
     read_schedule,
     write_schedule,
 )
+from trikv.timeline import to_text
 
 SCHEDULES = Path(__file__).parent.parent / "certify" / "schedules"
 GET = {"at_s": 1.0, "request": "get", "key": "k"}
@@ -124,7 +128,7 @@ def test_seeds_share_requests_and_faults_and_differ_in_latencies(strategies: dic
     assert (one.latency_s, one.fsync_s) != (other.latency_s, other.fsync_s)
     assert one == example().draw(strategies["chain"], 1)
     kinds = [fault.kind for fault in one.faults]
-    assert kinds == [FaultKind.CRASH, FaultKind.SLOW_WORKER, FaultKind.MODE_SWITCH, FaultKind.DRAIN]
+    assert kinds == [FaultKind.CRASH, FaultKind.LATE_LINK, FaultKind.MODE_SWITCH, FaultKind.DRAIN]
     crash, slow, switch, drain = one.faults
     assert crash.nodes == ("w2",)
     assert crash.lasts_s == pytest.approx(5.6)
@@ -157,15 +161,63 @@ def test_keys_lie_where_they_lay_in_the_cluster_whose_workers_are_named(strategi
     assert run_schedule(strategies["quorum"], schedule).verdict is Verdict.HELD
 
 
-def test_a_slow_worker_is_late_by_its_delay_and_two_delays_add_up(strategies: dict[str, Strategy]) -> None:
-    faults = [{"at_s": 1.0, "fault": "slow", "worker": worker, "delay_ms": 300} for worker in (1, 2, 3)]
-    ends = [{"at_s": 3.0, "end": "slow", "worker": worker} for worker in (1, 2, 3)]
-    asks = [{"at_s": at_s, "request": "put", "key": "k", "value": "v"} for at_s in (2.0, 4.0)]
-    saved = parse(document(*faults, *ends, *asks, workers=3))
+def test_a_slow_link_is_late_by_its_delay_which_may_change_from_one_moment_to_the_next(
+    strategies: dict[str, Strategy],
+) -> None:
+    def of_all(at_s: float, what: str, **fields: object) -> list[dict[str, object]]:
+        return [{"at_s": at_s, what: "slow", "worker": worker, **fields} for worker in (1, 2, 3)]
+
+    faults = [
+        *of_all(1.0, "fault", delay_ms=300),
+        *of_all(3.0, "end"), *of_all(3.0, "fault", delay_ms=600),
+        *of_all(5.0, "end"),
+    ]  # fmt: skip
+    asks = [{"at_s": at_s, "request": "put", "key": "k", "value": f"at {at_s}"} for at_s in (2.0, 4.0, 6.0)]
+    saved = parse(document(*faults, *asks, workers=3))
     run = run_schedule(strategies["quorum"], saved.draw(strategies["quorum"], 1))
     took_s = {op.value: op.returned_s - op.invoked_s for op in run.history if op.returned_s is not None}
-    assert took_s["v"] > 0.6  # there and back
-    assert took_s["v (2)"] < 0.3
+    assert 0.3 < took_s["at 2.0"] < 0.6 < took_s["at 4.0"] < 0.9
+    assert took_s["at 6.0"] < 0.3
+
+
+def test_nothing_passes_a_link_that_is_cut_in_either_direction(strategies: dict[str, Strategy]) -> None:
+    puts = [{"at_s": 1.0 + number / 1000, "request": "put", "key": "k", "value": "v"} for number in range(30)]
+    cut, mend = {"at_s": 1.02, "fault": "cut", "worker": 1}, {"at_s": 3.0, "end": "cut", "worker": 1}
+    waited = set()
+    for seed in range(1, 6):  # of what is on its way at that moment, seeds have more or less
+        schedule = parse(document(*puts, cut, mend, workers=3)).draw(strategies["quorum"], seed)
+        run = run_schedule(strategies["quorum"], schedule, trace=True)
+        assert run.faults == {FaultKind.CUT_LINK: 1}
+        (begins,) = [event.time_s for event in run.trace if event.what == "fault"]
+        (ends,) = [event.time_s for event in run.trace if event.what == "heal"]
+        of_link = [event for event in run.trace if {event.source, event.target} == {"master", "w1"}]
+        assert [e for e in of_link if e.what == "arrive" and begins < e.time_s < ends] == []
+        waited |= {event.source for event in of_link if event.what == "arrive" and event.time_s == ends}
+    assert waited == {"master", "w1"}
+
+
+def test_a_paused_worker_that_is_killed_does_not_go_on_before(strategies: dict[str, Strategy]) -> None:
+    steps = [
+        {"at_s": 1.0, "fault": "pause", "worker": 1},
+        {"at_s": 2.0, "end": "pause", "worker": 1}, {"at_s": 2.0, "fault": "kill", "worker": 1},
+        {"at_s": 3.0, "end": "kill", "worker": 1},
+    ]  # fmt: skip
+    ask = {"at_s": 1.5, "request": "put", "key": "k", "value": "v"}
+    schedule = parse(document(*steps, ask, workers=3)).draw(strategies["quorum"], 1)
+    run = run_schedule(strategies["quorum"], schedule, trace=True)
+    began_s, killed_s = (event.time_s for event in run.trace if event.what == "fault")
+    got = [event.time_s for event in run.trace if event.what == "arrive" and event.target == "w1"]
+    (started_s,) = [event.time_s for event in run.trace if event.what == "start" and event.text == "life 2"
+                    and event.source == "w1"]  # fmt: skip
+    assert [time_s for time_s in got if began_s < time_s < started_s] == []
+    assert killed_s < started_s
+
+
+def test_workers_may_be_named_by_their_ids() -> None:
+    ids = ["w-1", "w-2", "w-3"]
+    by_id = document({"at_s": 1, "fault": "cut", "worker": "w-3"}, {"at_s": 2, "drain": "w-2"}, workers=ids)
+    by_number = document({"at_s": 1, "fault": "cut", "worker": 3}, {"at_s": 2, "drain": 2}, workers=ids)
+    assert parse(by_id) == parse(by_number)
 
 
 ODD = [
@@ -191,7 +243,9 @@ def test_any_key_and_value_that_clients_may_use_survives(strategies: dict[str, S
     assert len(run.schedule.keys) == len(ODD) + 1
     puts = {request.value for request in run.schedule.requests if request.value is not None}
     gets = {op.result for op in run.history if op.kind is Kind.GET and op.result is not None}
-    assert len(puts) == len(values)  # each write can be told from all others
+    written = [op.value for op in run.history if op.kind is Kind.PUT]
+    assert len(set(written)) == len(written)  # each write can be told from all others
+    assert len(puts) == len(values)
     assert puts <= gets
     for text in (*run.schedule.keys, *puts):
         assert text.isprintable()
@@ -200,6 +254,34 @@ def test_any_key_and_value_that_clients_may_use_survives(strategies: dict[str, S
     names = run.schedule.names
     assert {names.encode(text) for text in run.schedule.keys} == {b"k", *ODD}
     assert all(len(names.encode(text)) <= VALUE_BYTES_MAX for text in puts)
+
+
+def test_what_happened_to_a_binary_key_is_drawn(strategies: dict[str, Strategy]) -> None:
+    key, value = {"base64": "AP/+"}, {"base64": "/w=="}
+    saved = parse(document({"at_s": 1.0, "request": "put", "key": key, "value": value}))
+    run = run_schedule(strategies["quorum"], saved.draw(strategies["quorum"], 1), trace=True)
+    (put,) = (op for op in run.history if op.value == "\\xff")
+    drawn = to_text(draw_failure(run, Finding("for show", put.key, "[1]", (put,))))
+    assert put.key == "\\x00\\xff\\xfe"
+    assert "store \\xff, from master" in drawn
+
+
+def test_keys_lie_where_they_lay_in_a_real_cluster(strategies: dict[str, Strategy]) -> None:
+    keys = ["color", "fruit", "dürüm"]
+    with LocalCluster(mode="quorum", workers=5, storage="memory") as cluster, httpx.Client() as client:
+        ids = [worker["id"] for worker in client.get(f"{cluster.url}/v1/cluster").json()["workers"]]
+        lay = {}
+        for key in keys:
+            told = client.get(f"{cluster.url}/v1/locate", params={"key": key}).json()
+            lay[key] = {replica["id"] for replica in told["replicas"]}
+    puts = [{"at_s": 1.0, "request": "put", "key": key, "value": f"of {key}"} for key in keys]
+    schedule = parse(document(*puts, workers=ids)).draw(strategies["quorum"], 1)
+    run = run_schedule(strategies["quorum"], schedule, trace=True)
+    lie = {
+        key: {event.target for event in run.trace if (event.what, event.call, event.key) == ("send", "store", key)}
+        for key in keys
+    }
+    assert lie == lay
 
 
 @settings(max_examples=6)
@@ -266,6 +348,9 @@ PUT = {"at_s": 1, "request": "put", "key": "k", "value": "v"}
         (document({"at_s": 1, "fault": "kill", "worker": 1.0}), "worker is 1.0; it must be a whole number"),
         (document({"at_s": 1, "fault": "slow", "worker": 1}), "step 2: delay_ms is missing"),
         (document({"at_s": 1, "fault": "kill", "worker": 1, "delay_ms": 3}), '"delay_ms" means nothing here'),
+        (document({"at_s": 1, "drain": 6}), "drain is 6; it must be a whole number from 1 to 5"),
+        (document({"at_s": 1, "drain": "w-9"}, workers=["w-1", "w-2", "w-3"]), "must be one of w-1, w-2, w-3"),
+        (document({"at_s": 1, "drain": "w-1"}), 'drain is "w-1"; it must be a whole number'),
         (document({"at_s": 1, "end": "kill", "worker": 1}), "step 2: worker 1 is not killed at that time; leave"),
         (
             document({"at_s": 1, "fault": "cut", "worker": 1}, {"at_s": 2, "fault": "cut", "worker": 1}),
@@ -273,7 +358,7 @@ PUT = {"at_s": 1, "request": "put", "key": "k", "value": "v"}
         ),
         (
             document({"at_s": 1, "fault": "cut", "worker": 1}, {"at_s": 1, "end": "cut", "worker": 1}),
-            "step 3: worker 1 would be cut off for too short a time",
+            "step 3: worker 1 is cut off for too short a time; leave 0.01 s in between",
         ),
         (
             document(*({**GET, "at_s": 100 * number} for number in range(100))),

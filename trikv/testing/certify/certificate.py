@@ -57,7 +57,9 @@ REPEATED: Final = 3  # how many seeds are played a second time
 WEAKENED_MAX: Final = 20  # how many seeds are played as if less had been promised
 STUCK_MAX: Final = 3  # runs without an end, after which playing stops: each costs `HANG_S`
 
-_PLAYED_AT_LEAST: Final = 10.0  # seconds of a saved schedule in a second, on a busy machine
+_WORKER_S_COSTS_S: Final = (
+    0.1  # a second of a saved schedule, for each worker: ten times what the worst was seen to cost
+)
 
 # A finding of one of these rules is about availability; a finding of any other rule is about what clients saw.
 _AVAILABILITY: Final = frozenset({"does not form", "does not mend", "not available", "late answer"})
@@ -250,7 +252,7 @@ def certify(
     if seeds is None:
         seeds = range(1, 1 + (SEEDS if schedule is None else SEEDS_OF_SAVED))
     if hang_s is None:
-        hang_s = HANG_S if schedule is None else HANG_S + schedule.played_s / _PLAYED_AT_LEAST
+        hang_s = HANG_S if schedule is None else HANG_S + _WORKER_S_COSTS_S * schedule.workers * schedule.played_s
     certificate = Certificate(
         target,
         strategy.name,

@@ -94,8 +94,10 @@ class Faults:
             return _hold([world.network.wire(*fault.nodes)])
         if kind is FaultKind.SLOW_LINK:
             return _set(world.network.wire(*fault.nodes), "slow_s", _SLOW_LINK_S)
-        if kind is FaultKind.SLOW_WORKER:
-            return _delay(self._wires_across(fault.nodes), fault.delay_s)
+        if kind is FaultKind.CUT_LINK:
+            return _hold([world.network.wire(*fault.nodes), world.network.wire(*reversed(fault.nodes))])
+        if kind is FaultKind.LATE_LINK:
+            return _delay(world.network.wire(*fault.nodes), fault.delay_s)
         if kind is FaultKind.LOSSY_LINK:
             return _set(world.network.wire(*fault.nodes), "loss", _LOSS)
         if kind is FaultKind.REPLAY:
@@ -196,13 +198,11 @@ def _hold(wires: list[Wire]) -> Callable[[], None]:
     return release
 
 
-def _delay(wires: list[Wire], delay_s: float) -> Callable[[], None]:
-    for wire in wires:
-        wire.late_s += delay_s
+def _delay(wire: Wire, delay_s: float) -> Callable[[], None]:
+    wire.late_s += delay_s
 
     def hurry() -> None:
-        for wire in wires:
-            wire.late_s -= delay_s
+        wire.late_s -= delay_s
 
     return hurry
 

@@ -48,7 +48,8 @@ class FaultKind(StrEnum):
     REPLAY = "replay"  # frames that a worker once got from a node that may be dead arrive again
     SLOW_DISK = "slow disk"
     FULL_DISK = "full disk"  # commits fail, and the worker stops
-    SLOW_WORKER = "slow worker"  # all that a worker sends and is sent is late by the same time
+    CUT_LINK = "cut link"  # nothing passes between two nodes, in either direction
+    LATE_LINK = "late link"  # all from one node to another is late by the same time
     HUNG_DISK = "hung disk"  # the disk does not answer, while the process lives
     OLD_DISK = "disk put back"  # a worker dies, and its disk is put back from an older copy
     MASTER_CRASH = "master crash"
@@ -102,7 +103,7 @@ class ScheduledFault:
 
     `after_steps`: the node dies only after this many further sends and begun writes, counted from `at_s`. `linger_s`:
     how long its sent bytes are held up on their way. `mode`: the mode that a switch asks for. `delay_s`: by how much a
-    slow worker's messages are late.
+    late link's messages are late.
     """
 
     at_s: float

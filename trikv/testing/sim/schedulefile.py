@@ -18,11 +18,11 @@ The page writes such a file ("keep it as a test"), and a person may write one by
        {"at_s": 15.0, "drain": 3}, {"at_s": 20.0, "undrain": 3}]}
 
     workers        how many, or their ids. With the ids, keys lie on the same workers as they did in that cluster
-    worker         a worker by its place in that list, from 1
+    worker         a worker by its place in that list, from 1, or by its id
     key, value     text, or {"base64": "..."} for bytes that are no text
     expect         "last_seen": what clients last read or wrote of the key; "absent": nothing
     fault, end     "kill": its process ends, and at the end it starts again with its disk; "pause": it is stopped;
-                   "cut": nothing passes between it and all others; "slow": all to and from it is late by delay_ms
+                   "cut": nothing passes between it and the master; "slow": what the master sends it waits for delay_ms
     down_after_s   optional, beside "mode": for how long a worker is silent before others replace it
     note           optional, anywhere: a text for people
 
@@ -55,6 +55,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trikv.api import Strategy
+from trikv.core.breaking import DELAY_MOST_MS
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX
 from trikv.core.ring import PARTITION_COUNT
 from trikv.core.suspicion import DOWN_AFTER_S
@@ -69,7 +70,6 @@ STEPS_MAX: Final = 1_000
 WORKERS_MAX: Final = 32
 REPLICAS_MAX: Final = 9
 AT_S_MAX: Final = 604_800.0  # a week
-DELAY_MS_MAX: Final = 60_000
 FAULT_S_MIN: Final = 0.01
 DOWN_AFTER_S_RANGE: Final = (0.5, 60.0)
 PAUSE_S: Final = 10.0  # beyond the time after which a worker is down: enough to replace it and to settle
@@ -85,12 +85,13 @@ _REQUESTS: Final = {"put": Kind.PUT, "get": Kind.GET, "delete": Kind.DELETE, "co
 _FAULTS: Final = {
     "kill": FaultKind.CRASH,
     "pause": FaultKind.PAUSE,
-    "cut": FaultKind.PARTITION,
-    "slow": FaultKind.SLOW_WORKER,
+    "cut": FaultKind.CUT_LINK,
+    "slow": FaultKind.LATE_LINK,
     "drain": FaultKind.DRAIN,
 }
+_LINK_FAULTS: Final = ("cut", "slow")  # of the link from the master, as `net/breakable.py` makes them
 _EXPECTATIONS: Final = ("last_seen", "absent")
-_SAID: Final = {"drain": "drained", "kill": "killed", "pause": "paused", "cut": "cut off", "slow": "slowed down"}
+_SAID: Final = {"drain": "drained", "kill": "killed", "pause": "paused", "cut": "cut off", "slow": "slow"}
 
 _MODE: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _WORKER_ID: Final = re.compile(r"[A-Za-z0-9._:\[\]-]{1,128}")
@@ -223,7 +224,8 @@ class SavedSchedule:
                 if end is not None:
                     ends.remove(end)
                 ends_s = self.played_s if end is None else played[end.at_s]
-                nodes = (workers[step.worker - 1],)
+                name = workers[step.worker - 1]
+                nodes = (MASTER, name) if step.what in _LINK_FAULTS else (name,)
                 yield ScheduledFault(at_s, _FAULTS[step.what], nodes, ends_s - at_s, delay_s=step.delay_ms / 1000)
 
 
@@ -332,7 +334,7 @@ def _parse(found: object, source: str) -> SavedSchedule:
     top.end()
     if not isinstance(steps, list) or not 1 <= len(steps) <= STEPS_MAX:
         raise _Wrong(f"steps must be a list of 1 to {STEPS_MAX:,} steps")
-    parsed = [(number, _parse_step(step, number, workers)) for number, step in enumerate(steps, start=1)]
+    parsed = [(number, _parse_step(step, number, workers, ids)) for number, step in enumerate(steps, start=1)]
     parsed.sort(key=lambda each: each[1].at_s)
     _check_faults(parsed)
     saved = SavedSchedule(
@@ -363,7 +365,7 @@ def _parse_workers(top: _Fields) -> tuple[int, tuple[str, ...]]:
     return len(ids), tuple(ids)
 
 
-def _parse_step(found: object, number: int, workers: int) -> Step:
+def _parse_step(found: object, number: int, workers: int, ids: Sequence[str]) -> Step:
     step = _Fields(found, f"step {number}: ")
     kinds = [kind for kind in ("request", "fault", "end", "switch", "drain", "undrain") if kind in step]
     if len(kinds) != 1:
@@ -378,11 +380,11 @@ def _parse_step(found: object, number: int, workers: int) -> Step:
     elif kind == "switch":
         parsed = SavedSwitch(at_s, step.mode("switch"))
     elif kind in ("drain", "undrain"):
-        parsed = SavedFault(at_s, "drain", step.whole(kind, 1, workers), kind == "undrain")
+        parsed = SavedFault(at_s, "drain", step.worker(kind, workers, ids), kind == "undrain")
     else:
         what = step.one_of(kind, [name for name in _FAULTS if name != "drain"])
-        delay_ms = step.number("delay_ms", 1, DELAY_MS_MAX) if (kind, what) == ("fault", "slow") else 0.0
-        parsed = SavedFault(at_s, what, step.whole("worker", 1, workers), kind == "end", delay_ms)
+        delay_ms = step.number("delay_ms", 1, DELAY_MOST_MS) if (kind, what) == ("fault", "slow") else 0.0
+        parsed = SavedFault(at_s, what, step.worker("worker", workers, ids), kind == "end", delay_ms)
     step.end()
     return parsed
 
@@ -396,7 +398,10 @@ def _parse_request(step: _Fields, at_s: float) -> SavedRequest:
 
 
 def _check_faults(steps: Sequence[tuple[int, Step]]) -> None:
-    """Every fault begins before it ends, and ends before it begins again."""
+    """Every fault begins before it ends, and ends before it begins again.
+
+    A link may have another delay from one moment to the next.
+    """
     since: dict[tuple[str, int], int] = {}
     changed_s: dict[tuple[str, int], float] = {}
     for number, step in steps:
@@ -413,11 +418,9 @@ def _check_faults(steps: Sequence[tuple[int, Step]]) -> None:
             )
         else:
             since[subject] = number
-        if step.at_s - changed_s.get(subject, -math.inf) < FAULT_S_MIN:
-            raise _Wrong(
-                f"step {number}: {said} would be {_SAID[step.what]} for too short a time, or again too soon; leave "
-                f"{FAULT_S_MIN:g} s between a fault's beginning and its end, and after its end"
-            )
+        if step.at_s - changed_s.get(subject, -math.inf) < FAULT_S_MIN and (step.ends or step.what not in _LINK_FAULTS):
+            short = "for too short a time" if step.ends else "again too soon"
+            raise _Wrong(f"step {number}: {said} is {_SAID[step.what]} {short}; leave {FAULT_S_MIN:g} s in between")
         changed_s[subject] = step.at_s
 
 
@@ -459,6 +462,13 @@ class _Fields:
         if isinstance(found, bool) or not isinstance(found, int) or not least <= found <= most:
             raise self._bad(name, found, f"a whole number from {least} to {most}")
         return found
+
+    def worker(self, name: str, workers: int, ids: Sequence[str]) -> int:
+        """A worker's place, from 1."""
+        found = self[name]
+        if isinstance(found, str) and ids:
+            return ids.index(self.one_of(name, ids)) + 1
+        return self.whole(name, 1, workers)
 
     def one_of(self, name: str, choices: Sequence[str]) -> str:
         found = self.take(name)
