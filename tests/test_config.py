@@ -111,6 +111,13 @@ def test_a_worker_is_told_what_it_cannot_be(flags: Mapping[str, object], complai
         ({"autoscale": "9..3", "max_load": 1}, "--autoscale: '9..3' is not MIN..MAX"),
         ({"autoscale": "0..3", "max_load": 1}, "--autoscale: '0..3' is not MIN..MAX"),
         ({"autoscale": "3..9"}, "--autoscale needs to know when: give --max-load or --max-keys"),
+        (
+            {"autoscale": "3..5", "max_load": 1, "start_workers": 6},
+            "--start-workers 6 is more than --autoscale allows, 5; change one",
+        ),
+        ({"start_workers": -1}, "--start-workers: -1 is not a number of workers, 0 to 1000"),
+        ({"worker_port": 70_000}, "--worker-port: 70000 is not a port"),
+        ({"break_it": "perhaps"}, "--break-it: 'perhaps' is neither true nor false"),
         ({"max_load": 10}, "give --autoscale MIN..MAX with them"),
         ({"autoscale": "3..9", "max_load": 0}, "--max-load: 0 is not a number of requests a second"),
     ],
@@ -220,3 +227,13 @@ def test_how_a_cluster_scales_by_itself() -> None:
     settings = master_settings({"autoscale": "3..9", "max_load": "500"}, {"TRIKV_MASTER_MAX_KEYS": "1000"})
     assert settings.autoscale == Limits(3, 9, max_load=500.0, max_keys=1000)
     assert master_settings({}, {}).autoscale is None
+
+
+def test_workers_that_the_master_starts_are_a_setting_of_every_source(tmp_path: Path) -> None:
+    assert master_settings({}, {}).break_it is False
+    settings = master_settings({"start_workers": "5"}, {"TRIKV_MASTER_BREAK_IT": "yes"})
+    assert (settings.start_workers, settings.worker_port, settings.break_it) == (5, 0, True)
+    file = tmp_path / "trikv.toml"
+    file.write_text("[master]\nstart_workers = 3\nworker_port = 8001\nbreak_it = true\n")
+    settings = master_settings({}, {}, file)
+    assert (settings.start_workers, settings.worker_port, settings.break_it) == (3, 8001, True)

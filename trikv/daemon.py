@@ -46,6 +46,7 @@ from trikv.worker.worker import Worker
 
 DRAIN_S: Final = 3.0  # for requests under way at a stop
 _DOCUMENT: Final = "cluster.sqlite"  # in a master's data directory
+_WORKERS: Final = "workers"  # the directories of the workers that it starts, there
 
 _log = logging.getLogger(__name__)
 
@@ -165,13 +166,15 @@ async def _master(settings: MasterSettings) -> None:
                         registry.provisioner(settings.provisioner),
                         founding=settings.start_workers,
                         address=listening.address,
-                        directory=data_dir.path / "workers",
+                        directory=data_dir.path / _WORKERS,
                         storage=registry.storage_engine(settings.worker_storage).name,
                         first_port=settings.worker_port,
                     )
                     await nursery.start(fleet.run)
                     if settings.autoscale is not None:
                         nursery.start_soon(master.scale_by_itself(settings.autoscale, fleet).run)
+                elif any((data_dir.path / _WORKERS).glob("*")):
+                    _log.warning("workers that a master started are not started again: give --start-workers N")
                 nursery.start_soon(master.sampling.run)
                 async with trio.open_nursery() as serving:
                     await serving.start(serve_http, services_of(master), http_socket, stop)

@@ -130,6 +130,18 @@ def test_a_worker_that_is_full_says_so() -> None:
     ]
 
 
+def test_a_worker_that_is_broken_on_purpose_says_so() -> None:
+    assert notes_on(worker_of(process="paused", link="cut")) == [
+        "its process is paused",
+        "its link to the master is cut on purpose",
+    ]
+    assert notes_on(worker_of(process="gone", link="slow", delay_ms=250.0)) == [
+        "its process has ended",
+        "its link to the master is slowed on purpose, by 250 ms",
+    ]
+    assert notes_on(worker_of(process="foreign")) == []
+
+
 @pytest.mark.parametrize(
     ("state", "place", "tone"),
     [

@@ -56,6 +56,8 @@ def after(quiet: list[Sample], busy: list[Sample]) -> list[Sample]:
         pytest.param(steady(3, 10, 500), Action.WAIT, "1,500 copies of keys are 50%", id="idle, but full of keys"),
         pytest.param(steady(2, 0), Action.WAIT, "0%", id="as few as are wanted"),
         pytest.param(steady(1, 0), Action.ADD, "at least 2", id="fewer than are wanted"),
+        pytest.param(steady(1, 0, away=1), Action.WAIT, "1 worker of the fleet may come back", id="one is down"),
+        pytest.param(steady(1, 90, away=1), Action.ADD, "90 requests", id="one is down, and the other is short"),
         pytest.param(steady(6, 50), Action.REMOVE, "at most 5", id="more than are wanted"),
         pytest.param(steady(3, 10, removable=()), Action.WAIT, "none of the workers", id="none is its own"),
     ],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.processes_of import children_of, is_alive
 from trikv.client import Client, TrikvError
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 
@@ -55,19 +55,6 @@ def members_of(client: Client) -> int:
     return sum(worker["place"] == "member" and worker["state"] == "up" for worker in client.cluster()["workers"])
 
 
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def children_of(pid: int) -> list[int]:
-    """Those of all its threads: Trio starts a process from a thread of its own."""
-    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
-
-
 def test_it_grows_under_load_and_its_workers_end_and_start_with_the_master(tmp_path: Path) -> None:
     with LocalCluster(workers=3, directory=tmp_path, timeout_s=20.0, master_options=OPTIONS) as cluster:
         with cluster.client() as client:
@@ -82,7 +69,7 @@ def test_it_grows_under_load_and_its_workers_end_and_start_with_the_master(tmp_p
             children = children_of(pid)
             assert len(children) == 1
             cluster.master.kill()
-            wait_until(lambda: not any(map(is_running, children)), what="its workers end with it")
+            wait_until(lambda: not any(map(is_alive, children)), what="its workers end with it")
             cluster.master.start()
             wait_until(
                 lambda: len(scaling_of(client)["own"]) == 1, what="they are started again", deadline_s=PATIENCE_S

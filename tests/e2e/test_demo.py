@@ -1,6 +1,5 @@
 """`trikv demo`: the tour's verdict, and that nothing is left behind, however it ends."""
 
-import os
 import re
 import signal
 import subprocess
@@ -13,6 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e.conftest import Trikv
+from tests.processes_of import children_of, is_alive
+from trikv.cli.demo import FURTHER_WORKERS
 from trikv.client import Client
 from trikv.testing.processes.cluster import wait_until
 
@@ -26,8 +27,10 @@ def test_the_tour_finds_the_promise_kept(trikv_process: Trikv, mode: str) -> Non
     assert re.search(r"writes: \d+ committed, \d+ refused, 0 unknown", told), told
 
 
-def test_the_demo_killed_with_9_leaves_no_process_and_no_file() -> None:
-    with running_demo() as (demo, processes, directory, _):
+def test_the_demo_killed_with_9_leaves_no_process_and_no_file_not_even_a_paused_one() -> None:
+    with running_demo() as (demo, processes, directory, url):
+        with Client(url) as client:
+            client.inject("pause", client.faults()["workers"][0]["id"])
         demo.kill()
         demo.wait()
         wait_until(lambda: not any(map(is_alive, processes)), what="its children are gone")
@@ -43,13 +46,24 @@ def test_the_demo_ends_cleanly_when_asked(number: signal.Signals) -> None:
         assert not directory.exists()
 
 
+def test_the_demo_scales_and_can_be_broken() -> None:
+    with running_demo() as demo, Client(demo.url) as client:
+        faults, state = client.faults(), client.cluster()
+        assert faults["allowed"]
+        assert {worker["pid"] for worker in faults["workers"]} <= set(demo.children)
+        assert [worker["process"] for worker in faults["workers"]] == ["running", "running"]
+        assert (state["autoscale"]["fewest"], state["autoscale"]["most"]) == (2, 2 + FURTHER_WORKERS)
+
+
 def test_a_demo_whose_data_is_kept_goes_on_in_the_mode_that_it_was_switched_to(tmp_path: Path) -> None:
+    seen = []
     for mode in ("quorum", "chain"):
         with (
             running_demo("--data-dir", str(tmp_path), workers=1, storage="rocksdb") as demo,
             Client(demo.url) as client,
         ):
             assert client.mode()["mode"] == mode
+            seen.append([worker["id"] for worker in client.cluster()["workers"]])
             if mode == "quorum":
                 client.put(b"color", b"blue")
                 client.set_mode("chain")
@@ -58,6 +72,8 @@ def test_a_demo_whose_data_is_kept_goes_on_in_the_mode_that_it_was_switched_to(t
             assert found.value == b"blue"
             demo.process.send_signal(signal.SIGTERM)
             assert demo.process.wait(timeout=60) == 0
+    assert len(seen[0]) == 1
+    assert seen[0] == seen[1]
     with running_demo("--data-dir", str(tmp_path), "--mode", "sync", workers=1, storage="rocksdb") as demo:
         with Client(demo.url) as client:
             assert client.mode()["mode"] == "chain"
@@ -120,17 +136,3 @@ def running_demo(*arguments: str, workers: int = 2, storage: str = "memory") -> 
             yield Demo(demo, [*children, *workers_started], Path(directory[1]), url[1])
         finally:
             demo.kill()
-
-
-def children_of(pid: int) -> list[int]:
-    """Those of all its threads (proc(5)): Trio starts a process from a thread of its own."""
-    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
-
-
-def is_alive(pid: int) -> bool:
-    """Does it run? One that has ended and that nobody has asked about yet (Z) does not."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False

@@ -8,46 +8,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trikv.api import Provisioner, WorkerOrder
+from tests.provisioner import InProcess
 from trikv.core.errors import TrikvError
 from trikv.core.scaling import Action, Limits
 from trikv.master.autoscale import FAILURES_MAX, Autoscaler
-from trikv.testing.inprocess import InProcessCluster, Node
+from trikv.testing.inprocess import InProcessCluster
 
 KEYS = [b"key-%03d" % number for number in range(60)]
 PATIENCE_S = 300.0
-
-
-class InProcess(Provisioner):
-    """Workers beside the others of the test's cluster."""
-
-    name = "in-process"
-
-    def __init__(self, cluster: InProcessCluster) -> None:
-        self.cluster = cluster
-        self.running: dict[int, Node] = {}
-        self.orders: list[WorkerOrder] = []
-        self.broken = ""
-
-    async def start(self, order: WorkerOrder) -> str:
-        self.orders.append(order)
-        if self.broken == "hangs":
-            await trio.sleep_forever()
-        if self.broken == "is buggy":
-            raise ZeroDivisionError("a bug")
-        if self.broken:
-            raise OSError(self.broken)
-        node = await self.cluster.add_worker()
-        self.running[order.number] = node
-        return node.worker.id
-
-    async def stop(self, number: int) -> None:
-        if self.broken == "is buggy":
-            raise ZeroDivisionError("a bug")
-        await self.cluster.kill(self.running.pop(number))
-
-    async def close(self) -> None:
-        self.running.clear()
 
 
 class Clients:
@@ -77,9 +45,9 @@ class Clients:
 
 
 async def scaled(
-    nursery: trio.Nursery, tmp_path: Path, limits: Limits
+    nursery: trio.Nursery, tmp_path: Path, limits: Limits, *, workers: int = 0
 ) -> tuple[InProcessCluster, InProcess, Autoscaler, Clients]:
-    cluster = await InProcessCluster.start(nursery, workers=limits.fewest)
+    cluster = await InProcessCluster.start(nursery, workers=workers or limits.fewest)
     provisioner = InProcess(cluster)
     fleet = cluster.master.start_workers(
         provisioner, address=cluster.master_address, directory=tmp_path, storage="memory"
@@ -190,3 +158,20 @@ async def test_a_worker_that_cannot_be_stopped_ends_nothing(
     clients.rate = 1.0
     await cluster.until(lambda: not autoscaler.describe()["own"], patience_s=PATIENCE_S)
     assert await cluster.coordinator.get(KEYS[0]) is not None
+
+
+async def test_a_worker_that_is_down_is_not_replaced_until_the_load_calls_for_it(
+    nursery: trio.Nursery, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    (tmp_path / "1").mkdir()
+    cluster, provisioner, autoscaler, clients = await scaled(nursery, tmp_path, Limits(4, 6, max_load=50), workers=3)
+    await cluster.until(lambda: provisioner.running and not autoscaler._why_busy(), patience_s=PATIENCE_S)
+    clients.rate = 1.0
+    await provisioner.kill(1)
+    await cluster.until(lambda: "1 worker of the fleet may come back" in autoscaler.decision.why, patience_s=PATIENCE_S)
+    await trio.sleep(60)
+    assert len(provisioner.orders) == 1
+    clients.rate = 50.0
+    await cluster.until(lambda: len(provisioner.orders) == 2, patience_s=PATIENCE_S)
+    assert provisioner.orders[1].number == 2
+    assert clients.failures == []

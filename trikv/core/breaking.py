@@ -55,8 +55,8 @@ PROCESS_KINDS: Final = {
 }
 LINK_KINDS: Final = {
     LinkState.WHOLE: (BreakKind.CUT, BreakKind.SLOW),
-    LinkState.SLOW: (BreakKind.CUT, BreakKind.SLOW, BreakKind.MEND),
     LinkState.CUT: (BreakKind.SLOW, BreakKind.MEND),
+    LinkState.SLOW: (BreakKind.CUT, BreakKind.SLOW, BreakKind.MEND),
 }
 
 # What each kind did, as a clause.
@@ -77,16 +77,17 @@ def kinds_for(condition: Condition) -> list[BreakKind]:
 
 
 def why_not(kind: BreakKind, worker: str, condition: Condition) -> str:
-    """Why that cannot be done to the worker now, as a sentence for a person; empty if it can."""
+    """Why that cannot be done to the worker now, as a clause for a person; empty if it can."""
     if kind in kinds_for(condition):
         return ""
-    if any(kind in kinds for kinds in LINK_KINDS.values()):
-        return f"the link to worker {worker} is {condition.link} already"
+    if for_links := [state.value for state, kinds in LINK_KINDS.items() if kind in kinds]:
+        return f"the link to worker {worker} is {condition.link}; {kind} is for one that is {' or '.join(for_links)}"
     if condition.process is ProcessState.FOREIGN:
         return (
             f"the process of worker {worker} was not started by this master, which can cut or slow its link alone; "
             "trikv master --start-workers N starts workers whose processes it can break"
         )
-    if kind is BreakKind.RESUME:
-        return f"the process of worker {worker} is {condition.process}, not paused"
-    return f"the process of worker {worker} is {condition.process} already"
+    for_processes = [state.value for state, kinds in PROCESS_KINDS.items() if kind in kinds]
+    return (
+        f"the process of worker {worker} is {condition.process}; {kind} is for one that is {' or '.join(for_processes)}"
+    )

@@ -162,7 +162,9 @@ class Fleet:
         order = WorkerOrder(number, self._master, self._directory / str(number), self._storage, port)
         try:
             with trio.fail_after(START_S):
-                worker = await self._provisioner.start(order)
+                worker: object = await self._provisioner.start(order)
+            if not isinstance(worker, str) or not worker:
+                raise TypeError(f"start answered {worker!r}, which is no id of a worker")
         except Exception as error:
             why = self.failed[number] = _told(error)
             failures = self._failures[number] = self._failures.get(number, 0) + 1
@@ -172,6 +174,7 @@ class Fleet:
         self.failed.pop(number, None)
         self._failures.pop(number, None)
         self.own[number] = worker
+        self._enlisted.discard(number)
         self._events.note("worker_started", worker=worker)
 
     async def _stop(self, number: int) -> None:
@@ -219,14 +222,14 @@ class Fleet:
             return ProcessState.FOREIGN, None
         try:
             process = self._provisioner.process(number)
+            if process is None:
+                return ProcessState.GONE, None
+            return ProcessState.PAUSED if process.paused else ProcessState.RUNNING, int(process.pid)
         except Exception as error:  # noqa: BLE001 a provisioner is a stranger's code
             _log.warning(
                 "provisioner %s cannot tell how worker %s is: %s", self._provisioner.name, worker, _told(error)
             )
             return ProcessState.FOREIGN, None
-        if process is None:
-            return ProcessState.GONE, None
-        return ProcessState.PAUSED if process.paused else ProcessState.RUNNING, process.pid
 
     async def do(self, kind: BreakKind, worker: str) -> str:
         """Pause, resume, kill or start a worker's process. Answers the worker's id, which a new start may change.

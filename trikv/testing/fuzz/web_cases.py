@@ -181,7 +181,8 @@ def _get_item(key: str) -> dict[str, str]:
 
 
 def _odd_json(dice: random.Random, key: str) -> FuzzRequest:
-    target = (b"/v1/batch", b"/v1/mode?plan=true", b"/config?plan=true", b"/v1/workers", b"/v1/recover", b"/v1/repair")
+    target = (b"/v1/batch", b"/v1/mode?plan=true", b"/config?plan=true", b"/v1/workers", b"/v1/recover", b"/v1/repair",
+              b"/v1/faults")  # fmt: skip
     at = dice.randrange(len(target))
     return FuzzRequest(b"PUT" if at == 1 else b"POST", target[at], JSON, dice.choice(TEXTS))
 
@@ -213,6 +214,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _fixed(b"POST", b"/v1/workers", JSON, b'{"address": "127.0.0.1:1"}'),
     _fixed(b"GET", b"/v1/workers/plan"), _fixed(b"POST", b"/v1/workers/w-nobody/drain?dry_run=true"),
     _fixed(b"POST", b"/v1/workers/w-nobody/undrain"), _fixed(b"DELETE", b"/v1/workers/w-nobody"),
+    _fixed(b"GET", b"/v1/faults"), _fixed(b"POST", b"/v1/faults", JSON, b'{"kind": "cut", "worker": "w-nobody"}'),
     _fixed(b"POST", b"/v1/recover", JSON, b'{"accept_loss": false}'), _fixed(b"GET", b"/v1/events"),
     _fixed(b"GET", b"/livez"), _fixed(b"GET", b"/readyz"), _fixed(b"GET", b"/static/style.css"),
     _fixed(b"GET", b"/readyz?safe_to_stop=w-nobody"), _fixed(b"OPTIONS", b"*"),
