@@ -81,6 +81,8 @@ def test_the_file_is_the_named_one() -> None:
         ({"port": 1, "master": "localhost:70000"}, "--master: 'localhost:70000' is not an address"),
         ({"port": 1, "max_keys": 0}, "--max-keys: 0 is not a number of keys, 1 or more"),
         ({"port": 1, "storage": " "}, "--storage: ' ' is not a name"),
+        ({"port": 1, "metrics": "9100"}, "--metrics: '9100' is not an address; write HOST:PORT"),
+        ({"port": 1, "metrics": "0.0.0.0:9100"}, "0.0.0.0 can be reached from other machines.*--insecure"),
         ({"port": 1, "host": "0.0.0.0"}, "0.0.0.0 can be reached from other machines.*--insecure"),
     ],
 )
@@ -173,14 +175,17 @@ SERVICE = {
 }  # fmt: skip
 
 
+ROLES = ("MASTER", "WORKER", "WORKER_METRICS")
+
+
 def test_the_variables_that_kubernetes_sets_for_a_service_are_no_settings() -> None:
-    environ = {f"TRIKV_{role}_{name}": value for role in ("MASTER", "WORKER") for name, value in SERVICE.items()}
+    environ = {f"TRIKV_{role}_{name}": value for role in ROLES for name, value in SERVICE.items()}
     settings = master_settings({}, environ)
     assert settings == MasterSettings()
     assert len(settings.notes) == 1
     assert "TRIKV_MASTER_PORT_8000_TCP_ADDR" in settings.notes[0]
     assert "Kubernetes" in settings.notes[0]
-    assert worker_settings({"port": 8001}, environ).port == 8001
+    assert worker_settings({"port": 8001}, environ) == WorkerSettings(8001)
     ipv6 = {"TRIKV_MASTER_PORT": "tcp://[fd00::1]:8000", "TRIKV_MASTER_SERVICE_HOST": "fd00::1"}
     assert master_settings({}, ipv6) == MasterSettings()
     assert master_settings({}, {"TRIKV_MASTER_PORT": "8001"}).port == 8001

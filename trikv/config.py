@@ -13,8 +13,8 @@ stands. Errors are an unknown name (it may be a typo), a value out of range, and
 installed, and the socket whether an address is free.
 
 `notes` are lines for the log, about what was used or ignored without being asked for. One is the file of the working
-directory, which may be a stranger's. Another is the variables that Kubernetes sets for a service called `trikv-master`
-or `trikv-worker` (TRIKV_MASTER_PORT=tcp://10.0.0.1:8000 and the like): they are no settings, and are ignored.
+directory, which may be a stranger's. Another is the variables that Kubernetes sets for a service called `trikv-master`,
+`trikv-worker-metrics` or the like (TRIKV_MASTER_PORT=tcp://10.0.0.1:8000): they are no settings, and are ignored.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class WorkerSettings:
     data_dir: Path | None = None
     storage: str = "rocksdb"
     max_keys: int | None = None
+    metrics: str | None = None  # where GET /metrics is served; None: nowhere
     insecure: bool = False
     exit_with_stdin: bool = False
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -100,7 +101,8 @@ def worker_settings(
       SettingsError: a setting is wrong.
     """
     settings = WorkerSettings(**_gather("worker", flags, environ, config))
-    _check_reach(settings.insecure, settings.host)
+    hosts = [settings.host, *([] if settings.metrics is None else [split_address(settings.metrics)[0]])]
+    _check_reach(settings.insecure, *hosts)
     return settings
 
 
@@ -151,7 +153,7 @@ _NO_SETTINGS: Final = {"exit_with_stdin", "notes"}  # they concern one process, 
 # Variables that Kubernetes sets in each container for each service: the name behind the service's, and the value.
 _SERVICE_URL: Final = r"(tcp|udp|sctp)://\S+:[0-9]+"
 _SERVICE_VARIABLES: Final = tuple(
-    (re.compile(name), re.compile(value))
+    (re.compile(rf"([A-Z0-9_]+_)?({name})"), re.compile(value))
     for name, value in (
         (r"PORT(_[0-9]+_(TCP|UDP|SCTP))?", _SERVICE_URL),
         (r"PORT_[0-9]+_(TCP|UDP|SCTP)_PROTO", "tcp|udp|sctp"),
@@ -342,6 +344,7 @@ _READERS: Final[dict[str, Callable[[object], object]]] = {
     "port": lambda value: _whole(value, "a port", 0, PORT_MAX),
     "host": _text,
     "http": _address,
+    "metrics": _or_none(_address),
     "master": _or_none(_address),
     "workers": _addresses,
     "data_dir": _path,

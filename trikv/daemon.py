@@ -20,7 +20,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -97,12 +97,16 @@ async def _worker(settings: WorkerSettings) -> None:
     engine = load_registry().storage_engine(settings.storage)
     doors = Doors()
     listening = await doors.transport.listen(join_address(settings.host, settings.port))
-    if not engine.durable:
-        await _serve_worker(settings, doors, listening, engine, None)
-        return
-    with open_data_dir(settings.directory, "worker") as data_dir:
-        with closing(ProgressFile(data_dir.path)) as progress:
-            await _serve_worker(settings, doors, listening, engine, data_dir.path / "records", progress)
+    with ExitStack() as stack:
+        metrics = None
+        if settings.metrics is not None:
+            metrics = stack.enter_context(_bind_http(settings.metrics, "--metrics"))
+        if not engine.durable:
+            await _serve_worker(settings, doors, listening, engine, metrics, None)
+            return
+        data_dir = stack.enter_context(open_data_dir(settings.directory, "worker"))
+        progress = stack.enter_context(closing(ProgressFile(data_dir.path)))
+        await _serve_worker(settings, doors, listening, engine, metrics, data_dir.path / "records", progress)
 
 
 async def _serve_worker(
@@ -110,6 +114,7 @@ async def _serve_worker(
     doors: Doors,
     listening: Listening,
     engine: StorageEngine,
+    metrics: socket.socket | None,
     directory: Path | None,
     progress: ProgressMarker | None = None,
 ) -> None:
@@ -123,7 +128,13 @@ async def _serve_worker(
         async with trio.open_nursery() as nursery:
             stop = await nursery.start(_watch_for_stop, settings.exit_with_stdin)
             await nursery.start(partial(worker.run, listening, master=settings.master))
-            _announce(f"worker {worker.id} listening on {listening.address}")
+            where = ""
+            if metrics is not None:
+                from trikv.web.worker_metrics import serve_metrics  # a worker without them need not pay for it
+
+                await nursery.start(serve_metrics, worker, metrics, stop)
+                where = f", http://{_address_of(settings.metrics or '', metrics)}"
+            _announce(f"worker {worker.id} listening on {listening.address}{where}")
             await stop.wait()
             nursery.cancel_scope.cancel()
     finally:
@@ -138,8 +149,8 @@ async def _master(settings: MasterSettings) -> None:
     links = BreakableTransport(TcpTransport()) if settings.break_it else None
     doors = Doors() if links is None else Doors(links)
     listening = await doors.transport.listen(join_address(settings.host, settings.port))
-    http_socket = _bind_http(settings.http)
-    http = join_address(split_address(settings.http)[0], http_socket.getsockname()[1])
+    http_socket = _bind_http(settings.http, "--http")
+    http = _address_of(settings.http, http_socket)
     with http_socket, open_data_dir(settings.directory, "master", founding=_DOCUMENT) as data_dir:
         store = await SqliteConfigStore.open(data_dir.path / _DOCUMENT, founded=data_dir.founded)
         try:
@@ -214,8 +225,13 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _bind_http(address: str) -> socket.socket:
-    """The HTTP socket, bound before anything is served, so that a port in use is one line and not an exception group.
+def _address_of(address: str, sock: socket.socket) -> str:
+    """The address with the port that the system chose."""
+    return join_address(split_address(address)[0], sock.getsockname()[1])
+
+
+def _bind_http(address: str, flag: str) -> socket.socket:
+    """A socket for HTTP, bound before anything is served, so that a port in use is one line and not an exception group.
 
     Raises:
       OSError: the address is taken or not ours.
@@ -225,13 +241,13 @@ def _bind_http(address: str) -> socket.socket:
         family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise unresolved(host, error, "; name another with --http HOST:PORT") from error
+        raise unresolved(host, error, f"; name another with {flag} HOST:PORT") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
     except OSError as error:
         sock.close()
-        message = f"cannot serve HTTP on {address}: {error.strerror}; choose another with --http HOST:PORT"
+        message = f"cannot serve HTTP on {address}: {error.strerror}; choose another with {flag} HOST:PORT"
         raise OSError(error.errno, message) from error
     return sock
 

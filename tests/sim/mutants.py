@@ -114,8 +114,8 @@ def acknowledge_before_fsync() -> AbstractContextManager[None]:
     """A store is acknowledged when it is in the batch, which may never reach the disk."""
     real = Worker._decide
 
-    def decide(self: Worker, item: _Item) -> bool:
-        granted = real(self, item)
+    def decide(self: Worker, item: _Item, now: float) -> bool:
+        granted = real(self, item, now)
         if granted and isinstance(item.request, Store) and not item.request.onward:
             item.link.answer(item.call_id, Fault.OK, [])
         return granted

@@ -55,6 +55,7 @@ LARGE_BYTES_MAX: Final = QUEUE_BYTES_MAX // 2
 LARGE_VALUE_BYTES: Final = 64 * 1024
 SCANS_MAX: Final = 4
 HOT_KEY_STEP: Final = 8
+ADMISSION_STEP: Final = 8
 _MAY_GO_ON: Final = ("unavailable", "unanswered")  # as the next configuration may answer
 
 _log = logging.getLogger(__name__)
@@ -67,12 +68,13 @@ class WriteFailed(Exception):
 class Attempt:
     """What is known of one client operation's own write."""
 
-    __slots__ = ("deadline_s", "sent", "trace")
+    __slots__ = ("admitted_s", "deadline_s", "sent", "trace")
 
     def __init__(self, deadline_s: float, trace: RequestTrace | None = None) -> None:
         self.deadline_s = deadline_s
         self.sent = False
         self.trace = trace
+        self.admitted_s: float | None = None  # when its strategy was first asked to write, if that is measured
 
 
 class Longest:
@@ -99,6 +101,10 @@ class Coordinator:
         self.mode = ""  # the one in force, set by the master
         self.outcomes_by_mode: Counter[tuple[str, Outcome]] = Counter()
         self.durations = {what: Histogram() for what in ("get", "put", "delete", "scan")}
+        # Of one write in `ADMISSION_STEP`: from the beginning until the strategy is first asked.
+        self.admission = Histogram()
+        self.repairs = Histogram()  # of keys, before their answer or in the background
+        self.error_codes: Counter[str] = Counter()  # of operations that were refused or are unknown
         self.traces = Traces()
         self.hot_keys = HotKeys()
         self._asked = 0  # operations on keys, of which one in `HOT_KEY_STEP` is counted by its key
@@ -108,6 +114,11 @@ class Coordinator:
         # Set when a write ends without a commit; `healing/finish.py` then makes a new one.
         self.in_doubt = trio.Event()
         self.changed = Signal()  # something that an operation may be waiting for: a member's availability, a partition
+
+    @property
+    def writing_bytes(self) -> int:
+        """Of values that are on their way."""
+        return self._writing_bytes
 
     @property
     def scans_under_way(self) -> int:
@@ -249,6 +260,8 @@ class Coordinator:
             if self.partitions[state.index] is not state:
                 raise WriteFailed("its configuration was replaced while it waited for the key")
             version = state.next_version()
+            if not self._asked % ADMISSION_STEP and attempt.admitted_s is None:
+                attempt.admitted_s = trio.current_time()
             if attempt.trace is not None:
                 self.traces.note_stamp(attempt.trace, version)
             await self.own_write(state, key, Record(version, version, value), attempt.deadline_s, attempt)
@@ -322,6 +335,15 @@ class Coordinator:
         hidden one, and a replica that holds something newer acknowledges a store without holding *it*. `besides`: see
         `fetch_history`.
         """
+        began_s = trio.current_time()
+        try:
+            return await self._repair(state, key, deadline_s, besides)
+        finally:
+            self.repairs.note(trio.current_time() - began_s)
+
+    async def _repair(
+        self, state: PartitionState, key: bytes, deadline_s: float, besides: Target | None
+    ) -> Record | None:
         record = state.pending.get(key)
         if record is None:
             try:
@@ -419,7 +441,7 @@ class Coordinator:
         """Admit an operation, bound it, and say what came of it."""
         timeout_s = self.timeout_s if timeout_s is None else min(timeout_s, TIMEOUT_MOST_S)
         if self.in_flight >= IN_FLIGHT_MAX:
-            self._note_outcome(trace, Outcome.REFUSED, "too many operations are under way")
+            self._note_outcome(trace, Outcome.REFUSED, "too many operations are under way", code="overloaded")
             raise Refused("overloaded", f"{IN_FLIGHT_MAX:,} operations are under way already")
         began_s = trio.current_time()
         attempt = Attempt(began_s + timeout_s, trace)
@@ -435,10 +457,10 @@ class Coordinator:
             self._note_outcome(trace, Outcome.COMMITTED)
         except WriteFailed as error:
             failure = self._failure(attempt, "unavailable", str(error))
-            self._note_outcome(trace, failure.kind.outcome, failure.detail)
+            self._note_outcome(trace, failure.kind.outcome, failure.detail, code=failure.kind.code)
             raise failure from error
         except TrikvError as error:
-            self._note_outcome(trace, error.kind.outcome, error.detail)
+            self._note_outcome(trace, error.kind.outcome, error.detail, code=error.kind.code)
             raise
         finally:
             current.reset(token)
@@ -447,11 +469,15 @@ class Coordinator:
             self.in_flight -= 1
             duration_s = trio.current_time() - began_s
             self.durations[what].note(duration_s)
+            if attempt.admitted_s is not None:
+                self.admission.note(attempt.admitted_s - began_s)
             for measure in self.longest:
                 measure.note(duration_s)
 
-    def _note_outcome(self, trace: RequestTrace | None, outcome: Outcome, detail: str = "") -> None:
+    def _note_outcome(self, trace: RequestTrace | None, outcome: Outcome, detail: str = "", *, code: str = "") -> None:
         self.outcomes_by_mode[self.mode, outcome] += 1
+        if code:
+            self.error_codes[code] += 1
         if trace is not None:
             trace.end(outcome.value, detail)
 

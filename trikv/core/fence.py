@@ -32,6 +32,10 @@ class Fence:
         self.term = max(map(term_of, self._promised.values()), default=0)
         self._term_known = self.term
 
+    def __len__(self) -> int:
+        """Of how many partitions an epoch is promised."""
+        return len(self._promised)
+
     def believes(self, term: int) -> bool:
         """May a master have this term? A worker that has met no term believes any that leaves room for later ones."""
         return term <= (self._term_known + JUMP_MAX if self._term_known else TERM_MAX - JUMP_MAX)

@@ -4,7 +4,8 @@ The buckets are fine, each a quarter longer than the one before, so that a perce
 eighth at most. A monitoring system is told fewer: those that end at one of `EXPORTED_BOUNDS_S`, from half a millisecond
 to ten seconds.
 
-`CallTimes` can also tell percentiles of the last seconds.
+`CallTimes` can also tell percentiles of the last seconds. `Sizes` counts how many there were of something, in buckets
+that end at a power of two.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final
 
 EXPORTED_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _FINE_BOUNDS_S: Final = tuple(50e-6 * 1.25**i for i in range(59))  # from 50 microseconds to 20 seconds
+_SIZE_BITS_MAX: Final = 12  # in what is told; there is no bound on what is counted
 RECENT_S: Final = 5.0  # what is told of the last seconds is of so many at least, and of twice as many at most
 BOUNDS_S: Final = tuple(sorted({*EXPORTED_BOUNDS_S, *_FINE_BOUNDS_S}))
 
@@ -61,6 +63,27 @@ class CallTimes(Histogram):
     def recent(self) -> list[int]:
         """The counts of the last seconds, as far as `tick` knows."""
         return [count - former for count, former in zip(self.counts, self._former, strict=True)]
+
+
+class Sizes:
+    """How many there were at a time, such as records in a batch. `counts[i]`: up to `1 << i`, and more than half of
+    it."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * 64
+        self.total = 0
+
+    def note(self, size: int) -> None:
+        """There were so many, at least one."""
+        self.counts[(size - 1).bit_length()] += 1
+        self.total += size
+
+    def cumulative(self) -> list[tuple[float, int]]:
+        """By upper bound, how often there were no more; the last bound is infinity."""
+        totals = list(accumulate(self.counts))
+        return [*((1 << bits, totals[bits]) for bits in range(_SIZE_BITS_MAX + 1)), (float("inf"), totals[-1])]
 
 
 def percentile_s(counts: Sequence[int], share: float) -> float | None:

@@ -20,6 +20,7 @@ import trio
 from trikv.coordinator.partition import PartitionState
 from trikv.core.configuration import Cluster
 from trikv.core.errors import Refused, Unknown
+from trikv.core.histogram import Histogram
 from trikv.master.configstore import CHANGE, ConfigConflict, ConfigStore, ConfigStoreError, NotChanged
 from trikv.net.signal import Signal
 
@@ -42,6 +43,8 @@ class Document:
         self.cluster = cluster
         self.changing = trio.Lock()
         self.changed = Signal()
+        self.write_times = Histogram()  # of changes, those that failed included
+        self.failures = 0  # of writes: refused by the store, or in doubt
         self._revision = revision
         self._store = store
         self._name = name
@@ -130,7 +133,7 @@ class Document:
         while True:
             with trio.CancelScope(shield=True):  # never stop between writing the document and installing it
                 try:
-                    return await self._store.compare_and_set(document, self._revision)
+                    return await self._compare_and_set(document)
                 except ConfigConflict as conflict:
                     if doubt is None:
                         raise
@@ -157,6 +160,16 @@ class Document:
             except trio.Cancelled:
                 self._end(doubt)  # also where only the caller was cancelled: the next change must not build on it
                 raise
+
+    async def _compare_and_set(self, document: dict[str, Any]) -> int:
+        began_s = trio.current_time()
+        try:
+            return await self._store.compare_and_set(document, self._revision)
+        except (ConfigConflict, ConfigStoreError):
+            self.failures += 1
+            raise
+        finally:
+            self.write_times.note(trio.current_time() - began_s)
 
     def _end(self, error: Exception) -> None:
         """Let `run` end with that error."""

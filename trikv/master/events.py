@@ -24,7 +24,7 @@ Left out: durability. What must survive is in the cluster's document.
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Container
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -69,6 +69,7 @@ class EventLog:
         assert count_max >= 1, count_max
         self.term = term
         self.wall_clock = wall_clock
+        self.counts: Counter[str] = Counter()  # by kind, of all that were ever noted here
         self._count_max = count_max
         self._bytes_max = bytes_max
         self._kept: deque[Event] = deque()
@@ -87,6 +88,7 @@ class EventLog:
         """Say that something happened. `fields`, which JSON can carry, tell what; many partitions are a count."""
         assert not fields.keys() & _OURS, (kind, fields)
         event = self._encode(f"{self.term}-{self._first + len(self._kept)}", kind, fields)
+        self.counts[kind] += 1
         self._kept.append(event)
         self._kept_bytes += len(event.text)
         while len(self._kept) > self._count_max or (self._kept_bytes > self._bytes_max and len(self._kept) > 1):

@@ -29,6 +29,7 @@ from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
 from trikv.master.membership import Membership, WatchedWorker
 from trikv.master.operations import Operations
+from trikv.net.peers import Peer
 from trikv.registry import Registry
 
 
@@ -71,6 +72,15 @@ class Status:
     @property
     def workers(self) -> Mapping[str, WorkerEntry]:
         return self._document.cluster.workers
+
+    @property
+    def document(self) -> Document:
+        return self._document
+
+    @property
+    def peers(self) -> Mapping[str, Peer]:
+        """By worker: what keeps the link to it."""
+        return {worker: watched.peer for worker, watched in self._membership.watched.items()}
 
     @property
     def partitions(self) -> Sequence[Partition]:

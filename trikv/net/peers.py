@@ -46,6 +46,7 @@ class Peer:
         self.why_not = NOT_DIALLED  # why there is no link, for a person; empty while there is one
         self.refused = False  # the last dial was refused: no process listens there
         self.times = CallTimes()  # of the calls over all links to it
+        self._frames = 0  # of calls, over links that are gone
         self._me = me
         self._doors = doors
         self._judge = judge
@@ -75,6 +76,11 @@ class Peer:
         return result
 
     @property
+    def frames(self) -> int:
+        """How many frames of calls left, over all links to it."""
+        return self._frames if self.link is None else self.link.frames
+
+    @property
     def crowded(self) -> bool:
         """Is there a link that takes no more calls just now?"""
         return self.link is not None and self.link.crowded
@@ -101,7 +107,7 @@ class Peer:
                 pause_s = _longer(pause_s)
                 continue
             self.refused = False
-            link.times = self.times
+            link.times, link.frames = self.times, self.frames
             linked_s = trio.current_time()
             self._set(link, "")
             try:
@@ -125,6 +131,8 @@ class Peer:
         self._set(None, "the connection ended")
 
     def _set(self, link: Link | None, why_not: str) -> None:
+        if self.link is not None:
+            self._frames = self.link.frames
         self.link = link
         self.why_not = why_not
         self._on_link(link)

@@ -37,7 +37,7 @@ PORT_MAX: Final = 65_535
 ANNOUNCED_BYTES_MAX: Final = 4_096  # of what a process says, the announcement among it
 LOG_TAIL_BYTES: Final = 4_096
 
-_ANNOUNCEMENT: Final = re.compile(rb"worker (\S+) listening on (\S+)\n")
+_ANNOUNCEMENT: Final = re.compile(rb"worker (\S+) listening on ([^,\s]+)[^\n]*\n")
 
 _log = logging.getLogger(__name__)
 

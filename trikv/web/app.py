@@ -195,6 +195,7 @@ def create_app(
         app.add_url_rule(path, path, view_func, methods=["GET"], provide_automatic_options=False)
     app.before_request(partial(_guard, loopback_only))
     app.after_request(_make_safe)
+    app.after_request(partial(_count, services))
     app.register_error_handler(TrikvError, _answer_error)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(Exception, _answer_surprise)
@@ -295,6 +296,13 @@ async def _guard(loopback_only: bool) -> None:
 async def _make_safe(response: quart.Response) -> quart.Response:
     for name, value in SAFE_HEADERS.items():
         response.headers.setdefault(name, value)
+    return response
+
+
+async def _count(services: Services, response: quart.Response) -> quart.Response:
+    rule = quart.request.url_rule
+    method, route = ("", "none") if rule is None else (quart.request.method, rule.endpoint.rpartition(" ")[2])
+    services.answered[method, route, response.status_code] += 1
     return response
 
 

@@ -7,8 +7,9 @@ request cannot reach a part that is not named here, and a front that is not HTTP
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from trikv.coordinator.coordinator import Coordinator
@@ -31,7 +32,8 @@ class RunDetached(Protocol):
 @dataclass(frozen=True, slots=True)
 class Services:
     """`coordinator`: keys. `status`: what the cluster says of itself. `operations`, `enlisting`, `breaking`: operators'
-    changes. `sampling`: the last quarter of an hour in numbers."""
+    changes. `sampling`: the last quarter of an hour in numbers. `answered`: how many HTTP requests were, by method,
+    route and status."""
 
     coordinator: Coordinator
     status: Status
@@ -41,3 +43,4 @@ class Services:
     events: EventLog
     sampling: Sampling
     run_detached: RunDetached
+    answered: Counter[tuple[str, str, int]] = field(default_factory=Counter)

@@ -17,9 +17,12 @@ from __future__ import annotations
 
 from typing import Final
 
+import trio
+
 from trikv.api import Batch, Storage
 from trikv.core.digest import Summary
 from trikv.core.fence import EpochJudgement, Fence
+from trikv.core.histogram import Histogram, Sizes
 from trikv.core.record import Record, Version
 
 _EMPTY: Final = Summary()
@@ -45,6 +48,9 @@ class Registers:
         self.keys = sum(summary.keys for summary in self._summaries.values())
         self.size_bytes = sum(summary.size_bytes for summary in self._summaries.values())  # of keys and values
         self._storage = storage
+        self._now = trio.lowlevel.current_clock().current_time  # `trio.current_time` costs twice as much
+        self.commit_times = Histogram()  # of batches, from the write to the end of its flush
+        self.commit_sizes = Sizes()  # records in a batch
         # What the next `commit` makes durable.
         self._batch = Batch()
         self._changed: set[int] = set()  # partitions whose summary differs from the note on disk
@@ -133,8 +139,12 @@ class Registers:
         self._changed.clear()
         if batch:
             batch.meta["batches"] = b"%d" % (self.batches + 1)
+            began_s = self._now()
             await self._storage.commit(batch)
             self.batches += 1
+            self.commit_times.note(self._now() - began_s)
+            if records := len(batch.puts) + len(batch.removes):
+                self.commit_sizes.note(records)
         self._before.clear()
         self._in_doubt.clear()
 

@@ -26,12 +26,12 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import trio
 
-from trikv.api import Storage
+from trikv.api import Room, Storage
 from trikv.core import calls, lineage
 from trikv.core.calls import (
     Confirm,
@@ -46,6 +46,7 @@ from trikv.core.calls import (
     List,
     Op,
     Renew,
+    RpcRequest,
     Store,
 )
 from trikv.core.errors import Fault
@@ -57,6 +58,7 @@ from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
 from trikv.net.peers import NOT_DIALLED, Peer
 from trikv.net.serve import serve_links
+from trikv.worker.counts import CallCounts
 from trikv.worker.progress import ProgressMarker
 from trikv.worker.registers import Registers
 
@@ -124,8 +126,10 @@ class Worker:
         self.max_keys = max_keys
         self._process = doors.new_id()
         self._master = ""  # the incarnation of the master of the highest term that has greeted it
+        self.counts = CallCounts()
+        self._now = trio.lowlevel.current_clock().current_time  # `trio.current_time` costs twice as much
         self._storage = storage
-        self._registers = registers
+        self.registers = registers
         self._doors = doors
         self._queue: list[_Item] = []
         self._queue_bytes = 0
@@ -183,7 +187,7 @@ class Worker:
         return Hello("worker", self.id, self.incarnation, self.cluster)
 
     def vitals(self) -> calls.Vitals:
-        keys = self._registers.keys
+        keys = self.registers.keys
         full = Full.KEYS if self.max_keys is not None and keys >= self.max_keys else Full.NO
         full = Full.DISK if self._disk_is_full() else full
         return calls.Vitals(
@@ -194,10 +198,27 @@ class Worker:
             self._process,
             self._master,
             self.starts,
-            self._registers.batches,
+            self.registers.batches,
             self._past,
-            self._registers.size_bytes,
+            self.registers.size_bytes,
         )
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for the committer."""
+        return len(self._queue)
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._queue_bytes
+
+    @property
+    def listings_waiting(self) -> int:
+        return self._lists
+
+    def room(self) -> Room | None:
+        """What is free on its disk; None: it has none."""
+        return self._storage.room()
 
     async def run(
         self,
@@ -223,7 +244,7 @@ class Worker:
         """Why that node may not connect, or None. The first master that this worker meets decides its cluster."""
         if hello.role not in ("master", "worker"):
             return f"a worker talks to masters and workers, not to a {hello.role!r}"
-        fence = self._registers.fence
+        fence = self.registers.fence
         greeted = MasterId.parse(hello.incarnation if hello.role == "master" else "")
         term, is_known = greeted.term, bool(greeted.name) and greeted.name == MasterId.parse(self._master).name
         if not (fence.believes(term) or (is_known and term <= TERM_MAX - JUMP_MAX)):
@@ -231,11 +252,11 @@ class Worker:
         if hello.role == "master" and self.cluster is None and hello.cluster is not None:
             # This is durable with the first batch, so before this worker has acknowledged anything to that cluster.
             self.cluster = hello.cluster
-            self._registers.note("cluster", hello.cluster.encode())
+            self.registers.note("cluster", hello.cluster.encode())
         if hello.role == "master" and hello.cluster == self.cluster and term > MasterId.parse(self._master).term:
             fence.note_term(term)
             self._master = hello.incarnation
-            self._registers.note("master", hello.incarnation.encode())
+            self.registers.note("master", hello.incarnation.encode())
         if hello.cluster is None:
             return f"this is worker {self.id}; --master wants the RPC address of a master"
         if hello.cluster != self.cluster:
@@ -280,9 +301,11 @@ class Worker:
 
     def handle(self, link: Link, incoming: list[Call]) -> None:
         """Answer the calls that can be answered at once, and queue the rest for the committer."""
-        now = trio.current_time()
+        now = self._now()
+        counted = self.counts.calls
         for call in incoming:
             request = calls.parse(call.op, call.arguments)
+            counted[call.op] += 1
             if isinstance(request, Heartbeat):
                 link.answer(call.id, Fault.OK, self.vitals().to_wire())
                 continue
@@ -290,26 +313,26 @@ class Worker:
                 raise PeerError("asked a worker to enlist someone")
             is_of_lives = isinstance(request, Confirm | Renew)
             if request.incarnation != self.incarnation or not (is_of_lives or lineage.is_confirmed(self.starts)):
-                link.answer(call.id, Fault.OTHER_MEMBER, [])
+                self._refuse(link, call.id, request, Fault.OTHER_MEMBER)
                 continue
             if is_of_lives and not self._is_master(link.peer):
                 raise PeerError("is not the master that may confirm a start")
-            if isinstance(request, Fetch) and self._registers.knows(request.partition, request.epoch):
-                self._answer_fetch(link, call.id, self._registers.durable, request)
+            if isinstance(request, Fetch) and self.registers.knows(request.partition, request.epoch):
+                self._answer_fetch(link, call.id, self.registers.durable, request)
                 continue
             if isinstance(request, List):
                 if self._lists >= LISTS_MAX:
-                    link.answer(call.id, Fault.BUSY, [])
+                    self._refuse(link, call.id, request, Fault.BUSY)
                     continue
                 self._lists += 1
             size_bytes = _OVERHEAD_BYTES
             if isinstance(request, Store):
                 if request.record.value is not None and self._disk_is_exhausted(size_bytes + len(request.record.value)):
-                    link.answer(call.id, Fault.FULL, [])
+                    self._refuse(link, call.id, request, Fault.FULL)
                     continue
                 size_bytes += size_of(request.key, request.record)
                 if self._queue_bytes + size_bytes > QUEUE_BYTES_MAX:
-                    link.answer(call.id, Fault.BUSY, [])
+                    self._refuse(link, call.id, request, Fault.BUSY)
                     continue
             self._queue_bytes += size_bytes
             self._queue.append(_Item(link, call.id, now + min(call.budget_ms / 1000, BUDGET_MOST_S), request))
@@ -335,13 +358,13 @@ class Worker:
         self, link: Link, call_id: int, read: Callable[[int, bytes], Record | None], request: Fetch
     ) -> None:
         if link.answers_bytes > ANSWERS_BYTES_MAX:
-            link.answer(call_id, Fault.BUSY, [])
+            self._refuse(link, call_id, request, Fault.BUSY)
             return
         record = read(request.partition, request.key)
         if record is None:
             link.answer(call_id, Fault.OK, [])
         elif len(record.value or b"") >= LARGE_VALUE_BYTES and link.answers_bytes > LARGE_ANSWERS_BYTES_MAX:
-            link.answer(call_id, Fault.BUSY, [])
+            self._refuse(link, call_id, request, Fault.BUSY)
         else:
             link.answer(call_id, Fault.OK, calls.record_to_wire(record), 64 + len(record.value or b""))
 
@@ -354,8 +377,9 @@ class Worker:
                 await self._waiting.wait()
             self._waiting = trio.Event()
             items, self._queue, self._queue_bytes = self._queue, [], 0
-            granted = [item for item in items if self._decide(item)]
-            await self._registers.commit()
+            now = self._now()
+            granted = [item for item in items if self._decide(item, now)]
+            await self.registers.commit()
             if self._next is not None:
                 (self.incarnation, self.starts, self._past), self._next = self._next, None
             self._progressed.set()
@@ -369,11 +393,12 @@ class Worker:
                 self._lists -= 1
                 await self._list(lists.popleft())
 
-    def _decide(self, item: _Item) -> bool:
+    def _decide(self, item: _Item, now: float) -> bool:
         """Collect what the item changes. False: the item ends here (it is refused, or too late)."""
-        request, registers = item.request, self._registers
-        if item.deadline_s <= trio.current_time():
+        request, registers = item.request, self.registers
+        if item.deadline_s <= now:
             self._lists -= isinstance(request, List)
+            self.counts.note_fault(request, None)
             return False
         if isinstance(request, Confirm | Renew):
             return self._begin_life(item, request)
@@ -383,9 +408,9 @@ class Worker:
             return True
         if not registers.pass_fence(request.partition, request.epoch):
             if registers.fence.judge(request.partition, request.epoch) is EpochJudgement.ABSURD:
-                item.link.answer(item.call_id, Fault.BAD_CALL, [])
+                self._refuse(item.link, item.call_id, request, Fault.BAD_CALL)
             else:
-                self._answer_stale(item.link, item.call_id, request.partition)
+                self._answer_stale(item.link, item.call_id, request)
             return False
         if isinstance(request, Store):
             registers.put(request.partition, request.key, request.record)
@@ -398,7 +423,7 @@ class Worker:
     def _begin_life(self, item: _Item, request: Confirm | Renew) -> bool:
         """Note that this start is confirmed, or that this is another member from now on. A batch has one of these."""
         if request.start != self.starts[-1] or self._next is not None:
-            item.link.answer(item.call_id, Fault.OTHER_MEMBER, [])
+            self._refuse(item.link, item.call_id, request, Fault.OTHER_MEMBER)
             return False
         if isinstance(request, Confirm):
             self._next = self.incarnation, self.starts[-1:], self._past
@@ -407,9 +432,9 @@ class Worker:
             starts = lineage.begin_anew(self.starts, self._doors.new_id())
             self._next = self._doors.new_id(16), starts, request.reason
         incarnation, starts, past = self._next
-        self._registers.note("incarnation", incarnation.encode())
-        self._registers.note("starts", lineage.pack(starts))
-        self._registers.note("past", past.encode())
+        self.registers.note("incarnation", incarnation.encode())
+        self.registers.note("starts", lineage.pack(starts))
+        self.registers.note("past", past.encode())
         return True
 
     async def _note_progress_forever(self, progress: ProgressMarker) -> None:
@@ -417,12 +442,16 @@ class Worker:
             await self._progressed.wait()
             self._progressed = trio.Event()
             try:
-                await progress.write(self._registers.batches)
+                await progress.write(self.registers.batches)
             except OSError as error:
                 _log.warning("how far the records are cannot be noted: %s", error)
 
-    def _answer_stale(self, link: Link, call_id: int, partition: int) -> None:
-        link.answer(call_id, Fault.STALE, [self._registers.fence.promised(partition)])
+    def _refuse(self, link: Link, call_id: int, request: RpcRequest, fault: Fault, payload: Sequence[Any] = ()) -> None:
+        self.counts.note_fault(request, fault)
+        link.answer(call_id, fault, list(payload))
+
+    def _answer_stale(self, link: Link, call_id: int, request: Store | Fetch | Discard | Forget) -> None:
+        self._refuse(link, call_id, request, Fault.STALE, [self.registers.fence.promised(request.partition)])
 
     def _release(self, item: _Item) -> None:
         """Answer what the batch has made durable."""
@@ -434,18 +463,18 @@ class Worker:
                 link.answer(call_id, Fault.OK, [])
             case Digest():
                 stale, served = self._sort_out(request.partitions)
-                rows = [[partition, *self._registers.summary(partition)] for partition in served]
+                rows = [[partition, *self.registers.summary(partition)] for partition in served]
                 link.answer(call_id, Fault.OK, [stale, rows], 64 + 48 * len(rows))
             case Fetch():
-                if self._registers.fence.judge(request.partition, request.epoch) is EpochJudgement.STALE:
+                if self.registers.fence.judge(request.partition, request.epoch) is EpochJudgement.STALE:
                     # The same batch promised a newer epoch, and may have discarded the partition under that one.
-                    self._answer_stale(link, call_id, request.partition)
+                    self._answer_stale(link, call_id, request)
                 else:
                     self._answer_fetch(link, call_id, self._storage.get, request)
 
     def _sort_out(self, partitions: list[tuple[int, int]]) -> tuple[list[list[int]], list[int]]:
         """The stale partitions with what was promised of them, and the partitions that may be served."""
-        fence = self._registers.fence
+        fence = self.registers.fence
         stale = [
             partition for partition, epoch in partitions if fence.judge(partition, epoch) is not EpochJudgement.KNOWN
         ]
@@ -458,10 +487,11 @@ class Worker:
     async def _list(self, item: _Item) -> None:
         link, call_id, deadline_s, request = item
         assert isinstance(request, List)
-        if deadline_s <= trio.current_time():
+        if deadline_s <= self._now():
+            self.counts.note_fault(request, None)
             return
         if link.answers_bytes > LARGE_ANSWERS_BYTES_MAX:
-            link.answer(call_id, Fault.BUSY, [])
+            self._refuse(link, call_id, request, Fault.BUSY)
             return
         stale, served = self._sort_out(request.partitions)
         page = await self._storage.scan(
@@ -492,8 +522,12 @@ class Worker:
         ]
 
         def done(fault: int, payload: list[Any]) -> None:
-            known = fault in (Fault.OK, Fault.STALE)
-            item.link.answer(item.call_id, fault if known else Fault.RELAY_BROKE, payload if known else [])
+            if fault == Fault.OK:
+                item.link.answer(item.call_id, Fault.OK, payload)
+            elif fault == Fault.STALE:
+                self._refuse(item.link, item.call_id, request, Fault.STALE, payload)
+            else:
+                self._refuse(item.link, item.call_id, request, Fault.RELAY_BROKE)
 
         peer = self._neighbour(hop.address, item.deadline_s)
         size_bytes = _OVERHEAD_BYTES + size_of(request.key, request.record)

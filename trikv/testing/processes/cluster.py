@@ -76,7 +76,7 @@ class LocalCluster:
       max_keys: the limit of each worker.
       down_after_s, settle_rate_mb, min_copies: the master's settings of that name. Default: the master's own.
       proxied: put a proxy in front of each worker.
-      master_options: further words of the master's command line.
+      master_options, worker_options: further words of the command lines. A worker's `http_port` is that of its metrics.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class LocalCluster:
         min_copies: int | None = None,
         proxied: bool = False,
         master_options: Sequence[str] = (),
+        worker_options: Sequence[str] = (),
     ) -> None:
         self._janitor: subprocess.Popen[bytes] | None = None
         if directory is None:
@@ -127,7 +128,8 @@ class LocalCluster:
             options = {
                 "--master": "none" if proxied else self.master.address, "--storage": storage, "--max-keys": max_keys,
             }  # fmt: skip
-            return ["worker", str(node.port), *_flags(options), "--data-dir", str(self.data_dir(node))]
+            words = [*_flags(options), *worker_options, "--data-dir", str(self.data_dir(node))]
+            return ["worker", str(node.port), *words]
 
         self.master = NodeProcess("master", master_command, log=directory / "master.log")
         self.master.port, self.master.http_port = master_port, http_port
