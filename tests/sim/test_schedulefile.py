@@ -20,6 +20,7 @@ from trikv.testing.certify.failure import draw_failure
 from trikv.testing.judge.history import Finding, Kind
 from trikv.testing.processes.cluster import LocalCluster
 from trikv.testing.sim import FaultKind, Verdict, run_schedule, schedulefile
+from trikv.testing.sim.plan import Expected
 from trikv.testing.sim.schedulefile import (
     CLIENTS_MAX,
     FILE_BYTES_MAX,
@@ -79,7 +80,7 @@ VALUES = st.binary(max_size=20) | st.text(max_size=10).map(lambda text: text.enc
 TIMES = st.floats(0, 50)
 REQUESTS = st.one_of(
     st.builds(SavedRequest, TIMES, st.just(Kind.PUT), KEYS, VALUES),
-    st.builds(SavedRequest, TIMES, st.just(Kind.CAS), KEYS, VALUES, st.booleans()),
+    st.builds(SavedRequest, TIMES, st.just(Kind.CAS), KEYS, VALUES, st.sampled_from(Expected)),
     st.builds(SavedRequest, TIMES, st.sampled_from([Kind.GET, Kind.DELETE]), KEYS),
 )
 
@@ -88,7 +89,8 @@ REQUESTS = st.one_of(
 def saved_schedules(draw: st.DrawFn) -> SavedSchedule:
     workers = draw(st.integers(3, 6))
     steps: list[Step] = draw(st.lists(REQUESTS, min_size=1, max_size=8))
-    for what in draw(st.sets(st.sampled_from(["kill", "pause", "cut", "slow", "drain"]))):
+    link = draw(st.sampled_from(["cut", "slow"]))
+    for what in draw(st.sets(st.sampled_from([link, "kill", "drain"]))):
         worker, at_s = draw(st.integers(1, workers)), draw(TIMES)
         steps.append(SavedFault(at_s, what, worker, delay_ms=200.0 if what == "slow" else 0.0))
         if draw(st.booleans()):
@@ -169,7 +171,7 @@ def test_a_slow_link_is_late_by_its_delay_which_may_change_from_one_moment_to_th
 
     faults = [
         *of_all(1.0, "fault", delay_ms=300),
-        *of_all(3.0, "end"), *of_all(3.0, "fault", delay_ms=600),
+        *of_all(3.0, "fault", delay_ms=600),
         *of_all(5.0, "end"),
     ]  # fmt: skip
     asks = [{"at_s": at_s, "request": "put", "key": "k", "value": f"at {at_s}"} for at_s in (2.0, 4.0, 6.0)]
@@ -199,7 +201,7 @@ def test_nothing_passes_a_link_that_is_cut_in_either_direction(strategies: dict[
 def test_a_paused_worker_that_is_killed_does_not_go_on_before(strategies: dict[str, Strategy]) -> None:
     steps = [
         {"at_s": 1.0, "fault": "pause", "worker": 1},
-        {"at_s": 2.0, "end": "pause", "worker": 1}, {"at_s": 2.0, "fault": "kill", "worker": 1},
+        {"at_s": 2.0, "fault": "kill", "worker": 1},
         {"at_s": 3.0, "end": "kill", "worker": 1},
     ]  # fmt: skip
     ask = {"at_s": 1.5, "request": "put", "key": "k", "value": "v"}
@@ -211,6 +213,45 @@ def test_a_paused_worker_that_is_killed_does_not_go_on_before(strategies: dict[s
                     and event.source == "w1"]  # fmt: skip
     assert [time_s for time_s in got if began_s < time_s < started_s] == []
     assert killed_s < started_s
+
+
+def test_a_compare_and_set_of_another_version_writes_nothing(strategies: dict[str, Strategy]) -> None:
+    put = {"at_s": 1.0, "request": "put", "key": "k", "value": "v"}
+    cas = {"request": "compare_and_set", "key": "k"}
+    asked = {"another-etag": "no", "absent": "not either", "etag-of-last-read": "yes"}
+    steps = [{**cas, "at_s": 2.0 + n, "value": v, "expect": e} for n, (e, v) in enumerate(asked.items())]
+    run = run_schedule(strategies["quorum"], parse(document(put, *steps)).draw(strategies["quorum"], 1))
+    assert run.verdict is Verdict.HELD, run.findings
+    outcomes = [(op.value, op.code) for op in run.history if op.kind is Kind.CAS]
+    assert outcomes == [("no", "precondition_failed"), ("not either", "precondition_failed"), ("yes", None)]
+
+
+def test_what_the_page_records_is_read() -> None:
+    """As `recorder.js` writes it: without the end of a pause by a kill, and of one fault of a link by the next."""
+    steps = [
+        {"at_s": 0, "request": "compare_and_set", "key": "color", "value": "", "expect": "etag-of-last-read"},
+        {"at_s": 1, "fault": "pause", "worker": 2},
+        {"at_s": 2.125, "fault": "kill", "worker": 2},
+        {"at_s": 3, "fault": "slow", "worker": 2, "delay_ms": 200},
+        {"at_s": 4, "fault": "slow", "worker": 2, "delay_ms": 400},
+        {"at_s": 5, "fault": "cut", "worker": 2},
+        {"at_s": 6, "end": "kill", "worker": 2},
+        {"at_s": 7, "end": "cut", "worker": 2},
+        {"at_s": 8, "undrain": 3},
+        {"at_s": 9, "drain": 3},
+        {"at_s": 10, "drain": 3},
+        {"at_s": 11, "undrain": 3},
+    ]
+    saved = parse(document(steps=steps))
+    faults = saved.draw(_quorum(), 1).faults
+    assert [(fault.kind, fault.lasts_s) for fault in faults] == [
+        (FaultKind.PAUSE, 1.125),
+        (FaultKind.CRASH, 3.875),
+        (FaultKind.LATE_LINK, 1.0),
+        (FaultKind.LATE_LINK, 1.0),
+        (FaultKind.CUT_LINK, 2.0),
+        (FaultKind.DRAIN, 2.0),
+    ]
 
 
 def test_workers_may_be_named_by_their_ids() -> None:
@@ -341,7 +382,7 @@ PUT = {"at_s": 1, "request": "put", "key": "k", "value": "v"}
         (document({**PUT, "value": "v" * (VALUE_BYTES_MAX + 1)}), "value has 1,048,577 bytes"),
         (document({"at_s": 1, "request": "put", "key": "k"}), "step 2: value is missing; add it"),
         (document({**PUT, "request": "compare_and_set"}), "step 2: expect is missing"),
-        (document({**PUT, "request": "compare_and_set", "expect": "etag"}), '"etag"; it must be one of last_seen'),
+        (document({**PUT, "request": "compare_and_set", "expect": "x"}), '"x"; it must be one of etag-of-last-read, absent'),
         (document({"at_s": 1, "fault": "burn", "worker": 1}), 'fault is "burn"; it must be one of kill, pause'),
         (document({"at_s": 1, "fault": "drain", "worker": 1}), 'fault is "drain"'),
         (document({"at_s": 1, "fault": "kill", "worker": 6}), "worker is 6; it must be a whole number from 1 to 5"),
@@ -353,12 +394,26 @@ PUT = {"at_s": 1, "request": "put", "key": "k", "value": "v"}
         (document({"at_s": 1, "drain": "w-1"}), 'drain is "w-1"; it must be a whole number'),
         (document({"at_s": 1, "end": "kill", "worker": 1}), "step 2: worker 1 is not killed at that time; leave"),
         (
-            document({"at_s": 1, "fault": "cut", "worker": 1}, {"at_s": 2, "fault": "cut", "worker": 1}),
-            "step 3: worker 1 is cut off already, by step 2; end that first",
+            document({"at_s": 1, "fault": "kill", "worker": 1}, {"at_s": 2, "fault": "kill", "worker": 1}),
+            "step 3: worker 1 is killed already, by step 2; end that first",
+        ),
+        (
+            document({"at_s": 1, "fault": "kill", "worker": 1}, {"at_s": 2, "fault": "pause", "worker": 1}),
+            "step 3: worker 1 is killed already, by step 2; end that first",
+        ),
+        (
+            document({"at_s": 1, "fault": "kill", "worker": 1}, {"at_s": 2, "end": "pause", "worker": 1}),
+            "step 3: worker 1 is not paused at that time; leave the step out",
+        ),
+        (
+            document(
+                {"at_s": 1, "drain": 1}, {"at_s": 2, "undrain": 1}, {"at_s": 2, "drain": 1}, {"at_s": 3, "undrain": 1}
+            ),
+            "step 4: worker 1 is drained again too soon; leave 0.01 s in between",
         ),
         (
             document({"at_s": 1, "fault": "cut", "worker": 1}, {"at_s": 1, "end": "cut", "worker": 1}),
-            "step 3: worker 1 is cut off for too short a time; leave 0.01 s in between",
+            "step 3: worker 1 is cut off for too short a time, by step 2; leave 0.01 s in between",
         ),
         (
             document(*({**GET, "at_s": 100 * number} for number in range(100))),

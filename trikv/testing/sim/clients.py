@@ -24,13 +24,14 @@ from trikv.master.configstore import ConfigStoreError
 from trikv.testing.judge.history import Finding, Kind, Operation, Recorder, ScannedRow
 from trikv.testing.sim.clock import sleep
 from trikv.testing.sim.names import Names
-from trikv.testing.sim.plan import ScheduledRequest
+from trikv.testing.sim.plan import Expected, ScheduledRequest
 from trikv.testing.sim.world import World
 
 _SLACK_S = 0.05  # an answer is late if it comes this long after its deadline
 _TIMEOUT_S = 2.0
 _PATIENCE_S = 5.0  # how long a client waits for a master before it sends its request; without one it is refused
 _PAGE = 100
+_NEVER_SEEN = ("another version", Version(0, 0))
 
 ClientAnswer = Record | Version | ScanPage | None
 
@@ -59,9 +60,7 @@ class Clients:
             await sleep(max(0.0, began_s + request.at_s - trio.current_time()) + schedule.think_s * dice.random())
             if self._world.master is None:  # a request without a master proves nothing
                 await self._world.wait_until(lambda: self._world.master is not None, _PATIENCE_S)
-            await self.ask(
-                f"c{number + 1}", request.kind, request.key, request.value, expects_absence=request.expects_absence
-            )
+            await self.ask(f"c{number + 1}", request.kind, request.key, request.value, expected=request.expected)
 
     def last_seen(self, key: str) -> str | None:
         """The value that a compare-and-set expects if it begins now; None for absence."""
@@ -69,13 +68,15 @@ class Clients:
         return None if seen is None else seen[0]
 
     async def ask(
-        self, client: str, kind: Kind, key: str, value: str | None = None, *, expects_absence: bool = False
+        self, client: str, kind: Kind, key: str, value: str | None = None, *, expected: Expected = Expected.LAST_SEEN
     ) -> Operation:
         """One request, from its beginning to its end. It writes `value`, or a fresh value if there is none."""
         world, recorder = self._world, self.recorder
         if value is None and kind in (Kind.PUT, Kind.CAS):
             value = recorder.fresh_value()
-        seen = self._seen.get(key) if kind is Kind.CAS and not expects_absence else None
+        seen = None
+        if kind is Kind.CAS and expected is not Expected.ABSENCE:
+            seen = self._seen.get(key) if expected is Expected.LAST_SEEN else _NEVER_SEEN
         operation = recorder.begin(
             client, kind, key, trio.current_time(), value=value, expect=None if seen is None else seen[0]
         )

@@ -97,6 +97,14 @@ _ON_MASTER: Final = (FaultKind.MASTER_CRASH, FaultKind.MASTER_STOP, FaultKind.OL
 _LOSE_DISKS: Final = (FaultKind.DISK_LOSS, FaultKind.OLD_DISK)
 
 
+class Expected(StrEnum):
+    """What a compare-and-set expects of its key."""
+
+    LAST_SEEN = "last seen"  # what clients last read or wrote
+    ABSENCE = "absence"
+    ANOTHER = "another version"  # one that the key never has, so nothing is written
+
+
 @dataclass(frozen=True, slots=True)
 class ScheduledFault:
     """`nodes` are those that it hits; for a fault on a link, its source and target. A node stays down for `lasts_s`.
@@ -125,8 +133,7 @@ class ScheduledFault:
 class ScheduledRequest:
     """One client's request, at `at_s` or when its last request has ended. For a scan, `key` is the prefix.
 
-    `value`: what it writes; None: a fresh value. A compare-and-set expects what clients saw last of the key, or with
-    `expects_absence` nothing.
+    `value`: what it writes; None: a fresh value. `expected`: of a compare-and-set.
     """
 
     at_s: float
@@ -134,7 +141,7 @@ class ScheduledRequest:
     kind: Kind
     key: str
     value: str | None = None
-    expects_absence: bool = False
+    expected: Expected = Expected.LAST_SEEN
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ The page writes such a file ("keep it as a test"), and a person may write one by
        {"at_s": 0.8, "request": "put", "key": "color", "value": "red"},
        {"at_s": 2.1, "request": "get", "key": "color"},
        {"at_s": 2.5, "request": "delete", "key": "color"},
-       {"at_s": 2.9, "request": "compare_and_set", "key": "color", "value": "blue", "expect": "last_seen"},
+       {"at_s": 2.9, "request": "compare_and_set", "key": "color", "value": "blue", "expect": "etag-of-last-read"},
        {"at_s": 3.4, "fault": "kill", "worker": 2},
        {"at_s": 4.0, "fault": "slow", "worker": 1, "delay_ms": 200},
        {"at_s": 9.0, "end": "kill", "worker": 2},
@@ -20,13 +20,16 @@ The page writes such a file ("keep it as a test"), and a person may write one by
     workers        how many, or their ids. With the ids, keys lie on the same workers as they did in that cluster
     worker         a worker by its place in that list, from 1, or by its id
     key, value     text, or {"base64": "..."} for bytes that are no text
-    expect         "last_seen": what clients last read or wrote of the key; "absent": nothing
+    expect         "etag-of-last-read": what clients last read or wrote of the key; "absent": nothing; "another-etag":
+                   a version that the key never has
     fault, end     "kill": its process ends, and at the end it starts again with its disk; "pause": it is stopped;
                    "cut": nothing passes between it and the master; "slow": what the master sends it waits for delay_ms
     down_after_s   optional, beside "mode": for how long a worker is silent before others replace it
     note           optional, anywhere: a text for people
 
-A fault that is not ended ends with the last step. Steps need not be in order.
+As on a live cluster, a paused worker may be killed, which ends the pause, and a link that is cut or slow may be cut or
+slowed anew; to drain twice is to drain once. A fault that is not ended ends with the last step. Steps need not be in
+order.
 
 *What is drawn.* `SavedSchedule.draw` makes the schedule of one seed: requests and faults are as they were saved, while
 latencies, the speed of disks and the order of tasks come from the seed. So a file stands for many runs. Each request
@@ -62,7 +65,16 @@ from trikv.core.suspicion import DOWN_AFTER_S
 from trikv.core.text import escape, to_base64
 from trikv.testing.judge.history import Kind
 from trikv.testing.sim.names import Names
-from trikv.testing.sim.plan import MASTER, FaultKind, Plan, Schedule, ScheduledFault, ScheduledRequest, draw_between
+from trikv.testing.sim.plan import (
+    MASTER,
+    Expected,
+    FaultKind,
+    Plan,
+    Schedule,
+    ScheduledFault,
+    ScheduledRequest,
+    draw_between,
+)
 
 FORMAT: Final = 1
 FILE_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -89,8 +101,12 @@ _FAULTS: Final = {
     "slow": FaultKind.LATE_LINK,
     "drain": FaultKind.DRAIN,
 }
-_LINK_FAULTS: Final = ("cut", "slow")  # of the link from the master, as `net/breakable.py` makes them
-_EXPECTATIONS: Final = ("last_seen", "absent")
+_SORTS: Final = {"kill": "process", "pause": "process", "cut": "link", "slow": "link", "drain": "drain"}
+_EXPECTATIONS: Final = {
+    "etag-of-last-read": Expected.LAST_SEEN,
+    "absent": Expected.ABSENCE,
+    "another-etag": Expected.ANOTHER,
+}
 _SAID: Final = {"drain": "drained", "kill": "killed", "pause": "paused", "cut": "cut off", "slow": "slow"}
 
 _MODE: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -104,13 +120,13 @@ class ScheduleFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SavedRequest:
-    """A client's request. `value`: what it writes. `expects_absence`: of a compare-and-set."""
+    """A client's request. `value`: what it writes. `expected`: of a compare-and-set."""
 
     at_s: float
     kind: Kind
     key: bytes
     value: bytes | None = None
-    expects_absence: bool = False
+    expected: Expected = Expected.LAST_SEEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +196,7 @@ class SavedSchedule:
                 request.kind,
                 names.decode(request.key),
                 None if value is None else names.decode(value),
-                request.expects_absence,
+                request.expected,
             )
             for request, value, client in zip(self.requests, values, clients, strict=True)
         )
@@ -214,19 +230,17 @@ class SavedSchedule:
     def _faults(self, played: Mapping[float, float]) -> Iterator[ScheduledFault]:
         """Every fault with its end, and every switch, in the order of their time."""
         workers = self.ids or [f"w{number + 1}" for number in range(self.workers)]
-        ends = [step for step in self.steps if isinstance(step, SavedFault) and step.ends]
-        for step in self.steps:
+        ends_s = _ends_of(list(enumerate(self.steps, start=1)))
+        for number, step in enumerate(self.steps, start=1):
             at_s = played[step.at_s]
             if isinstance(step, SavedSwitch):
                 yield ScheduledFault(at_s, FaultKind.MODE_SWITCH, (MASTER,), 0.0, mode=step.mode)
-            elif isinstance(step, SavedFault) and not step.ends:
-                end = next((e for e in ends if (e.what, e.worker) == (step.what, step.worker)), None)
-                if end is not None:
-                    ends.remove(end)
-                ends_s = self.played_s if end is None else played[end.at_s]
+            elif isinstance(step, SavedFault) and number in ends_s:
+                end_s = ends_s[number]
+                lasts_s = (self.played_s if end_s is None else played[end_s]) - at_s
                 name = workers[step.worker - 1]
-                nodes = (MASTER, name) if step.what in _LINK_FAULTS else (name,)
-                yield ScheduledFault(at_s, _FAULTS[step.what], nodes, ends_s - at_s, delay_s=step.delay_ms / 1000)
+                nodes = (MASTER, name) if _SORTS[step.what] == "link" else (name,)
+                yield ScheduledFault(at_s, _FAULTS[step.what], nodes, lasts_s, delay_s=step.delay_ms / 1000)
 
 
 def _told_apart(values: Iterator[bytes | None]) -> list[bytes | None]:
@@ -336,7 +350,7 @@ def _parse(found: object, source: str) -> SavedSchedule:
         raise _Wrong(f"steps must be a list of 1 to {STEPS_MAX:,} steps")
     parsed = [(number, _parse_step(step, number, workers, ids)) for number, step in enumerate(steps, start=1)]
     parsed.sort(key=lambda each: each[1].at_s)
-    _check_faults(parsed)
+    _ends_of(parsed)
     saved = SavedSchedule(
         workers, replicas, mode, tuple(step for _, step in parsed), ids, down_after_s, note, source=source
     )
@@ -393,35 +407,45 @@ def _parse_request(step: _Fields, at_s: float) -> SavedRequest:
     kind = _REQUESTS[step.one_of("request", list(_REQUESTS))]
     key = step.data("key", 1, KEY_BYTES_MAX)
     value = step.data("value", 0, VALUE_BYTES_MAX) if kind in (Kind.PUT, Kind.CAS) else None
-    absent = kind is Kind.CAS and step.one_of("expect", _EXPECTATIONS) == "absent"
-    return SavedRequest(at_s, kind, key, value, absent)
+    if kind is not Kind.CAS:
+        return SavedRequest(at_s, kind, key, value)
+    return SavedRequest(at_s, kind, key, value, _EXPECTATIONS[step.one_of("expect", list(_EXPECTATIONS))])
 
 
-def _check_faults(steps: Sequence[tuple[int, Step]]) -> None:
-    """Every fault begins before it ends, and ends before it begins again.
+def _ends_of(steps: Sequence[tuple[int, Step]]) -> dict[int, float | None]:
+    """When each fault ends, by the number of the step that begins it; None: nothing ends it.
 
-    A link may have another delay from one moment to the next.
+    Raises:
+      _Wrong: a fault ends that there is not, or begins where it cannot.
     """
-    since: dict[tuple[str, int], int] = {}
-    changed_s: dict[tuple[str, int], float] = {}
+    ends_s: dict[int, float | None] = {}
+    under_way: dict[tuple[str, int], tuple[int, SavedFault]] = {}  # by sort and worker
+    ended_s: dict[tuple[str, int], float] = {}
     for number, step in steps:
         if not isinstance(step, SavedFault):
             continue
-        subject = (step.what, step.worker)
-        said = f"worker {step.worker}"
-        if step.ends:
-            if since.pop(subject, None) is None:
-                raise _Wrong(f"step {number}: {said} is not {_SAID[step.what]} at that time; leave the step out")
-        elif subject in since:
-            raise _Wrong(
-                f"step {number}: {said} is {_SAID[step.what]} already, by step {since[subject]}; end that first"
-            )
-        else:
-            since[subject] = number
-        if step.at_s - changed_s.get(subject, -math.inf) < FAULT_S_MIN and (step.ends or step.what not in _LINK_FAULTS):
-            short = "for too short a time" if step.ends else "again too soon"
-            raise _Wrong(f"step {number}: {said} is {_SAID[step.what]} {short}; leave {FAULT_S_MIN:g} s in between")
-        changed_s[subject] = step.at_s
+        sort, said = _SORTS[step.what], f"step {number}: worker {step.worker}"
+        subject = sort, step.worker
+        if sort == "drain" and step.ends != (subject in under_way):
+            continue  # to drain a worker that is being drained changes nothing, nor does the opposite
+        former = under_way.pop(subject, None)
+        if step.ends and (former is None or (sort == "process" and former[1].what != step.what)):
+            raise _Wrong(f"{said} is not {_SAID[step.what]} at that time; leave the step out")
+        if not step.ends and former is not None and sort != "link" and (former[1].what, step.what) != ("pause", "kill"):
+            raise _Wrong(f"{said} is {_SAID[former[1].what]} already, by step {former[0]}; end that first")
+        if former is not None:
+            if step.at_s - former[1].at_s < FAULT_S_MIN:
+                raise _Wrong(
+                    f"{said} is {_SAID[former[1].what]} for too short a time, by step {former[0]}; leave "
+                    f"{FAULT_S_MIN:g} s in between"
+                )
+            ends_s[former[0]] = ended_s[subject] = step.at_s
+        elif sort != "link" and step.at_s - ended_s.get(subject, -math.inf) < FAULT_S_MIN:
+            raise _Wrong(f"{said} is {_SAID[step.what]} again too soon; leave {FAULT_S_MIN:g} s in between")
+        if not step.ends:
+            ends_s[number] = None
+            under_way[subject] = number, step
+    return ends_s
 
 
 class _Fields:
@@ -573,7 +597,7 @@ def _step_to_json(step: Step) -> dict[str, object]:
     if step.value is not None:
         request["value"] = _spell(step.value)
     if step.kind is Kind.CAS:
-        request["expect"] = "absent" if step.expects_absence else "last_seen"
+        request["expect"] = next(name for name, expected in _EXPECTATIONS.items() if expected is step.expected)
     return request
 
 

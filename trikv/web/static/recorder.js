@@ -54,10 +54,13 @@ export class Recorder {
   }
 
   document() {
-    const named = this.steps.flatMap((step) => (typeof step.worker === "number" ? [step.worker] : []));
+    const named = this.steps.flatMap(({ worker, drain, undrain }) => worker ?? drain ?? undrain ?? []);
+    const count = Math.max(this.atFirst ?? 1, ...named);
+    const ids = new Array(count).fill(null);
+    for (const [id, { number }] of Object.entries(this.workers)) if (number < count) ids[number] = id;
     return {
       trikv_schedule: 1,
-      workers: Math.max(this.atFirst ?? 1, ...named),
+      workers: ids.includes(null) ? count : ids, // with their ids, keys lie where they lie here
       replicas: this.state?.replicas ?? 3,
       mode: this.mode ?? "quorum",
       steps: this.steps,
