@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.lowlevel
+import trio.testing
 
 from tests.processes_of import children_of, is_alive
 from trikv.api import WorkerOrder
@@ -80,7 +81,9 @@ async def test_a_paused_worker_is_stopped_until_it_is_resumed_and_ends_with_the_
     await local.resume(1)
     assert local.process(1) == (pid, False)
     await local.pause(1)
+    process = local._children[1].process
     await local.close()
+    assert process.returncode == 0  # it was woken, and did not have to be killed
     assert not is_alive(pid)
     await gone()  # the shell that would have woken it, too
 
@@ -157,6 +160,26 @@ async def test_a_worker_listens_where_it_is_wanted_or_else_anywhere(local: Local
         assert elsewhere != f"127.0.0.1:{port}"
         await local.stop(1)
     assert await local.start(order._replace(port=port)) == f"127.0.0.1:{port}"
+
+
+async def test_a_port_that_its_former_process_still_has_is_waited_for(
+    local: LocalProcesses, order: WorkerOrder, nursery: trio.Nursery
+) -> None:
+    order.directory.mkdir()
+    with socket.socket() as former:
+        former.bind(("127.0.0.1", 0))
+        former.listen()
+        port = former.getsockname()[1]
+        (order.directory / PORT).write_text(str(port))
+        started: list[str] = []
+
+        async def start() -> None:
+            started.append(await local.start(order))
+
+        nursery.start_soon(start)
+        await trio.testing.wait_all_tasks_blocked()
+    await until(lambda: started)
+    assert started == [f"127.0.0.1:{port}"]
 
 
 @pytest.mark.parametrize("noted", ["", "port", "-1", "0", "70000", "9" * 5000, "\u0663\u0663\u0663", "8.5", None])

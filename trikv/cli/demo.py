@@ -112,7 +112,7 @@ def _await_workers(client: Client) -> None:
         up = {worker["id"] for worker in state["workers"] if worker["state"] == "up"}
         return not state["fleet"]["waiting"] and up.issuperset(state["fleet"]["own"])
 
-    wait_until(all_there, what="the workers are up", deadline_s=START_DEADLINE_S)
+    wait_until(all_there, what="the workers are up", deadline_s=2 * START_DEADLINE_S)
     for failed in client.cluster()["fleet"]["failed"]:
         print(f"worker {failed['number']} did not start: {failed['why']}", flush=True)
 

@@ -72,6 +72,7 @@ class Fleet:
         first_port: int,
     ) -> None:
         self.own: dict[int, str] = {}  # worker ids, by number
+        self._numbers: dict[str, int] = {}  # the other way round
         self.waiting: set[int] = set()  # numbers of those that the master's start is to bring, and has not yet
         self.failed: dict[int, str] = {}  # why a worker did not start, by number
         self._document = document
@@ -173,12 +174,15 @@ class Fleet:
             raise WorkerNotStarted(why) from error
         self.failed.pop(number, None)
         self._failures.pop(number, None)
+        self._numbers.pop(self.own.get(number, ""), None)
         self.own[number] = worker
+        self._numbers[worker] = number
         self._enlisted.discard(number)
         self._events.note("worker_started", worker=worker)
 
     async def _stop(self, number: int) -> None:
         worker = self.own.pop(number)
+        self._numbers.pop(worker, None)
         self._enlisted.discard(number)
         try:
             with trio.fail_after(STOP_S):
@@ -217,7 +221,7 @@ class Fleet:
 
     def process_of(self, worker: str) -> tuple[ProcessState, int | None]:
         """What the worker's process does, and its pid."""
-        number = self._number_of(worker)
+        number = self._numbers.get(worker)
         if number is None or not self._provisioner.can_break:
             return ProcessState.FOREIGN, None
         try:
@@ -238,8 +242,7 @@ class Fleet:
           Refused: the provisioner says that it cannot, or something is being done with that worker.
           Unknown: it did not answer, or failed otherwise.
         """
-        number = self._number_of(worker)
-        assert number is not None, worker
+        number = self._numbers[worker]
         if kind is BreakKind.START:
             try:
                 await self._detached(number, "started", partial(self._start, number))
@@ -265,9 +268,6 @@ class Fleet:
         except Exception as error:
             raise Unknown(f"whether worker {worker} was {_DOING[kind]}: {_told(error)}") from error
         return worker
-
-    def _number_of(self, worker: str) -> int | None:
-        return next((number for number, each in self.own.items() if each == worker), None)
 
     # --- one thing at a time ------------------------------------------------------------------------------------------
 

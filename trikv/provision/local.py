@@ -30,6 +30,8 @@ import trio
 from trikv.api import Provisioner, WorkerOrder, WorkerProcess, hookimpl
 
 START_S: Final = 20.0  # for a process to listen
+PORT_TRIES: Final = 30  # the process that had the port may still be ending
+PORT_AGAIN_S: Final = 0.1
 STOP_S: Final = 10.0  # for one to end when it is asked to; then it is killed
 LOG: Final = "worker.log"
 PORT: Final = "port"
@@ -118,7 +120,7 @@ class LocalProcesses(Provisioner):
             raise OSError("it runs already")
         _make_directory(order.directory)
         command = [
-            sys.executable, "-m", "trikv", "worker", str(_port_for(order)),
+            sys.executable, "-m", "trikv", "worker", str(await _port_for(order)),
             "--master", order.master, "--storage", order.storage, "--data-dir", str(order.directory / "data"),
             "--exit-with-stdin",
         ]  # fmt: skip
@@ -191,16 +193,23 @@ def _make_directory(directory: Path) -> None:
     directory.mkdir(exist_ok=True)
 
 
-def _port_for(order: WorkerOrder) -> int:
+async def _port_for(order: WorkerOrder) -> int:
     """Where it listened, else where it is wanted, if that is free; else 0."""
-    port = order.port
-    try:
-        text = (order.directory / PORT).read_text()
-        if text.isascii() and text.isdigit() and len(text) <= len(str(PORT_MAX)):
-            port = int(text)
-    except (OSError, ValueError):
-        pass
-    return port if 0 < port <= PORT_MAX and _is_free(port) else 0
+    noted = _noted_port(order.directory)
+    for _ in range(PORT_TRIES if noted else 0):
+        if _is_free(noted):
+            return noted
+        await trio.sleep(PORT_AGAIN_S)
+    return order.port if 0 < order.port <= PORT_MAX and _is_free(order.port) else 0
+
+
+def _noted_port(directory: Path) -> int:
+    """0: none is noted."""
+    with suppress(OSError, ValueError):
+        text = (directory / PORT).read_text()
+        if text.isascii() and text.isdigit() and len(text) <= len(str(PORT_MAX)) and int(text) <= PORT_MAX:
+            return int(text)
+    return 0
 
 
 def _is_free(port: int) -> bool:

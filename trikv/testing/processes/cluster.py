@@ -71,7 +71,7 @@ class LocalCluster:
       replicas: copies of each key.
       storage: the workers' engine.
       directory: for data and logs, which stay. Default: a temporary directory, which is removed at the end.
-      master_port, http_port, worker_ports: 0 asks the system for a free port.
+      master_port, http_port: 0 asks the system for a free port.
       timeout_s: the deadline of a request that names none.
       max_keys: the limit of each worker.
       down_after_s, settle_rate_mb, min_copies: the master's settings of that name. Default: the master's own.
@@ -89,7 +89,6 @@ class LocalCluster:
         directory: Path | None = None,
         master_port: int = 0,
         http_port: int = 0,
-        worker_ports: Sequence[int] = (),
         timeout_s: float = 2.0,
         max_keys: int | None = None,
         down_after_s: float | None = None,
@@ -140,8 +139,6 @@ class LocalCluster:
         self._portal: BlockingPortal | None = None
         self._links: dict[str, tuple[Future[None], ProxyLink]] = {}  # by the name of the node
         self.workers = [self._make_worker() for _ in range(workers)]
-        for node, port in zip(self.workers, worker_ports, strict=False):
-            node.port = port
 
     @property
     def url(self) -> str:
