@@ -182,6 +182,10 @@ class Client:
         """The cluster's state: mode, forming, partitions, workers. README.md has the fields."""
         return self._document(self._ask("GET", "/v1/cluster"))
 
+    def probe(self) -> dict[str, Any]:
+        """Whether the mode keeps its promise, as the probe measured it; `enabled` says whether there is a probe."""
+        return self._document(self._ask("GET", "/v1/probe"))
+
     def traces(self) -> list[dict[str, Any]]:
         """The latest requests that were traced, the newest first, each in brief."""
         traces: list[dict[str, Any]] = self._document(self._ask("GET", "/v1/traces"))["traces"]

@@ -81,6 +81,7 @@ class MasterSettings:
     worker_port: int = 0  # where the first of those listens, the next ones following; 0: anywhere
     provisioner: str = "local"  # who starts workers
     worker_storage: str = "rocksdb"  # the engine of those that are started
+    probe: bool = False  # whether the mode's promise is measured all the time
     break_it: bool = False  # whether faults may be injected on request
     min_copies: int = 2  # a configuration does not shrink below it, however many workers are gone
     insecure: bool = False
@@ -362,6 +363,7 @@ _READERS: Final[dict[str, Callable[[object], object]]] = {
     "down_after_s": lambda value: _between(value, "a time in seconds", DOWN_AFTER_LEAST_S, DOWN_AFTER_MOST_S),
     "settle_rate_mb": lambda value: _between(value, "a number of MB per second", 0.1, 10_000),
     "min_copies": lambda value: _whole(value, "a number of copies", 1),
+    "probe": _switch,
     "break_it": _switch,
     "insecure": _switch,
     "exit_with_stdin": _switch,

@@ -187,6 +187,8 @@ async def _master(settings: MasterSettings) -> None:
                 elif any((data_dir.path / _WORKERS).glob("*")):
                     _log.warning("workers that a master started are not started again: give --start-workers N")
                 nursery.start_soon(master.sampling.run)
+                if settings.probe:
+                    nursery.start_soon(master.probe().run)
                 async with trio.open_nursery() as serving:
                     await serving.start(serve_http, services_of(master), http_socket, stop)
                     _announce(f"master {master.cluster.cluster} listening on {listening.address}, http://{http}")

@@ -101,7 +101,7 @@ def _master_options(workers: int, storage: str) -> list[str]:
         "--start-workers": workers, "--worker-port": FIRST_WORKER_PORT, "--worker-storage": storage,
         "--autoscale": f"{workers}..{workers + FURTHER_WORKERS}", "--max-load": MAX_LOAD,
     }  # fmt: skip
-    return [*(str(word) for option in options.items() for word in option), "--break-it"]
+    return [*(str(word) for option in options.items() for word in option), "--break-it", "--probe"]
 
 
 def _await_workers(client: Client) -> None:

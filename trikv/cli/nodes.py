@@ -65,6 +65,7 @@ def _settings(
 @click.option("--max-keys", metavar="N", help="Scale up before a worker holds more keys than that.")
 @click.option("--provisioner", metavar="NAME", help="What starts workers. Default: local, processes of this machine.")
 @click.option("--worker-storage", metavar="ENGINE", help="The storage engine of workers it starts. Default: rocksdb.")
+@click.option("--probe", is_flag=True, default=None, help="Measure all the time whether the mode keeps its promise.")
 @click.option("--break-it", is_flag=True, default=None, help="Allow faults to be injected (see trikv break).")
 @click.option("--min-copies", metavar="N", help="Never go on with fewer replicas of a key than N. Default: 2.")
 @node_options

@@ -208,6 +208,27 @@ def trace(trace_id: str | None, as_svg: bool, url: str, as_json: bool) -> None:
             show(TRACE_COLUMNS, trace_rows(client.traces()))
 
 
+@click.command()
+@cluster_options
+def probe(url: str, as_json: bool) -> None:
+    """Whether the mode keeps its promise, as measured; exit code 1 if it was seen to break it.
+
+    The master must have been started with --probe, as the demo's is.
+    """
+    from trikv.cli.show import show
+    from trikv.core.present import probe_rows
+
+    with connect(url) as client:
+        told = client.probe()
+    if as_json:
+        print_json(told)
+    elif told["enabled"]:
+        show(("", ""), probe_rows(told))
+    else:
+        raise click.ClickException(f"nothing is measured: {told['detail']}")
+    click.get_current_context().exit(1 if told.get("violation_count") else 0)
+
+
 def _follow(client: Client, after: str | None) -> Iterator[dict[str, Any]]:
     """Events without end. Only the first attempt may raise; later ones are repeated until the master is back."""
     from trikv.core.errors import TrikvError

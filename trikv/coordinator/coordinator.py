@@ -56,6 +56,7 @@ LARGE_VALUE_BYTES: Final = 64 * 1024
 SCANS_MAX: Final = 4
 HOT_KEY_STEP: Final = 8
 ADMISSION_STEP: Final = 8
+RESERVED: Final = b"\0trikv/"  # keys that begin so are the cluster's own: clients can neither use nor see them
 _MAY_GO_ON: Final = ("unavailable", "unanswered")  # as the next configuration may answer
 
 _log = logging.getLogger(__name__)
@@ -141,12 +142,12 @@ class Coordinator:
     # --- what clients ask ---------------------------------------------------------------------------------------------
 
     async def get(
-        self, key: bytes, *, timeout_s: float | None = None, trace: RequestTrace | None = None
+        self, key: bytes, *, timeout_s: float | None = None, trace: RequestTrace | None = None, internal: bool = False
     ) -> Record | None:
-        """The record that a read returns; None where there is no value. `trace`: see `trace.py`."""
-        check_key(key)
-        self._note_key(key)
-        with self._operation(timeout_s, "get", key, trace or self.traces.sample()) as attempt:
+        """The record that a read returns; None where there is no value. `trace`: see `trace.py`. `internal`: the key is
+        one of the cluster's own, and nothing is counted."""
+        check_key(key, internal=internal)
+        with self._operation(timeout_s, "get", key, trace) as attempt:
             record = await self._read_wherever(key, attempt.deadline_s)
         return None if record is None or record.is_tombstone else record
 
@@ -158,10 +159,12 @@ class Coordinator:
         expect: Expect | None = None,
         timeout_s: float | None = None,
         trace: RequestTrace | None = None,
+        internal: bool = False,
     ) -> Version:
         """Store; answers the write's stamp."""
         if len(value) > VALUE_BYTES_MAX:
             raise Refused("value_too_large", f"the value has {len(value):,} bytes; the most is {VALUE_BYTES_MAX:,}")
+        check_key(key, internal=internal)
         return await self._write(key, value, expect, timeout_s, trace)
 
     async def delete(
@@ -171,21 +174,31 @@ class Coordinator:
         expect: Expect | None = None,
         timeout_s: float | None = None,
         trace: RequestTrace | None = None,
+        internal: bool = False,
     ) -> Version:
         """Leave a tombstone, whether or not there was a value; answers the write's stamp."""
+        check_key(key, internal=internal)
         return await self._write(key, None, expect, timeout_s, trace)
 
     async def scan(
-        self, prefix: bytes = b"", *, after: bytes | None = None, limit: int = 100, timeout_s: float | None = None
+        self,
+        prefix: bytes = b"",
+        *,
+        after: bytes | None = None,
+        limit: int = 100,
+        timeout_s: float | None = None,
+        internal: bool = False,
     ) -> ScanPage:
-        """The first `limit` (at most `PAGE_MAX`) live keys with `prefix` after `after`, in byte order."""
+        """The first `limit` (at most `PAGE_MAX`) live keys with `prefix` after `after`, in byte order. Keys of the
+        cluster's own are there only if it is `internal`."""
         with self._operation(timeout_s, "scan") as attempt:
             if limit < 1:
                 raise Refused("bad_request", f"a page of {limit} keys; ask for 1 at least")
             if not self.partitions:
                 raise Refused("forming", self.not_formed)
             async with self._scans:
-                return await self._scan_wherever(prefix, after, min(limit, PAGE_MAX), attempt.deadline_s)
+                hidden = None if internal else RESERVED
+                return await self._scan_wherever(prefix, after, min(limit, PAGE_MAX), attempt.deadline_s, hidden)
 
     def _note_key(self, key: bytes) -> None:
         self._asked += 1
@@ -203,9 +216,6 @@ class Coordinator:
         trace: RequestTrace | None,
     ) -> Version:
         """Write under the present configuration, or under the next if that one replaces it before anything is sent."""
-        check_key(key)
-        self._note_key(key)
-        trace = trace or self.traces.sample()
         what = "delete" if value is None else "put"
         size_bytes = len(value or b"")
         with self._operation(timeout_s, what, key, trace) as attempt:
@@ -301,7 +311,9 @@ class Coordinator:
                 if not self._goes_on_elsewhere(state, error):
                     raise
 
-    async def _scan_wherever(self, prefix: bytes, after: bytes | None, limit: int, deadline_s: float) -> ScanPage:
+    async def _scan_wherever(
+        self, prefix: bytes, after: bytes | None, limit: int, deadline_s: float, hidden: bytes | None
+    ) -> ScanPage:
         """A page, begun anew when a partition has moved on to another configuration meanwhile."""
 
         async def read(state: PartitionState, key: bytes, listed: dict[str, Record | None] | None) -> Record | None:
@@ -310,7 +322,7 @@ class Coordinator:
         while True:
             states = self.partitions
             try:
-                return await scan_page(states, read, self.changed.wait, prefix, after, limit, deadline_s)
+                return await scan_page(states, read, self.changed.wait, prefix, after, limit, deadline_s, hidden=hidden)
             except Refused as error:
                 if self.partitions is states or error.kind.code not in _MAY_GO_ON:
                     raise
@@ -438,14 +450,19 @@ class Coordinator:
     def _operation(
         self, timeout_s: float | None, what: str, key: bytes = b"", trace: RequestTrace | None = None
     ) -> Iterator[Attempt]:
-        """Admit an operation, bound it, and say what came of it."""
+        """Admit an operation, bound it, and say what came of it. What concerns a key of the cluster's own counts for
+        nothing."""
+        counted = not key.startswith(RESERVED)
+        if counted and key:
+            self._note_key(key)
+            trace = trace or self.traces.sample()
         timeout_s = self.timeout_s if timeout_s is None else min(timeout_s, TIMEOUT_MOST_S)
         if self.in_flight >= IN_FLIGHT_MAX:
-            self._note_outcome(trace, Outcome.REFUSED, "too many operations are under way", code="overloaded")
+            self._note_outcome(trace, counted, Outcome.REFUSED, "too many operations are under way", code="overloaded")
             raise Refused("overloaded", f"{IN_FLIGHT_MAX:,} operations are under way already")
         began_s = trio.current_time()
         attempt = Attempt(began_s + timeout_s, trace)
-        self.in_flight += 1
+        self.in_flight += counted
         token = current.set(trace)
         if trace is not None:
             trace.begin(what, key)
@@ -454,30 +471,34 @@ class Coordinator:
                 yield attempt
             if scope.cancelled_caught:
                 raise self._failure(attempt, "unanswered", f"no decision within {timeout_s:g} s")
-            self._note_outcome(trace, Outcome.COMMITTED)
+            self._note_outcome(trace, counted, Outcome.COMMITTED)
         except WriteFailed as error:
             failure = self._failure(attempt, "unavailable", str(error))
-            self._note_outcome(trace, failure.kind.outcome, failure.detail, code=failure.kind.code)
+            self._note_outcome(trace, counted, failure.kind.outcome, failure.detail, code=failure.kind.code)
             raise failure from error
         except TrikvError as error:
-            self._note_outcome(trace, error.kind.outcome, error.detail, code=error.kind.code)
+            self._note_outcome(trace, counted, error.kind.outcome, error.detail, code=error.kind.code)
             raise
         finally:
             current.reset(token)
             if trace is not None and trace.ended_s is None:
                 trace.end("", "cancelled: its client went away, or the node stopped")
-            self.in_flight -= 1
-            duration_s = trio.current_time() - began_s
-            self.durations[what].note(duration_s)
-            if attempt.admitted_s is not None:
-                self.admission.note(attempt.admitted_s - began_s)
-            for measure in self.longest:
-                measure.note(duration_s)
+            if counted:
+                self.in_flight -= 1
+                duration_s = trio.current_time() - began_s
+                self.durations[what].note(duration_s)
+                if attempt.admitted_s is not None:
+                    self.admission.note(attempt.admitted_s - began_s)
+                for measure in self.longest:
+                    measure.note(duration_s)
 
-    def _note_outcome(self, trace: RequestTrace | None, outcome: Outcome, detail: str = "", *, code: str = "") -> None:
-        self.outcomes_by_mode[self.mode, outcome] += 1
-        if code:
-            self.error_codes[code] += 1
+    def _note_outcome(
+        self, trace: RequestTrace | None, counted: bool, outcome: Outcome, detail: str = "", *, code: str = ""
+    ) -> None:
+        if counted:
+            self.outcomes_by_mode[self.mode, outcome] += 1
+            if code:
+                self.error_codes[code] += 1
         if trace is not None:
             trace.end(outcome.value, detail)
 
@@ -519,9 +540,15 @@ def _describe_mismatch(current: Record | None) -> str:
     return "there is no such key" if stamp is None else f"the key's stamp is {stamp}"
 
 
-def check_key(key: bytes) -> None:
+def check_key(key: bytes, *, internal: bool = False) -> None:
+    """
+    Raises:
+      Refused: it can be no key, or it is one of the cluster's own and the caller a client.
+    """
     if not 1 <= len(key) <= KEY_BYTES_MAX:
         raise Refused("bad_key", f"the key has {len(key):,} bytes; keys have 1 to {KEY_BYTES_MAX:,}")
+    if not internal and key.startswith(RESERVED):
+        raise Refused("bad_key", "keys that begin with \\0trikv/ are the cluster's own; choose another")
 
 
 def _note_nothing(write: Write) -> None:

@@ -50,8 +50,11 @@ async def scan_page(
     after: bytes | None,
     limit: int,
     deadline_s: float,
+    *,
+    hidden: bytes | None = None,
 ) -> ScanPage:
-    """The first `limit` live keys that start with `prefix` and come after `after`.
+    """The first `limit` live keys that start with `prefix` and come after `after`, without those that start with
+    `hidden`.
 
     Raises:
       Refused: a partition cannot answer.
@@ -69,6 +72,8 @@ async def scan_page(
         for key in sorted(listing.rows):
             if listing.bound is not None and key > listing.bound:
                 break
+            if hidden is not None and key.startswith(hidden):
+                continue
             if len(items) >= limit or size_bytes > SCAN_BYTES_MAX:
                 return ScanPage(items, items[-1][0])
             partition, held = listing.rows[key]

@@ -28,6 +28,7 @@ from trikv.core.record import Version, spell_epoch
 
 KEPT_MAX: Final = 256
 MESSAGES_MAX: Final = 200
+PINNED_MAX: Final = 32
 SAMPLE_STEP: Final = 1_000
 
 Done = Callable[[int, list[Any]], None]
@@ -134,6 +135,7 @@ class Traces:
         self._kept_max = kept_max
         self._sample_step = sample_step
         self._kept: OrderedDict[str, RequestTrace] = OrderedDict()
+        self._pinned: OrderedDict[str, RequestTrace] = OrderedDict()
         self._of_writes: dict[tuple[bytes, Version], RequestTrace] = {}  # by key and stamp, which together name a write
         self._count = 0
         self._asked = 0
@@ -148,13 +150,24 @@ class Traces:
                 self._of_writes.pop((gone.key, gone.stamp), None)
         return trace
 
+    def pin(self, trace: RequestTrace) -> None:
+        """Keep a trace that was not made here, beside the others: it is evidence of something."""
+        self._count += 1
+        trace.id = str(self._count)
+        self._pinned[trace.id] = trace
+        while len(self._pinned) > PINNED_MAX:
+            self._pinned.popitem(last=False)
+
     def sample(self) -> RequestTrace | None:
         """One for a request that asked for none, now and then."""
         self._asked += 1
         return self.make() if self._asked % self._sample_step == 0 else None
 
     def note_stamp(self, trace: RequestTrace, stamp: Version) -> None:
-        """The request is the write with this stamp: copies of it that are sent later belong to the trace."""
+        """The request is the write with this stamp: copies of it that are sent later belong to the trace, if that is
+        kept here."""
+        if self._kept.get(trace.id) is not trace:
+            return
         if trace.stamp is not None:  # it was tried under another configuration before
             self._of_writes.pop((trace.key, trace.stamp), None)
         trace.stamp = stamp
@@ -164,7 +177,7 @@ class Traces:
         return self._of_writes.get((key, stamp))
 
     def find(self, trace_id: str) -> RequestTrace | None:
-        return self._kept.get(trace_id)
+        return self._kept.get(trace_id) or self._pinned.get(trace_id)
 
     def latest(self) -> list[RequestTrace]:
         """Those that are kept, the newest first."""

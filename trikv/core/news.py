@@ -40,6 +40,7 @@ SENTENCES: Final[dict[str, str]] = {
     "settled": "every partition is settled",
     "mode_switching": "switching from mode {before} to {mode}",
     "mode_switched": "mode {mode} is in force: everything is settled under it, after {duration_s:.1f} s",
+    "promise_violated": "mode {mode} has broken its promise, {rule}",
     "repaired": "keys repaired whose copies differed: {keys:,}",
     "recovered": "partitions that go on with what is left of them, so that records may be lost: {partitions:,}",
     "records_salvaged": "records that worker {worker} alone had and brought back: {records:,}",
@@ -48,7 +49,7 @@ SENTENCES: Final[dict[str, str]] = {
 
 _TONES: Final = {
     "worker_down": Tone.POOR, "worker_evicted": Tone.POOR, "worker_disk_full": Tone.POOR, "records_lost": Tone.POOR,
-    "recovered": Tone.POOR, "gap": Tone.POOR,
+    "recovered": Tone.POOR, "promise_violated": Tone.POOR, "gap": Tone.POOR,
     "worker_suspect": Tone.FAIR, "fault_injected": Tone.FAIR, "worker_draining": Tone.FAIR, "mode_switching": Tone.FAIR,
     "worker_up": Tone.GOOD, "worker_disk_has_room": Tone.GOOD, "settled": Tone.GOOD, "mode_switched": Tone.GOOD,
 }  # fmt: skip

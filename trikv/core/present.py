@@ -127,6 +127,12 @@ def count_open(state: State) -> list[OperationCount]:
     ]
 
 
+class VerdictWords(NamedTuple):
+    tone: Tone
+    word: str
+    meaning: str
+
+
 # --- the mode ---------------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +244,41 @@ def judge_notes(worker: Mapping[str, Any]) -> Tone:
     if Tone.POOR in (state, place):
         return Tone.POOR
     return Tone.PLAIN if place is Tone.PLAIN and state is Tone.GOOD else Tone.FAIR
+
+
+# --- what was measured ------------------------------------------------------------------------------------------------
+
+VERDICTS: Final = {
+    "kept": VerdictWords(Tone.GOOD, "kept", "no operation contradicted the promise"),
+    "broken": VerdictWords(Tone.POOR, "broken", "some operations contradict the promise"),
+    "measuring": VerdictWords(Tone.PLAIN, "not known yet", "too few reads were judged so far"),
+}
+
+
+def probe_rows(probe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What `GET /v1/probe` answers, as rows of a name and a text."""
+    verdict, stale = VERDICTS[probe["verdict"]], probe["stale"]
+    allowed = ", which AP allows" if probe["promise"] == "AP" and stale["reads"] else ""
+    rows = [
+        ("mode", f"{probe['mode']}, judged as {probe['promise']}"),
+        ("promise", f"{verdict.word}: {verdict.meaning}"),
+        ("checked", f"{probe['operations']:,} operations in {say_duration(probe['since_s'])}, since the mode changed"),
+        ("violations", f"{probe['violation_count']:,}"),
+        ("stale reads", f"{stale['reads']:,}{allowed}"),
+        ("refused", f"{probe['refused']:,}"),
+        ("unknown", f"{probe['unknown']:,}"),
+    ]
+    if stale["reads"]:
+        worst = f"{stale['worst_ms']:,.1f} ms and {stale['worst_versions']:,} versions behind"
+        rows.insert(5, ("stalest read", worst))
+    for violation in probe["violations"]:
+        rows.append((violation["rule"], f"{violation['told']} (key {violation['key']})"))
+        for one in violation["operations"]:
+            value = "" if one["value"] is None else f" {one['value']}"
+            when = f"from {one['began_ms']:,.1f} to {one['ended_ms']:,.1f} ms"
+            trace = f"; trikv trace {one['trace']}" if one["trace"] else ""
+            rows.append(("", f"{one['what']}{value}, {when}: {one['outcome']}{trace}"))
+    return rows
 
 
 # --- numbers and sentences --------------------------------------------------------------------------------------------

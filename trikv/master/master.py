@@ -48,6 +48,7 @@ from trikv.master.fleet import Fleet
 from trikv.master.lives import Lives
 from trikv.master.membership import Membership
 from trikv.master.operations import Operations
+from trikv.master.probe import Probe
 from trikv.master.reconcile import Reconciler
 from trikv.master.sampling import Sampling
 from trikv.master.status import Status
@@ -87,6 +88,7 @@ class Master:
     ) -> None:
         name = doors.new_id(16)
         self._name = name
+        self._doors = doors
         self.registry = registry
         self.events = EventLog(cluster.term)
         self.tasks = Tasks()
@@ -256,6 +258,20 @@ class Master:
         )
         self.status.autoscale = autoscaler.describe
         return autoscaler
+
+    def probe(self) -> Probe:
+        """What checks that the mode keeps its promise, to be run beside this master. See `Probe`."""
+        probe = Probe(
+            self.document,
+            self.membership,
+            self.coordinator,
+            self.operations,
+            self.registry,
+            self.events,
+            self._doors,
+        )
+        self.status.probe = probe
+        return probe
 
     def hello(self) -> Hello:
         cluster = self.cluster

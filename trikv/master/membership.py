@@ -369,6 +369,11 @@ class Membership:
         entries = (watched.enlisted for watched in self.watched.values())
         return Counter({entry.worker: self.target(entry.member).calls for entry in entries})
 
+    def discount(self, worker: str) -> None:
+        """One of the calls that were put to the worker is no load, and does not count."""
+        if (watched := self.watched.get(worker)) is not None:
+            self.target(watched.enlisted.member).calls -= 1
+
     def up(self, cluster: Cluster) -> set[str]:
         """The workers that are up, in the life in which they are enlisted."""
         return {worker for worker, health in self.health(cluster).items() if health.up}

@@ -11,7 +11,8 @@ long it took, and the longest that any client waited meanwhile.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -77,6 +78,7 @@ class Operations:
         self._antientropy = antientropy
         self._tombstones = tombstones
         self._measure: _Measure | None = None  # of the latest switch
+        self.upheavals = 0  # rises before and after what may change the promise, or lose what was committed
 
     # --- what is under way --------------------------------------------------------------------------------------------
 
@@ -120,6 +122,14 @@ class Operations:
                 "operation_under_way",
                 f"{what} is under way, {operation['partitions_left']:,} partitions are left; wait for its end",
             )
+
+    @contextmanager
+    def _upheaval(self) -> Iterator[None]:
+        self.upheavals += 1
+        try:
+            yield
+        finally:
+            self.upheavals += 1
 
     # --- the mode -----------------------------------------------------------------------------------------------------
 
@@ -179,7 +189,8 @@ class Operations:
             if mode != before.mode:
                 async with self._document.changing:
                     self._refuse_if_busy()
-                    await self._document.change(lambda cluster: replace(cluster, mode=mode))
+                    with self._upheaval():
+                        await self._document.change(lambda cluster: replace(cluster, mode=mode))
                 self._events.note("mode_switching", mode=mode, before=former, partitions=len(before.partitions))
             while self.operation():
                 await self._document.changed.wait()
@@ -388,8 +399,9 @@ class Operations:
                 partitions = (rescued.get(index, p) for index, p in enumerate(cluster.partitions))
                 return replace(cluster, partitions=tuple(partitions))
 
-            async with self._document.changing:
-                await self._document.change(change)
+            with self._upheaval():
+                async with self._document.changing:
+                    await self._document.change(change)
             self._events.note("recovered", partitions=len(stuck), lost_members=lost)
         return told
 

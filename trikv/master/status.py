@@ -29,6 +29,7 @@ from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
 from trikv.master.membership import Membership, WatchedWorker
 from trikv.master.operations import Operations
+from trikv.master.probe import Probe
 from trikv.net.peers import Peer
 from trikv.registry import Registry
 
@@ -53,6 +54,7 @@ class Status:
         self.events = events
         self.fleet: Callable[[], dict[str, Any]] | None = None  # where this master starts workers
         self.autoscale: Callable[[], dict[str, Any]] | None = None  # where the cluster scales by itself
+        self.probe: Probe | None = None  # where the promise is measured
         self._document = document
         self._membership = membership
         self._coordinator = coordinator
@@ -139,6 +141,7 @@ class Status:
             "progress": self._operations.progress(),
             "fleet": None if self.fleet is None else self.fleet(),
             "autoscale": None if self.autoscale is None else self.autoscale(),
+            "probe": None if self.probe is None else self.probe.summarise(),
             "last_event": self.events.last_id,
             "operations": {outcome.value: count for outcome, count in coordinator.outcomes.items()},
             "in_flight": coordinator.in_flight,

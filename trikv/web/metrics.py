@@ -46,6 +46,8 @@ class _Master(Collector):
         yield from self._links()
         yield from _healing(self._state["progress"])
         yield from _autoscale(self._state["autoscale"])
+        if (probe := self._services.status.probe) is not None:
+            yield from _probe(probe.describe())
 
     def _operations(self) -> Iterator[Metric]:
         coordinator = self._services.coordinator
@@ -180,3 +182,15 @@ def _healing(progress: dict[str, Any]) -> Iterator[Metric]:
 def _autoscale(autoscale: dict[str, Any] | None) -> Iterator[Metric]:
     if autoscale is not None:
         yield gauge("trikv_autoscale_use_ratio", "Share of the workers' capacity in use", autoscale["use"])
+
+
+def _probe(told: dict[str, Any]) -> Iterator[Metric]:
+    """These begin anew when the mode changes, as counters of a process do when it restarts."""
+    reads, stale = told["reads"], told["stale"]
+    yield counter("trikv_probe_reads", "Reads of the probe that ended", reads)
+    yield counter("trikv_probe_writes", "Writes of the probe that ended", told["writes"])
+    yield counter("trikv_probe_refused", "Its operations that were refused", told["refused"])
+    yield counter("trikv_probe_unknown", "Its operations of unknown outcome", told["unknown"])
+    yield counter("trikv_probe_violations", "Promises that were seen broken", told["violation_count"])
+    yield counter("trikv_probe_stale_reads", "Reads of a value older than a committed one", stale["reads"])
+    yield gauge("trikv_probe_stale_worst_seconds", "How late the stalest read was", stale["worst_ms"] / 1000)

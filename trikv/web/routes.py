@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from trikv.core.record import VALUE_BYTES_MAX
-from trikv.web import batch, cluster, faults, keys, metrics, operate, traces
+from trikv.web import batch, cluster, faults, keys, metrics, operate, probe, traces
 from trikv.web.message import Request, Response
 from trikv.web.services import Services
 
@@ -59,6 +59,7 @@ ROUTES: Final = (
     Route("POST", "/v1/recover", operate.recover, SMALL_BODY_BYTES_MAX, detached=True),
     Route("GET", "/v1/faults", faults.describe),
     Route("POST", "/v1/faults", faults.inject, SMALL_BODY_BYTES_MAX, detached=True),
+    Route("GET", "/v1/probe", probe.show),
     Route("GET", "/v1/traces", traces.latest),
     Route("GET", "/v1/trace/{id}", traces.show),
     Route("GET", "/timeline.css", traces.style),

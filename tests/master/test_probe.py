@@ -1,0 +1,221 @@
+"""The probe in a running cluster: it finds out a strategy that lies now and then, and accuses none that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trikv.api import Answer, Promise, Record, ReplicaSet, Strategy, Write
+from trikv.coordinator.coordinator import RESERVED
+from trikv.core.errors import Refused, Unknown
+from trikv.core.probe import STALE
+from trikv.master.probe import BUSY_RATE, KEYS, RATE_MOST, SHARE, Probe, rate_beside
+from trikv.testing.inprocess import InProcessCluster
+
+
+class Forgetful(Strategy):
+    """Quorum, but for one read in a thousand, which returns what the key's read before returned."""
+
+    name = "forgetful"
+    promise = Promise.CP
+    protocol = "as quorum, now and then from memory"
+    gives_up = "the truth, once in a thousand reads"
+    use_when = "a probe is to be tested"
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.lies = 0
+        self.known: dict[bytes, list[Record | None]] = {}
+
+    def copies(self, n: int) -> int:
+        return n // 2 + 1
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await replicas.store(write, need=replicas.majority)
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        self.reads += 1
+        answers: Sequence[Answer] = await replicas.fetch(key, need=replicas.majority)
+        record = await replicas.agree(key, answers)
+        known = self.known.setdefault(key, [])
+        if not known or known[-1] != record:
+            known.append(record)
+        if self.reads >= 1_000 and len(known) > 1:
+            self.reads = 0
+            self.lies += 1
+            return known[-2]
+        return record
+
+
+async def start(nursery: trio.Nursery, cluster: InProcessCluster) -> Probe:
+    probe = cluster.master.probe()
+    nursery.start_soon(probe.run)
+    return probe
+
+
+async def test_a_strategy_that_lies_once_in_a_thousand_reads_is_found_out_in_half_a_minute(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    strategy = Forgetful()
+    cluster = await InProcessCluster.start(nursery, mode="forgetful", strategies=[strategy])
+    probe = await start(nursery, cluster)
+    await trio.sleep(30)
+    told = probe.describe()
+    assert strategy.lies >= 1
+    assert (told["verdict"], told["violation_count"]) == ("broken", strategy.lies)
+    violation = told["violations"][0]
+    assert violation["rule"] == STALE
+    assert [one["what"] for one in violation["operations"]][1] == "get"
+    for one in violation["operations"]:
+        trace = cluster.coordinator.traces.find(one["trace"])
+        assert trace is not None
+        assert violation["key"].encode() in trace.key
+        assert trace.notes
+    events = cluster.master.events.latest(100)
+    assert [event["rule"] for event in events if event["kind"] == "promise_violated"] == [STALE]
+    assert cluster.master.status.describe()["probe"]["violations"] == strategy.lies
+
+
+@pytest.mark.parametrize("mode", ["quorum", "sync", "chain", "async"])
+async def test_no_mode_is_accused_while_workers_die_and_come_back(
+    nursery: trio.Nursery, autojump_clock: MockClock, mode: str
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode=mode, workers=5, down_after_s=2.0)
+    probe = await start(nursery, cluster)
+    for node in cluster.workers[:3]:
+        await trio.sleep(3)
+        cluster.network.hold(node.address)
+        await trio.sleep(4)
+        cluster.network.release(node.address)
+        await trio.sleep(4)
+        await cluster.kill(node)
+        await trio.sleep(6)
+        await cluster.restart(node)
+    await trio.sleep(5)
+    told = probe.describe()
+    assert told["violations"] == []
+    assert told["verdict"] == "kept"
+    assert told["reads"] > 2_000
+    # Quorum and async do without any one worker; the others said that something went wrong.
+    assert (told["refused"] + told["unknown"] > 0) == (mode in ("sync", "chain"))
+
+
+async def test_a_switch_begins_anew_and_a_switch_from_ap_is_judged_as_ap_until_it_ends(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="async")
+    probe = await start(nursery, cluster)
+    await trio.sleep(5)
+    first = probe.describe()
+    assert (first["mode"], first["promise"]) == ("async", "AP")
+    await cluster.master.operations.switch_mode("quorum")
+    await trio.sleep(1)
+    now = probe.describe()
+    assert (now["mode"], now["promise"], now["verdict"]) == ("quorum", "CP", "kept")
+    assert now["operations"] < first["operations"]
+    await cluster.master.operations.switch_mode("async")
+    await trio.sleep(0.2)
+    assert (probe.describe()["promise"], probe.describe()["verdict"]) == ("AP", "measuring")
+
+
+async def test_a_pair_of_switches_that_cancel_out_is_noticed(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="quorum")
+    probe = await start(nursery, cluster)
+    await trio.sleep(2)
+    before = probe._session
+    await cluster.master.operations.switch_mode("chain")
+    await cluster.master.operations.switch_mode("quorum")
+    await trio.sleep(1)
+    assert probe._session is not before
+    assert probe._session.basis._replace(upheavals=0) == before.basis._replace(upheavals=0)
+
+
+async def test_clients_neither_see_nor_touch_its_keys(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="quorum")
+    probe = await start(nursery, cluster)
+    await trio.sleep(10)
+    await cluster.coordinator.put(b"\0a", b"1")
+    await cluster.coordinator.put(b"z", b"2")
+    assert [key for key, _ in (await cluster.coordinator.scan()).items] == [b"\0a", b"z"]
+    assert [key for key, _ in (await cluster.coordinator.scan(limit=1)).items] == [b"\0a"]
+    assert (await cluster.coordinator.scan(RESERVED)).items == []
+    assert len((await cluster.coordinator.scan(RESERVED, internal=True)).items) > KEYS / 2
+    some = RESERVED + b"x"
+    for ask in (cluster.coordinator.get, cluster.coordinator.delete):
+        with pytest.raises(Refused, match="the cluster's own"):
+            await ask(some)
+    with pytest.raises(Refused, match="the cluster's own"):
+        await cluster.coordinator.put(some, b"v")
+    with pytest.raises(Refused, match="the cluster's own"):
+        cluster.master.status.locate(some)
+    assert probe.describe()["verdict"] == "kept"
+
+
+async def test_it_counts_neither_as_operations_nor_as_load(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="quorum")
+    coordinator, membership = cluster.coordinator, cluster.master.membership
+    before = membership.calls()
+    probe = await start(nursery, cluster)
+    await trio.sleep(10)
+    assert probe.describe()["operations"] > 1_000
+    assert sum(coordinator.outcomes.values()) == 1  # it looked once for keys of a former master, with a scan
+    assert sum(coordinator.durations["get"].counts + coordinator.durations["put"].counts) == 0
+    assert coordinator.in_flight == 0
+    assert coordinator.hot_keys.hottest()[1] == 0
+    assert coordinator.traces.latest() == []
+    assert sum((membership.calls() - before).values()) < 100
+    assert not coordinator.traces._of_writes
+
+
+async def test_keys_of_former_sessions_and_masters_are_deleted(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="quorum")
+    async with trio.open_nursery() as former:
+        former.start_soon(cluster.master.probe().run)
+        await trio.sleep(10)
+        former.cancel_scope.cancel()
+    await cluster.restart_master()
+    await cluster.until_all_up()
+    probe = await start(nursery, cluster)
+    await trio.sleep(60)
+    kept = {key for key, _ in (await cluster.coordinator.scan(RESERVED, limit=1000, internal=True)).items}
+    present = {RESERVED + b"probe/" + register.key.encode() for register in probe._session.registers}
+    assert kept <= present
+    assert probe.describe()["verdict"] == "kept"
+
+
+async def test_without_workers_it_waits_and_says_so(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="quorum", workers=0)
+    probe = await start(nursery, cluster)
+    await trio.sleep(30)
+    assert (probe.describe()["operations"], probe.describe()["verdict"]) == (0, "measuring")
+    for _ in range(3):
+        await cluster.add_worker()
+    await trio.sleep(10)
+    assert probe.describe()["verdict"] == "kept"
+
+
+async def test_refused_and_unknown_are_counted(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="sync", timeout_s=0.5, down_after_s=60.0)
+    probe = await start(nursery, cluster)
+    await trio.sleep(3)
+    cluster.network.hold(cluster.workers[0].address)
+    await trio.sleep(10)
+    with pytest.raises((Refused, Unknown)):
+        await cluster.coordinator.put(b"k", b"v")
+    told = probe.describe()
+    assert told["refused"] > 0
+    assert told["violation_count"] == 0
+
+
+def test_it_does_the_less_the_more_clients_do() -> None:
+    assert rate_beside(0) == RATE_MOST
+    assert rate_beside(BUSY_RATE / 2) == RATE_MOST / 2
+    assert rate_beside(BUSY_RATE) == SHARE * BUSY_RATE
+    assert rate_beside(20_000) == SHARE * 20_000
+    rates = [rate_beside(clients) for clients in range(int(0.9 * BUSY_RATE))]
+    assert rates == sorted(rates, reverse=True)

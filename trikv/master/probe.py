@@ -1,0 +1,334 @@
+"""The probe: reads and writes on keys of its own, through the mode in force, judged as they come.
+
+What a mode promises is in its strategy's words. The probe says whether the promise is kept, here and now: it asks the
+coordinator as a client would, and `core/probe.py` judges what it is told. A strategy that breaks its promise once in a
+thousand reads is found out within half a minute on an idle cluster.
+
+**Sessions.** All counts belong to a session, which begins anew when something changes what may be expected: another
+mode, the end of a switch, records that an operator gave up. Each session has keys of its own, so that nothing of the
+one before has to be explained. While a switch from or to an AP mode is under way, the session is judged as AP.
+
+**Keys** begin with `RESERVED`. The front refuses such keys, and scans leave them out. They are spread over the
+partitions by their hashes. Keys of former sessions are deleted.
+
+**Cost.** `RATE_MOST` operations a second while no client asks for anything, and the fewer the more clients ask for; at
+the least one for `SHARE` of theirs. One operation in `READS_PER_WRITE` is a write. They count neither as clients'
+operations nor as load.
+
+Left out: keys of clients. What they read and write is never looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from trikv.api import Promise
+from trikv.coordinator.coordinator import RESERVED, Coordinator
+from trikv.coordinator.trace import RequestTrace
+from trikv.core.configuration import Cluster
+from trikv.core.errors import Outcome, TrikvError
+from trikv.core.probe import ProbedOperation, Register, Tallied, Violation
+from trikv.master.document import Document
+from trikv.master.events import EventLog
+from trikv.master.membership import Membership
+from trikv.master.operations import Operations
+from trikv.net.doors import Doors
+from trikv.registry import Registry
+
+KEYS: Final = 32
+TASKS: Final = 4
+READS_PER_WRITE: Final = 15
+RATE_MOST: Final = 160.0  # operations a second
+SHARE: Final = 0.01
+BUSY_RATE: Final = 1_000.0  # of clients' operations a second: from there on the probe keeps to its share
+LOOK_S: Final = 0.5  # between two looks at how busy the clients are
+DELETE_TIMEOUT_S: Final = 5.0
+_PREFIX: Final = RESERVED + b"probe/"
+
+_log = logging.getLogger(__name__)
+
+
+class Basis(NamedTuple):
+    """What an expectation rests on. When it changes, the session ends.
+
+    `is_consistent`: the mode, and every mode that a partition is still settling from, promises CP. `upheavals`: how
+    often the mode was switched or records were given up, so that two changes that cancel out are noticed as well.
+    """
+
+    mode: str
+    is_consistent: bool
+    upheavals: int
+
+
+class ProbeSession:
+    """What is known since the basis last changed."""
+
+    def __init__(self, name: str, basis: Basis, began_s: float) -> None:
+        self.name = name
+        self.basis = basis
+        self.began_s = began_s
+        self.tallied = Tallied()
+        self.registers = [self._make(number) for number in range(KEYS)]
+        self.used: set[bytes] = set()  # keys that may have a value
+        self._generation = 0
+
+    def _make(self, number: int, generation: int = 0) -> Register:
+        name = f"{self.name}/{number}" + (f".{generation}" if generation else "")
+        return Register(name, self.tallied, is_consistent=self.basis.is_consistent)
+
+    def renew(self, number: int) -> None:
+        """Go on with another key in place of one of which too much is in doubt."""
+        self._generation += 1
+        self.registers[number] = self._make(number, self._generation)
+
+
+class Probe:
+    """The probe of one master. `run` it beside the others."""
+
+    def __init__(
+        self,
+        document: Document,
+        membership: Membership,
+        coordinator: Coordinator,
+        operations: Operations,
+        registry: Registry,
+        events: EventLog,
+        doors: Doors,
+    ) -> None:
+        self._document = document
+        self._membership = membership
+        self._coordinator = coordinator
+        self._operations = operations
+        self._registry = registry
+        self._events = events
+        self._doors = doors
+        self._judged: tuple[Cluster, bool] | None = None  # of which document it is known whether all modes are CP
+        self._session = self._begin()
+        self._turn = 0
+        self._rate = RATE_MOST
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_to_rate)
+            nursery.start_soon(self._delete_former)
+            for task in range(TASKS):
+                nursery.start_soon(self._probe, task)
+
+    # --- what is told -------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """All of it; times in milliseconds since the session began."""
+        session, tallied = self._session, self._session.tallied
+        stale = tallied.stale
+
+        def ms(time_s: float) -> float:
+            return round(1000 * (time_s - session.began_s), 3)
+
+        def tell(violation: Violation) -> dict[str, Any]:
+            return {
+                "rule": violation.rule,
+                "told": violation.told,
+                "key": violation.key,
+                "operations": [
+                    {
+                        "what": one.what,
+                        "value": one.count,
+                        "began_ms": ms(one.began_s),
+                        "ended_ms": ms(one.ended_s),
+                        "outcome": one.outcome.value,
+                        "trace": one.evidence.id if isinstance(one.evidence, RequestTrace) else None,
+                    }
+                    for one in violation.operations
+                ],
+            }
+
+        return {
+            **self.summarise(),
+            "promise": (Promise.CP if session.basis.is_consistent else Promise.AP).value,
+            "reads": tallied.reads,
+            "writes": tallied.writes,
+            "rate": round(self._rate, 1),
+            "violations": [tell(violation) for violation in tallied.violations],
+            "violation_count": tallied.violation_count,
+            "stale": {
+                "reads": stale.reads,
+                "worst_ms": round(1000 * stale.worst_s, 3),
+                "mean_ms": round(1000 * stale.sum_s / stale.reads, 3) if stale.reads else 0.0,
+                "worst_versions": stale.worst_versions,
+            },
+        }
+
+    def summarise(self) -> dict[str, Any]:
+        """What the state of the cluster says of it."""
+        session, tallied = self._session, self._session.tallied
+        return {
+            "enabled": True,
+            "mode": session.basis.mode,
+            "since_s": round(trio.current_time() - session.began_s, 1),
+            "verdict": tallied.verdict.value,
+            "operations": tallied.reads + tallied.writes,
+            "refused": tallied.refused,
+            "unknown": tallied.unknown,
+            "violations": tallied.violation_count,
+            "stale_reads": tallied.stale.reads,
+        }
+
+    # --- sessions -----------------------------------------------------------------------------------------------------
+
+    def _basis(self) -> Basis:
+        cluster = self._document.cluster
+        if self._judged is None or self._judged[0] is not cluster:
+            modes = {configuration.mode for p in cluster.partitions for configuration in p.history} | {cluster.mode}
+            consistent = all(self._registry.strategy(mode).promise is Promise.CP for mode in modes)
+            self._judged = cluster, consistent
+        return Basis(cluster.mode, self._judged[1], self._operations.upheavals)
+
+    def _begin(self) -> ProbeSession:
+        return ProbeSession(f"{self._document.cluster.term}-{self._doors.new_id()}", self._basis(), trio.current_time())
+
+    def _renew(self) -> None:
+        """Begin a new session if the basis has changed. Operations under way belong to the former one."""
+        if self._session.basis != self._basis():
+            former, self._session = self._session, self._begin()
+            self._session.used |= former.used  # to be deleted some time
+
+    def _is_over(self, session: ProbeSession) -> bool:
+        return session is not self._session or session.basis != self._basis()
+
+    # --- operations ---------------------------------------------------------------------------------------------------
+
+    async def _probe(self, task: int) -> None:
+        """Write the keys of this task, and read all keys, in turn."""
+        while True:
+            await trio.sleep(TASKS / self._rate)
+            while not self._coordinator.partitions:
+                await self._coordinator.changed.wait()
+            self._renew()
+            self._turn += 1
+            if self._turn % (READS_PER_WRITE + 1) == 0:
+                await self._write(self._doors.dice.randrange(KEYS // TASKS) * TASKS + task)
+            else:
+                await self._read(self._doors.dice.randrange(KEYS))
+
+    async def _write(self, number: int) -> None:
+        session = self._session
+        register = session.registers[number]
+        count = register.begin_write()
+        key = _PREFIX + register.key.encode()
+        session.used.add(key)
+        trace = RequestTrace("")
+        began_s = trio.current_time()
+        outcome: Outcome | None = None
+        try:
+            await self._coordinator.put(key, b"%d" % count, trace=trace, internal=True)
+            outcome = Outcome.COMMITTED
+        except TrikvError as error:
+            outcome = error.kind.outcome
+        finally:
+            self._discount(trace)
+            if outcome is None or self._is_over(session):
+                register.drop_write()
+            else:
+                done = ProbedOperation("put", count, began_s, trio.current_time(), outcome, trace)
+                self._report(register.end_write(done))
+        if register.is_muddy:
+            session.renew(number)
+
+    async def _read(self, number: int) -> None:
+        session = self._session
+        register = session.registers[number]
+        register.begin_read()
+        trace = RequestTrace("")
+        began_s = trio.current_time()
+        outcome: Outcome | None = None
+        count: int | None = None
+        try:
+            record = await self._coordinator.get(_PREFIX + register.key.encode(), trace=trace, internal=True)
+            outcome, count = Outcome.COMMITTED, 0 if record is None else _count_of(record.value)
+        except TrikvError as error:
+            outcome = error.kind.outcome
+        finally:
+            self._discount(trace)
+            if outcome is None or self._is_over(session):
+                register.drop_read()
+            else:
+                done = ProbedOperation("get", count, began_s, trio.current_time(), outcome, trace)
+                self._report(register.end_read(done))
+
+    def _report(self, violation: Violation | None) -> None:
+        if violation is None:
+            return
+        for done in violation.operations:
+            if isinstance(done.evidence, RequestTrace) and not done.evidence.id:
+                self._coordinator.traces.pin(done.evidence)
+        mode = self._session.basis.mode
+        _log.error("mode %s has broken its promise: %s", mode, violation.told)
+        if self._session.tallied.violation_count == 1:
+            self._events.note("promise_violated", mode=mode, rule=violation.rule, why=violation.told)
+
+    def _discount(self, trace: RequestTrace) -> None:
+        """The probe's calls are no load."""
+        for note in trace.notes:
+            self._membership.discount(note.replica)
+
+    # --- around -------------------------------------------------------------------------------------------------------
+
+    async def _keep_to_rate(self) -> None:
+        """Probe the less the more clients ask for."""
+        before, before_s = self._asked(), trio.current_time()
+        while True:
+            await trio.sleep(LOOK_S)
+            now, now_s = self._asked(), trio.current_time()
+            self._rate = rate_beside((now - before) / max(now_s - before_s, 1e-3))
+            before, before_s = now, now_s
+
+    def _asked(self) -> int:
+        return sum(self._coordinator.outcomes.values())
+
+    async def _delete_former(self) -> None:
+        """Delete what former sessions wrote, those of former masters among them."""
+        while not self._coordinator.partitions:
+            await self._coordinator.changed.wait()
+        await self._find_former()
+        while True:
+            await trio.sleep(LOOK_S)
+            session = self._session
+            present = {_PREFIX + register.key.encode() for register in session.registers}
+            for key in list(session.used - present):
+                if await self._delete(key):
+                    session.used.discard(key)
+                await trio.sleep(LOOK_S)
+
+    async def _find_former(self) -> None:
+        """Look for keys that a former master's probe left behind."""
+        while True:
+            try:
+                page = await self._coordinator.scan(_PREFIX, limit=1000, internal=True)
+            except TrikvError:
+                await trio.sleep(DELETE_TIMEOUT_S)  # not all partitions can be read yet
+                continue
+            self._session.used.update(key for key, _ in page.items)
+            return
+
+    async def _delete(self, key: bytes) -> bool:
+        try:
+            await self._coordinator.delete(key, timeout_s=DELETE_TIMEOUT_S, internal=True)
+        except TrikvError:
+            return False
+        return True
+
+
+def rate_beside(clients: float) -> float:
+    """How many operations a second the probe may carry out beside so many of clients."""
+    spare = RATE_MOST * max(0.0, 1.0 - clients / BUSY_RATE)
+    return max(1.0, spare, SHARE * clients)
+
+
+def _count_of(value: bytes | None) -> int | None:
+    if value is None:
+        return 0
+    return int(value) if value.isdigit() and len(value) <= 18 else None
