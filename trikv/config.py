@@ -53,6 +53,7 @@ class WorkerSettings:
     storage: str = "rocksdb"
     max_keys: int | None = None
     metrics: str | None = None  # where GET /metrics is served; None: nowhere
+    log: str | None = None  # "console" or "json"; None: console if stderr is a terminal
     insecure: bool = False
     exit_with_stdin: bool = False
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -84,6 +85,7 @@ class MasterSettings:
     probe: bool = False  # whether the mode's promise is measured all the time
     break_it: bool = False  # whether faults may be injected on request
     min_copies: int = 2  # a configuration does not shrink below it, however many workers are gone
+    log: str | None = None  # as a worker's
     insecure: bool = False
     exit_with_stdin: bool = False
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -291,6 +293,12 @@ def _between(value: object, what: str, low: float, high: float) -> float:
     return number
 
 
+def _one_of(value: object, *choices: str) -> str:
+    if value not in choices:
+        raise ValueError(f"{value!r} is none of {', '.join(choices)}")
+    return str(value)
+
+
 def _switch(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -346,6 +354,7 @@ _READERS: Final[dict[str, Callable[[object], object]]] = {
     "host": _text,
     "http": _address,
     "metrics": _or_none(_address),
+    "log": lambda value: None if value == "auto" else _one_of(value, "auto", "console", "json"),
     "master": _or_none(_address),
     "workers": _addresses,
     "data_dir": _path,

@@ -19,7 +19,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -32,7 +32,7 @@ from trikv.api import StorageEngine
 from trikv.cli.shared import give_up
 from trikv.config import MasterSettings, WorkerSettings
 from trikv.core.errors import TrikvError
-from trikv.logs import start_log
+from trikv.logs import NodeLog, start_log
 from trikv.master.configstore import ConfigConflict, SqliteConfigStore
 from trikv.master.master import Master, StartError
 from trikv.net.accept import raise_descriptor_limit
@@ -56,29 +56,38 @@ _EXPECTED = (OSError, ValueError, DataDirError, StartError, ConfigConflict, Plug
 
 def run_worker(settings: WorkerSettings) -> int:
     """Be a worker until told to stop."""
-    return _run(partial(_worker, settings), settings.notes)
+    return _run("worker", partial(_worker, settings), settings)
 
 
 def run_master(settings: MasterSettings) -> int:
     """Be the master until told to stop."""
-    return _run(partial(_master, settings), settings.notes)
+    return _run("master", partial(_master, settings), settings)
 
 
-def _run(main: Callable[[], Awaitable[None]], notes: Sequence[str]) -> int:
-    log = start_log()
-    for note in notes:
+def _run(role: str, main: Callable[[NodeLog], Awaitable[None]], settings: WorkerSettings | MasterSettings) -> int:
+    log = start_log(settings.log)
+    log.identify(lambda: {"role": role})
+    for note in settings.notes:
         _log.info("%s", note)
     raise_descriptor_limit()
-    code = 0
     try:
-        trio.run(main)
-    except* _EXPECTED as group:
-        for line in dict.fromkeys(_sentences(group)):
-            log.say(f"error: {line}")
-        unknown, _ = group.split(lambda error: isinstance(error, TrikvError) and error.kind.exit == _USAGE)
-        code = 1 if unknown is None else _USAGE
+        return _serve(main, log)
+    except Exception:  # noqa: BLE001 its traceback is a line of the log, like all else
+        _log.critical("this %s failed in a way that its authors did not foresee", role, exc_info=True)
+        return 1
     finally:
         log.close()
+
+
+def _serve(main: Callable[[NodeLog], Awaitable[None]], log: NodeLog) -> int:
+    code = 0
+    try:
+        trio.run(main, log)
+    except* _EXPECTED as group:
+        for line in dict.fromkeys(_sentences(group)):
+            log.say_error(line)
+        unknown, _ = group.split(lambda error: isinstance(error, TrikvError) and error.kind.exit == _USAGE)
+        code = 1 if unknown is None else _USAGE
     return code
 
 
@@ -93,7 +102,7 @@ def _sentences(error: BaseException) -> list[str]:
             return [str(error)]
 
 
-async def _worker(settings: WorkerSettings) -> None:
+async def _worker(settings: WorkerSettings, log: NodeLog) -> None:
     engine = load_registry().storage_engine(settings.storage)
     doors = Doors()
     listening = await doors.transport.listen(join_address(settings.host, settings.port))
@@ -102,15 +111,16 @@ async def _worker(settings: WorkerSettings) -> None:
         if settings.metrics is not None:
             metrics = stack.enter_context(_bind_http(settings.metrics, "--metrics"))
         if not engine.durable:
-            await _serve_worker(settings, doors, listening, engine, metrics, None)
+            await _serve_worker(settings, log, doors, listening, engine, metrics, None)
             return
         data_dir = stack.enter_context(open_data_dir(settings.directory, "worker"))
         progress = stack.enter_context(closing(ProgressFile(data_dir.path)))
-        await _serve_worker(settings, doors, listening, engine, metrics, data_dir.path / "records", progress)
+        await _serve_worker(settings, log, doors, listening, engine, metrics, data_dir.path / "records", progress)
 
 
 async def _serve_worker(
     settings: WorkerSettings,
+    log: NodeLog,
     doors: Doors,
     listening: Listening,
     engine: StorageEngine,
@@ -125,6 +135,7 @@ async def _serve_worker(
         worker = await Worker.open(
             worker_id, storage, engine.name, doors, max_keys=settings.max_keys, progress=progress
         )
+        log.identify(lambda: {"role": "worker", "node": worker.id, "term": worker.term})
         async with trio.open_nursery() as nursery:
             stop = await nursery.start(_watch_for_stop, settings.exit_with_stdin)
             await nursery.start(partial(worker.run, listening, master=settings.master))
@@ -142,7 +153,7 @@ async def _serve_worker(
             await storage.close()
 
 
-async def _master(settings: MasterSettings) -> None:
+async def _master(settings: MasterSettings, log: NodeLog) -> None:
     from trikv.web.app import serve_http  # here, since a worker would pay half of its start for it
 
     registry = load_registry()
@@ -167,6 +178,7 @@ async def _master(settings: MasterSettings) -> None:
                 min_copies=settings.min_copies,
             )
             data_dir.note_founded()
+            log.identify(lambda: {"role": "master", "node": master.cluster.cluster, "term": master.cluster.term})
             master.events.wall_clock = _now
             master.breaking.links = links
             async with trio.open_nursery() as nursery:

@@ -1,6 +1,7 @@
 """What must end in one clear line or one truthful answer: bad starts, strangers, paused and full workers."""
 
 import contextlib
+import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 from tests.e2e.conftest import Trikv
 from trikv.client import TrikvError
 from trikv.core.errors import Outcome
+from trikv.core.text import last_words
 from trikv.testing.judge.expectations import Expectations
 from trikv.testing.processes.cluster import LocalCluster, NodeProcess, wait_until
 
@@ -19,12 +21,13 @@ REPLY_DEADLINE_S = 30.0  # for a peer that must hang up by itself
 
 
 def assert_one_line(ended: "CompletedProcess[bytes]", code: int, *words: str) -> None:
+    """A node says it in JSON, unless it is a word of the command line that is wrong."""
     lines = ended.stderr.decode().splitlines()
     assert ended.returncode == code, lines
     assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
+    assert lines[0].startswith("error: ") or json.loads(lines[0])["level"] == "error"
     for word in words:
-        assert word in lines[0]
+        assert word in last_words(lines[0])
 
 
 # --- starts that fail -------------------------------------------------------------------------------------------------
@@ -72,7 +75,7 @@ def test_the_founding_command_line_repeated_after_a_switch_brings_the_master_bac
             assert client.mode()["mode"] == "sync"
     told = [line for line in (tmp_path / "master.log").read_text().splitlines() if "mode sync, not quorum" in line]
     assert len(told) == 1
-    assert "WARNING" in told[0]
+    assert json.loads(told[0])["level"] == "warning"
 
 
 def test_a_founded_cluster_without_its_document_is_refused(trikv_process: Trikv, tmp_path: Path) -> None:

@@ -24,6 +24,11 @@ def node_options(command: Command) -> Command:
         click.option(
             "--config", type=click.Path(path_type=Path), help="Settings in TOML. Default: ./trikv.toml, if any."
         ),
+        click.option(
+            "--log",
+            metavar="STYLE",
+            help="Log lines for people (console) or programs (json). Default: console on a terminal, else json.",
+        ),
         click.option("--insecure", is_flag=True, default=None, help="Allow an address that other machines can reach."),
         click.option("--data-dir", metavar="DIR", help="Where its data lies. Default: below ./trikv-data."),
         click.option("--host", help="The address to listen on. Default: 127.0.0.1."),

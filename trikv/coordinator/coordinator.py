@@ -34,6 +34,7 @@ from trikv.coordinator.repair import fetch_history
 from trikv.coordinator.replicas import NotEnough, Target
 from trikv.coordinator.scan import PAGE_MAX, ScanPage, scan_page
 from trikv.coordinator.trace import RequestTrace, Traces, current, note_promised
+from trikv.core import serving
 from trikv.core.calls import Full
 from trikv.core.errors import Outcome, Refused, TrikvError, Unknown
 from trikv.core.histogram import Histogram
@@ -247,6 +248,7 @@ class Coordinator:
         self, state: PartitionState, key: bytes, value: bytes | None, expect: Expect | None, attempt: Attempt
     ) -> Version:
         """The write under the configuration of this state."""
+        serving.epoch.set(state.epoch)
         if expect is not None and not state.strategy.compare_and_set:
             raise Refused(
                 "no_compare_and_set",
@@ -331,6 +333,7 @@ class Coordinator:
         self, state: PartitionState, key: bytes, deadline_s: float, listed: dict[str, Record | None] | None = None
     ) -> Record | None:
         """The record that a read returns, a tombstone as it is. `listed`: what replicas listed in this operation."""
+        serving.epoch.set(state.epoch)
         if state.reads_directly(key):
             return await self.own_read(state, key, deadline_s, listed=listed)
         async with state.locks.exclusive(key):

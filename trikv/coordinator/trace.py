@@ -109,11 +109,7 @@ class RequestTrace:
                     "what": note.what,
                     "sent_ms": _ms(note.sent_s),
                     "ended_ms": _ms(note.ended_s),
-                    "ended": None
-                    if note.fault is None
-                    else "ok"
-                    if note.fault == Fault.OK
-                    else spell_fault(note.fault),
+                    "ended": _spell(note.fault, spell_fault),
                 }
                 for note in self.notes
             ],

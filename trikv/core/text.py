@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+from contextlib import suppress
 
 
 def escape(text: str) -> str:
@@ -26,3 +28,14 @@ def spell_bytes(name: str, data: bytes) -> dict[str, str]:
         return {name: data.decode()}
     except UnicodeDecodeError:
         return {f"{name}_base64": to_base64(data)}
+
+
+def last_words(log: str) -> str:
+    """The sentence in the last line of a node's log, written for people or for programs; "" if there is no line."""
+    lines = log.strip().splitlines()
+    line = lines[-1] if lines else ""
+    with suppress(ValueError, RecursionError):
+        document = json.loads(line)
+        if isinstance(document, dict) and isinstance(event := document.get("event"), str):
+            return event
+    return line.removeprefix("error: ")

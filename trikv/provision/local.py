@@ -28,6 +28,7 @@ from typing import Final
 import trio
 
 from trikv.api import Provisioner, WorkerOrder, WorkerProcess, hookimpl
+from trikv.core.text import last_words
 
 START_S: Final = 20.0  # for a process to listen
 PORT_TRIES: Final = 30  # the process that had the port may still be ending
@@ -37,7 +38,7 @@ LOG: Final = "worker.log"
 PORT: Final = "port"
 PORT_MAX: Final = 65_535
 ANNOUNCED_BYTES_MAX: Final = 4_096  # of what a process says, the announcement among it
-LOG_TAIL_BYTES: Final = 4_096
+LOG_TAIL_BYTES: Final = 32 * 1024  # the last line may be an object with a sentence of 4,000 characters
 
 _ANNOUNCEMENT: Final = re.compile(rb"worker (\S+) listening on ([^,\s]+)[^\n]*\n")
 
@@ -141,7 +142,7 @@ class LocalProcesses(Provisioner):
             await child.end(gracefully=True)
             raise
         await child.end(gracefully=True)
-        raise OSError(f"a worker did not start: {_last_line(order.directory / LOG)}")
+        raise OSError(f"a worker did not start: {_last_words(order.directory / LOG)}")
 
     async def stop(self, number: int) -> None:
         if number in self._children:
@@ -229,11 +230,10 @@ def _note_port(directory: Path, address: str) -> None:
         _log.warning("a worker may be started again at another port, since this one cannot be noted: %s", error)
 
 
-def _last_line(log: Path) -> str:
+def _last_words(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
-        lines = file.read().decode(errors="replace").splitlines()
-    return lines[-1] if lines else "it said nothing"
+        return last_words(file.read().decode(errors="replace")) or "it said nothing"
 
 
 @hookimpl

@@ -41,12 +41,14 @@ from werkzeug.routing import BaseConverter, MapAdapter
 
 from trikv.config import is_loopback
 from trikv.core.errors import Refused, TrikvError, Unknown
+from trikv.core.serving import request_id
 from trikv.web.events import make_stream
 from trikv.web.guard import refuse_foreign
 from trikv.web.live import LiveFeed
 from trikv.web.message import (
     SAFE_HEADERS,
     Request,
+    RequestIds,
     Response,
     choice_of,
     parse_query,
@@ -193,6 +195,7 @@ def create_app(
     }
     for path, view_func in apart.items():
         app.add_url_rule(path, path, view_func, methods=["GET"], provide_automatic_options=False)
+    app.before_request(partial(_name_request, RequestIds()))
     app.before_request(partial(_guard, loopback_only))
     app.after_request(_make_safe)
     app.after_request(partial(_count, services))
@@ -289,6 +292,10 @@ def _to_quart(answer: Response) -> quart.Response:
     return response
 
 
+async def _name_request(ids: RequestIds) -> None:
+    request_id.set(ids.of(quart.request.headers.get("x-request-id", "")))
+
+
 async def _guard(loopback_only: bool) -> None:
     refuse_foreign(_headers(), loopback_only=loopback_only)
 
@@ -296,6 +303,7 @@ async def _guard(loopback_only: bool) -> None:
 async def _make_safe(response: quart.Response) -> quart.Response:
     for name, value in SAFE_HEADERS.items():
         response.headers.setdefault(name, value)
+    response.headers["x-request-id"] = request_id.get()
     return response
 
 

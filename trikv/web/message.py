@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,6 +23,7 @@ from urllib.parse import unquote_to_bytes
 
 from trikv.core.errors import Refused, TrikvError
 from trikv.core.record import TIMEOUT_MOST_S
+from trikv.core.serving import is_request_id
 from trikv.core.text import spell_bytes, to_base64
 
 JSON_VALUES_MAX: Final = 64 * 1024
@@ -61,6 +63,20 @@ class Response:
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+
+
+class RequestIds:
+    """Names requests. A client may give its request an id (`X-Request-Id`); another one is made if that is none."""
+
+    def __init__(self) -> None:
+        self._first = secrets.token_hex(4)
+        self._count = 0
+
+    def of(self, given: str) -> str:
+        if is_request_id(given):
+            return given
+        self._count += 1
+        return f"{self._first}-{self._count}"
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

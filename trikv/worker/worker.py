@@ -204,6 +204,11 @@ class Worker:
         )
 
     @property
+    def term(self) -> int:
+        """The highest that it has promised or was greeted with; 0: it has met no master."""
+        return max(self.registers.fence.term, MasterId.parse(self._master).term)
+
+    @property
     def waiting(self) -> int:
         """How many calls wait for the committer."""
         return len(self._queue)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from trikv.core.errors import TrikvError
+from trikv.core.text import last_words
 
 START_DEADLINE_S: Final = 30.0  # a cold disk and a busy machine; a start takes about one second
 STOP_DEADLINE_S: Final = 8.0  # then the child is killed
@@ -128,7 +129,7 @@ class NodeProcess:
         told = _LISTENING.fullmatch(line)
         if told is None:
             code = self.kill()
-            why = line or _last_line(self.log).removeprefix("error: ")
+            why = line or _last_words(self.log)
             raise NodeFailed(f"{self.name} did not start (exit code {code}): {why}")
         self.id = told["id"]
         self.port = int(told["rpc"].rpartition(":")[2])
@@ -208,9 +209,7 @@ def _read_line(descriptor: int, deadline_s: float) -> str:
     return line.decode(errors="replace").rstrip("\n")
 
 
-def _last_line(log: Path) -> str:
+def _last_words(log: Path) -> str:
     with contextlib.suppress(OSError):
-        lines = log.read_text(errors="replace").strip().splitlines()
-        if lines:
-            return lines[-1]
+        return last_words(log.read_text(errors="replace")) or "it printed nothing"
     return "it printed nothing"
