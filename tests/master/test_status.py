@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from zlib import crc32
 
 import pytest
 import trio
@@ -106,6 +107,7 @@ async def test_a_key_lives_on_its_preference_list(nursery: trio.Nursery, autojum
     await cluster.kill(second)
     await cluster.until_down(second)
     assert cluster.master.status.locate(KEY) == {
+        "hash": crc32(KEY),
         "key": "key",
         "partition": INDEX,
         "replicas": [

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import re
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
@@ -139,9 +142,9 @@ def test_the_page(web: httpx.Client) -> None:
     assert "quorum" in page.text
     assert 'http-equiv="refresh"' in page.text
     assert 'http-equiv="refresh"' not in web.get("/?refresh=off").text
-    assert "<script" not in page.text
-    assert " style=" not in page.text
-    for path in ("/static/page.css", "/static/icon.svg"):
+    assert re.findall("<script[^>]*>[^<]*", page.text) == ['<script type="module" src="/static/main.js">']
+    assert re.search(r"\s(style|on\w+)=", page.text) is None
+    for path in ("/static/page.css", "/static/icon.svg", "/static/main.js", "/timeline.css"):
         assert path in page.text
         assert web.get(path).status_code == 200
 
@@ -187,7 +190,7 @@ def test_a_forming_cluster_says_what_it_waits_for() -> None:
 
 
 async def test_an_unforeseen_error_is_logged_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
-    app = create_app(cast("Any", object()))
+    app = create_app(cast("Any", SimpleNamespace(answered=Counter())))
     with caplog.at_level(logging.ERROR):
         answer = await app.test_client().get("/readyz", headers={"host": "localhost"})
     document = await answer.get_json(force=True)

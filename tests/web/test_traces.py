@@ -37,7 +37,9 @@ def test_a_put_is_traced_to_all_replicas(web: httpx.Client) -> None:
 def test_reads_deletes_and_refusals_are_traced_too(web: httpx.Client) -> None:
     web.put("/v1/kv/also", content=b"v")
     read = trace_of(web, web.get("/v1/kv/also", headers={"Trikv-Trace": "1"}).headers)
-    assert {message["what"] for message in read["messages"]} == {"fetch"}
+    # Right after the put a replica may lack the value; then the read stores it there first.
+    assert {message["what"] for message in read["messages"]} <= {"fetch", "store"}
+    assert read["messages"][0]["what"] == "fetch"
     assert trace_of(web, web.delete("/v1/kv/also", headers={"Trikv-Trace": "1"}).headers)["what"] == "delete"
     missing = web.get("/v1/kv/also", headers={"Trikv-Trace": "1"})
     assert missing.status_code == 404
