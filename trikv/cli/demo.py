@@ -64,7 +64,7 @@ def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | N
             directory=data_dir,
             master_port=ports[0],
             http_port=ports[1],
-            master_options=_master_options(workers, storage),
+            master_options=demo_options(workers, storage),
         )
         print(f"starting a master and {workers} workers in {cluster.directory} ...", flush=True)
         return cluster
@@ -95,7 +95,7 @@ def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | N
     return 0
 
 
-def _master_options(workers: int, storage: str) -> list[str]:
+def demo_options(workers: int, storage: str) -> list[str]:
     """What makes the demo's master one that starts workers, scales, and lets itself be broken."""
     options = {
         "--start-workers": workers, "--worker-port": FIRST_WORKER_PORT, "--worker-storage": storage,
