@@ -64,18 +64,21 @@ def prometheus(program: str, cluster: LocalCluster, directory: Path) -> Iterator
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: is_ready(url), what="Prometheus is ready", deadline_s=60)
+        nodes = 1 + len(cluster.workers)
+        wait_until(lambda: scraped(url) == nodes, what="Prometheus scrapes all", deadline_s=60, every_s=0.2)
         yield url
     finally:
         process.terminate()
         process.wait()
 
 
-def is_ready(url: str) -> bool:
+def scraped(url: str) -> int:
+    """How many nodes it has scraped. It begins some seconds after its start."""
     try:
-        return httpx.get(f"{url}/-/ready", trust_env=False).status_code == 200
+        answer = httpx.get(f"{url}/api/v1/query", params={"query": "up == 1"}, trust_env=False)
+        return len(answer.json()["data"]["result"]) if answer.status_code == 200 else 0
     except httpx.HTTPError:
-        return False
+        return 0
 
 
 def load(cluster: LocalCluster, stop: threading.Event) -> None:
@@ -140,10 +143,9 @@ def main() -> int:
     directory = options.keep or Path(tempfile.mkdtemp(prefix="trikv-prometheus-"))
     directory.mkdir(parents=True, exist_ok=True)
     master_options = ["--probe", "--autoscale", "3..3", "--max-load", "1e6"]
-    worker_options = ["--metrics", "127.0.0.1:0"]
     failures = queries = 0
     with LocalCluster(
-        workers=3, storage="rocksdb", master_options=master_options, worker_options=worker_options
+        workers=3, storage="rocksdb", master_options=master_options, metrics=True
     ) as cluster, prometheus(options.prometheus, cluster, directory) as url:  # fmt: skip
         began_s = time.time()
         live_through_it(cluster, options.seconds)

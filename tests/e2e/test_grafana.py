@@ -32,8 +32,7 @@ Labels = dict[str, str]
 @pytest.fixture(scope="module")
 def scraped() -> Samples:
     options = ["--probe", "--autoscale", "3..3", "--max-load", "1e6"]
-    metrics = ["--metrics", "127.0.0.1:0"]
-    with LocalCluster(workers=3, storage="rocksdb", master_options=options, worker_options=metrics) as cluster:
+    with LocalCluster(workers=3, storage="rocksdb", master_options=options, metrics=True) as cluster:
         with cluster.client() as client:
             client.put(b"key", b"value")
             client.get(b"key")

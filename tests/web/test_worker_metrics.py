@@ -24,16 +24,13 @@ from trikv.net.peers import Peer
 from trikv.testing.processes.cluster import LocalCluster, NodeProcess
 from trikv.web.worker_metrics import BODY_BYTES_MAX
 
-METRICS = ("--metrics", "127.0.0.1:0")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
 def measured() -> Iterator[LocalCluster]:
     """Three workers on disk that serve metrics; one may hold no more than 1,000 keys."""
-    with LocalCluster(
-        workers=3, storage="rocksdb", max_keys=1000, worker_options=["--metrics", "127.0.0.1:0"]
-    ) as running:
+    with LocalCluster(workers=3, storage="rocksdb", max_keys=1000, metrics=True) as running:
         yield running
 
 
@@ -199,7 +196,7 @@ def test_an_address_that_cannot_be_used_is_one_line(tmp_path: Path, address: str
 
 
 def test_a_full_worker_says_so() -> None:
-    with LocalCluster(workers=1, replicas=1, max_keys=1, worker_options=METRICS, min_copies=1) as cluster:
+    with LocalCluster(workers=1, replicas=1, max_keys=1, metrics=True, min_copies=1) as cluster:
         with cluster.client() as client:
             client.put(b"k", b"v")
         samples = scrape(cluster.workers[0])

@@ -76,7 +76,8 @@ class LocalCluster:
       max_keys: the limit of each worker.
       down_after_s, settle_rate_mb, min_copies: the master's settings of that name. Default: the master's own.
       proxied: put a proxy in front of each worker.
-      master_options, worker_options: further words of the command lines. A worker's `http_port` is that of its metrics.
+      metrics: have each worker serve its metrics, at its `http_port`.
+      master_options: further words of the master's command line.
     """
 
     def __init__(
@@ -95,8 +96,8 @@ class LocalCluster:
         settle_rate_mb: float | None = None,
         min_copies: int | None = None,
         proxied: bool = False,
+        metrics: bool = False,
         master_options: Sequence[str] = (),
-        worker_options: Sequence[str] = (),
     ) -> None:
         self._janitor: subprocess.Popen[bytes] | None = None
         if directory is None:
@@ -126,9 +127,9 @@ class LocalCluster:
             # A worker enlists itself at its own address. Behind a proxy we enlist it, at the proxy's address.
             options = {
                 "--master": "none" if proxied else self.master.address, "--storage": storage, "--max-keys": max_keys,
+                "--metrics": f"127.0.0.1:{node.http_port}" if metrics else None,
             }  # fmt: skip
-            words = [*_flags(options), *worker_options, "--data-dir", str(self.data_dir(node))]
-            return ["worker", str(node.port), *words]
+            return ["worker", str(node.port), *_flags(options), "--data-dir", str(self.data_dir(node))]
 
         self.master = NodeProcess("master", master_command, log=directory / "master.log")
         self.master.port, self.master.http_port = master_port, http_port
