@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import h11
 import trio
@@ -43,6 +43,7 @@ from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from trikv.net.accept import accept_forever, connections_max
+from trikv.web.lane import Lane
 
 HEAD_BYTES_MAX: Final = 32 * 1024  # a key of 4 KiB with each byte percent-encoded, beside a page of ETags
 IDLE_TIMEOUT_S: Final = 15.0
@@ -201,7 +202,8 @@ class Connection(TCPServer):
         """Send nothing after this time, also if the peer has not taken all of its answer."""
         self._until_s = self._sending.deadline = deadline_s
 
-    async def run(self) -> None:
+    async def run(self, first: bytes = b"") -> None:
+        """Serve until the end. `first`: what has been read of the stream already."""
         sock = self.stream.socket
         try:
             client, server = (parse_socket_addr(sock.family, name()) for name in (sock.getpeername, sock.getsockname))
@@ -215,6 +217,8 @@ class Connection(TCPServer):
                 )
                 await self.idle_task.restart(group, self._idle_timeout)
                 with self._reading:
+                    if first:
+                        await self.protocol.handle(RawData(first))
                     await self._read_data()
                 await self.protocol.handle(Closed())
                 await self.idle_task.stop()
@@ -301,10 +305,11 @@ async def serve_app(
     sock: socket.socket,
     stop: trio.Event,
     *,
+    lane: Lane | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the ASGI app on `sock`, which is bound, until `stop`; then give the requests under way `GRACE_S` to end,
-    and close it."""
+    and close it. Where there is a `lane`, each connection begins there."""
     config = Config()
     config.errorlog = logging.getLogger("trikv.web.hypercorn")
     config.include_server_header = False
@@ -320,19 +325,27 @@ async def serve_app(
     served: set[Connection] = set()
 
     async def serve_one(stream: trio.abc.Stream) -> None:
-        connection = Connection(ASGIWrapper(app), config, context, cast("trio.SocketStream", stream))
+        assert isinstance(stream, trio.SocketStream), stream
+        first = b"" if lane is None else await lane.serve(stream)
+        if first is None:
+            return
+        connection = Connection(ASGIWrapper(app), config, context, stream)
         served.add(connection)
         try:
-            await connection.run()
+            await connection.run(first)
         finally:
             served.discard(connection)
 
     async with trio.open_nursery() as connections:
         async with listener, trio.open_nursery() as accepting:
             accepting.start_soon(_cancel_at, stop, accepting.cancel_scope)
+            if lane is not None:
+                accepting.start_soon(lane.run)
             task_status.started()
             at_most = connections_max(listener)
             await accept_forever(listener, serve_one, what="the HTTP port", nursery=connections, at_most=at_most)
+        if lane is not None:
+            lane.stop()
         await context.terminated.set()  # connections without a request end at once
         deadline_s = connections.cancel_scope.deadline = trio.current_time() + GRACE_S
         for connection in served:
