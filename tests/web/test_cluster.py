@@ -1,7 +1,6 @@
 """What the cluster says of itself, who may ask, and what is answered where there is nothing."""
 
 import json
-import re
 import logging
 import re
 from collections import Counter

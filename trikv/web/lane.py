@@ -6,7 +6,7 @@ method to the last byte of the body, the lane answers them itself, with the same
 to Hypercorn, with these bytes in front, and stays there. So the lane need not know how to refuse anything: what is odd,
 malformed, large, slow or merely uncommon is judged where it always was.
 
-It recognises `GET`, `PUT` and `DELETE` of `/v1/kv/KEY`, and `/get` and `/put`, in HTTP/1.1, with the headers of
+It recognises `GET`, `PUT` and `DELETE` of `/v1/kv/KEY`, `GET` of `/get` and `/put`, in HTTP/1.1, with the headers of
 `_HEADERS`, each at most once, and a body of at most `BODY_BYTES_MAX` whose length is announced. One regular expression
 reads a whole head. Clients repeat their headers from request to request, so what a block of headers means, and that
 the guard lets it pass, is kept for the last blocks (`_BLOCKS_MAX`).
@@ -26,15 +26,17 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 import trio
 
 from trikv.core.errors import TrikvError, Unknown
+from trikv.core.serving import request_id
 from trikv.web import keys
 from trikv.web.guard import refuse_foreign
-from trikv.web.message import SAFE_HEADERS, Request, Response, problem_response
+from trikv.web.message import SAFE_HEADERS, Request, RequestIds, Response, problem_response
+from trikv.web.routes import ROUTES, Route
 from trikv.web.services import Services
 
 BODY_BYTES_MAX: Final = 64 * 1024
@@ -51,8 +53,6 @@ _HEAD: Final = re.compile(
     rb"(GET|PUT|DELETE) (/v1/kv/[!-~]+|/(?:get|put)\?[!-~]+) HTTP/1\.1\r\n"
     rb"((?:[A-Za-z-]{1,32}:[\t -~]*+\r\n){1,16})\r\n"
 )
-_BEGINS: Final = re.compile(rb"(?:GET|PUT|DELETE) /(?:v1/kv/|get\?|put\?)")
-_BEGINS_BYTES: Final = len("DELETE /v1/kv/")
 _HEADERS: Final = frozenset(
     ("host", "user-agent", "accept", "accept-encoding", "accept-language", "connection", "content-length",
      "content-type", "if-match", "if-none-match", "trikv-trace", "origin", "sec-fetch-site", "sec-fetch-mode",
@@ -63,7 +63,12 @@ _REFUSED: Final = -1  # the length that stands for a block of headers that the l
 
 _log = logging.getLogger(__name__)
 
-Handle = Callable[[Services, Request], Awaitable[Response]]
+
+class PlainRequest(NamedTuple):
+    """A request that the lane has recognised, whole."""
+
+    route: Route
+    request: Request
 
 
 class Lane:
@@ -74,8 +79,10 @@ class Lane:
         self._loopback_only = loopback_only
         self._connections: set[LaneConnection] = set()
         self._blocks: dict[bytes, tuple[int, Mapping[str, str]]] = {}
-        self._tail = b""
-        self._tail_until_s = 0.0
+        self._ids = RequestIds()
+        self._safe = "".join(f"\r\n{name}: {value}" for name, value in SAFE_HEADERS.items())
+        self._date = ""
+        self._date_until_s = 0.0
         self._stopping = False
 
     async def run(self) -> None:
@@ -136,22 +143,33 @@ class Lane:
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
-    def encode(self, answer: Response) -> bytes:
-        """The answer as the framework's side would send it."""
-        lines = [f"HTTP/1.1 {answer.status} "]
-        if answer.status not in (204, 304):
-            lines.append(f"content-length: {len(answer.body)}")
-        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
-        return "\r\n".join(lines).encode("latin-1") + self._rest_of_head() + answer.body
+    async def answer(self, plain: PlainRequest) -> bytes:
+        """Serve the request, and spell the answer as the framework's side would."""
+        request = plain.request
+        request_id.set(named := self._ids.of(""))
+        try:
+            answer = await plain.route.handle(self.services, request)
+        except TrikvError as error:
+            answer = problem_response(error)
+        except Exception:  # noqa: BLE001 any error is this request's alone
+            _log.exception("%s %s failed", request.method, request.path)
+            unforeseen = "this node met a condition that its authors did not foresee"
+            answer = problem_response(Unknown(unforeseen, code="internal"))
+        self.services.answered[request.method, plain.route.path, answer.status] += 1
+        return self._encode(answer, named)
 
-    def _rest_of_head(self) -> bytes:
-        """The headers that every answer has, and the end of the head. Made anew once a second, for its date."""
+    def _encode(self, answer: Response, named: str) -> bytes:
+        length = "" if answer.status in (204, 304) else f"\r\ncontent-length: {len(answer.body)}"
+        headers = "".join([f"\r\n{name}: {value}" for name, value in answer.headers.items()])
         now_s = time.time()
-        if not self._tail_until_s - 1.0 <= now_s < self._tail_until_s:  # a clock may be set back
-            safe = "".join(f"\r\n{name}: {value}" for name, value in SAFE_HEADERS.items())
-            self._tail = f"{safe}\r\ndate: {email.utils.formatdate(int(now_s), usegmt=True)}\r\n\r\n".encode("latin-1")
-            self._tail_until_s = int(now_s) + 1.0
-        return self._tail
+        if not self._date_until_s - 1.0 <= now_s < self._date_until_s:  # a clock may be set back
+            self._date_until_s = int(now_s) + 1.0
+            self._date = email.utils.formatdate(int(now_s), usegmt=True)
+        head = (
+            f"HTTP/1.1 {answer.status} {length}{headers}{self._safe}\r\nx-request-id: {named}\r\n"
+            f"date: {self._date}\r\n\r\n"
+        )
+        return head.encode("latin-1") + answer.body
 
 
 class LaneConnection:
@@ -197,8 +215,7 @@ class LaneConnection:
                     return self._buffer or None  # a handler must not begin in a scope that is cancelled
                 in_a_row = 0
                 continue
-            handle, request = taken
-            answer = self._lane.encode(await self._handle(handle, request))
+            answer = await self._lane.answer(taken)
             if not await self._send(answer) or b"\r\nconnection: close\r\n" in answer:
                 return None
             in_a_row += 1
@@ -207,53 +224,41 @@ class LaneConnection:
                 await trio.lowlevel.checkpoint()
         return None
 
-    def _take(self) -> tuple[Handle, Request] | None:
+    def _take(self) -> PlainRequest | None:
         """The next whole request, taken off the buffer; None where there is none, or none that is the lane's."""
-        head = _HEAD.match(self._buffer) if self._buffer else None
-        if head is None:
+        read = self._read_head()
+        if read is None:
             return None
-        method, target, block = head.groups()
-        length, headers = self._lane.read_block(block)
+        route, head, length, headers = read
         begin = head.end()
-        if length < 0 or len(self._buffer) - begin < length:
+        if len(self._buffer) - begin < length:
             return None
-        path, _, query = target.partition(b"?")
-        handle = _handler_of(method, path)
-        if handle is None or (length and method != b"PUT"):
-            return None
+        path, _, query = head[2].partition(b"?")
         body = self._buffer[begin : begin + length]
         self._buffer = self._buffer[begin + length :]
-        return handle, Request(method.decode("ascii"), path, query, headers, body)
+        return PlainRequest(route, Request(route.method, path, query, headers, body))
 
     def _may_become_plain(self) -> bool:
         """May the buffer be the beginning of a request that the lane would take?"""
         if not self._buffer:
             return True
-        begins = self._buffer[:_BEGINS_BYTES]
-        if not (_BEGINS.match(begins) or (len(begins) < _BEGINS_BYTES and _is_beginning(begins))):
+        if not any(_agree(self._buffer, beginning) for beginning in _BEGINNINGS):
             return False
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
+        if b"\r\n\r\n" not in self._buffer:
             return len(self._buffer) <= HEAD_BYTES_MAX
-        head = _HEAD.match(self._buffer)
-        if head is None:
-            return False
-        method, target, block = head.groups()
-        length, _ = self._lane.read_block(block)
-        if length < 0 or (length and method != b"PUT") or _handler_of(method, target.partition(b"?")[0]) is None:
-            return False
-        return len(self._buffer) - head.end() < length
+        read = self._read_head()
+        return read is not None and len(self._buffer) - read[1].end() < read[2]
 
-    async def _handle(self, handle: Handle, request: Request) -> Response:
-        try:
-            return await handle(self._lane.services, request)
-        except TrikvError as error:
-            return problem_response(error)
-        except Exception:  # noqa: BLE001 any error is this request's alone
-            _log.exception("%s %s failed", request.method, request.path)
-            return problem_response(
-                Unknown("this node met a condition that its authors did not foresee", code="internal")
-            )
+    def _read_head(self) -> tuple[Route, re.Match[bytes], int, Mapping[str, str]] | None:
+        """The route, the head, the length of the body and the headers of the next request, if it is the lane's."""
+        head = _HEAD.match(self._buffer) if self._buffer else None
+        if head is None:
+            return None
+        length, headers = self._lane.read_block(head[3])
+        route = _route_of(head[1], head[2])
+        if length < 0 or route is None or (length and not route.body_bytes_max):
+            return None
+        return route, head, length, headers
 
     async def _read(self) -> bool:
         """Wait for further bytes; False: there will be none."""
@@ -285,19 +290,24 @@ class LaneConnection:
         return True
 
 
-def _handler_of(method: bytes, path: bytes) -> Handle | None:
-    if path.startswith(keys.KEY_PATH):
+def _route_of(method: bytes, target: bytes) -> Route | None:
+    if target.startswith(keys.KEY_PATH):
         return _OF_KEYS[method]
-    if path == b"/get":
-        return keys.get_by_query if method == b"GET" else None
-    return keys.put_by_query if path == b"/put" and method == b"GET" else None
+    return _BY_QUERY.get((method, target.partition(b"?")[0]))
 
 
-_OF_KEYS: Final[Mapping[bytes, Handle]] = {b"GET": keys.get, b"PUT": keys.put, b"DELETE": keys.delete}
-_BEGINNINGS: Final = [
-    method + path for method in (b"GET ", b"PUT ", b"DELETE ") for path in (b"/v1/kv/", b"/get?", b"/put?")
-]
+def _agree(data: bytes, beginning: bytes) -> bool:
+    """Is one of them the beginning of the other?"""
+    return data.startswith(beginning) or beginning.startswith(data)
 
 
-def _is_beginning(data: bytes) -> bool:
-    return any(beginning.startswith(data) for beginning in _BEGINNINGS)
+_OF_KEYS: Final = {route.method.encode(): route for route in ROUTES if route.path == "/v1/kv/{key...}"}
+_BY_QUERY: Final = {
+    (route.method.encode(), route.path.encode()): route
+    for route in ROUTES
+    if route.method == "GET" and route.path in ("/get", "/put")
+}
+_BEGINNINGS: Final = (
+    *(method + b" " + keys.KEY_PATH for method in _OF_KEYS),
+    *(method + b" " + path + b"?" for method, path in _BY_QUERY),
+)
