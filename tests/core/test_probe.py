@@ -16,6 +16,7 @@ from trikv.core.probe import (
     STALE,
     VIOLATIONS_KEPT,
     WRITES_KEPT,
+    Known,
     ProbedOperation,
     ProbeVerdict,
     Register,
@@ -37,9 +38,10 @@ class Driver:
         violation = self.register.end_write(ProbedOperation("put", count, began_s, ended_s, outcome))
         return None if violation is None else violation.rule
 
-    def read(self, began_s: float, ended_s: float, count: int | None) -> str | None:
-        self.register.begin_read()
-        violation = self.register.end_read(ProbedOperation("get", count, began_s, ended_s, COMMITTED))
+    def read(self, began_s: float, ended_s: float, count: int | None, known: Known | None = None) -> str | None:
+        """`known`: when it began, if that was before what was done last."""
+        known = known or self.register.begin_read()
+        violation = self.register.end_read(known, ProbedOperation("get", count, began_s, ended_s, COMMITTED))
         return None if violation is None else violation.rule
 
 
@@ -75,21 +77,37 @@ def test_a_read_may_not_go_back_behind_what_another_read_saw() -> None:
     drive = Driver()
     drive.write(0, 1)
     drive.register.begin_write()  # value 2, which takes its time
+    early = drive.register.begin_read()
     assert drive.read(2, 3, 2) is None
     assert drive.read(4, 5, 1) == STALE
     assert [one.what for one in drive.tallied.violations[0].operations] == ["get", "get"]
-    assert drive.read(2.5, 6, 1) is None  # it began before the other one had ended
+    assert drive.read(1.5, 6, 1, early) is None  # it began before the other one had ended
+
+
+def test_operations_of_one_instant_are_judged_by_the_order_in_which_they_began_and_ended() -> None:
+    """A clock may stand still, as a virtual one does."""
+    drive = Driver()
+    drive.write(0, 0)
+    early = drive.register.begin_read()
+    drive.write(0, 0)
+    assert drive.read(0, 0, 1, early) is None
+    assert drive.tallied.stale.reads == 0
+    assert drive.read(0, 0, 1) == STALE
+    assert drive.tallied.stale.reads == 1
 
 
 def test_a_read_that_began_early_is_judged_by_what_was_known_then() -> None:
     drive = Driver()
     drive.write(0, 1)
-    drive.register.begin_read()
-    for i in range(3):
+    early = drive.register.begin_read()
+    writes = 2 * WRITES_KEPT  # more than are kept
+    for i in range(writes):
         drive.write(10 + i, 10.5 + i)
         assert drive.read(10.6 + i, 10.7 + i, 2 + i) is None
-    assert drive.register.end_read(ProbedOperation("get", 1, 5, 20, COMMITTED)) is None
-    assert drive.read(21, 22, 3) == STALE
+    for count in range(1, writes + 2):
+        assert drive.read(5, 999, count, early) is None
+    assert drive.tallied.stale.reads == 0
+    assert drive.read(1000, 1001, writes) == STALE
 
 
 def test_values_from_nowhere() -> None:
@@ -105,11 +123,15 @@ def test_a_refused_write_must_never_be_read() -> None:
     drive.write(0, 1)
     drive.write(2, 3, REFUSED)
     assert drive.read(4, 5, 2) == REFUSED_BUT_READ
+    assert [(one.what, one.count) for one in drive.tallied.violations[0].operations] == [("put", 2), ("get", 2)]
+    drive.write(5, 6)
+    assert drive.read(7, 8, 2) == REFUSED_BUT_READ
     drive.register.begin_write()
-    assert drive.read(6, 7, 3) is None
-    violation = drive.register.end_write(ProbedOperation("put", 3, 5.5, 8, REFUSED))
+    assert drive.read(10, 11, 4) is None
+    violation = drive.register.end_write(ProbedOperation("put", 4, 9, 12, REFUSED))
     assert violation is not None
     assert violation.rule == REFUSED_BUT_READ
+    assert [(one.what, one.count) for one in violation.operations] == [("put", 4), ("get", 4)]
 
 
 def test_a_write_of_unknown_outcome_may_take_effect_at_any_time_or_never() -> None:
@@ -123,8 +145,31 @@ def test_a_write_of_unknown_outcome_may_take_effect_at_any_time_or_never() -> No
     assert drive.read(12, 13, 1) == STALE
     drive.register.begin_write()
     drive.register.drop_write()
-    assert drive.read(14, 15, 4) is None
-    assert drive.read(16, 17, 3) is None
+    assert drive.read(14, 15, 3) is None
+    assert drive.read(16, 17, 4) is None
+
+
+def test_a_write_of_unknown_outcome_that_was_read_has_taken_effect() -> None:
+    drive = Driver()
+    drive.write(0, 1)
+    drive.write(2, 3, UNKNOWN)
+    drive.write(4, 5, UNKNOWN)
+    early = drive.register.begin_read()
+    assert drive.read(6, 7, 3) is None
+    assert drive.read(8, 9, 2) is None  # it may have taken effect since
+    assert drive.read(5.5, 10, 1, early) is None
+    assert drive.read(11, 12, 1) == STALE
+    assert [one.count for one in drive.tallied.violations[0].operations] == [3, 1]
+
+
+def test_a_write_that_was_read_while_it_was_under_way_and_is_unknown_in_the_end_has_taken_effect() -> None:
+    drive = Driver()
+    drive.write(0, 1)
+    count = drive.register.begin_write()
+    assert drive.read(3, 4, count) is None
+    drive.register.end_write(ProbedOperation("put", count, 2, 5, UNKNOWN))
+    assert drive.read(6, 7, count) is None
+    assert drive.read(8, 9, 1) == STALE
 
 
 def test_a_register_of_which_too_much_is_in_doubt_says_so() -> None:
@@ -154,8 +199,10 @@ def test_little_is_kept_of_much() -> None:
         drive.read(i + 0.3, i + 0.4, i)  # the value before
     assert len(drive.tallied.violations) == VIOLATIONS_KEPT
     assert drive.tallied.violation_count == 10 * WRITES_KEPT
-    assert len(drive.register._committed) == WRITES_KEPT
-    assert len(drive.register._floors) == 1
+    for i in range(10 * WRITES_KEPT):
+        drive.write(i, i + 0.2, REFUSED)
+    kept = drive.register._committed, drive.register._refused
+    assert [len(each) for each in kept] == [WRITES_KEPT, WRITES_KEPT]
 
 
 def test_nothing_is_called_kept_before_there_is_enough() -> None:
@@ -186,6 +233,7 @@ class Atomic:
         """Play clients that overlap: one writer and some readers. Events: (time, order, what, who, state)."""
         dice, events = self.dice, [(0.0, 0, "begin", 0)]
         began: dict[int, float] = {}
+        known: dict[int, Known] = {}
         seen: dict[int, int] = {}
         outcome: dict[int, Outcome] = {}
         for reader in range(1, readers + 1):
@@ -198,7 +246,7 @@ class Atomic:
             if what == "begin":
                 began[who] = time_s
                 if who:
-                    self.register.begin_read()
+                    known[who] = self.register.begin_read()
                 else:
                     if self.register.is_muddy:
                         self.register = Register("k", self.tallied, is_consistent=True)
@@ -206,7 +254,7 @@ class Atomic:
                         late.clear()
                         for reader in began:  # those under way began on the former register
                             if reader:
-                                self.register.begin_read()
+                                known[reader] = self.register.begin_read()
                                 seen[reader] = 0
                                 began[reader] = time_s
                     seen[0] = self.register.begin_write()
@@ -226,7 +274,7 @@ class Atomic:
                 nxt = "end"
             else:
                 if who:
-                    self.register.end_read(ProbedOperation("get", seen[who], began[who], time_s, COMMITTED))
+                    self.register.end_read(known[who], ProbedOperation("get", seen[who], began[who], time_s, COMMITTED))
                 else:
                     self.register.end_write(ProbedOperation("put", seen[0], began[0], time_s, outcome[0]))
                 nxt = "begin"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -11,9 +12,10 @@ from trio.testing import MockClock
 from trikv.api import Answer, Promise, Record, ReplicaSet, Strategy, Write
 from trikv.coordinator.coordinator import RESERVED
 from trikv.core.errors import Refused, Unknown
-from trikv.core.probe import STALE
-from trikv.master.probe import BUSY_RATE, KEYS, RATE_MOST, SHARE, Probe, rate_beside
+from trikv.core.probe import DOUBTFUL_MAX, NEVER_WRITTEN, STALE, VIOLATIONS_KEPT
+from trikv.master.probe import FEW_RATE, KEYS, LATE_S, RATE_LEAST, RATE_MOST, SHARE, Probe, rate_beside
 from trikv.testing.inprocess import InProcessCluster
+from trikv_quorum import Quorum
 
 
 class Forgetful(Strategy):
@@ -161,8 +163,8 @@ async def test_it_counts_neither_as_operations_nor_as_load(nursery: trio.Nursery
     probe = await start(nursery, cluster)
     await trio.sleep(10)
     assert probe.describe()["operations"] > 1_000
-    assert sum(coordinator.outcomes.values()) == 1  # it looked once for keys of a former master, with a scan
-    assert sum(coordinator.durations["get"].counts + coordinator.durations["put"].counts) == 0
+    assert sum(coordinator.outcomes.values()) == 0
+    assert sum(each for histogram in coordinator.durations.values() for each in histogram.counts) == 0
     assert coordinator.in_flight == 0
     assert coordinator.hot_keys.hottest()[1] == 0
     assert coordinator.traces.latest() == []
@@ -212,10 +214,157 @@ async def test_refused_and_unknown_are_counted(nursery: trio.Nursery, autojump_c
     assert told["violation_count"] == 0
 
 
-def test_it_does_the_less_the_more_clients_do() -> None:
-    assert rate_beside(0) == RATE_MOST
-    assert rate_beside(BUSY_RATE / 2) == RATE_MOST / 2
-    assert rate_beside(BUSY_RATE) == SHARE * BUSY_RATE
-    assert rate_beside(20_000) == SHARE * 20_000
-    rates = [rate_beside(clients) for clients in range(int(0.9 * BUSY_RATE))]
+def test_it_does_the_less_the_more_clients_have_to_wait() -> None:
+    assert rate_beside(0, 1.0) == RATE_MOST  # nobody has to wait
+    assert rate_beside(20_000, 0) == RATE_MOST  # nobody has to wait for long
+    assert rate_beside(FEW_RATE, LATE_S / 2) == RATE_MOST / 2
+    assert rate_beside(1_000, LATE_S) == SHARE * 1_000
+    assert rate_beside(FEW_RATE, LATE_S) == RATE_LEAST
+    assert rate_beside(20_000, LATE_S) == RATE_MOST
+    rates = [rate_beside(1_000, LATE_S * step / 100) for step in range(200)]
     assert rates == sorted(rates, reverse=True)
+
+
+class Held(Quorum):
+    """Quorum, but for what a test wants: writes and deletes that fail when they are sent, reads that wait before they
+    ask, and what reads return."""
+
+    name = "held"
+
+    def __init__(self) -> None:
+        self.fails = False
+        self.gates: dict[bytes, trio.Event] = {}  # by key, what the next read of it waits for
+        self.returns: Callable[[bytes, Record | None], Record | None] = lambda key, record: record
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await super().write(write, replicas)
+        if self.fails:
+            raise RuntimeError("the test wants it so")
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        if (gate := self.gates.pop(key, None)) is not None:
+            await gate.wait()
+        return self.returns(key, await super().read(key, replicas))
+
+
+async def test_a_read_that_outlives_its_key_is_not_judged(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too much of the key becomes doubtful during the read, so another takes its place, and it is deleted."""
+    monkeypatch.setattr("trikv.master.probe.KEYS", 4)
+    strategy = Held()
+    cluster = await InProcessCluster.start(nursery, mode="held", strategies=[strategy], timeout_s=60.0)
+    probe = await start(nursery, cluster)
+    await trio.sleep(5)
+    held = RESERVED + b"probe/" + probe._session.registers[0].key.encode()
+    strategy.gates[held] = gate = trio.Event()
+    await cluster.until(lambda: not strategy.gates)
+    strategy.fails = True
+    await trio.sleep(10)
+    strategy.fails = False
+    await trio.sleep(10)
+    page = await cluster.coordinator.scan(RESERVED, limit=1000, internal=True)
+    assert held not in [key for key, _ in page.items]
+    gate.set()
+    await trio.sleep(1)
+    assert probe.describe()["violations"] == []
+
+
+async def test_what_it_uses_is_bounded_however_long_all_is_in_doubt(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trikv.master.probe.KEYS", 4)
+    monkeypatch.setattr("trikv.master.probe.USED_MAX", 10)
+    strategy = Held()
+    cluster = await InProcessCluster.start(nursery, mode="held", strategies=[strategy])
+    strategy.fails = True
+    probe = await start(nursery, cluster)
+    await trio.sleep(15)
+    session = probe._session
+    assert len(session.used) == 10
+    assert session.tallied.unknown <= DOUBTFUL_MAX * 10
+    reads = session.tallied.reads
+    assert reads > 1_000
+    strategy.fails = False
+    await trio.sleep(15)
+    assert session.tallied.reads > reads + 1_000
+    assert len(session.used) <= 4
+    assert all(not register.is_muddy for register in session.registers)
+    assert probe.describe()["violations"] == []
+
+
+async def test_the_evidence_of_the_violations_that_are_told_is_kept(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    strategy = Held()
+    cluster = await InProcessCluster.start(nursery, mode="held", strategies=[strategy])
+    first: dict[bytes, Record | None] = {}
+    strategy.returns = first.setdefault
+    probe = await start(nursery, cluster)
+    await trio.sleep(15)
+    told = probe.describe()
+    assert told["violation_count"] > 100
+    assert len(told["violations"]) == VIOLATIONS_KEPT
+    for violation in told["violations"]:
+        for one in violation["operations"]:
+            assert cluster.coordinator.traces.find(one["trace"]) is not None
+    assert len([event for event in cluster.master.events.latest(100) if event["kind"] == "promise_violated"]) == 1
+
+
+@pytest.mark.parametrize("value", [b"soup", b"1e3", b"9" * 40, "1", 3.5, b""])
+async def test_a_strategy_that_returns_nonsense_is_told_and_ends_nothing(
+    value: Any, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    strategy = Held()
+    strategy.returns = lambda key, record: None if record is None else record._replace(value=value)
+    cluster = await InProcessCluster.start(nursery, mode="held", strategies=[strategy])
+    probe = await start(nursery, cluster)
+    await trio.sleep(1)
+    assert probe.describe()["violations"][0]["rule"] == NEVER_WRITTEN
+    assert probe.describe()["violations"][0]["operations"][0]["value"] is None
+
+
+async def test_a_strategy_that_cannot_be_listed_ends_nothing(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listing(self: Held, replicas: ReplicaSet) -> ReplicaSet | None:
+        raise RuntimeError("the test wants it so")
+
+    monkeypatch.setattr(Held, "listing", listing)
+    cluster = await InProcessCluster.start(nursery, mode="held", strategies=[Held()])
+    probe = await start(nursery, cluster)
+    await trio.sleep(10)
+    assert probe.describe()["verdict"] == "kept"
+
+
+async def test_records_that_an_operator_gave_up_are_no_violation(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """All replicas lose their disks."""
+    cluster = await InProcessCluster.start(nursery, mode="quorum")
+    probe = await start(nursery, cluster)
+    await trio.sleep(10)
+    for node in cluster.workers:
+        await cluster.restart(node, wiped=True)
+    await cluster.until_all_up()
+    await trio.sleep(10)
+    assert probe.describe()["refused"] > 0
+    told = await cluster.master.operations.recover(accept_loss=True)
+    assert told["lost_members"] == sorted(node.worker.id for node in cluster.workers)
+    await trio.sleep(30)
+    now = probe.describe()
+    assert (now["verdict"], now["violations"]) == ("kept", [])
+    assert now["since_s"] < 31
+
+
+async def test_the_counts_begin_anew_at_once_when_the_mode_changes(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="quorum")
+    probe = await start(nursery, cluster)
+    await trio.sleep(5)
+    probe._rate = RATE_LEAST
+    await trio.sleep(1)
+    await cluster.master.operations.switch_mode("async")
+    told = cluster.master.status.describe()["probe"]
+    assert (told["mode"], told["operations"], told["since_s"]) == ("async", 0, 0.0)

@@ -192,7 +192,7 @@ class Coordinator:
     ) -> ScanPage:
         """The first `limit` (at most `PAGE_MAX`) live keys with `prefix` after `after`, in byte order. Keys of the
         cluster's own are there only if it is `internal`."""
-        with self._operation(timeout_s, "scan") as attempt:
+        with self._operation(timeout_s, "scan", RESERVED if internal else b"") as attempt:
             if limit < 1:
                 raise Refused("bad_request", f"a page of {limit} keys; ask for 1 at least")
             if not self.partitions:

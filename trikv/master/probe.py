@@ -6,14 +6,21 @@ thousand reads is found out within half a minute on an idle cluster.
 
 **Sessions.** All counts belong to a session, which begins anew when something changes what may be expected: another
 mode, the end of a switch, records that an operator gave up. Each session has keys of its own, so that nothing of the
-one before has to be explained. While a switch from or to an AP mode is under way, the session is judged as AP.
+one before has to be explained. While a switch from or to an AP mode is under way, the session is judged as AP. What is
+under way when a session ends is not judged.
+
+**Operations.** `TASKS` of them at most are under way at once. One operation in `READS_PER_WRITE` + 1 is a write. Where
+a mode is at fault, it mostly is just after a write, or during it: so every write is followed by a read of its key at
+once, and half of the reads ask for the key that was written last.
 
 **Keys** begin with `RESERVED`. The front refuses such keys, and scans leave them out. They are spread over the
-partitions by their hashes. Keys of former sessions are deleted.
+partitions by their hashes. Keys of former sessions are deleted. So are keys of which too much is in doubt, and others
+take their place; while so many wait to be deleted that `USED_MAX` are in use, such a key is read and not written.
 
-**Cost.** `RATE_MOST` operations a second while no client asks for anything, and the fewer the more clients ask for; at
-the least one for `SHARE` of theirs. One operation in `READS_PER_WRITE` is a write. They count neither as clients'
-operations nor as load.
+**Cost.** `RATE_MOST` operations a second while no client asks for anything, or while the event loop is idle enough to
+serve both. How late the probe's own tasks wake up tells how busy it is. Where they wake `LATE_S` late, the probe keeps
+to `SHARE` of what clients ask for. An operation of the probe costs less than one of a client, since it comes over no
+connection. Nothing of it counts as a client's operation or as load.
 
 Left out: keys of clients. What they read and write is never looked at.
 """
@@ -39,12 +46,15 @@ from trikv.net.doors import Doors
 from trikv.registry import Registry
 
 KEYS: Final = 32
-TASKS: Final = 4
+TASKS: Final = 8
 READS_PER_WRITE: Final = 15
+USED_MAX: Final = 256
 RATE_MOST: Final = 160.0  # operations a second
-SHARE: Final = 0.01
-BUSY_RATE: Final = 1_000.0  # of clients' operations a second: from there on the probe keeps to its share
-LOOK_S: Final = 0.5  # between two looks at how busy the clients are
+RATE_LEAST: Final = 1.0
+SHARE: Final = 0.02
+FEW_RATE: Final = 50.0  # clients' operations a second; below it there is room for more of the probe's, however late
+LATE_S: Final = 0.008
+LOOK_S: Final = 0.5  # between two looks at how busy the master is
 DELETE_TIMEOUT_S: Final = 5.0
 _PREFIX: Final = RESERVED + b"probe/"
 
@@ -79,10 +89,11 @@ class ProbeSession:
         name = f"{self.name}/{number}" + (f".{generation}" if generation else "")
         return Register(name, self.tallied, is_consistent=self.basis.is_consistent)
 
-    def renew(self, number: int) -> None:
+    def renew(self, number: int) -> Register:
         """Go on with another key in place of one of which too much is in doubt."""
         self._generation += 1
-        self.registers[number] = self._make(number, self._generation)
+        register = self.registers[number] = self._make(number, self._generation)
+        return register
 
 
 class Probe:
@@ -108,7 +119,9 @@ class Probe:
         self._judged: tuple[Cluster, bool] | None = None  # of which document it is known whether all modes are CP
         self._session = self._begin()
         self._turn = 0
+        self._written = 0  # the number of the key that was written last
         self._rate = RATE_MOST
+        self._late_s: list[float] = []  # by how much tasks woke too late, since the last look
 
     async def run(self) -> None:
         """Probe until cancelled."""
@@ -122,6 +135,7 @@ class Probe:
 
     def describe(self) -> dict[str, Any]:
         """All of it; times in milliseconds since the session began."""
+        self._renew()
         session, tallied = self._session, self._session.tallied
         stale = tallied.stale
 
@@ -164,6 +178,7 @@ class Probe:
 
     def summarise(self) -> dict[str, Any]:
         """What the state of the cluster says of it."""
+        self._renew()
         session, tallied = self._session, self._session.tallied
         return {
             "enabled": True,
@@ -202,23 +217,39 @@ class Probe:
     # --- operations ---------------------------------------------------------------------------------------------------
 
     async def _probe(self, task: int) -> None:
-        """Write the keys of this task, and read all keys, in turn."""
+        """Read and write keys, in turn with the other tasks."""
+        due_s = trio.current_time() + task / self._rate
         while True:
-            await trio.sleep(TASKS / self._rate)
+            await trio.sleep_until(due_s)
+            self._late_s.append(trio.current_time() - due_s)
             while not self._coordinator.partitions:
                 await self._coordinator.changed.wait()
             self._renew()
             self._turn += 1
-            if self._turn % (READS_PER_WRITE + 1) == 0:
-                await self._write(self._doors.dice.randrange(KEYS // TASKS) * TASKS + task)
+            operations = 1
+            if self._turn % READS_PER_WRITE == 0:
+                number = self._doors.dice.randrange(KEYS)
+                if await self._write(number):
+                    operations += 1
+                await self._read(number)
             else:
-                await self._read(self._doors.dice.randrange(KEYS))
+                is_random = self._doors.dice.random() < 0.5
+                await self._read(self._doors.dice.randrange(KEYS) if is_random else self._written)
+            due_s = max(due_s + operations * TASKS / self._rate, trio.current_time())
 
-    async def _write(self, number: int) -> None:
+    async def _write(self, number: int) -> bool:
+        """Write the next value of a key; False if another write of it is under way, or too much of it is in doubt."""
         session = self._session
         register = session.registers[number]
+        if register.is_under_way:
+            return False
+        if register.is_muddy:
+            if len(session.used) >= USED_MAX:
+                return False
+            register = session.renew(number)
+        self._written = number
         count = register.begin_write()
-        key = _PREFIX + register.key.encode()
+        key = _key_of(register)
         session.used.add(key)
         trace = RequestTrace("")
         began_s = trio.current_time()
@@ -235,34 +266,32 @@ class Probe:
             else:
                 done = ProbedOperation("put", count, began_s, trio.current_time(), outcome, trace)
                 self._report(register.end_write(done))
-        if register.is_muddy:
-            session.renew(number)
+        return True
 
     async def _read(self, number: int) -> None:
         session = self._session
         register = session.registers[number]
-        register.begin_read()
+        known = register.begin_read()
         trace = RequestTrace("")
         began_s = trio.current_time()
-        outcome: Outcome | None = None
         count: int | None = None
         try:
-            record = await self._coordinator.get(_PREFIX + register.key.encode(), trace=trace, internal=True)
+            record = await self._coordinator.get(_key_of(register), trace=trace, internal=True)
             outcome, count = Outcome.COMMITTED, 0 if record is None else _count_of(record.value)
         except TrikvError as error:
             outcome = error.kind.outcome
         finally:
             self._discount(trace)
-            if outcome is None or self._is_over(session):
-                register.drop_read()
-            else:
-                done = ProbedOperation("get", count, began_s, trio.current_time(), outcome, trace)
-                self._report(register.end_read(done))
+        if self._is_over(session) or session.registers[number] is not register:
+            return  # its key may have been deleted meanwhile
+        done = ProbedOperation("get", count, began_s, trio.current_time(), outcome, trace)
+        self._report(register.end_read(known, done))
 
     def _report(self, violation: Violation | None) -> None:
         if violation is None:
             return
-        for done in violation.operations:
+        told = self._session.tallied.violations
+        for done in violation.operations if told and told[-1] is violation else ():
             if isinstance(done.evidence, RequestTrace) and not done.evidence.id:
                 self._coordinator.traces.pin(done.evidence)
         mode = self._session.basis.mode
@@ -278,13 +307,15 @@ class Probe:
     # --- around -------------------------------------------------------------------------------------------------------
 
     async def _keep_to_rate(self) -> None:
-        """Probe the less the more clients ask for."""
+        """Probe the less the more clients have to wait."""
         before, before_s = self._asked(), trio.current_time()
         while True:
             await trio.sleep(LOOK_S)
             now, now_s = self._asked(), trio.current_time()
-            self._rate = rate_beside((now - before) / max(now_s - before_s, 1e-3))
-            before, before_s = now, now_s
+            if late_s := self._late_s:
+                clients = (now - before) / max(now_s - before_s, 1e-3)
+                self._rate = rate_beside(clients, sum(late_s) / len(late_s))
+                self._late_s, before, before_s = [], now, now_s
 
     def _asked(self) -> int:
         return sum(self._coordinator.outcomes.values())
@@ -297,7 +328,7 @@ class Probe:
         while True:
             await trio.sleep(LOOK_S)
             session = self._session
-            present = {_PREFIX + register.key.encode() for register in session.registers}
+            present = {_key_of(register) for register in session.registers}
             for key in list(session.used - present):
                 if await self._delete(key):
                     session.used.discard(key)
@@ -305,14 +336,19 @@ class Probe:
 
     async def _find_former(self) -> None:
         """Look for keys that a former master's probe left behind."""
+        after: bytes | None = None
         while True:
             try:
-                page = await self._coordinator.scan(_PREFIX, limit=1000, internal=True)
+                page = await self._coordinator.scan(_PREFIX, after=after, limit=USED_MAX, internal=True)
             except TrikvError:
                 await trio.sleep(DELETE_TIMEOUT_S)  # not all partitions can be read yet
                 continue
+            except Exception:  # noqa: BLE001 a strategy is a stranger's code, and only its own scan may end with it
+                _log.exception("the probe cannot look for keys of former probes")
+                return
             self._session.used.update(key for key, _ in page.items)
-            return
+            if (after := page.after) is None:
+                return
 
     async def _delete(self, key: bytes) -> bool:
         try:
@@ -322,13 +358,18 @@ class Probe:
         return True
 
 
-def rate_beside(clients: float) -> float:
-    """How many operations a second the probe may carry out beside so many of clients."""
-    spare = RATE_MOST * max(0.0, 1.0 - clients / BUSY_RATE)
-    return max(1.0, spare, SHARE * clients)
+def rate_beside(clients: float, late_s: float) -> float:
+    """How many operations a second the probe may carry out beside so many of clients, where tasks wake up so late."""
+    spare = RATE_MOST * max(0.0, 1.0 - clients / FEW_RATE, 1.0 - late_s / LATE_S)
+    return min(RATE_MOST, max(RATE_LEAST, spare, SHARE * clients))
 
 
-def _count_of(value: bytes | None) -> int | None:
+def _key_of(register: Register) -> bytes:
+    return _PREFIX + register.key.encode()
+
+
+def _count_of(value: object) -> int | None:
+    """A strategy is a stranger's code: what it returns may be no count, or no value at all."""
     if value is None:
         return 0
-    return int(value) if value.isdigit() and len(value) <= 18 else None
+    return int(value) if isinstance(value, bytes) and value.isdigit() and len(value) <= 18 else None
