@@ -6,7 +6,8 @@ from pathlib import Path
 import cbor2
 import pytest
 
-from trikv.core.calls import Op
+from trikv.core.calls import Op, vitals_from_wire
+from trikv.core.session import Greeted, Hello, Session
 from trikv.testing.fuzz import rpc_cases, web_cases
 from trikv.testing.fuzz.case import Case, Ending, FuzzWrite
 from trikv.testing.fuzz.drive import Heard
@@ -111,3 +112,13 @@ def test_a_log_is_held_to_its_bounds(tmp_path: Path) -> None:
     assert judge_log("node", log) == []
     log.write_text("Traceback (most recent call last):\n" + "x" * LOG_BYTES_MAX)
     assert [finding.rule for finding in judge_log("node", log)] == ["no traceback in a log", "a log is bounded"]
+
+
+@pytest.mark.parametrize("role", ["master", "worker"])
+def test_greetings_and_vitals_are_those_of_the_present_protocol(role: str) -> None:
+    """Else every case behind a greeting would be turned away, and show nothing."""
+    node = Session(Hello(role, "n", "life", "cluster"), dialer=False)
+    (event,) = node.receive(rpc_cases.frame(rpc_cases.greeting_fields(PEER._replace(role=role))))
+    assert isinstance(event, Greeted)
+    vitals = vitals_from_wire(cbor2.loads(cbor2.dumps(rpc_cases.good_vitals("p-1", "3/m-1"))))
+    assert (vitals.process, vitals.master) == ("p-1", "3/m-1")

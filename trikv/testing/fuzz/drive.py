@@ -14,6 +14,7 @@ import cbor2
 import trio
 
 from trikv.core.calls import Op
+from trikv.core.session import PROTOCOL
 from trikv.testing.fuzz import rpc_cases
 from trikv.testing.fuzz.case import Case, Ending
 from trikv.testing.fuzz.rpc_cases import LAST_CALL, FuzzedNode
@@ -174,14 +175,18 @@ class _Frames:
         return items
 
 
+FakeAnswer = Callable[[int, list[Any], str], list[Any] | bytes | None]
+
+
 class FakeWorker:
     """Listens like a worker, greets with `greeting`, which is a worker's at first, and answers calls as `answer` says.
 
-    `answer(op, arguments)` gives `[fault, payload]`, or bytes to send instead of a frame, or None for silence.
+    `answer(op, arguments, master)` gives `[fault, payload]`, or bytes to send instead of a frame, or None for silence;
+    `master` is the incarnation with which the caller greeted.
     """
 
-    def __init__(self, cluster: str, node: str, answer: Callable[[int, list[Any]], list[Any] | bytes | None]) -> None:
-        self.greeting = rpc_cases.frame([rpc_cases.MAGIC, rpc_cases.PROTOCOL, "worker", node, "fuzz-life", cluster])
+    def __init__(self, cluster: str, node: str, answer: FakeAnswer) -> None:
+        self.greeting = rpc_cases.frame([rpc_cases.MAGIC, PROTOCOL, "worker", node, "fuzz-life", cluster])
         self.port = 0
         self.asked = 0
         self.answer = answer
@@ -196,14 +201,18 @@ class FakeWorker:
         frames = _Frames()
         try:
             async with stream:
-                if not await stream.receive_some(_READ_BYTES):
-                    return
+                greetings: list[Any] = []
+                while not greetings:
+                    if not (data := await stream.receive_some(_READ_BYTES)):
+                        return
+                    greetings = frames.feed(data)
+                master = str(greetings[0][4])
                 await stream.send_all(self.greeting)
                 while data := await stream.receive_some(_READ_BYTES):
                     for _, rows in frames.feed(data):
                         for call_id, _budget_ms, op, arguments in rows:
                             self.asked += 1
-                            said = self.answer(op, arguments)
+                            said = self.answer(op, arguments, master)
                             if said is not None:
                                 data = said if isinstance(said, bytes) else _answer_frame(call_id, said)
                                 await stream.send_all(data)
@@ -215,16 +224,16 @@ def _answer_frame(call_id: int, said: list[Any]) -> bytes:
     return rpc_cases.frame([rpc_cases.ANSWERS, [[call_id, *said]]])
 
 
-def nonsense(dice: random.Random, epoch: int) -> Callable[[int, list[Any]], list[Any] | bytes | None]:
+def nonsense(dice: random.Random, epoch: int) -> FakeAnswer:
     """Answer most heartbeats well, so that the worker counts as up, and every other call with nonsense or silence."""
     process = f"fuzz-{dice.randrange(2**32)}"
     vitals = list(rpc_cases.odd_vitals(process))
 
-    def answer(op: int, arguments: list[Any]) -> list[Any] | bytes | None:
+    def answer(op: int, arguments: list[Any], master: str) -> list[Any] | bytes | None:
         if op == Op.HEARTBEAT:
             odd = dice.random() < 0.05
-            return [0, dice.choice(vitals) if odd else rpc_cases.good_vitals(process)]
-        if op == Op.DISCARD and dice.random() < 0.5:
+            return [0, dice.choice(vitals) if odd else rpc_cases.good_vitals(process, master)]
+        if op in (Op.DISCARD, Op.CONFIRM) and dice.random() < 0.5:
             return [0, []]
         where = dice.random()
         if where < 0.03:

@@ -17,12 +17,12 @@ import cbor2
 from trikv.core.calls import Full, Op, Vitals
 from trikv.core.lineage import Start
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX
+from trikv.core.session import PROTOCOL
 from trikv.testing.fuzz.case import Case, mutate, split
 from trikv.testing.fuzz.web_cases import GREETINGS
 
 MAGIC: Final = "trikv"
 REFUSAL: Final = "trikv-refuses"
-PROTOCOL: Final = 1
 CALLS: Final = 1
 ANSWERS: Final = 2
 FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -319,9 +319,9 @@ def odd_answer(dice: random.Random, op: int, epoch: int) -> list[Any]:
     return [fault, payload if isinstance(payload, list) else [payload]]
 
 
-def good_vitals(process: str) -> list[Any]:
-    """The vitals of a worker that no master has greeted."""
-    return Vitals(0, Full.NO, "memory", None, process, "", (Start(1, "fuzz"),), 0, "", 0).to_wire()
+def good_vitals(process: str, master: str = "") -> list[Any]:
+    """The vitals of a worker that this master has greeted (its incarnation; "": none has)."""
+    return Vitals(0, Full.NO, "memory", None, process, master, (Start(1, "fuzz"),), 0, "", 0).to_wire()
 
 
 def odd_vitals(process: str) -> Iterator[list[Any]]:

@@ -219,7 +219,7 @@ class Fuzz:
         async def play_it() -> None:
             async with trio.open_nursery() as nursery:
                 said: list[Any] = [0, []]
-                fake = FakeWorker(cluster, FAKE_NODE, lambda op, arguments: said)
+                fake = FakeWorker(cluster, FAKE_NODE, lambda op, arguments, master: said)
                 good = fake.greeting
                 await nursery.start(fake.run)
                 for number, (greeting, payload) in enumerate(
