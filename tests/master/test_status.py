@@ -12,10 +12,11 @@ from trio.testing import MockClock
 
 from tests.helpers import fill, members_of, seen
 from tests.sim.driven import INDEX, KEY, driven
+from trikv.api import Write
 from trikv.core.errors import Refused
 from trikv.core.histogram import RECENT_S
 from trikv.core.quorums import Availability
-from trikv.core.record import make_epoch
+from trikv.core.record import Record, make_epoch
 from trikv.healing import hints, settle
 from trikv.master.status import describe_strategy
 from trikv.storage.memory import MemoryStorage
@@ -198,6 +199,26 @@ async def test_lag_is_the_age_of_the_oldest_copy_that_a_worker_lacks(
     await cluster.until(lambda: seen(cluster, behind)["lag_s"] == 0.0)
     assert seen(cluster, behind)["hints"] == 0
     assert behind.storage.get(0, KEY) == cluster.replicas_of(KEY)[0].storage.get(0, KEY)
+
+
+async def test_lag_is_that_of_the_older_of_a_hint_and_a_copy_on_its_way(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, partitions=1)
+    await cluster.coordinator.put(KEY, b"v")
+    await trio.sleep(5)
+    (state,) = cluster.coordinator.partitions
+    behind = cluster.replicas_of(KEY)[1]
+    target = next(t for t in state.targets if t.member.worker == behind.worker.id)
+    cluster.network.hold(behind.address)
+    began_s = trio.current_time()
+    await cluster.coordinator.put(KEY, b"on its way")
+    await trio.sleep(0.5)
+    assert seen(cluster, behind)["lag_s"] == pytest.approx(0.5)
+    version = state.next_version()
+    cluster.master.hints.note(state, target, Write(b"other", Record(version, version, b"v")), began_s - 50)
+    assert seen(cluster, behind)["lag_s"] == pytest.approx(50.5)
+    cluster.network.release(behind.address)
 
 
 async def test_copies_that_are_not_kept_are_lacked_until_the_replicas_were_compared(

@@ -196,3 +196,9 @@ async def test_a_note_of_the_port_that_is_none_is_no_hindrance(
 
 def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+async def test_why_a_worker_did_not_start_is_told_in_its_own_words(local: LocalProcesses, order: WorkerOrder) -> None:
+    """Its log is for programs; what an operator reads of it is a sentence."""
+    with pytest.raises(OSError, match=r"^a worker did not start: 'nope' is no installed storage engine; there are"):
+        await local.start(order._replace(storage="nope"))

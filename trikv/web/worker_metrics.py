@@ -92,7 +92,7 @@ async def _serve(
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         }
     )
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else response.body})
+    await send({"type": "http.response.body", "body": response.body})  # the server leaves it out for HEAD
 
 
 def _headers(scope: Mapping[str, Any]) -> dict[str, str]:
