@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Final, NoReturn
 
 import trio
 
@@ -449,10 +449,9 @@ class Coordinator:
 
     # --- around an operation ------------------------------------------------------------------------------------------
 
-    @contextmanager
     def _operation(
         self, timeout_s: float | None, what: str, key: bytes = b"", trace: RequestTrace | None = None
-    ) -> Iterator[Attempt]:
+    ) -> _Operation:
         """Admit an operation, bound it, and say what came of it. What concerns a key of the cluster's own counts for
         nothing."""
         counted = not key.startswith(RESERVED)
@@ -461,41 +460,11 @@ class Coordinator:
             trace = trace or self.traces.sample()
         timeout_s = self.timeout_s if timeout_s is None else min(timeout_s, TIMEOUT_MOST_S)
         if self.in_flight >= IN_FLIGHT_MAX:
-            self._note_outcome(trace, counted, Outcome.REFUSED, "too many operations are under way", code="overloaded")
+            self.note_outcome(trace, counted, Outcome.REFUSED, "too many operations are under way", code="overloaded")
             raise Refused("overloaded", f"{IN_FLIGHT_MAX:,} operations are under way already")
-        began_s = trio.current_time()
-        attempt = Attempt(began_s + timeout_s, trace)
-        self.in_flight += counted
-        token = current.set(trace)
-        if trace is not None:
-            trace.begin(what, key)
-        try:
-            with trio.CancelScope(deadline=attempt.deadline_s) as scope:
-                yield attempt
-            if scope.cancelled_caught:
-                raise self._failure(attempt, "unanswered", f"no decision within {timeout_s:g} s")
-            self._note_outcome(trace, counted, Outcome.COMMITTED)
-        except WriteFailed as error:
-            failure = self._failure(attempt, "unavailable", str(error))
-            self._note_outcome(trace, counted, failure.kind.outcome, failure.detail, code=failure.kind.code)
-            raise failure from error
-        except TrikvError as error:
-            self._note_outcome(trace, counted, error.kind.outcome, error.detail, code=error.kind.code)
-            raise
-        finally:
-            current.reset(token)
-            if trace is not None and trace.ended_s is None:
-                trace.end("", "cancelled: its client went away, or the node stopped")
-            if counted:
-                self.in_flight -= 1
-                duration_s = trio.current_time() - began_s
-                self.durations[what].note(duration_s)
-                if attempt.admitted_s is not None:
-                    self.admission.note(attempt.admitted_s - began_s)
-                for measure in self.longest:
-                    measure.note(duration_s)
+        return _Operation(self, timeout_s, what, key, trace, counted)
 
-    def _note_outcome(
+    def note_outcome(
         self, trace: RequestTrace | None, counted: bool, outcome: Outcome, detail: str = "", *, code: str = ""
     ) -> None:
         if counted:
@@ -505,9 +474,15 @@ class Coordinator:
         if trace is not None:
             trace.end(outcome.value, detail)
 
-    @staticmethod
-    def _failure(attempt: Attempt, code: str, reason: str) -> TrikvError:
-        return Unknown(reason) if attempt.sent else Refused(code, reason)
+    def note_end(self, what: str, began_s: float, admitted_s: float | None) -> None:
+        """An operation that counts has ended."""
+        self.in_flight -= 1
+        duration_s = trio.current_time() - began_s
+        self.durations[what].note(duration_s)
+        if admitted_s is not None:
+            self.admission.note(admitted_s - began_s)
+        for measure in self.longest:
+            measure.note(duration_s)
 
     def _state_of(self, key: bytes) -> PartitionState:
         if not self.partitions:
@@ -532,6 +507,79 @@ class Coordinator:
                     f"for a write, and {', '.join(down)} cannot be reached",
                 )
             await self.changed.wait()
+
+
+class _Operation:
+    """One operation of a client, while it is carried out: a context, entered with its `Attempt`.
+
+    It is no generator, since every operation passes here, and a generator's context costs as much as a system call.
+    """
+
+    __slots__ = (
+        "_attempt",
+        "_began_s",
+        "_coordinator",
+        "_counted",
+        "_scope",
+        "_timeout_s",
+        "_token",
+        "_trace",
+        "_what",
+    )
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        timeout_s: float,
+        what: str,
+        key: bytes,
+        trace: RequestTrace | None,
+        counted: bool,
+    ) -> None:
+        self._coordinator = coordinator
+        self._timeout_s = timeout_s
+        self._what = what
+        self._trace = trace
+        self._counted = counted
+        self._began_s = trio.current_time()
+        self._attempt = Attempt(self._began_s + timeout_s, trace)
+        if trace is not None:
+            trace.begin(what, key)
+
+    def __enter__(self) -> Attempt:
+        self._coordinator.in_flight += self._counted
+        self._token = current.set(self._trace)
+        self._scope = trio.CancelScope(deadline=self._attempt.deadline_s)
+        self._scope.__enter__()
+        return self._attempt
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._scope.__exit__(kind, error, trace)  # that it was cancelled is an error of the operation
+            if self._scope.cancelled_caught:
+                self._fail("unanswered", f"no decision within {self._timeout_s:g} s")
+            elif error is None:
+                self._note(Outcome.COMMITTED)
+            elif isinstance(error, WriteFailed):
+                self._fail("unavailable", str(error), error)
+            elif isinstance(error, TrikvError):
+                self._note(error.kind.outcome, error.detail, error.kind.code)
+        finally:
+            current.reset(self._token)
+            if self._trace is not None and self._trace.ended_s is None:
+                self._trace.end("", "cancelled: its client went away, or the node stopped")
+            if self._counted:
+                self._coordinator.note_end(self._what, self._began_s, self._attempt.admitted_s)
+
+    def _fail(self, code: str, reason: str, cause: BaseException | None = None) -> NoReturn:
+        failure: TrikvError = Unknown(reason) if self._attempt.sent else Refused(code, reason)
+        self._note(failure.kind.outcome, failure.detail, failure.kind.code)
+        raise failure from cause
+
+    def _note(self, outcome: Outcome, detail: str = "", code: str = "") -> None:
+        self._coordinator.note_outcome(self._trace, self._counted, outcome, detail, code=code)
 
 
 def _stamp_of(current: Record | None) -> str | None:

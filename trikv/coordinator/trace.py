@@ -169,6 +169,10 @@ class Traces:
         trace.stamp = stamp
         self._of_writes[trace.key, stamp] = trace
 
+    @property
+    def has_writes(self) -> bool:
+        return bool(self._of_writes)
+
     def of_write(self, key: bytes, stamp: Version) -> RequestTrace | None:
         return self._of_writes.get((key, stamp))
 
@@ -193,6 +197,6 @@ def noted(replica: str, what: str, done: Done, *, traces: Traces | None = None, 
     """`done`, noted in the trace of the request that this task serves; else in that of the `write`
     of which this is a copy, sent later. Where there is neither, `done` itself."""
     trace = current.get()
-    if trace is None and traces is not None and write is not None:
+    if trace is None and traces is not None and write is not None and traces.has_writes:
         trace = traces.of_write(write.key, write.record.stamp)
     return done if trace is None else trace.noted(replica, what, done)

@@ -32,6 +32,7 @@ from trikv.core.frames import FRAME_BYTES_MAX
 from trikv.core.histogram import CallTimes
 from trikv.core.session import Answers, Call, Calls, Greeted, Hello, PeerError, Session, TurnedAway
 from trikv.net.accept import describe_failure
+from trikv.net.send import send_now
 
 QUEUE_BYTES_MAX: Final = 32 * 1024 * 1024
 CALLS_MAX: Final = 100_000
@@ -239,11 +240,11 @@ class Link:
         try:
             if answers:
                 for frame in self._session.answers(answers):
-                    await self._stream.send_all(frame)
+                    await send_now(self._stream, frame)
             if rows:
                 self.frames += 1
                 for frame in self._session.calls(rows):
-                    await self._stream.send_all(frame)
+                    await send_now(self._stream, frame)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # The reader sees the end too, after what the peer had still sent. A reader that is held goes on now.
             self._over = True

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import email.utils
 import logging
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ import trio
 
 from trikv.core.errors import TrikvError, Unknown
 from trikv.core.serving import request_id
+from trikv.net.send import send_now
 from trikv.web import keys
 from trikv.web.guard import refuse_foreign
 from trikv.web.message import SAFE_HEADERS, Request, RequestIds, Response, problem_response
@@ -216,7 +216,11 @@ class LaneConnection:
                 in_a_row = 0
                 continue
             answer = await self._lane.answer(taken)
-            if not await self._send(answer) or b"\r\nconnection: close\r\n" in answer:
+            try:
+                await send_now(self._stream, answer)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return None
+            if b"\r\nconnection: close\r\n" in answer:
                 return None
             in_a_row += 1
             if in_a_row >= SERVED_AT_ONCE:
@@ -273,21 +277,6 @@ class LaneConnection:
             self._reading = False
         self._buffer += data
         return bool(data)
-
-    async def _send(self, data: bytes) -> bool:
-        """Send all of it; False: the peer is gone."""
-        try:
-            sent = os.write(self._stream.socket.fileno(), data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return False
-        if sent < len(data):
-            try:
-                await self._stream.send_all(data[sent:])
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return False
-        return True
 
 
 def _route_of(method: bytes, target: bytes) -> Route | None:
