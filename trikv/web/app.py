@@ -44,7 +44,7 @@ from trikv.core.errors import Refused, TrikvError, Unknown
 from trikv.core.serving import request_id
 from trikv.web.events import make_stream
 from trikv.web.guard import refuse_foreign
-from trikv.web.lane import Lane
+from trikv.web.lane import ExpressLane
 from trikv.web.live import LiveFeed
 from trikv.web.message import (
     SAFE_HEADERS,
@@ -221,7 +221,7 @@ async def serve_http(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(streams.end_all, stop)
         nursery.start_soon(feed.run)
-        lane = Lane(services, loopback_only=loopback_only)
+        lane = ExpressLane(services, loopback_only=loopback_only)
         await serve_app(app, sock, stop, lane=lane, task_status=task_status)
         nursery.cancel_scope.cancel()
 

@@ -71,7 +71,7 @@ class PlainRequest(NamedTuple):
     request: Request
 
 
-class Lane:
+class ExpressLane:
     """The lane of one server. `run` looks after its connections."""
 
     def __init__(self, services: Services, *, loopback_only: bool) -> None:
@@ -175,7 +175,7 @@ class Lane:
 class LaneConnection:
     """One connection, while it is in the lane."""
 
-    def __init__(self, lane: Lane, stream: trio.SocketStream) -> None:
+    def __init__(self, lane: ExpressLane, stream: trio.SocketStream) -> None:
         self._lane = lane
         self._stream = stream
         self._buffer = b""
@@ -197,7 +197,7 @@ class LaneConnection:
             self._scope.cancel()
 
     async def run(self) -> bytes | None:
-        """See `Lane.serve`."""
+        """See `ExpressLane.serve`."""
         with self._scope:
             left = await self._serve()
             if not self._scope.cancel_called:

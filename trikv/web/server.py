@@ -43,7 +43,7 @@ from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from trikv.net.accept import accept_forever, connections_max
-from trikv.web.lane import Lane
+from trikv.web.lane import ExpressLane
 
 HEAD_BYTES_MAX: Final = 32 * 1024  # a key of 4 KiB with each byte percent-encoded, beside a page of ETags
 IDLE_TIMEOUT_S: Final = 15.0
@@ -305,7 +305,7 @@ async def serve_app(
     sock: socket.socket,
     stop: trio.Event,
     *,
-    lane: Lane | None = None,
+    lane: ExpressLane | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the ASGI app on `sock`, which is bound, until `stop`; then give the requests under way `GRACE_S` to end,
