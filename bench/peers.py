@@ -39,6 +39,8 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+import httpx
+
 from trikv.testing.machine import describe_machine
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 
@@ -164,7 +166,7 @@ def run_etcd(nodes: int = 3) -> Iterator[Server]:
                 "--initial-advertise-peer-urls": f"http://127.0.0.1:{peer}",
             }  # fmt: skip
             pids.append(start(["etcd", *(word for option in options.items() for word in option)]))
-        wait_until(lambda: not any(_is_free(client) for client, _ in ports), what="etcd's nodes listen")
+        wait_until(lambda: all(_is_healthy(client) for client, _ in ports), what="etcd has a leader")
         yield Etcd(ports[0][0], pids)
 
 
@@ -188,6 +190,13 @@ class _Start:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._started.append(process)
         return process.pid
+
+
+def _is_healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).json().get("health") == "true"
+    except httpx.HTTPError:
+        return False
 
 
 def _free_port() -> int:
@@ -234,7 +243,11 @@ def run_wrk(server: Server, script: str, connections: int, seconds: float) -> Me
         raise SystemExit(f"error: wrk told no figures: {ended.stdout}{ended.stderr}")
     requests, took_us, failures = (int(found[i]) for i in (1, 2, 3))
     p50_us, p99_us, p999_us = (float(found[i]) for i in (4, 5, 6))
-    cpu_us = {role: round(1e6 * (after[role] - before[role]) / max(requests, 1), 1) for role in server.pids}
+    if not requests:
+        raise SystemExit(
+            f"error: {server.name} answered nothing in {seconds:g} s; its processes are {dict(server.pids)}"
+        )
+    cpu_us = {role: round(1e6 * (after[role] - before[role]) / requests, 1) for role in server.pids}
     return Measured(requests / took_us * 1e6, failures, p50_us / 1e3, p99_us / 1e3, p999_us / 1e3, cpu_us)
 
 
