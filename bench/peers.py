@@ -194,7 +194,7 @@ class _Start:
 
 def _is_healthy(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).json().get("health") == "true"
+        return bool(httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).json().get("health") == "true")
     except httpx.HTTPError:
         return False
 
