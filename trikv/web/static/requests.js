@@ -171,7 +171,7 @@ export class Requests {
   summarise(trace) {
     const late = trace.messages.filter((message) => trace.ended_ms !== null && (message.ended_ms === null || message.ended_ms > trace.ended_ms));
     const slowest = trace.messages.reduce((most, one) => ((one.ended_ms ?? 0) - one.sent_ms > (most ? (most.ended_ms ?? 0) - most.sent_ms : -1) ? one : most), null);
-    const parts = [`${trace.what} under ${trace.mode || "no mode"}: ${trace.outcome || "under way"}`];
+    const parts = [`${trace.what}${trace.mode ? ` under ${trace.mode}` : ""}: ${trace.outcome || "under way"}`];
     if (trace.promised_ms !== null) parts.push(`the promise was met after ${figure(trace.promised_ms)} ms`);
     if (trace.ended_ms !== null) parts.push(`answered after ${figure(trace.ended_ms)} ms`);
     if (slowest && slowest.ended_ms !== null) parts.push(`the slowest message was ${slowest.what} at ${slowest.replica}, ${figure(slowest.ended_ms - slowest.sent_ms)} ms`);
