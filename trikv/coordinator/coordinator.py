@@ -12,6 +12,12 @@ deadline. A write whose deadline passes leaves its record pending: nothing is un
 Compare-and-set holds the lock alone: it first finishes what is pending, then reads, compares, and writes. A write
 while one of its workers is full does the same, to refuse a key that is not there yet before anything is sent.
 
+A write may be on its way when its partition moves on to another configuration. Replicas that serve that one already
+then refuse it. So it goes on there, within its deadline, like a compare-and-set: it first reads what the key holds. If
+that is its own value, or that of a later write, it is committed; in the second case its place is just before the later
+one, which took its version while this one was under way. Otherwise it writes a fresh copy, which is newer than all that
+may be left of the first one. So clients do not notice that workers come and go.
+
 Bounds: `IN_FLIGHT_MAX` operations at once, `WRITING_BYTES_MAX` of values on their way, `PENDING_MAX` keys in doubt in a
 partition and `PENDING_BYTES_MAX` in all; beyond any of them a caller is refused at once. Large values may take
 `LARGE_BYTES_MAX` of what is on its way, so that small ones always find room. Scans wait for each other, `SCANS_MAX` at
@@ -64,17 +70,17 @@ _log = logging.getLogger(__name__)
 
 
 class WriteFailed(Exception):
-    """The strategy did not commit the write. Whether bytes left is in `Attempt.sent`."""
+    """The strategy did not commit the write. Whether bytes left is known by `Attempt.version`."""
 
 
 class Attempt:
-    """What is known of one client operation's own write."""
+    """What is known of one client operation's own write. `version`: with which it was sent last; None: nothing was."""
 
-    __slots__ = ("admitted_s", "deadline_s", "sent", "trace")
+    __slots__ = ("admitted_s", "deadline_s", "trace", "version")
 
     def __init__(self, deadline_s: float, trace: RequestTrace | None = None) -> None:
         self.deadline_s = deadline_s
-        self.sent = False
+        self.version: Version | None = None
         self.trace = trace
         self.admitted_s: float | None = None  # when its strategy was first asked to write, if that is measured
 
@@ -216,7 +222,7 @@ class Coordinator:
         timeout_s: float | None,
         trace: RequestTrace | None,
     ) -> Version:
-        """Write under the present configuration, or under the next if that one replaces it before anything is sent."""
+        """Write under the present configuration, or under the next if that one replaces it meanwhile."""
         what = "delete" if value is None else "put"
         size_bytes = len(value or b"")
         with self._operation(timeout_s, what, key, trace) as attempt:
@@ -230,8 +236,12 @@ class Coordinator:
                     try:
                         return await self._write_in(state, key, value, expect, attempt)
                     except (WriteFailed, Refused) as error:
-                        if attempt.sent or not self._goes_on_elsewhere(state, error):
+                        if not self._goes_on_elsewhere(state, error):
                             raise
+            except Refused as error:
+                if attempt.version is None:
+                    raise
+                raise Unknown(f"its configuration was replaced, and under the next one: {error.detail}") from error
             finally:
                 self._writing_bytes -= size_bytes
 
@@ -260,10 +270,15 @@ class Coordinator:
             raise Refused("overloaded", f"writes of {PENDING_BYTES_MAX:,} bytes are under way or in doubt already")
         self._check_room(state, value)
         creates_blindly = value is not None and any(target.full is Full.KEYS for target in state.targets)
-        decides = expect is not None or creates_blindly
+        earlier = attempt.version  # sent under a configuration that was replaced
+        decides = expect is not None or creates_blindly or earlier is not None
         async with state.locks.exclusive(key) if decides else state.locks.shared(key):
             if decides:
                 current = await self._read_for_write(state, key, attempt.deadline_s)
+                if earlier is not None and current is not None and current.stamp >= earlier:
+                    if current.stamp == earlier or expect is None:
+                        return earlier
+                    raise Refused("unanswered", "a later write took the place of what this one may have written")
                 if expect is not None and not expect.holds(current):
                     raise Refused("precondition_failed", _describe_mismatch(current), stamp=_stamp_of(current))
                 if creates_blindly and (current is None or current.is_tombstone):
@@ -389,7 +404,7 @@ class Coordinator:
         def note_sent(write: Write) -> None:
             state.note_sent(key, record)
             if attempt is not None:
-                attempt.sent = True
+                attempt.version = record.version
 
         request = state.request(deadline_s, on_send=note_sent, tracked=True)
         try:
@@ -574,7 +589,7 @@ class _Operation:
                 self._coordinator.note_end(self._what, self._began_s, self._attempt.admitted_s)
 
     def _fail(self, code: str, reason: str, cause: BaseException | None = None) -> NoReturn:
-        failure: TrikvError = Unknown(reason) if self._attempt.sent else Refused(code, reason)
+        failure: TrikvError = Refused(code, reason) if self._attempt.version is None else Unknown(reason)
         self._note(failure.kind.outcome, failure.detail, failure.kind.code)
         raise failure from cause
 
