@@ -194,9 +194,9 @@ class Autoscaler:
         cluster = self._document.cluster
         for number in sorted(self._leaving):
             entry = cluster.workers.get(self._fleet.own[number])
+            holds = entry is not None and cluster.partitions_of(entry.member)
             if entry is not None and not entry.draining:
                 self._leaving.discard(number)
-            elif entry is None or not cluster.partitions_of(entry.member):
+            elif not holds and await self._fleet.stop(number):  # what cannot be stopped now is looked at again
                 self._leaving.discard(number)
-                await self._fleet.stop(number)
                 self._changed_s = trio.current_time()

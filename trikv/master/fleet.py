@@ -134,13 +134,15 @@ class Fleet:
             raise WorkerNotStarted(error.detail) from error
         return number
 
-    async def stop(self, number: int) -> None:
-        """Stop a worker that holds nothing, for good."""
+    async def stop(self, number: int) -> bool:
+        """Stop a worker that holds nothing, for good. False: something else is being done with it, so not yet."""
         worker = self.own[number]
         try:
             await self._detached(number, "stopped", partial(self._stop, number))
         except Refused as error:
             _log.warning("worker %s holds nothing, and is not stopped yet: %s", worker, error.detail)
+            return False
+        return True
 
     async def _bring(self, number: int, limiter: trio.CapacityLimiter) -> None:
         """Start a worker that is to be there from the beginning."""

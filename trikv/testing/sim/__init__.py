@@ -23,12 +23,14 @@ from trikv.testing.sim.plan import (
     ScheduledRequest,
 )
 from trikv.testing.sim.run import Run, Verdict, run_schedule, simulate
+from trikv.testing.sim.scaling import SCALING
 from trikv.testing.sim.trace import TraceEvent
 
 __all__ = [
     "CERTIFYING",
     "CHANGING",
     "CROWDED",
+    "SCALING",
     "SWITCHING",
     "USUAL",
     "FaultKind",

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import cbor2
@@ -183,12 +183,14 @@ class ConfigDisk:
             None  # a change that was reported as failed, and the revision that it changes
         )
         self.past: list[bytes] = []  # the earlier documents
+        self.on_change: Callable[[], None] = lambda: None  # called whenever the document has changed
 
     def flush(self) -> None:
         if self.under_way is not None:
             self.past.append(self.body)
             self.body, self.under_way = self.under_way, None
             self.revision += 1
+            self.on_change()
 
     def make_later_change(self) -> None:
         """Make a change that was reported as failed, unless another change was made first."""

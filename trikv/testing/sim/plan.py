@@ -28,6 +28,7 @@ from typing import Final, Protocol
 from trikv.api import Promise, Strategy
 from trikv.core.placement import place
 from trikv.core.ring import partition_of
+from trikv.core.scaling import Limits
 from trikv.core.suspicion import DOWN_AFTER_S
 from trikv.healing.tombstones import MIN_AGE_S
 from trikv.testing.judge.history import Kind
@@ -144,13 +145,71 @@ class ScheduledRequest:
     expected: Expected = Expected.LAST_SEEN
 
 
+class ScalingStep(StrEnum):
+    """How a worker of the fleet comes and goes, step by step."""
+
+    ORDERED = "ordered"  # it is decided, and nothing is done yet
+    STARTING = "starting"  # its process runs, and the master does not know yet
+    STARTED = "started"
+    ENLISTED = "enlisted"  # the document has it
+    GIVEN = "given its share"  # the first partitions have it, and are not settled
+    SETTLED = "settled"
+    DRAINING = "draining"
+    EMPTY = "empty"  # no partition has it any more
+    STOPPING = "stopping"  # the master is about to stop it
+    ENDED = "ended"  # its process is gone, its directory is not
+    FORGOTTEN = "forgotten"  # its directory is gone, the document has it
+    REMOVED = "removed"  # from the document
+
+
+class Victim(StrEnum):
+    MASTER = MASTER
+    IT = "it"  # the worker that is at the step
+    OTHER = "another worker"
+
+
+class Trouble(StrEnum):
+    """What becomes of an order to the provisioner."""
+
+    NONE = "none"
+    FAILS = "fails"
+    HANGS = "hangs"
+    DIES = "dies"  # the worker, as soon as it is started
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingCrash:
+    """A crash when a step is reached for the `turn`-th time, or so many sends and begun writes later."""
+
+    step: ScalingStep
+    turn: int
+    victim: Victim
+    after_steps: int
+    off_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How a cluster that scales by itself does so (`scaling.py`).
+
+    `founding`: workers that the master starts in the beginning, besides those that others start. `troubles`: of the
+    orders to the provisioner, in turn.
+    """
+
+    limits: Limits
+    founding: int
+    crashes: tuple[ScalingCrash, ...] = ()
+    troubles: tuple[Trouble, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """One run, before it happens. Times count from the moment when the cluster has formed.
 
     `joiners`: further workers, which are off until a fault starts them. `modes`: those that a switch may lead to.
     `ids`: of the workers, if they are not w1, w2 and so on. `lasts_s`: for how long faults may strike, at least; they
-    may while requests are made. `think_s`: the most by which a client delays a request.
+    may while requests are made. `think_s`: the most by which a client delays a request. `scaling`: if the cluster
+    scales by itself.
     """
 
     seed: int
@@ -171,6 +230,7 @@ class Schedule:
     names: Names = field(default_factory=Names)
     lasts_s: float = 0.0
     think_s: float = 0.02
+    scaling: Scaling | None = None
 
     @property
     def worker_ids(self) -> tuple[str, ...]:

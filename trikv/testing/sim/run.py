@@ -17,6 +17,7 @@ settled, and as many replicas are up as there should be.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -37,7 +38,8 @@ from trikv.testing.sim.clients import Clients
 from trikv.testing.sim.clock import SimClock, run_repeatably, sleep
 from trikv.testing.sim.faults import Faults
 from trikv.testing.sim.names import Names
-from trikv.testing.sim.plan import USUAL, FaultKind, Plan, Schedule
+from trikv.testing.sim.plan import USUAL, FaultKind, Schedule, SourceOfSchedules
+from trikv.testing.sim.scaling import Scaled, ScalingWorld
 from trikv.testing.sim.trace import Trace, TraceEvent
 from trikv.testing.sim.world import World
 
@@ -74,6 +76,7 @@ class Run:
     undecided: list[str] = field(default_factory=list)  # keys
     staleness: Staleness | None = None  # of modes that allow stale reads
     trace: list[TraceEvent] = field(default_factory=list)
+    scaling: Scaled | None = None  # of a cluster that scales by itself
 
     @property
     def verdict(self) -> Verdict:
@@ -82,7 +85,7 @@ class Run:
         return Verdict.UNDECIDED if self.undecided else Verdict.HELD
 
 
-def simulate(strategy: Strategy, seed: int, plan: Plan | None = None, *, trace: bool = False) -> Run:
+def simulate(strategy: Strategy, seed: int, plan: SourceOfSchedules | None = None, *, trace: bool = False) -> Run:
     """Run one seed of a plan (`USUAL`) and judge it."""
     return run_schedule(strategy, (plan or USUAL).draw(strategy, seed), trace=trace)
 
@@ -97,9 +100,12 @@ def run_schedule(strategy: Strategy, schedule: Schedule, *, trace: bool = False)
             async with trio.open_nursery() as nursery:
                 world = World(strategy, schedule, clock, recorded, nursery)
                 clients = Clients(world)
-                await _play(world, clients, nursery)
-                run = _judge(world, clients.recorder.operations)
-                nursery.cancel_scope.cancel()
+                with nullcontext() if schedule.scaling is None else closing(ScalingWorld(world)) as scaling:
+                    await _play(world, clients, nursery, scaling)
+                    run = _judge(world, clients.recorder.operations)
+                    if scaling is not None:
+                        run.scaling = scaling.tell()
+                    nursery.cancel_scope.cancel()
             return run
         raise DidNotEndError(
             f"seed {schedule.seed} did not end within {_HORIZON_S + schedule.lasts_s:g} s of virtual time"
@@ -108,7 +114,7 @@ def run_schedule(strategy: Strategy, schedule: Schedule, *, trace: bool = False)
     return run_repeatably(main, clock, schedule.seed)
 
 
-async def _play(world: World, clients: Clients, nursery: trio.Nursery) -> None:
+async def _play(world: World, clients: Clients, nursery: trio.Nursery, scaling: ScalingWorld | None) -> None:
     """Play the schedule, from forming to the last writes."""
     faults = Faults(world)
     world.start_all()
@@ -117,12 +123,17 @@ async def _play(world: World, clients: Clients, nursery: trio.Nursery) -> None:
         return
     began_s = trio.current_time()
     faults.begin()
+    if scaling is not None:
+        scaling.begin()
     if world.schedule.modes:
         nursery.start_soon(world.operators.watch)
     await clients.run()
     if (left_s := began_s + world.schedule.lasts_s - trio.current_time()) > 0:
         await sleep(left_s)
     faults.heal()
+    if scaling is not None:
+        world.findings += scaling.judge(clients.recorder.operations)
+        await scaling.wait_until_back()
     whole = await world.wait_until(world.is_whole, _MENDING_TIMEOUT_S)
     if not whole:
         why = f"{_MENDING_TIMEOUT_S:g} s after the last fault the cluster is not whole"

@@ -38,7 +38,7 @@ from trikv.testing.sim.plan import MASTER, FaultKind, Schedule
 from trikv.testing.sim.trace import Trace
 from trikv.worker.worker import Worker
 
-_MASTER_ADDRESS = "master:8000"
+MASTER_ADDRESS = "master:8000"
 
 
 class World:
@@ -56,7 +56,7 @@ class World:
         self.workers = list(schedule.worker_ids)  # all that were ever started
         joiners = range(schedule.workers + 1, schedule.workers + schedule.joiners + 1)
         machines = [*self.workers, *(f"w{number}" for number in joiners)]
-        self.disks = {name: Disk(schedule.fsync_s) for name in machines}
+        self.disks: dict[str, Disk] = {}
         self.master: Master | None = None  # the living master, once it serves
         self.findings: list[Finding] = []
         self.injected: Counter[FaultKind] = Counter()
@@ -65,14 +65,22 @@ class World:
         self._put_back: set[tuple[str, bytes]] = (
             set()
         )  # (worker, incarnation) whose disk was put back from an older copy
+        self.beside_master: Callable[[Master, Life], Awaitable[None]] | None = None  # runs as long as it does
+        self.on_master_down: Callable[[], None] = lambda: None
         self._nursery = nursery
         self.modes = {name: _installed().strategy(name) for name in schedule.modes} | {strategy.name: strategy}
         self.operators = Operators(self, nursery)
         founded = Cluster("c-simulated", strategy.name, schedule.replicas, schedule.partitions)
         self.config = ConfigDisk(founded.to_document(), schedule.fsync_s)
-        self.network.add_host(MASTER, _MASTER_ADDRESS)
-        for number, name in enumerate(machines, start=1):
-            self.network.add_host(name, f"w{number}:{8000 + number}")
+        self.network.add_host(MASTER, MASTER_ADDRESS)
+        for name in machines:
+            self.add_machine(name)
+
+    def add_machine(self, name: str) -> None:
+        """Have a further machine for a worker. It is off, and its disk is empty."""
+        self.disks[name] = Disk(self.schedule.fsync_s)
+        number = len(self.disks)
+        self.network.add_host(name, f"w{number}:{8000 + number}")
 
     # --- lives --------------------------------------------------------------------------------------------------------
 
@@ -117,6 +125,7 @@ class World:
         if host.name == MASTER:
             self.master = None
             self.config.crash(life.dice)
+            self.on_master_down()
         else:
             self.disks[host.name].crash(life.dice, share_kept)
         self.network.bury(life, linger_s=linger_s, silent=silent)
@@ -215,13 +224,15 @@ class World:
             await nursery.start(master.run, listening)
             if not life.dead:
                 self.master = master
+            if self.beside_master is not None:
+                nursery.start_soon(self.beside_master, master, life)
 
     async def _run_worker(self, life: Life) -> None:
         name = life.host.name
         doors = Doors(SimTransport(self.network, life), life.dice)
         storage = await SimStorage.open(self.disks[name], life)
         worker = await Worker.open(name, storage, "simulated", doors, progress=SimProgress(self.disks[name]))
-        await worker.run(await doors.transport.listen(life.host.address), master=_MASTER_ADDRESS)
+        await worker.run(await doors.transport.listen(life.host.address), master=MASTER_ADDRESS)
 
     # --- what can be seen from outside --------------------------------------------------------------------------------
 
@@ -236,10 +247,11 @@ class World:
     def is_formed(self) -> bool:
         """Has every worker enlisted, and does every partition have its configuration?"""
         master = self.master
+        founding = 0 if self.schedule.scaling is None else self.schedule.scaling.founding
         return (
             master is not None
             and master.cluster.formed
-            and len(master.cluster.workers) == len(self.workers)
+            and len(master.cluster.workers) == len(self.workers) + founding
             and self._all_up(master)
         )
 
@@ -293,7 +305,7 @@ class World:
         """By partition and worker: what the disks of its members hold."""
         assert self.master is not None
         held: dict[tuple[str, int], dict[bytes, Record]] = defaultdict(dict)
-        for name in self.workers:
+        for name in self.disks:
             for (partition, key), record in self.disks[name].records.items():
                 held[name, partition][key] = record
         return {
