@@ -86,6 +86,23 @@ async def test_a_blocked_partition_is_neither_readable_nor_writable(
     }  # fmt: skip
 
 
+async def test_many_partitions_that_are_alike_are_counted_each(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="async")
+    await fill(cluster)
+    silent = cluster.workers[0]
+    cluster.network.hold(silent.address)  # what it may hold alone is waited for
+    nursery.start_soon(cluster.master.operations.switch_mode, "quorum")
+    await cluster.until(lambda: all(not partition.settled for partition in cluster.master.cluster.partitions))
+    status = cluster.master.status.describe()
+    assert (status["unsettled"], status["partitions"]["settled"]) == (PARTITIONS, 0)
+    cluster.network.release(silent.address)
+    await cluster.until_settled()
+    status = cluster.master.status.describe()
+    assert (status["unsettled"], status["partitions"]["settled"]) == (0, PARTITIONS)
+
+
 async def test_partitions_that_are_unsettled_or_short_of_replicas_are_counted(
     nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,9 +14,10 @@ import trio
 from trikv import __version__
 from trikv.api import Strategy
 from trikv.coordinator.coordinator import Coordinator, check_key
+from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.replicas import Target
 from trikv.core.calls import Full
-from trikv.core.configuration import Member, Partition, WorkerEntry
+from trikv.core.configuration import Configuration, Member, Partition, WorkerEntry
 from trikv.core.errors import Refused
 from trikv.core.histogram import percentile_s
 from trikv.core.quorums import can_read, judge_write
@@ -92,14 +93,23 @@ class Status:
         """See README.md for the shape; keys stay, new ones may come."""
         cluster, coordinator, strategy = self._document.cluster, self._coordinator, self.mode
         states = coordinator.partitions
+        alike: dict[tuple[Configuration, ...], list[PartitionState]] = {}  # what holds for one of them holds for all
+        for state in states:
+            alike.setdefault(state.partition.history, []).append(state)
         copies: Counter[Member] = Counter()
         primaries: Counter[Member] = Counter()
-        for state in states:
-            copies.update(state.configuration.members)
-            primaries[state.configuration.members[0]] += 1
         held: Counter[Member] = Counter()  # in how many partitions each member may hold what counts
-        for state in states:
-            held.update({member for c in state.partition.history for member in c.members})
+        readable = writable = short = 0
+        for history, those in alike.items():
+            members, one = history[-1].members, those[0]
+            copies.update(dict.fromkeys(members, len(those)))
+            primaries[members[0]] += len(those)
+            held.update(dict.fromkeys({member for c in history for member in c.members}, len(those)))
+            served = sum(not state.is_blocked for state in those)
+            readable += served * can_read(one.history[-1], one.named_to_list())
+            writable += served * (judge_write(one.history[-1]) is TallyVerdict.WON)
+            short += len(those) * (len(members) < cluster.replicas)
+        unsettled = sum(len(those) for history, those in alike.items() if len(history) > 1)
         present = {worker.member for worker in cluster.workers.values()}
         former = {member.worker for member in held if member not in present}
         return {
@@ -118,14 +128,10 @@ class Status:
             "forming": self._enlisting.forming(),
             "partitions": {
                 "total": cluster.partition_count,
-                "settled": sum(state.partition.settled for state in states),
-                "readable": sum(
-                    not state.is_blocked and can_read(state.history[-1], state.named_to_list()) for state in states
-                ),
-                "writable": sum(
-                    not state.is_blocked and judge_write(state.history[-1]) is TallyVerdict.WON for state in states
-                ),
-                "short": sum(len(state.targets) < cluster.replicas for state in states),
+                "settled": len(states) - unsettled,
+                "readable": readable,
+                "writable": writable,
+                "short": short,
             },
             "workers": [
                 self._describe_worker(
@@ -137,7 +143,7 @@ class Status:
                 )
                 for enlisted in sorted(cluster.workers.values(), key=lambda w: (w.address, w.worker))
             ],
-            "unsettled": sum(not state.partition.settled for state in states),
+            "unsettled": unsettled,
             "progress": self._operations.progress(),
             "fleet": None if self.fleet is None else self.fleet(),
             "autoscale": None if self.autoscale is None else self.autoscale(),
