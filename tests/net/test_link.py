@@ -246,6 +246,8 @@ async def test_how_long_calls_took_is_told_from_the_call_to_the_answer(
         for call in held[:2]:
             far.answer(call.id, Fault.OK, [])
         await answered.wait(2)
+        far.answer(held[2].id, Fault.OK, [])  # in another frame, too soon for another sample
+        await answered.wait(3)
         near.call(3, [], 100.0, answered.expect(4))
         assert near.oldest_s(3) == pytest.approx(0.03)
         mock_clock.jump(0.97)

@@ -10,7 +10,7 @@ A call ends in exactly one call of its `done`: with the answer, or with a fault 
 LATE). `done` runs on the stack of the reader, the writer or the sweeper. It notes and wakes, and does not wait.
 
 `times` says how long calls took, from `call` to the answer; a late call counts with the time that it was waited for. It
-is noted once for each frame of answers, by the frame's last one and for all of them: the clock is read once for a
+is a sample: of one frame of answers in `SAMPLE_S`, all answers count as its last one. The clock is read once for a
 frame of calls and once for a frame of answers, never once for a call. `frames` counts what they left in.
 
 Bounds: `QUEUE_BYTES_MAX` waiting to leave, because a stopped peer must not use up this node's memory, and `CALLS_MAX`
@@ -38,6 +38,7 @@ QUEUE_BYTES_MAX: Final = 32 * 1024 * 1024
 CALLS_MAX: Final = 100_000
 GREETING_TIMEOUT_S: Final = 5.0
 SILENCE_MOST_S: Final = 5.0  # after which a link with unanswered calls is ended
+SAMPLE_S: Final = 0.001  # a busy link has a thousand samples a second
 _READ_BYTES: Final = 256 * 1024
 
 _log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Link:
         self._under_way: dict[int, tuple[float, Done, float, int]] = {}
         self._calls: list[tuple[float, list[Any], int]] = []  # deadline, row, size in bytes
         self._answers: list[list[Any]] = []
+        self._sample_again_s = -math.inf
         self._calls_since_s = 0.0  # when the first of these calls was made
         self._calls_bytes = 0
         self._answers_bytes = 0
@@ -194,7 +196,8 @@ class Link:
                         if waiting := self._under_way.pop(call_id, None):
                             answered = waiting
                             waiting[1](fault, payload)
-                    if answered is not None:
+                    if answered is not None and self.last_heard_s >= self._sample_again_s:
+                        self._sample_again_s = self.last_heard_s + SAMPLE_S
                         self.times.note(self.last_heard_s - answered[2], len(event.answers))
                 elif isinstance(event, Calls):
                     if self._handler is None:

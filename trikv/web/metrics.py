@@ -105,7 +105,7 @@ class _Master(Collector):
         peers = self._services.status.peers
         yield histograms(
             "trikv_worker_call_duration_seconds",
-            "Calls to a worker, from the call to the answer or to its deadline; noted once for a frame of answers",
+            "Calls to a worker, from the call to the answer or to its deadline; a sample of them",
             "worker", {worker: peer.times for worker, peer in peers.items()},
         )  # fmt: skip
         yield counters(
