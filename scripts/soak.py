@@ -4,6 +4,7 @@
     python scripts/soak.py --mode quorum --seeds 0..5000
     python scripts/soak.py --mode all --seeds 17..18 --story     one seed, with all that happened in it
     python scripts/soak.py --plan changing --seeds 0..1000       configurations change all the time
+    python scripts/soak.py --plan scaling --seeds 0..1000        the cluster scales by itself, with crashes
     python scripts/soak.py --switch sync,quorum                  from the first mode to the second, and back, ...
 
 Exit code 1 if a seed was a violation, 3 if none was and one was not decided.
@@ -24,9 +25,15 @@ from functools import partial
 from itertools import permutations
 
 from trikv.registry import load_registry
-from trikv.testing.sim import CHANGING, SWITCHING, USUAL, Plan, Run, Verdict, simulate
+from trikv.testing.sim import CHANGING, SCALING, SWITCHING, USUAL, Run, Verdict, simulate
+from trikv.testing.sim.plan import SourceOfSchedules
 
-PLANS = {"usual": USUAL, "changing": CHANGING, "switching": SWITCHING}
+PLANS: dict[str, SourceOfSchedules] = {
+    "usual": USUAL,
+    "changing": CHANGING,
+    "switching": SWITCHING,
+    "scaling": SCALING,
+}
 _FINDINGS_SHOWN = 3
 
 
@@ -43,6 +50,7 @@ def main() -> int:
     seeds = range(int(first), int(end))
     installed = list(load_registry().strategies)
     modes = installed if arguments.mode == "all" else [arguments.mode]
+    jobs: list[tuple[str, SourceOfSchedules]]
     if arguments.switch:
         pairs = list(permutations(installed, 2)) if arguments.switch == "all" else [arguments.switch.split(",")]
         jobs = [(first, replace(SWITCHING, modes=(first, second))) for first, second in pairs]
@@ -55,17 +63,19 @@ def main() -> int:
     return worst
 
 
-def soak(mode: str, plan: Plan, seeds: range, processes: int, *, story: bool) -> Counter[Verdict]:
+def soak(mode: str, plan: SourceOfSchedules, seeds: range, processes: int, *, story: bool) -> Counter[Verdict]:
     """Run these seeds; print each that did not hold, and a line about all of them."""
     began_s = time.perf_counter()
     verdicts: Counter[Verdict] = Counter()
     outcomes: Counter[str] = Counter()
+    modes = {mode: None}
     faults: Counter[str] = Counter()
     virtual_s = cpu_s = 0.0
     for seed, run, spent_s in _runs(mode, plan, seeds, processes, story):
         verdicts[run.verdict] += 1
         outcomes.update(run.outcomes)
         faults.update(run.faults)
+        modes |= dict.fromkeys(run.schedule.modes)
         virtual_s += run.virtual_s
         cpu_s += spent_s
         for event in run.trace:
@@ -75,9 +85,8 @@ def soak(mode: str, plan: Plan, seeds: range, processes: int, *, story: bool) ->
             for finding in run.findings[:_FINDINGS_SHOWN]:
                 print(f"  {finding}", flush=True)
     wall_s = time.perf_counter() - began_s
-    name = " and ".join(dict.fromkeys([mode, *plan.modes]))
     print(
-        f"{name}: {len(seeds):,} histories, {_counted(verdicts)}; {sum(outcomes.values()):,} operations "
+        f"{' and '.join(modes)}: {len(seeds):,} histories, {_counted(verdicts)}; {sum(outcomes.values()):,} operations "
         f"({_counted(outcomes)}); {sum(faults.values()):,} faults ({_counted(faults)}); "
         f"{virtual_s / 3600:.1f} simulated hours in {wall_s:.0f} s, {len(seeds) / cpu_s:.1f} histories per CPU second",
         flush=True,
@@ -85,7 +94,9 @@ def soak(mode: str, plan: Plan, seeds: range, processes: int, *, story: bool) ->
     return verdicts
 
 
-def _runs(mode: str, plan: Plan, seeds: range, processes: int, story: bool) -> Iterator[tuple[int, Run, float]]:
+def _runs(
+    mode: str, plan: SourceOfSchedules, seeds: range, processes: int, story: bool
+) -> Iterator[tuple[int, Run, float]]:
     one = partial(_run_one, mode, plan, story)
     if processes == 1 or len(seeds) == 1:
         yield from map(one, seeds)
@@ -94,7 +105,7 @@ def _runs(mode: str, plan: Plan, seeds: range, processes: int, story: bool) -> I
         yield from pool.imap(one, seeds, chunksize=4)
 
 
-def _run_one(mode: str, plan: Plan, story: bool, seed: int) -> tuple[int, Run, float]:
+def _run_one(mode: str, plan: SourceOfSchedules, story: bool, seed: int) -> tuple[int, Run, float]:
     began_s = time.process_time()
     run = simulate(load_registry().strategy(mode), seed, plan, trace=story)
     run.history.clear()  # it is judged already, and costly to send

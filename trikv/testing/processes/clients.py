@@ -127,6 +127,10 @@ class Load:
         self._stopping = True
         self._running.result()
 
+    def set_rate(self, rate: float) -> None:
+        """Requests per second of all clients together, from each one's next request on."""
+        self._interval_s = self._clients / rate
+
     def filled(self) -> None:
         """Return when every key has been written once."""
         self._portal.call(self._filled.wait)
