@@ -374,6 +374,7 @@ PUT = {"at_s": 1, "request": "put", "key": "k", "value": "v"}
         (document({**GET, "request": "scan"}), "it must be one of put, get, delete, compare_and_set"),
         (document({**GET, "request": ["get"]}), "request is a list"),
         (document({**GET, "value": "v"}), 'step 2: "value" means nothing here'),
+        (document({**GET, "key": "\0trikv/probe"}), "step 2: key begins like the cluster's own keys"),
         (document({**GET, "key": ""}), "step 2: key has 0 bytes; it must have 1 to 4,096"),
         (document({**GET, "key": "k" * 4_097}), "step 2: key has 4,097 bytes"),
         (document({**GET, "key": "\ud800"}), 'step 2: key is "\\ud800"; it must be a text, or {"base64"'),

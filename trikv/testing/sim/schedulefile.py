@@ -58,6 +58,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trikv.api import Strategy
+from trikv.coordinator.coordinator import RESERVED
 from trikv.core.breaking import DELAY_MOST_MS
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX
 from trikv.core.ring import PARTITION_COUNT
@@ -406,6 +407,8 @@ def _parse_step(found: object, number: int, workers: int, ids: Sequence[str]) ->
 def _parse_request(step: _Fields, at_s: float) -> SavedRequest:
     kind = _REQUESTS[step.one_of("request", list(_REQUESTS))]
     key = step.data("key", 1, KEY_BYTES_MAX)
+    if key.startswith(RESERVED):
+        raise _Wrong(f"{step.where}key begins like the cluster's own keys, which clients cannot use; take another")
     value = step.data("value", 0, VALUE_BYTES_MAX) if kind in (Kind.PUT, Kind.CAS) else None
     if kind is not Kind.CAS:
         return SavedRequest(at_s, kind, key, value)
@@ -456,7 +459,7 @@ class _Fields:
             what = where.removesuffix(": ") or "a schedule"
             raise _Wrong(f"{what} must be an object in braces, and is {_quote(found)}")
         self._left: dict[str, object] = dict(found)
-        self._where = where
+        self.where = where
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
@@ -466,13 +469,13 @@ class _Fields:
 
     def take(self, name: str) -> Any:
         if name not in self._left:
-            raise _Wrong(f"{self._where}{name} is missing; add it")
+            raise _Wrong(f"{self.where}{name} is missing; add it")
         return self._left.pop(name)
 
     def end(self) -> None:
         """Nothing else may be left: it would be ignored, and the schedule would not do what its author means."""
         for name in self._left:
-            raise _Wrong(f"{self._where}{_quote(name)} means nothing here; leave it out, or write it as note")
+            raise _Wrong(f"{self.where}{_quote(name)} means nothing here; leave it out, or write it as note")
 
     def number(self, name: str, least: float, most: float) -> float:
         found = self.take(name)
@@ -519,11 +522,11 @@ class _Fields:
         if data is None:
             raise self._bad(name, found, 'a text, or {"base64": "..."} with padded base64')
         if not least <= len(data) <= most:
-            raise _Wrong(f"{self._where}{name} has {len(data):,} bytes; it must have {least} to {most:,}")
+            raise _Wrong(f"{self.where}{name} has {len(data):,} bytes; it must have {least} to {most:,}")
         return data
 
     def _bad(self, name: str, found: object, wanted: str) -> _Wrong:
-        return _Wrong(f"{self._where}{name} is {_quote(found)}; it must be {wanted}")
+        return _Wrong(f"{self.where}{name} is {_quote(found)}; it must be {wanted}")
 
 
 def _data(found: object) -> bytes | None:
