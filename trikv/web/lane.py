@@ -11,10 +11,11 @@ It recognises `GET`, `PUT` and `DELETE` of `/v1/kv/KEY`, `GET` of `/get` and `/p
 reads a whole head. Clients repeat their headers from request to request, so what a block of headers means, and that
 the guard lets it pass, is kept for the last blocks (`_BLOCKS_MAX`).
 
-A request that has come in part is waited for, `PART_S` at most; then Hypercorn has it, and its own bounds begin. A
-connection that sends nothing is closed after `IDLE_S`. One task looks at all connections once a second for both, so
-that no request needs a timer. While a request is served nothing is read, so a client that sends without reading is held
-back by its own kernel. When a client leaves, the request under way goes on to its end.
+A request that has come in part has `PART_S`, from its first byte, to come whole; then Hypercorn has it, and its own
+bounds begin. A connection that sends nothing is closed after `IDLE_S`. One task looks at all connections once a second
+for both, so that no request needs a timer, and either may take a second longer. While a request is served nothing is
+read, so a client that sends without reading is held back by its own kernel. When a client leaves, the request under way
+goes on to its end.
 
 Cost: about 15 microseconds a request beside the handler, a tenth of what the framework's side takes for its share.
 """
@@ -26,12 +27,14 @@ import logging
 import re
 import time
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from enum import Enum
+from typing import Final, Literal, NamedTuple
 
 import trio
 
 from trikv.core.errors import TrikvError, Unknown
-from trikv.core.serving import request_id
+from trikv.core.serving import epoch, request_id
+from trikv.net.linger import linger
 from trikv.net.send import send_now
 from trikv.web import keys
 from trikv.web.guard import refuse_foreign
@@ -53,6 +56,7 @@ _HEAD: Final = re.compile(
     rb"(GET|PUT|DELETE) (/v1/kv/[!-~]+|/(?:get|put)\?[!-~]+) HTTP/1\.1\r\n"
     rb"((?:[A-Za-z-]{1,32}:[\t -~]*+\r\n){1,16})\r\n"
 )
+_IN_NO_HEAD: Final = re.compile(rb"[^\t\r\n -~]|(?<!\r)\n|\r(?!\n|\Z)")
 _HEADERS: Final = frozenset(
     ("host", "user-agent", "accept", "accept-encoding", "accept-language", "connection", "content-length",
      "content-type", "if-match", "if-none-match", "trikv-trace", "origin", "sec-fetch-site", "sec-fetch-mode",
@@ -77,7 +81,7 @@ class ExpressLane:
     def __init__(self, services: Services, *, loopback_only: bool) -> None:
         self.services = services
         self._loopback_only = loopback_only
-        self._connections: set[LaneConnection] = set()
+        self.connections: set[LaneConnection] = set()
         self._blocks: dict[bytes, tuple[int, Mapping[str, str]]] = {}
         self._ids = RequestIds()
         self._safe = "".join(f"\r\n{name}: {value}" for name, value in SAFE_HEADERS.items())
@@ -89,25 +93,26 @@ class ExpressLane:
         """End what is idle for too long, until cancelled."""
         while True:
             await trio.sleep(_TICK_S)
-            now_s = trio.current_time()
-            for connection in self._connections:
-                connection.end_if_idle(now_s)
+            for connection in self.connections:
+                connection.tick()
 
     async def serve(self, stream: trio.SocketStream) -> bytes | None:
         """Serve the stream. Returns what has arrived and is Hypercorn's to judge, or None: the connection has ended."""
         if self._stopping:
             return None
         connection = LaneConnection(self, stream)
-        self._connections.add(connection)
+        self.connections.add(connection)
         try:
             return await connection.run()
         finally:
-            self._connections.discard(connection)
+            self.connections.discard(connection)
+            request_id.set("")  # what follows in this task serves no request, or another one
+            epoch.set(0)
 
     def stop(self) -> None:
         """Let each connection end once it has answered the request that it serves."""
         self._stopping = True
-        for connection in self._connections:
+        for connection in self.connections:
             connection.stop()
 
     # --- what a head means --------------------------------------------------------------------------------------------
@@ -143,10 +148,11 @@ class ExpressLane:
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
-    async def answer(self, plain: PlainRequest) -> bytes:
-        """Serve the request, and spell the answer as the framework's side would."""
+    async def answer(self, plain: PlainRequest) -> tuple[bytes, bool]:
+        """Serve the request, and spell the answer as the framework's side would; is the connection to be closed?"""
         request = plain.request
         request_id.set(named := self._ids.of(""))
+        epoch.set(0)
         try:
             answer = await plain.route.handle(self.services, request)
         except TrikvError as error:
@@ -156,7 +162,7 @@ class ExpressLane:
             unforeseen = "this node met a condition that its authors did not foresee"
             answer = problem_response(Unknown(unforeseen, code="internal"))
         self.services.answered[request.method, plain.route.path, answer.status] += 1
-        return self._encode(answer, named)
+        return self._encode(answer, named), answer.headers.get("connection") == "close"
 
     def _encode(self, answer: Response, named: str) -> bytes:
         length = "" if answer.status in (204, 304) else f"\r\ncontent-length: {len(answer.body)}"
@@ -172,6 +178,13 @@ class ExpressLane:
         return head.encode("latin-1") + answer.body
 
 
+class _Left(Enum):
+    """What the buffer holds, if it begins with no whole request of the lane."""
+
+    PART = "nothing, or the beginning of what may become one"
+    OTHER = "what Hypercorn is to judge"
+
+
 class LaneConnection:
     """One connection, while it is in the lane."""
 
@@ -179,17 +192,19 @@ class LaneConnection:
         self._lane = lane
         self._stream = stream
         self._buffer = b""
+        self._at = 0  # in the buffer: what is before it was answered
         self._reading = False
-        self._waits_since_s = trio.current_time()
+        self._waited_ticks = 0  # for the first byte of a request, or since that for the last one
         self._stopping = False
         self._overdue = False
         self._scope = trio.CancelScope()  # of waiting for bytes; entered once, since a scope costs as much as a read
 
-    def end_if_idle(self, now_s: float) -> None:
-        patience_s = PART_S if self._buffer else IDLE_S
-        if self._reading and now_s - self._waits_since_s > patience_s:
-            self._overdue = True
-            self._scope.cancel()
+    def tick(self) -> None:
+        if self._reading:
+            self._waited_ticks += 1
+            if self._waited_ticks * _TICK_S > (PART_S if self._buffer else IDLE_S):
+                self._overdue = True
+                self._scope.cancel()
 
     def stop(self) -> None:
         self._stopping = True
@@ -202,71 +217,56 @@ class LaneConnection:
             left = await self._serve()
             if not self._scope.cancel_called:
                 return left
-        return self._buffer if self._overdue and self._buffer else None
+        return self._buffer if self._overdue and self._buffer and not self._stopping else None
 
     async def _serve(self) -> bytes | None:
         in_a_row = 0
         while not self._stopping:
             taken = self._take()
-            if taken is None:
-                if not self._may_become_plain():
-                    return self._buffer
+            if taken is _Left.OTHER:
+                return self._buffer[self._at :]
+            if taken is _Left.PART:
                 if not await self._read() or self._scope.cancel_called:
                     return self._buffer or None  # a handler must not begin in a scope that is cancelled
                 in_a_row = 0
                 continue
-            answer = await self._lane.answer(taken)
+            answer, is_last = await self._lane.answer(taken)
             try:
                 await send_now(self._stream, answer)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return None
-            if b"\r\nconnection: close\r\n" in answer:
-                return None
+            if is_last:
+                break
             in_a_row += 1
             if in_a_row >= SERVED_AT_ONCE:
                 in_a_row = 0
                 await trio.lowlevel.checkpoint()
+        await linger(self._stream)
         return None
 
-    def _take(self) -> PlainRequest | None:
-        """The next whole request, taken off the buffer; None where there is none, or none that is the lane's."""
-        read = self._read_head()
-        if read is None:
-            return None
-        route, head, length, headers = read
-        begin = head.end()
-        if len(self._buffer) - begin < length:
-            return None
-        path, _, query = head[2].partition(b"?")
-        body = self._buffer[begin : begin + length]
-        self._buffer = self._buffer[begin + length :]
-        return PlainRequest(route, Request(route.method, path, query, headers, body))
-
-    def _may_become_plain(self) -> bool:
-        """May the buffer be the beginning of a request that the lane would take?"""
-        if not self._buffer:
-            return True
-        if not any(_agree(self._buffer, beginning) for beginning in _BEGINNINGS):
-            return False
-        if b"\r\n\r\n" not in self._buffer:
-            return len(self._buffer) <= HEAD_BYTES_MAX
-        read = self._read_head()
-        return read is not None and len(self._buffer) - read[1].end() < read[2]
-
-    def _read_head(self) -> tuple[Route, re.Match[bytes], int, Mapping[str, str]] | None:
-        """The route, the head, the length of the body and the headers of the next request, if it is the lane's."""
-        head = _HEAD.match(self._buffer) if self._buffer else None
+    def _take(self) -> PlainRequest | Literal[_Left.PART, _Left.OTHER]:
+        """The next request, taken off the buffer if it is there as a whole."""
+        buffer, at = self._buffer, self._at
+        head = _HEAD.match(buffer, at)
         if head is None:
-            return None
+            return _Left.PART if _may_become_head(buffer[at:]) else _Left.OTHER
+        begin = head.end()
         length, headers = self._lane.read_block(head[3])
         route = _route_of(head[1], head[2])
-        if length < 0 or route is None or (length and not route.body_bytes_max):
-            return None
-        return route, head, length, headers
+        if length < 0 or route is None or (length and not route.body_bytes_max) or begin - at > HEAD_BYTES_MAX:
+            return _Left.OTHER
+        end = begin + length
+        if end > len(buffer):
+            return _Left.PART
+        self._at = end
+        self._waited_ticks = 0
+        path, _, query = head[2].partition(b"?")
+        return PlainRequest(route, Request(route.method, path, query, headers, buffer[begin:end]))
 
     async def _read(self) -> bool:
         """Wait for further bytes; False: there will be none."""
-        self._waits_since_s = trio.current_time()
+        self._buffer = self._buffer[self._at :]
+        self._at = 0
         self._reading = True
         try:
             data = await self._stream.receive_some(_READ_BYTES)
@@ -275,6 +275,8 @@ class LaneConnection:
             return False
         finally:
             self._reading = False
+        if not self._buffer:
+            self._waited_ticks = 0
         self._buffer += data
         return bool(data)
 
@@ -285,9 +287,11 @@ def _route_of(method: bytes, target: bytes) -> Route | None:
     return _BY_QUERY.get((method, target.partition(b"?")[0]))
 
 
-def _agree(data: bytes, beginning: bytes) -> bool:
-    """Is one of them the beginning of the other?"""
-    return data.startswith(beginning) or beginning.startswith(data)
+def _may_become_head(data: bytes) -> bool:
+    """May these bytes, which are no head, be the beginning of one that the lane knows?"""
+    if len(data) > HEAD_BYTES_MAX or not any(data.startswith(each[: len(data)]) for each in _BEGINNINGS):
+        return False
+    return b"\r\n\r\n" not in data and _IN_NO_HEAD.search(data) is None
 
 
 _OF_KEYS: Final = {route.method.encode(): route for route in ROUTES if route.path == "/v1/kv/{key...}"}

@@ -13,8 +13,8 @@ Hypercorn parses requests (with h11) and drives the ASGI app. Three things are d
 Bounds: `HEAD_BYTES_MAX` for a head; `IDLE_TIMEOUT_S` for a whole head or for the next request to arrive;
 `STALLED_TIMEOUT_S` for a client to take some of its answer (sends are shielded, so only the kernel can end one that
 stalls). `PIPELINED_BYTES_MAX` of what follows a request are held, and no more is read until the request is answered. A
-connection that is closed before its request was read to the end is drained for `LINGER_S`, so that the client sees the
-answer and not a reset. Its descriptor is kept no longer than that.
+connection that this side ends is drained for a moment, so that the client sees the answer and not a reset
+(`trikv/net/linger.py`).
 
 Sources: Hypercorn's `trio/tcp_server.py` and `protocol/h11.py`, whose classes are extended here; RFC 9112, section 9.6
 on closing.
@@ -43,6 +43,7 @@ from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from trikv.net.accept import accept_forever, connections_max
+from trikv.net.linger import linger
 from trikv.web.lane import ExpressLane
 
 HEAD_BYTES_MAX: Final = 32 * 1024  # a key of 4 KiB with each byte percent-encoded, beside a page of ETags
@@ -50,7 +51,6 @@ IDLE_TIMEOUT_S: Final = 15.0
 STALLED_TIMEOUT_S: Final = 10.0
 GRACE_S: Final = 3.0
 PIPELINED_BYTES_MAX: Final = 64 * 1024
-LINGER_S: Final = 1.0
 BACKLOG: Final = 1024
 
 _READ_BYTES: Final = 64 * 1024
@@ -222,19 +222,9 @@ class Connection(TCPServer):
                     await self._read_data()
                 await self.protocol.handle(Closed())
                 await self.idle_task.stop()
-            await self._linger()
+            await linger(self.stream)  # type: ignore[arg-type]  # no TLS here
         finally:
             await trio.aclose_forcefully(self.stream)
-
-    async def _linger(self) -> None:
-        """Let the peer read the answer. If data is unread at a close, the kernel sends a reset instead."""
-        with trio.move_on_after(LINGER_S):
-            try:
-                await self.stream.send_eof()
-                while await self.stream.receive_some(_READ_BYTES):
-                    pass
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, RawData):
