@@ -8,7 +8,7 @@ What the master knows of its workers is in the master's metrics, as `trikv_worke
 here, as `trikv_replica_...`: a Prometheus that scrapes both tells them apart.
 
 Counts rise from the start of this process. Everything is read when it is asked for, except what `worker/counts.py` and
-the registers count as it happens. A scrape takes about a millisecond of the worker's time.
+the registers count as it happens. A scrape takes some 3 ms.
 """
 
 from __future__ import annotations
