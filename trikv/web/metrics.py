@@ -1,9 +1,9 @@
 """Metrics of the master for Prometheus: `GET /metrics`, in its text format.
 
 Counts rise from the start of this master; a scrape that finds them lower knows that it restarted. Labels from a table
-are there from the start, with 0, since a rate needs a value from before. Everything is read when it is asked for, except
-for what an operation, a frame or a change of the document counts as it ends. One scrape takes some 20 ms, half of it for
-the state that `GET /v1/cluster` tells too.
+are there from the start, with 0, since a rate needs a value from before. Everything is read when it is asked for,
+except for what an operation, a frame or a change of the document counts as it ends. One scrape takes some 20 ms, half
+of it for the state that `GET /v1/cluster` tells too.
 
 What a worker knows of itself it serves itself (`worker_metrics.py`); what the master knows of it is here, by worker.
 """
