@@ -15,7 +15,10 @@ Two ratios are printed for each round, and their medians and quartiles at the en
   less. Linux only.
 
 A machine that others share changes its speed by more than the probe costs, so one round says nothing; look at the
-quartiles. The load comes from this process, and shares the machine with the cluster. There is no threshold here.
+quartiles. A third figure is steady: how many operations of the probe there were for one of a client. One costs
+about as much as a client's: it comes over no connection, and shares fewer frames with others.
+
+The load comes from this process, and shares the machine with the cluster. There is no threshold here.
 """
 
 from __future__ import annotations
@@ -88,28 +91,26 @@ async def drive(cluster: LocalCluster, options: argparse.Namespace, seed: str) -
     async with trio.open_nursery() as nursery:
         for i in range(options.connections):
             nursery.start_soon(fill, paths[i :: options.connections])
-    counts_from_s = time.perf_counter() + options.warm_up
-    until_s = counts_from_s + options.seconds
-    cpu_s: list[float | None] = []
-    probed: list[int] = []
+    looked: list[tuple[float | None, int]] = []
 
     async def look(at_s: float) -> None:
         await trio.sleep(at_s - time.perf_counter())
-        cpu_s.append(cpu_s_of(cluster.master.pid))
         async with HttpConnection(lambda: port) as connection:
             await connection.dial()
             answer = await connection.ask(make_request("GET", "/v1/probe"))
-            probed.append(json.loads(answer.body).get("operations", 0))
+        looked.append((cpu_s_of(cluster.master.pid), json.loads(answer.body).get("operations", 0)))
 
+    counts_from_s = time.perf_counter() + options.warm_up
+    until_s = counts_from_s + options.seconds
     async with trio.open_nursery() as nursery:
         for i in range(options.connections):
             dice = random.Random(f"{seed}/{i}")
             nursery.start_soon(partial(load, dice, counts_from_s=counts_from_s, until_s=until_s))
         nursery.start_soon(look, counts_from_s)
         nursery.start_soon(look, until_s)
-    before_s, after_s = cpu_s
-    master_cpu_s = None if before_s is None or after_s is None else after_s - before_s
-    return Measured(operations, failures, options.seconds, master_cpu_s, probed[1] - probed[0])
+    (before_s, probed_before), (after_s, probed_after) = looked
+    cpu_s = None if before_s is None or after_s is None else after_s - before_s
+    return Measured(operations, failures, options.seconds, cpu_s, probed_after - probed_before)
 
 
 def cpu_s_of(pid: int) -> float | None:
@@ -125,6 +126,7 @@ def cpu_s_of(pid: int) -> float | None:
 def measure(options: argparse.Namespace, seed: str, *, probes: bool) -> Measured:
     cluster = LocalCluster(mode=options.mode, storage=options.storage, master_options=["--probe"] if probes else [])
     with cluster:
+        cluster.await_whole()
         return trio.run(drive, cluster, options, seed)
 
 
@@ -140,7 +142,7 @@ def main() -> None:
     parser.add_argument("--mode", default="quorum", help="default quorum")
     parser.add_argument("--rounds", type=int, default=10, help="default 10")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each cluster in each round (default 5)")
-    parser.add_argument("--warm-up", type=float, default=1.0, help="seconds of load before that (default 1)")
+    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds of load before that (default 4)")
     parser.add_argument("--connections", type=int, default=32, help="default 32")
     parser.add_argument("--value-bytes", type=int, default=100, help="default 100")
     parser.add_argument("--read-share", type=float, default=0.5, help="from 0 to 1 (default 0.5)")
@@ -153,6 +155,7 @@ def main() -> None:
     print(", ".join(f"{name.replace('_', '-')} {value}" for name, value in vars(options).items()), flush=True)
     throughput: list[float] = []
     cost: list[float] = []
+    share: list[float] = []
     for turn in range(options.rounds):
         seed = f"{options.seed}/{turn}"
         told = {probes: measure(options, seed, probes=probes) for probes in (bool(turn % 2), not turn % 2)}
@@ -164,10 +167,12 @@ def main() -> None:
         if (with_us := told[True].cpu_us) is not None and (without_us := told[False].cpu_us) is not None:
             cost.append(with_us / without_us)
             line += f"; master {with_us:.0f} and {without_us:.0f} us per operation, ratio {cost[-1]:.3f}"
+        share.append(told[True].probed / told[True].operations)
         failures = sum(each.failures for each in told.values())
         print(f"{line}; {told[True].probed / options.seconds:.0f} probes/s; {failures} failures", flush=True)
     report("throughput with the probe, by that without", throughput)
     report("the master's processor time for each operation, with by without", cost)
+    report("operations of the probe for one of a client", share)
 
 
 if __name__ == "__main__":

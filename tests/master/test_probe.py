@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.helpers import under
 from trikv.api import Answer, Promise, Record, ReplicaSet, Strategy, Write
 from trikv.coordinator.coordinator import RESERVED
 from trikv.core.errors import Refused, Unknown
 from trikv.core.probe import DOUBTFUL_MAX, NEVER_WRITTEN, STALE, VIOLATIONS_KEPT
-from trikv.master.probe import FEW_RATE, KEYS, LATE_S, RATE_LEAST, RATE_MOST, SHARE, Probe, rate_beside
+from trikv.master.probe import CALM_S, FEW_RATE, KEYS, LATE_S, RATE_LEAST, RATE_MOST, SHARE, Probe, rate_beside
 from trikv.testing.inprocess import InProcessCluster
 from trikv_quorum import Quorum
 
@@ -53,8 +55,10 @@ class Forgetful(Strategy):
 
 
 async def start(nursery: trio.Nursery, cluster: InProcessCluster) -> Probe:
+    """A probe that runs, and has waited for the cluster to be founded."""
     probe = cluster.master.probe()
     nursery.start_soon(probe.run)
+    await trio.sleep(CALM_S)
     return probe
 
 
@@ -64,7 +68,7 @@ async def test_a_strategy_that_lies_once_in_a_thousand_reads_is_found_out_in_hal
     strategy = Forgetful()
     cluster = await InProcessCluster.start(nursery, mode="forgetful", strategies=[strategy])
     probe = await start(nursery, cluster)
-    await trio.sleep(30)
+    await trio.sleep(30 - CALM_S)
     told = probe.describe()
     assert strategy.lies >= 1
     assert (told["verdict"], told["violation_count"]) == ("broken", strategy.lies)
@@ -199,6 +203,19 @@ async def test_without_workers_it_waits_and_says_so(nursery: trio.Nursery, autoj
         await cluster.add_worker()
     await trio.sleep(10)
     assert probe.describe()["verdict"] == "kept"
+
+
+async def test_it_does_not_end_the_founding_of_a_cluster(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    """Until the first store, a worker that enlists is given its share at once, and nothing has to be moved."""
+    cluster = await InProcessCluster.start(nursery, mode="quorum", workers=3)
+    nursery.start_soon(cluster.master.probe().run)
+    for _ in range(2):
+        await trio.sleep(0.9 * CALM_S)
+        node = await cluster.add_worker()
+        await cluster.until(partial(under, cluster, node))
+    assert not cluster.master.cluster.stored
+    assert all(partition.settled for partition in cluster.master.cluster.partitions)
+    await cluster.until(lambda: cluster.master.cluster.stored, patience_s=2.1 * CALM_S)
 
 
 async def test_refused_and_unknown_are_counted(nursery: trio.Nursery, autojump_clock: MockClock) -> None:

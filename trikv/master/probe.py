@@ -19,8 +19,8 @@ take their place; while so many wait to be deleted that `USED_MAX` are in use, s
 
 **Cost.** `RATE_MOST` operations a second while no client asks for anything, or while the event loop is idle enough to
 serve both. How late the probe's own tasks wake up tells how busy it is. Where they wake `LATE_S` late, the probe keeps
-to `SHARE` of what clients ask for. An operation of the probe costs less than one of a client, since it comes over no
-connection. Nothing of it counts as a client's operation or as load.
+to `SHARE` of what clients ask for. One of its operations costs about as much as one of a client, so that is the share
+of throughput that it can take. Nothing of it counts as a client's operation or as load.
 
 Left out: keys of clients. What they read and write is never looked at.
 """
@@ -51,10 +51,11 @@ READS_PER_WRITE: Final = 15
 USED_MAX: Final = 256
 RATE_MOST: Final = 160.0  # operations a second
 RATE_LEAST: Final = 1.0
-SHARE: Final = 0.02
+SHARE: Final = 0.015
 FEW_RATE: Final = 50.0  # clients' operations a second; below it there is room for more of the probe's, however late
-LATE_S: Final = 0.008
+LATE_S: Final = 0.003
 LOOK_S: Final = 0.5  # between two looks at how busy the master is
+CALM_S: Final = 3.0
 DELETE_TIMEOUT_S: Final = 5.0
 _PREFIX: Final = RESERVED + b"probe/"
 
@@ -125,11 +126,12 @@ class Probe:
 
     async def run(self) -> None:
         """Probe until cancelled."""
+        await self._await_founding()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_to_rate)
             nursery.start_soon(self._delete_former)
-            for task in range(TASKS):
-                nursery.start_soon(self._probe, task)
+            for _ in range(TASKS):
+                nursery.start_soon(self._probe)
 
     # --- what is told -------------------------------------------------------------------------------------------------
 
@@ -216,36 +218,39 @@ class Probe:
 
     # --- operations ---------------------------------------------------------------------------------------------------
 
-    async def _probe(self, task: int) -> None:
+    async def _probe(self) -> None:
         """Read and write keys, in turn with the other tasks."""
-        due_s = trio.current_time() + task / self._rate
         while True:
-            await trio.sleep_until(due_s)
-            self._late_s.append(trio.current_time() - due_s)
-            while not self._coordinator.partitions:
-                await self._coordinator.changed.wait()
+            await self._await_turn()
             self._renew()
             self._turn += 1
-            operations = 1
             if self._turn % READS_PER_WRITE == 0:
                 number = self._doors.dice.randrange(KEYS)
-                if await self._write(number):
-                    operations += 1
+                await self._write(number)
                 await self._read(number)
             else:
                 is_random = self._doors.dice.random() < 0.5
                 await self._read(self._doors.dice.randrange(KEYS) if is_random else self._written)
-            due_s = max(due_s + operations * TASKS / self._rate, trio.current_time())
 
-    async def _write(self, number: int) -> bool:
-        """Write the next value of a key; False if another write of it is under way, or too much of it is in doubt."""
+    async def _await_turn(self) -> None:
+        """All tasks wake at once, so that their messages share frames."""
+        interval_s = TASKS * (1 + 1 / READS_PER_WRITE) / self._rate
+        began_s = trio.current_time()
+        due_s = (began_s // interval_s + 1) * interval_s
+        if due_s <= began_s:  # as they are rounded
+            due_s += interval_s
+        await trio.sleep_until(due_s)
+        self._late_s.append(trio.current_time() - due_s)
+
+    async def _write(self, number: int) -> None:
+        """Write the next value of a key, unless another write of it is under way, or too much of it is in doubt."""
         session = self._session
         register = session.registers[number]
         if register.is_under_way:
-            return False
+            return
         if register.is_muddy:
             if len(session.used) >= USED_MAX:
-                return False
+                return
             register = session.renew(number)
         self._written = number
         count = register.begin_write()
@@ -266,7 +271,6 @@ class Probe:
             else:
                 done = ProbedOperation("put", count, began_s, trio.current_time(), outcome, trace)
                 self._report(register.end_write(done))
-        return True
 
     async def _read(self, number: int) -> None:
         session = self._session
@@ -306,6 +310,17 @@ class Probe:
 
     # --- around -------------------------------------------------------------------------------------------------------
 
+    async def _await_founding(self) -> None:
+        """Wait until the cluster holds something, or no worker enlists any more.
+
+        Until the first store, each worker that enlists is given its share at once. After it, shares have to be moved.
+        """
+        while not self._coordinator.stored:
+            before = self._document.cluster
+            await trio.sleep(CALM_S)
+            if before.formed and len(before.workers) == len(self._document.cluster.workers):
+                return
+
     async def _keep_to_rate(self) -> None:
         """Probe the less the more clients have to wait."""
         before, before_s = self._asked(), trio.current_time()
@@ -322,8 +337,6 @@ class Probe:
 
     async def _delete_former(self) -> None:
         """Delete what former sessions wrote, those of former masters among them."""
-        while not self._coordinator.partitions:
-            await self._coordinator.changed.wait()
         await self._find_former()
         while True:
             await trio.sleep(LOOK_S)
