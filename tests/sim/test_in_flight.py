@@ -6,8 +6,9 @@ from collections import Counter
 from itertools import cycle
 
 import pytest
+import trio
 
-from trikv.api import Strategy
+from trikv.api import Promise, Record, ReplicaSet, Strategy, Write
 from trikv.core.errors import Outcome
 from trikv.testing.judge.history import Kind
 from trikv.testing.sim import FaultKind, Schedule, ScheduledFault, ScheduledRequest, Verdict, run_schedule
@@ -64,4 +65,60 @@ def test_compare_and_set_is_never_done_twice(mode: str, strategies: dict[str, St
         run = run_schedule(strategies[mode], crowd(CHANGES["drain"], (Kind.CAS, Kind.PUT, Kind.CAS, Kind.GET), seed))
         assert run.verdict is Verdict.HELD, run.findings
         others = Counter(op.kind for op in run.history if op.outcome is Outcome.UNKNOWN)
-        assert set(others) <= {Kind.CAS}
+        assert set(others) <= {Kind.CAS, Kind.PUT}  # also a put that a compare-and-set has overtaken
+
+
+def test_a_write_is_not_done_again_once_its_deletion_was_forgotten(strategies: dict[str, Strategy]) -> None:
+    strategy = StoresOnceMore(strategies["sync"])
+    requests = [
+        ScheduledRequest(1.0, 0, Kind.PUT, "k"),
+        ScheduledRequest(1.1, 1, Kind.GET, "k"),
+        ScheduledRequest(1.2, 1, Kind.DELETE, "k"),
+        ScheduledRequest(2.1, 1, Kind.GET, "k"),
+        ScheduledRequest(2.9, 1, Kind.GET, "k"),
+    ]
+    schedule = Schedule(
+        seed=1,
+        workers=3,
+        replicas=3,
+        clients=2,
+        partitions=1,
+        latency_s=0.002,
+        fsync_s=0.002,
+        keys=("k",),
+        requests=tuple(requests),
+        faults=(),
+        forget_after_s=0.2,
+        lasts_s=4.0,
+    )
+    run = run_schedule(strategy, schedule)
+    assert run.verdict is Verdict.HELD, run.findings
+    put, seen, deleted, *after = run.history[: len(requests)]
+    assert (put.outcome, deleted.outcome) == (Outcome.UNKNOWN, Outcome.COMMITTED)
+    assert seen.result == put.value
+    assert [get.result for get in after] == [None, None]
+
+
+class StoresOnceMore(Strategy):
+    """Its first write is on every replica, and fails for what it sends a second later."""
+
+    name = "once-more"
+    promise = Promise.CP
+    compare_and_set = True
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+        self._is_first = True
+
+    def copies(self, n: int) -> int:
+        return self._strategy.copies(n)
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        is_first, self._is_first = self._is_first, False
+        await self._strategy.write(write, replicas)
+        if is_first:
+            await trio.sleep(1.2)
+            await replicas.head.store(write)
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return await self._strategy.read(key, replicas)

@@ -18,6 +18,10 @@ that is its own value, or that of a later write, it is committed; in the second 
 one, which took its version while this one was under way. Otherwise it writes a fresh copy, which is newer than all that
 may be left of the first one. So clients do not notice that workers come and go.
 
+In two cases the key does not tell whether the first copy was ever seen, and the write is unknown. A later write may
+stand on what was compared before: nothing can have its place just before that one. And where the key is absent, and
+tombstones were forgotten since, the copy may have been read and deleted.
+
 Bounds: `IN_FLIGHT_MAX` operations at once, `WRITING_BYTES_MAX` of values on their way, `PENDING_MAX` keys in doubt in a
 partition and `PENDING_BYTES_MAX` in all; beyond any of them a caller is refused at once. Large values may take
 `LARGE_BYTES_MAX` of what is on its way, so that small ones always find room. Scans wait for each other, `SCANS_MAX` at
@@ -47,7 +51,7 @@ from trikv.core.histogram import Histogram
 from trikv.core.hotkeys import HotKeys
 from trikv.core.precondition import Expect
 from trikv.core.quorums import Availability, judge_write
-from trikv.core.record import KEY_BYTES_MAX, TIMEOUT_MOST_S, VALUE_BYTES_MAX, Record, Version
+from trikv.core.record import KEY_BYTES_MAX, TIMEOUT_MOST_S, VALUE_BYTES_MAX, Record, Version, generation_of
 from trikv.core.ring import partition_of
 from trikv.core.session import PeerError
 from trikv.core.tally import TallyVerdict
@@ -70,17 +74,17 @@ _log = logging.getLogger(__name__)
 
 
 class WriteFailed(Exception):
-    """The strategy did not commit the write. Whether bytes left is known by `Attempt.version`."""
+    """The strategy did not commit the write. Whether bytes left is known by `Attempt.versions`."""
 
 
 class Attempt:
-    """What is known of one client operation's own write. `version`: with which it was sent last; None: nothing was."""
+    """What is known of one client operation's own write. `versions`: with which it was sent, the last one last."""
 
-    __slots__ = ("admitted_s", "deadline_s", "trace", "version")
+    __slots__ = ("admitted_s", "deadline_s", "trace", "versions")
 
     def __init__(self, deadline_s: float, trace: RequestTrace | None = None) -> None:
         self.deadline_s = deadline_s
-        self.version: Version | None = None
+        self.versions: tuple[Version, ...] = ()
         self.trace = trace
         self.admitted_s: float | None = None  # when its strategy was first asked to write, if that is measured
 
@@ -116,6 +120,8 @@ class Coordinator:
         self.traces = Traces()
         self.hot_keys = HotKeys()
         self._asked = 0  # operations on keys, of which one in `HOT_KEY_STEP` is counted by its key
+        # By partition: the newest version of a write that was made because of what a comparison found.
+        self._compared: dict[int, Version] = {}
         self.longest: set[Longest] = set()  # those that are measuring now
         self._before_first_store = before_first_store
         self.doubt = Doubt()
@@ -239,7 +245,7 @@ class Coordinator:
                         if not self._goes_on_elsewhere(state, error):
                             raise
             except Refused as error:
-                if attempt.version is None:
+                if not attempt.versions:
                     raise
                 raise Unknown(f"its configuration was replaced, and under the next one: {error.detail}") from error
             finally:
@@ -270,15 +276,13 @@ class Coordinator:
             raise Refused("overloaded", f"writes of {PENDING_BYTES_MAX:,} bytes are under way or in doubt already")
         self._check_room(state, value)
         creates_blindly = value is not None and any(target.full is Full.KEYS for target in state.targets)
-        earlier = attempt.version  # sent under a configuration that was replaced
-        decides = expect is not None or creates_blindly or earlier is not None
+        sent = attempt.versions  # under configurations that were replaced
+        decides = expect is not None or creates_blindly or bool(sent)
         async with state.locks.exclusive(key) if decides else state.locks.shared(key):
             if decides:
                 current = await self._read_for_write(state, key, attempt.deadline_s)
-                if earlier is not None and current is not None and current.stamp >= earlier:
-                    if current.stamp == earlier or expect is None:
-                        return earlier
-                    raise Refused("unanswered", "a later write took the place of what this one may have written")
+                if sent and (stamp := self._find_sent(state, current, sent, compares=expect is not None)):
+                    return stamp
                 if expect is not None and not expect.holds(current):
                     raise Refused("precondition_failed", _describe_mismatch(current), stamp=_stamp_of(current))
                 if creates_blindly and (current is None or current.is_tombstone):
@@ -291,8 +295,31 @@ class Coordinator:
                 attempt.admitted_s = trio.current_time()
             if attempt.trace is not None:
                 self.traces.note_stamp(attempt.trace, version)
+            if expect is not None:
+                self._compared[state.index] = version
             await self.own_write(state, key, Record(version, version, value), attempt.deadline_s, attempt)
             return version
+
+    def _find_sent(
+        self, state: PartitionState, current: Record | None, sent: tuple[Version, ...], *, compares: bool
+    ) -> Version | None:
+        """The stamp of a write that was sent with these versions before, if it took effect; None if it never did.
+
+        Raises:
+          Refused: what the key holds now does not tell.
+        """
+        last = sent[-1]
+        if current is None:
+            if generation_of(last.epoch) < state.partition.forgot:
+                raise Refused("unanswered", "tombstones were forgotten since, and it may have been deleted")
+            return None
+        if current.stamp in sent:
+            return current.stamp
+        if current.stamp < last:
+            return None
+        if compares or self._compared.get(state.index, last) > last:
+            raise Refused("unanswered", "a later write took the place of what this one may have written")
+        return last
 
     @staticmethod
     def _check_room(state: PartitionState, value: bytes | None) -> None:
@@ -404,7 +431,7 @@ class Coordinator:
         def note_sent(write: Write) -> None:
             state.note_sent(key, record)
             if attempt is not None:
-                attempt.version = record.version
+                attempt.versions += (record.version,)
 
         request = state.request(deadline_s, on_send=note_sent, tracked=True)
         try:
@@ -589,7 +616,7 @@ class _Operation:
                 self._coordinator.note_end(self._what, self._began_s, self._attempt.admitted_s)
 
     def _fail(self, code: str, reason: str, cause: BaseException | None = None) -> NoReturn:
-        failure: TrikvError = Refused(code, reason) if self._attempt.version is None else Unknown(reason)
+        failure: TrikvError = Unknown(reason) if self._attempt.versions else Refused(code, reason)
         self._note(failure.kind.outcome, failure.detail, failure.kind.code)
         raise failure from cause
 
