@@ -16,21 +16,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 
 from tests.sim.mutant import Mutant, replaced
 from tests.sim.mutants_changes import OF_CHANGES
 from trikv.api import Batch, Record, ReplicaSet, Storage, Version, Write, newest
-from trikv.coordinator.coordinator import Attempt, Coordinator
+from trikv.coordinator.coordinator import Coordinator, _Operation
 from trikv.coordinator.locks import KeyLocks
 from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.repair import fetch_history
 from trikv.coordinator.replicas import NotEnough, Replicas, Target
 from trikv.core.calls import Hop, Store
 from trikv.core.configuration import Cluster, Configuration
-from trikv.core.errors import Fault, Refused, TrikvError
+from trikv.core.errors import Fault, Refused
 from trikv.core.fence import EpochJudgement, Fence
 from trikv.core.lineage import Claim, Start, judge
 from trikv.core.record import MARK_BITS, term_of
@@ -260,10 +260,10 @@ def ask_too_few() -> AbstractContextManager[None]:
 def call_the_unknown_refused() -> AbstractContextManager[None]:
     """A client is told that its write did not happen, whatever was sent."""
 
-    def failure(attempt: Attempt, code: str, reason: str) -> TrikvError:
-        return Refused(code, reason)
+    def fail(self: _Operation, code: str, reason: str, cause: BaseException | None = None) -> NoReturn:
+        raise Refused(code, reason) from cause
 
-    return replaced(Coordinator, "_failure", staticmethod(failure))
+    return replaced(_Operation, "_fail", fail)
 
 
 def halve_majorities() -> AbstractContextManager[None]:
