@@ -30,6 +30,7 @@ def test_a_request_is_made_with_the_keyboard_alone(cluster: LocalCluster, open_p
     assert press_send(page, lambda: page.keyboard.press("Enter")) == "committed"
     tab_to(page, "#request-send")
     assert press_send(page, lambda: page.keyboard.press("Space")) == "committed"
+    assert press_send(page, lambda: page.keyboard.press("Space")) == "committed"  # the focus is still there
     assert "ETag" in answer_of(page)
     with cluster.client() as client:
         found = client.get(b"by-keyboard")
@@ -78,18 +79,45 @@ def test_escape_leaves_a_dialog_and_changes_nothing(cluster: LocalCluster, open_
 
 def test_the_focus_stays_when_rows_change(cluster: LocalCluster, open_page: OpenPage) -> None:
     page = open_page(cluster)
-    stops = ("#ring-legend button", "tr[data-worker] button", "#victims button:not(:disabled)")
+    keys = page.locator("tr[data-worker] [data-label=Keys]").first
     with cluster.client() as client:
-        for number, selector in enumerate(stops):
+        for number, selector in enumerate(("#ring-legend button", "tr[data-worker] button")):
             stop = page.locator(selector).filter(visible=True).nth(1)
-            label = stop.get_attribute("aria-label") or ""
-            address = label.partition(",")[0].rpartition(" ")[2]
             stop.focus()
-            keys = page.locator("tr[data-worker] [data-label=Keys]").first
+            label = name_of_focus(page)
             before = keys.inner_text()
             for key in range(20):
                 client.put(b"focus-%d-%d" % (number, key), b"v")
             expect(keys).not_to_have_text(before)
-            focused = page.evaluate("() => document.activeElement.getAttribute('aria-label') ?? ''")
-            assert address in focused
-            assert page.evaluate("(selector) => document.activeElement.matches(selector)", selector)
+            assert name_of_focus(page).partition(",")[0] == label.partition(",")[0] != ""
+
+
+def test_the_focus_stays_with_a_worker_that_is_broken(cluster: LocalCluster, open_page: OpenPage) -> None:
+    """Also where the button that was pressed can be pressed no more, and another one takes its place."""
+    page = open_page(cluster)
+    with cluster.client() as client:
+        one, other = (worker["id"] for worker in client.cluster()["workers"][:2])
+        page.locator(f'[data-fault="cut {one}"]').focus()
+        client.inject("slow", other, delay_ms=1)
+        expect(page.locator(f'[data-fault="mend {other}"]')).to_be_enabled()
+        assert fault_of_focus(page) == f"cut {one}"
+        client.inject("mend", other)
+        expect(page.locator(f'[data-fault="mend {other}"]')).to_be_disabled()
+    page.locator(f'[data-fault="slow {one}"]').focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(f'[data-fault="slow {one}"]')).to_be_disabled()
+    assert fault_of_focus(page).endswith(f" {one}")
+    tab_to(page, f'[data-fault="mend {one}"]')
+    page.keyboard.press("Enter")
+    expect(page.locator(f'[data-fault="mend {one}"]')).to_be_disabled()
+    assert fault_of_focus(page).endswith(f" {one}")
+
+
+def name_of_focus(page: Page) -> str:
+    name: str = page.evaluate("() => document.activeElement.getAttribute('aria-label') ?? ''")
+    return name
+
+
+def fault_of_focus(page: Page) -> str:
+    fault: str = page.evaluate("() => document.activeElement.dataset.fault ?? ''")
+    return fault

@@ -78,6 +78,7 @@ def test_a_switch_under_load_ends_with_the_new_promise_and_the_certificate(
         expect(page.locator("#mode-name")).to_contain_text("quorum")
         expect(page.locator("#mode-name")).to_contain_text("CP")
         expect(choice(page, "quorum")).to_be_disabled()
+        expect(page.locator("#mode-choices button:focus")).to_be_enabled()  # a reader with a keyboard is still there
         assert mode_of(switched) == "quorum"
     assert load.commits
     assert [each for each in load.history if each.outcome is Outcome.UNKNOWN] == []

@@ -14,6 +14,7 @@ from tests.browser.conftest import OpenPage, answer_of, send
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 
 ODD_KEYS = ["..", "a/b", "%2e", "é", "a b+c", "k" * 4096]
+LATE_MS = 800
 MARKUP = "<img src=x onerror=alert(1)>"
 
 
@@ -105,6 +106,36 @@ def test_the_picture_has_the_messages_of_the_trace(cluster: LocalCluster, open_p
         expect(page.locator("#trace-text")).to_have_text(text)
         expect(page.locator("#trace-summary")).to_contain_text(f"{trace['what']} under {trace['mode']}: committed")
         expect(page.locator("#trace-picture .mark title")).to_have_text(f"promise of {trace['mode']} met")
+
+
+def test_what_comes_after_the_answer_is_added_to_the_picture(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(cluster)
+    slow = httpx.get(f"{cluster.url}/v1/locate", params={"key": "page-late"}).json()["replicas"][-1]["id"]
+    with cluster.client() as client:
+        client.inject("slow", slow, delay_ms=LATE_MS)
+        try:
+            assert send(page, "put", "page-late", "value") == "committed"
+            trace = ended_trace(cluster, page, "put")
+        finally:
+            client.inject("mend", slow)
+    late = [message for message in trace["messages"] if message["ended_ms"] > trace["ended_ms"]]
+    assert slow in {message["replica"] for message in late}
+    expect(page.locator("#trace-summary")).to_contain_text(f"{len(late)} of {len(trace['messages'])} messages ended")
+    expect(page.locator("#trace-picture .message title", has_text=f"{slow} to coordinator: done")).to_be_attached()
+
+
+def test_an_earlier_request_can_be_looked_at_again(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(cluster)
+    for key in ("earlier", "later"):
+        send(page, "put", key, "value")
+    shown = page.locator("#request-list [aria-current=true]")
+    expect(shown).to_contain_text("later")
+    earlier = page.locator("#request-list").get_by_role("button", name="earlier")
+    earlier.focus()
+    page.keyboard.press("Enter")
+    expect(shown).to_contain_text("earlier")
+    expect(page.locator("#trace-picture text", has_text="put earlier").first).to_be_attached()
+    expect(earlier).to_be_focused()
 
 
 def ended_trace(cluster: LocalCluster, page: Page, operation: str) -> dict[str, Any]:

@@ -48,7 +48,9 @@ export class Modes {
         h("span", { class: `badge badge-${mode.promise}` }, mode.promise),
       ),
     );
+    const focused = byId("mode-choices").contains(document.activeElement);
     fill(byId("mode-choices"), choices);
+    if (focused) choices.find((choice) => !choice.disabled)?.focus();
   }
 
   async plan(mode) {

@@ -37,17 +37,18 @@ export class Requests {
   }
 
   async send() {
+    const button = byId("request-send");
+    if (button.getAttribute("aria-disabled") === "true") return;
     const { operation, key, value, expect } = this.form.elements;
     const kind = operation.value;
     const request = { kind, key: key.value, value: kind === "put" || kind === "compare_and_set" ? value.value : null };
     if (kind === "compare_and_set") request.expect = expect.value.trim() || "absent";
     this.recorder.request(request, this.etags.get(request.key));
-    const button = byId("request-send");
-    button.disabled = true;
+    button.setAttribute("aria-disabled", "true"); // a button that is disabled altogether would lose the focus
     try {
       await this.carryOut(request);
     } finally {
-      button.disabled = false;
+      button.removeAttribute("aria-disabled");
     }
     this.suit();
   }
@@ -117,13 +118,15 @@ export class Requests {
         {},
         h(
           "button",
-          { type: "button", disabled: result.trace === null, "aria-current": result.trace !== null && result.trace === this.shown, onclick: () => this.look(result.trace) },
+          { type: "button", disabled: result.trace === null, "data-shows": result.trace, "aria-current": String(result.trace !== null && result.trace === this.shown), onclick: () => this.look(result.trace) },
           h("span", { class: `outcome outcome-${result.outcome}` }, result.outcome),
           h("span", {}, `${kind.replaceAll("_", " ")} `, h("code", {}, key)),
         ),
       );
     });
+    const focused = document.activeElement?.dataset?.shows;
     fill(byId("request-list"), entries);
+    if (focused) [...byId("request-list").querySelectorAll("button")].find((button) => button.dataset.shows === focused)?.focus();
   }
 
   // --- the picture -----------------------------------------------------------------------------------------------------

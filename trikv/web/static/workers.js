@@ -225,7 +225,11 @@ export class Workers {
         );
       });
     fill(byId("victims"), rows);
-    if (focused) [...byId("victims").querySelectorAll("button")].find((button) => button.dataset.fault === focused)?.focus();
+    if (focused) {
+      const usable = [...byId("victims").querySelectorAll("button:not(:disabled)")];
+      const worker = focused.slice(focused.indexOf(" "));
+      (usable.find((button) => button.dataset.fault === focused) ?? usable.find((button) => button.dataset.fault.endsWith(worker)))?.focus();
+    }
   }
 
   async inject(kind, worker) {
