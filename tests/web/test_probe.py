@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -48,3 +50,67 @@ def test_keys_of_the_clusters_own_are_refused(web: httpx.Client, method: str) ->
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_key")
     batch = {"items": [{"op": "put", "key": "\0trikv/x", "value": "v"}]}
     assert "bad_key" in web.post("/v1/batch", json=batch).text
+
+
+FORGETFUL = """
+from trikv.api import hookimpl, newest
+from trikv_quorum import Quorum
+
+class Forgetful(Quorum):
+    name = "forgetful"
+    reads = 0
+    held = {}
+
+    async def read(self, key, replicas):
+        record = await super().read(key, replicas)
+        former, last = self.held.get(key, (None, None))
+        if record != last:
+            former, last = self.held[key] = last, record
+        self.reads += 1
+        return former if self.reads % 500 == 0 else record
+
+@hookimpl
+def trikv_strategies():
+    return [Forgetful()]
+"""
+
+
+def test_a_strategy_that_lies_is_told_everywhere_with_the_traces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "forgetful.py").write_text(FORGETFUL)
+    about = tmp_path / "forgetful-1.dist-info"  # as pip would leave it
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: forgetful\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[trikv]\nforgetful = forgetful\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    with LocalCluster(mode="forgetful", workers=3, master_options=["--probe"]) as cluster:
+        with cluster.client() as client:
+            told = wait_until(
+                lambda: (told := client.probe())["verdict"] == "broken" and told, what="the lie is found", deadline_s=90
+            )
+            assert client.cluster()["probe"]["verdict"] == "broken"
+        violation = told["violations"][0]
+        assert len(violation["operations"]) == 2
+        for operation in violation["operations"]:
+            said = run("trace", operation["trace"], "--url", cluster.url)
+            assert said.returncode == 0, said.stderr
+            assert operation["what"] in said.stdout
+        said = run("probe", "--url", cluster.url)
+        assert said.returncode == 1
+        assert violation["told"] in said.stdout
+        assert (
+            "forgetful has broken its promise"
+            in run("events", "--no-follow", "--after", "0", "--url", cluster.url).stdout
+        )
+
+
+def test_a_master_that_was_killed_and_starts_again_accuses_nothing() -> None:
+    with LocalCluster(workers=3, master_options=["--probe"]) as cluster:
+        with cluster.client() as client:
+            for _ in range(2):
+                wait_until(lambda: client.probe()["verdict"] == "kept", what="enough reads were judged")
+                cluster.master.kill()
+                cluster.master.start()
+            wait_until(lambda: client.probe()["verdict"] == "kept", what="enough reads were judged")
+            assert client.probe()["violation_count"] == 0
