@@ -27,13 +27,21 @@ export class Recorder {
   step(fields) {
     if (this.steps.length >= STEPS_MAX) {
       this.left += 1;
-      return;
+      return null;
     }
     if (this.beganMs === null) {
       this.beganMs = performance.now();
       this.mode = this.state?.mode ?? this.mode;
     }
-    this.steps.push({ at_s: Math.round(performance.now() - this.beganMs) / 1000, ...fields });
+    const step = { at_s: Math.round(performance.now() - this.beganMs) / 1000, ...fields };
+    this.steps.push(step);
+    this.onChange();
+    return step;
+  }
+
+  /** The server could make nothing of that request, so there is nothing to play again. */
+  forget(step) {
+    this.steps = this.steps.filter((other) => other !== step);
     this.onChange();
   }
 
@@ -41,7 +49,7 @@ export class Recorder {
     const fields = { request: kind, key };
     if (value !== null) fields.value = value;
     if (expect !== undefined) fields.expect = expect === "absent" ? "absent" : expect === etag ? "etag-of-last-read" : "another-etag";
-    this.step(fields);
+    return this.step(fields);
   }
 
   fault(kind, workerId, delayMs) {

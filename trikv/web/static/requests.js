@@ -43,10 +43,11 @@ export class Requests {
     const kind = operation.value;
     const request = { kind, key: key.value, value: kind === "put" || kind === "compare_and_set" ? value.value : null };
     if (kind === "compare_and_set") request.expect = expect.value.trim() || "absent";
-    this.recorder.request(request, this.etags.get(request.key));
+    const step = this.recorder.request(request, this.etags.get(request.key));
     button.setAttribute("aria-disabled", "true"); // a button that is disabled altogether would lose the focus
     try {
-      await this.carryOut(request);
+      const { status } = await this.carryOut(request);
+      if (status === 400) this.recorder.forget(step);
     } finally {
       button.removeAttribute("aria-disabled");
     }
@@ -79,6 +80,7 @@ export class Requests {
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       result.trace = error.document.trace ?? null;
+      result.status = error.document.status;
       const absent = request.kind === "get" && error.document.status === 404;
       result.outcome = absent ? "absent" : error.outcome;
       result.told = absent ? "there is no value under this key" : error.told;
@@ -90,6 +92,7 @@ export class Requests {
     this.announce(result);
     this.look(result.trace);
     this.land(request.key);
+    return result;
   }
 
   /** Mark the key on the ring. That it cannot be found is no news: the request itself said why. */
