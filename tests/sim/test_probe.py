@@ -80,5 +80,8 @@ def test_nor_is_one_while_the_mode_is_switched(modes: tuple[str, ...], sessions:
 
 @pytest.mark.parametrize("strategy", [AcksBeforeStoring(), HalfIsEnough()])
 def test_one_that_breaks_it_is_accused(strategy: Strategy, sessions: list[ProbeSession]) -> None:
-    simulate(strategy, 1)
-    assert violations_of(sessions)
+    for seed in range(1, 7):
+        simulate(strategy, seed)
+        if violations_of(sessions):
+            return
+    pytest.fail("not accused in six runs")

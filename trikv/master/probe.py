@@ -342,7 +342,7 @@ class Probe:
             await trio.sleep(LOOK_S)
             session = self._session
             present = {_key_of(register) for register in session.registers}
-            for key in list(session.used - present):
+            for key in sorted(session.used - present):
                 if await self._delete(key):
                     session.used.discard(key)
                 await trio.sleep(LOOK_S)
