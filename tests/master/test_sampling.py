@@ -39,7 +39,7 @@ async def test_rates_are_what_was_done_in_a_second(
     assert (sample["writes"], sample["reads"]) == (6, 4)
     assert sample["committed"] == 10
     assert (sample["workers"], sample["workers_up"]) == (3, 3)
-    assert sum(sampling.loads.values()) == pytest.approx(6 * 3 + 4 * 2, rel=0.01)
+    assert sum(sampling.loads.values()) >= 0.99 * (6 * 3 + 4 * 2)  # a read may mend a copy as well
     assert sample["busiest"] == round(max(sampling.loads.values()), 1)
     await trio.sleep(STEP_S)
     idle = sampling.latest

@@ -30,7 +30,7 @@ export class Workers {
     this.document = null;
     this.rows = new Map();
     this.head();
-    this.drawFaults = whenChanged((workers, allowed) => this.faults(workers, allowed));
+    this.drawFaults = whenChanged((workers, allowed, why) => this.faults(workers, allowed, why));
     this.askWhatIsAllowed();
   }
 
@@ -83,6 +83,7 @@ export class Workers {
     this.drawFaults(
       order.map(({ id, number, address, state, process, pid, link }) => ({ id, number, address, state, process, pid, link })),
       this.allowed,
+      this.why,
     );
   }
 
@@ -190,10 +191,10 @@ export class Workers {
 
   // --- what is broken on purpose -------------------------------------------------------------------------------------------
 
-  faults(workers, allowed) {
+  faults(workers, allowed, why) {
     byId("break-allowed").hidden = !allowed;
     byId("break-refused").hidden = allowed;
-    say(byId("break-why"), this.why);
+    say(byId("break-why"), why);
     if (!allowed) return;
     const focused = document.activeElement?.dataset?.fault;
     const rows = workers
