@@ -1,13 +1,21 @@
 """The express lane answers as the framework's side does, byte for byte, and carries out what it should and no more."""
 
-from collections.abc import AsyncIterator
-from contextlib import suppress
+import os
+import resource
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
+from tests.web.conftest import read_to_end
 from tests.web.lanes import (
+    DETOUR,
     HOST,
     OTHER,
     Lanes,
@@ -19,9 +27,17 @@ from tests.web.lanes import (
     read_answers,
     read_to_the_end,
 )
+from trikv.core import serving
+from trikv.core.record import VALUE_BYTES_MAX
+from trikv.net.accept import raise_descriptor_limit
 from trikv.testing.inprocess import InProcessCluster
-from trikv.testing.processes.cluster import LocalCluster
-from trikv.web.lane import IDLE_S, PART_S
+from trikv.testing.processes.cluster import LocalCluster, wait_until
+from trikv.testing.processes.process import STOP_DEADLINE_S
+from trikv.web.lane import HEAD_BYTES_MAX, IDLE_S, PART_S, ExpressLane, PlainRequest
+from trikv.web.message import Request, Response
+from trikv.web.routes import Route
+from trikv.web.server import GRACE_S
+from trikv.web.services import Services
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +257,22 @@ async def test_a_part_of_a_request_is_hypercorns_after_a_moment(served: Served, 
     assert await served.cluster.coordinator.get(b"k") is None
 
 
+@pytest.mark.parametrize("sent", [
+    b"g", b"POST", b"GET /v1/kX", b"GET /v1/kv?", b"GET /put ", b"GET /v1/kv/k\xff", b"GET /v1/kv/k\0",
+    b"GET /v1/kv/k HTTP/1.1\nHost:", b"GET /v1/kv/k HTTP/1.1\rHost", b"GET /v1/kv/" + b"k" * HEAD_BYTES_MAX,
+    GET[:-4] + b"\r\nX: y\r\n\r\n", PUT[:-7] + b"\r\nExpect: 100-continue\r\n\r\n", GET.replace(b"1.1", b"1.0"),
+    b"PUT /v1/kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 65537\r\n\r\n", b"\r\n",
+    b"GET /v1/kv/k HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + b"x" * HEAD_BYTES_MAX + b"\r\n\r\n",
+], ids=lambda sent: ascii(sent[:40].decode("latin-1")))  # fmt: skip
+async def test_what_the_lane_does_not_take_is_hypercorns_at_once(served: Served, clock: MockClock, sent: bytes) -> None:
+    stream = await served.connect()
+    await stream.send_all(GET)
+    await read_answers(stream, 1)
+    assert await are_in_lane(served) == 1
+    await stream.send_all(sent)
+    assert await are_in_lane(served) == 0
+
+
 @pytest.mark.parametrize("request_", [GET, PUT])
 async def test_bytes_that_trickle_do_not_keep_a_connection_in_the_lane(
     served: Served, clock: MockClock, request_: bytes
@@ -278,3 +310,227 @@ async def test_a_connection_that_sends_nothing_is_closed(served: Served, clock: 
     assert await before.receive_some() == b""
     await trio.sleep(IDLE_S)
     assert len(answers_in(await read_to_the_end(after))) == 2
+
+
+# --- clients that leave, and the end ----------------------------------------------------------------------------------
+
+
+def hold(served: Served) -> None:
+    """From now on no worker hears or answers anything."""
+    for node in served.cluster.workers:
+        served.cluster.network.hold(node.address)
+
+
+def release(served: Served) -> None:
+    for node in served.cluster.workers:
+        served.cluster.network.release(node.address)
+
+
+async def has_in_flight(served: Served, count: int) -> None:
+    await served.cluster.until(lambda: served.cluster.coordinator.in_flight == count)
+
+
+async def test_what_a_client_asked_for_before_it_left_is_done_no_further(served: Served, clock: MockClock) -> None:
+    """The request under way goes on to its end; those behind it do not begin."""
+    stream = await served.connect()
+    hold(served)
+    await stream.send_all(PUT + b"".join(Sent(b"PUT", b"/v1/kv/later-%d" % n, b"x").spelt for n in range(20)))
+    await has_in_flight(served, 1)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await stream.aclose()
+    release(served)
+    await has_in_flight(served, 0)
+    assert await are_in_lane(served) == 0
+    assert [key for key, _ in (await served.cluster.coordinator.scan()).items] == [b"k"]
+
+
+async def test_a_client_that_closed_its_half_is_answered_also_behind_a_wait(served: Served, clock: MockClock) -> None:
+    stream = await served.connect()
+    hold(served)
+    await stream.send_all(PUT + GET + GET[:-2])
+    await stream.send_eof()
+    await has_in_flight(served, 1)
+    release(served)
+    assert [answer.status for answer in answers_in(await read_to_the_end(stream))] == [204, 200]
+
+
+async def test_at_a_stop_requests_under_way_are_answered_and_all_connections_end(
+    served: Served, clock: MockClock
+) -> None:
+    await served.cluster.coordinator.put(b"large", b"x" * VALUE_BYTES_MAX)
+    idle, began, half, unread = [await served.connect() for _ in range(4)]
+    other = await served.connect(detour=True)
+    await began.send_all(GET[:20])
+    await half.send_all(PUT[:-1])
+    await unread.send_all(Sent(b"GET", b"/v1/kv/large").spelt * 40)
+    await trio.testing.wait_all_tasks_blocked()
+    hold(served)
+    express, slow = await served.connect(), await served.connect(detour=True)
+    for stream in (express, slow):
+        await stream.send_all(PUT + GET)
+    await has_in_flight(served, 2)
+    served.stop.set()
+    await trio.testing.wait_all_tasks_blocked()
+    release(served)
+    for stream in (idle, began, half, other):
+        assert await read_to_the_end(stream) == b""
+    for stream in (express, slow):
+        assert [answer.status for answer in answers_in(await read_to_the_end(stream))] == [204]
+        await stream.aclose()
+    with trio.fail_after(GRACE_S + 1):
+        await served.stopped.wait()
+
+
+async def test_a_stop_does_not_wait_for_replicas_that_are_silent(served: Served, clock: MockClock) -> None:
+    hold(served)
+    express, slow = await served.connect(), await served.connect(detour=True)
+    for stream in (express, slow):
+        await stream.send_all(Sent(b"PUT", b"/v1/kv/k?timeout=60", b"x").spelt)
+    await has_in_flight(served, 2)
+    served.stop.set()
+    with trio.fail_after(GRACE_S + 1):
+        await served.stopped.wait()
+
+
+async def test_a_client_that_sends_hundreds_of_requests_at_once_does_not_keep_others_waiting(
+    served: Served, clock: MockClock
+) -> None:
+    """Its requests are refused at once, so none of them waits for anything."""
+    many, one = await served.connect(), await served.connect()
+    for stream, count in ((many, 500), (one, 1)):
+        os.write(stream.socket.fileno(), Sent(b"GET", b"/v1/kv/%").spelt * count)
+    await read_answers(one, 1)
+    assert served.services.answered.total() < 100
+    assert len(answers_in(await read_answers(many, 500))) == 500
+
+
+# --- one request after another ----------------------------------------------------------------------------------------
+
+
+async def test_a_request_leaves_nothing_to_the_next_one(served: Served, clock: MockClock) -> None:
+    """The lines of the log have the id and the epoch of the request that they are about, and of no other."""
+    seen = []
+
+    async def handle(services: Services, request: Request) -> Response:
+        seen.append((serving.request_id.get(), serving.epoch.get()))
+        serving.epoch.set(7)
+        return Response(204)
+
+    plain = PlainRequest(Route("GET", "/seen", handle), Request("GET", b"/seen"))
+    await served.lane.answer(plain)
+    await served.lane.answer(plain)
+    assert seen[0][0] != seen[1][0]
+    assert [epoch for _, epoch in seen] == [0, 0]
+
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall(GET + DETOUR)
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(theirs)) as stream:
+            assert await served.lane.serve(stream) == DETOUR
+    assert (serving.request_id.get(), serving.epoch.get()) == ("", 0)
+
+
+async def test_an_error_that_its_authors_did_not_foresee_is_one_requests_alone(
+    served: Served, clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handle(services: Services, request: Request) -> Response:
+        raise ZeroDivisionError
+
+    answer, is_last = await served.lane.answer(PlainRequest(Route("GET", "/bad", handle), Request("GET", b"/bad")))
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b'"code": "internal"' in answer
+    assert not is_last
+    assert served.services.answered["GET", "/bad", 500] == 1
+    assert "GET b'/bad' failed" in caplog.text
+
+
+def test_blocks_of_headers_that_are_kept_are_few() -> None:
+    """A client that never sends the same headers twice takes no memory."""
+    lane = ExpressLane(None, loopback_only=True)  # type: ignore[arg-type]  # no request is served
+    for number in range(10_000):
+        length, headers = lane.read_block(b"Host: localhost\r\nUser-Agent: %d\r\n" % number)
+        assert (length, headers["user-agent"]) == (0, str(number))
+    assert len(lane._blocks) <= 256
+
+
+# --- floods at a real process -----------------------------------------------------------------------------------------
+
+
+def descriptors(cluster: LocalCluster) -> int:
+    return len(list(Path(f"/proc/{cluster.master.pid}/fd").iterdir()))
+
+
+def memory_bytes(cluster: LocalCluster) -> int:
+    return int(Path(f"/proc/{cluster.master.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Room in this process for the ends of the clients."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    raise_descriptor_limit()
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_flood_of_connections_leaves_nothing_behind(
+    lanes: Lanes, cluster: LocalCluster, many_descriptors: None
+) -> None:
+    """A thousand that send nothing, a part, or all, and then close, close their half, or reset."""
+    lanes.put(b"flood", b"x")
+    before = descriptors(cluster)
+    parts = (b"", GET[:30], PUT[:-2], GET, GET * 3 + GET[:-1], GET + DETOUR)
+    with ExitStack() as stack:
+        held = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", lanes.port), timeout=30)) for _ in range(1_000)
+        ]
+        for number, connection in enumerate(held):
+            connection.sendall(parts[number % len(parts)])
+            if number % 5 == 1:
+                connection.shutdown(socket.SHUT_WR)
+            elif number % 5 == 2:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.close()
+        assert lanes.get(b"flood") == b"x"
+    wait_until(lambda: descriptors(cluster) <= before + 2, deadline_s=30, what="the descriptors are closed")
+    assert "Traceback" not in cluster.master.log.read_text()
+
+
+def test_clients_that_never_read_cost_one_answer_each(lanes: Lanes, cluster: LocalCluster) -> None:
+    lanes.ask(Sent(b"PUT", b"/v1/kv/unread", b"x" * VALUE_BYTES_MAX))
+    before = memory_bytes(cluster)
+    with ExitStack() as stack:
+        for _ in range(20):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            connection.connect(("127.0.0.1", lanes.port))
+            connection.sendall(Sent(b"GET", b"/v1/kv/unread").spelt * 200)
+            assert connection.recv(1)
+        assert lanes.get(b"unread") == b"x" * VALUE_BYTES_MAX
+        assert memory_bytes(cluster) - before < 20 * 5 * VALUE_BYTES_MAX
+
+
+def test_a_master_with_thousands_of_connections_in_every_state_stops(many_descriptors: None) -> None:
+    with LocalCluster(mode="quorum", workers=3) as cluster, ExitStack() as stack:
+        port = cluster.master.http_port
+        lanes = Lanes(port)
+        large = Sent(b"PUT", b"/v1/kv/large", b"x" * VALUE_BYTES_MAX)
+        assert lanes.ask(large)[0].status == 204
+        unread = Sent(b"GET", b"/v1/kv/large").spelt * 50
+        parts = (b"", GET[:30], PUT[:-2], GET, DETOUR, DETOUR + GET[:-1], PUT + GET, DETOUR + PUT, unread)
+        for number in range(2_000):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            connection.sendall(parts[number % len(parts) if number < 200 else 0])
+        for worker in cluster.workers:
+            worker.pause()
+        under_way = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(20)]
+        for number, connection in enumerate(under_way):
+            connection.sendall((b"", DETOUR)[number % 2] + Sent(b"PUT", b"/v1/kv/a?timeout=60", b"x").spelt)
+        for worker in cluster.workers:
+            worker.resume()
+        cluster.master.ask_to_stop()
+        assert cluster.master.wait(STOP_DEADLINE_S) == 0
+        for connection in under_way:
+            received = read_to_end(connection)
+            assert all(answer.status in (200, 204) for answer in answers_in(received)), received
+        assert "Traceback" not in cluster.master.log.read_text()
