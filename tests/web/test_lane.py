@@ -200,6 +200,14 @@ def test_a_foreign_page_is_refused(lanes: Lanes, headers: tuple[bytes, ...], exp
         assert (put.status in (400, 403), lanes.get(b"guarded")) == (True, b"before")
 
 
+def test_a_body_that_no_handler_takes(lanes: Lanes) -> None:
+    path = b"/v1/kv/bodies"
+    for method in (b"GET", b"DELETE"):
+        lanes.compare(Sent(method, path, b"a body"), Sent(method, path, b""), express=False)
+        lanes.compare(Sent(method, path, b""))
+    lanes.compare(Sent(b"GET", b"/put?key=bodies&value=1", b"a body"), Sent(b"GET", b"/get?key=bodies"))
+
+
 @pytest.mark.parametrize("headers", [
     (b"Connection: keep-alive",), (b"connection:Keep-Alive",), (b"User-Agent: x\t y", b"Accept-Encoding: gzip, br"),
     (b"User-Agent:",), (b"Accept-Language: \t",), (b"User-Agent: " + b"x" * 10_000,),

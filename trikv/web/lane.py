@@ -227,7 +227,7 @@ class LaneConnection:
                 return self._buffer[self._at :]
             if taken is _Left.PART:
                 if not await self._read() or self._scope.cancel_called:
-                    return self._buffer or None  # a handler must not begin in a scope that is cancelled
+                    return None  # a handler must not begin in a scope that is cancelled
                 in_a_row = 0
                 continue
             answer, is_last = await self._lane.answer(taken)
@@ -251,9 +251,11 @@ class LaneConnection:
         if head is None:
             return _Left.PART if _may_become_head(buffer[at:]) else _Left.OTHER
         begin = head.end()
+        if begin - at > HEAD_BYTES_MAX:
+            return _Left.OTHER
         length, headers = self._lane.read_block(head[3])
         route = _route_of(head[1], head[2])
-        if length < 0 or route is None or (length and not route.body_bytes_max) or begin - at > HEAD_BYTES_MAX:
+        if length < 0 or route is None or (length and not route.body_bytes_max):
             return _Left.OTHER
         end = begin + length
         if end > len(buffer):
@@ -271,7 +273,6 @@ class LaneConnection:
         try:
             data = await self._stream.receive_some(_READ_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._buffer = b""
             return False
         finally:
             self._reading = False
