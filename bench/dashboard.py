@@ -155,6 +155,7 @@ async def read_stream(port: int, *, task_status: trio.TaskStatus[None]) -> None:
 def real_pages(count: int, url: str) -> Iterator[None]:
     """In a thread of their own: Playwright's plain interface wants one."""
     opened, close = threading.Event(), threading.Event()
+    failed: list[Exception] = []
 
     def keep_open() -> None:
         from playwright.sync_api import sync_playwright
@@ -169,6 +170,8 @@ def real_pages(count: int, url: str) -> Iterator[None]:
                 while not close.is_set():
                     pages[0].wait_for_timeout(100)
                 browser.close()
+        except Exception as error:  # noqa: BLE001  # it is raised where the pages are wanted
+            failed.append(error)
         finally:
             opened.set()
 
@@ -176,6 +179,8 @@ def real_pages(count: int, url: str) -> Iterator[None]:
     thread.start()
     try:
         opened.wait()
+        if failed:
+            raise failed[0]
         yield
     finally:
         close.set()

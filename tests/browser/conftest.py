@@ -46,6 +46,8 @@ class OpenPage(Protocol):
         width: int = ...,
         scheme: Literal["light", "dark"] = ...,
         scripts: bool = ...,
+        formed: bool = ...,
+        stream: str = ...,
         allowed: Sequence[str] = ...,
     ) -> Page: ...
 
@@ -97,24 +99,34 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         width: int = WIDE,
         scheme: Literal["light", "dark"] = "light",
         scripts: bool = True,
+        formed: bool = True,
+        stream: str = "",
         allowed: Sequence[str] = (),
     ) -> Page:
-        """`allowed`: patterns of the complaints that the test provokes."""
+        """
+        `formed` False: there is no ring yet. `stream`: what the page is given in place of the cluster's live stream.
+        `allowed`: patterns of the complaints that the test provokes.
+        """
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=scripts
         )
         context.set_default_timeout(DEADLINE_MS)
         page = context.new_page()
         opened.append((page, Watch(page, cluster.url), allowed))
+        if stream:
+            told = {"status": 200, "content_type": "text/event-stream", "body": f"retry: 600000\n\n{stream}"}
+            page.route("**/v1/live", lambda route: route.fulfill(**told))
         page.goto(f"{cluster.url}/", wait_until="load")
-        if scripts:
+        if scripts and not stream:
             expect(page.locator("#link")).to_have_text("live")
+        if scripts and formed:
             expect(page.locator("#ring-picture [data-token]").first).to_be_attached()
         return page
 
     yield open_one
     complaints = []
     for page, watch, allowed in opened:
+        page.title()  # an answer of the browser: what it told before has been heard by then
         complaints += [each for each in watch.complaints if not any(re.search(pattern, each) for pattern in allowed)]
         page.context.close()
     assert complaints == []
@@ -170,6 +182,12 @@ def press_send(page: Page, press: Callable[[], None]) -> str:
         press()
     expect(page.locator("#request-send")).to_be_enabled()
     return page.locator("#request-answer .outcome").inner_text().lower()
+
+
+def overflow_of(page: Page) -> int:
+    """By how many pixels the page is wider than the screen."""
+    width: int = page.evaluate("() => document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth")
+    return width
 
 
 def answer_of(page: Page) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import NARROW, WIDE, OpenPage, send
+from tests.browser.conftest import NARROW, WIDE, OpenPage, overflow_of, send
 from trikv.testing.processes.cluster import LocalCluster
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
@@ -69,9 +69,3 @@ def test_nothing_scrolls_sideways_on_a_small_screen(cluster: LocalCluster, open_
     assert overflow_of(page) <= 0
     open_dialog(page)
     assert overflow_of(page) <= 0
-
-
-def overflow_of(page: Page) -> int:
-    """By how many pixels the page is wider than the screen."""
-    width: int = page.evaluate("() => document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth")
-    return width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 
@@ -22,6 +23,24 @@ def mortal() -> Iterator[LocalCluster]:
     """Three workers with disks, which each test leaves whole."""
     with LocalCluster(workers=3, storage="rocksdb", timeout_s=2.0) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def pair() -> Iterator[LocalCluster]:
+    """One copy of each key, so one of the two workers can be emptied."""
+    with LocalCluster(workers=2, replicas=1) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def unformed() -> Iterator[LocalCluster]:
+    """A master that waits for its only worker, which `start` starts."""
+    cluster = LocalCluster(workers=1, replicas=1)
+    try:
+        cluster.master.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 def kill(node: NodeProcess) -> None:
@@ -122,3 +141,53 @@ def test_a_master_that_is_stopped_is_said_to_be_away_and_the_stream_goes_on(
     wait_until(lambda: int(count.inner_text().replace(",", "")) > before, what="the page goes on counting")
     assert send(page, "put", "stopped", "and back") == "committed"
     mortal.await_whole()
+
+
+def test_what_an_operator_may_not_do_is_told(mortal: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(mortal, allowed=["status of 409"])
+    node = mortal.workers[0]
+    row = page.locator(f'tr[data-worker="{node.id}"]')
+    outcome = page.locator("#workers-outcome")
+    row.get_by_role("button", name="Drain").click()  # three copies need all three workers
+    expect(outcome).to_contain_text("3")
+    expect(outcome).to_have_class(re.compile("tone-poor"))
+    row.get_by_role("button", name="Remove").click()
+    page.get_by_role("dialog", name="Remove").get_by_role("button", name="Remove").click()
+    expect(outcome).to_contain_text("drain it first")
+    expect(state_of(page, node)).to_have_text("up")
+
+
+def test_an_operator_empties_a_worker_and_takes_that_back(pair: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(pair)
+    node = pair.workers[0]
+    row = page.locator(f'tr[data-worker="{node.id}"]')
+    dialog = page.get_by_role("dialog", name=f"Empty {node.address}?")
+
+    def place() -> str:
+        with pair.client() as client:
+            return next(str(each["place"]) for each in client.cluster()["workers"] if each["id"] == node.id)
+
+    row.get_by_role("button", name="Drain").click()
+    expect(dialog).to_contain_text("Others take over")
+    dialog.get_by_role("button", name="Cancel").click()
+    expect(dialog).to_be_hidden()
+    assert place() == "member"
+    row.get_by_role("button", name="Drain").click()
+    dialog.get_by_role("button", name="Drain").click()
+    expect(row.locator("[data-label=Place]")).to_have_text("drained")
+    assert place() == "drained"
+    expect(page.locator(f'#ring-picture [data-worker="{node.id}"]')).to_have_count(0)
+    row.get_by_role("button", name="Undrain").click()
+    expect(row.locator("[data-label=Place]")).to_have_text("member")
+    expect(page.locator(f'#ring-picture [data-worker="{node.id}"]').first).to_be_attached()
+
+
+def test_a_cluster_is_seen_to_form(unformed: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(unformed, formed=False)
+    expect(page.locator("#forming")).to_contain_text("1 more")
+    expect(page.locator("#ring-picture [data-token]")).to_have_count(0)
+    unformed.start()
+    expect(state_of(page, unformed.workers[0])).to_have_text("up")
+    expect(page.locator("#ring-picture [data-token]").first).to_be_attached()
+    expect(page.locator("#forming")).to_be_hidden()
+    assert send(page, "put", "first", "value") == "committed"
