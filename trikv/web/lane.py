@@ -247,6 +247,8 @@ class LaneConnection:
     def _take(self) -> PlainRequest | Literal[_Left.PART, _Left.OTHER]:
         """The next request, taken off the buffer if it is there as a whole."""
         buffer, at = self._buffer, self._at
+        if at == len(buffer):
+            return _Left.PART
         head = _HEAD.match(buffer, at)
         if head is None:
             return _Left.PART if _may_become_head(buffer[at:]) else _Left.OTHER
