@@ -31,7 +31,7 @@ class Crowd:
 
     async def _want(self, who: int, exclusive: bool, key: bytes) -> None:
         with self._scopes[who]:
-            async with self.locks.exclusive(key) if exclusive else self.locks.shared(key):
+            with await self.locks.hold(key, exclusive=exclusive):
                 self.holding.add(who)
                 try:
                     await self._go[who].wait()

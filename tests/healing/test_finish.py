@@ -96,7 +96,7 @@ async def test_a_key_at_which_an_operation_is_is_left_to_it_and_holds_up_no_othe
     await cluster.coordinator.put(b"any", b"thing")
     state = cluster.coordinator.partitions[partition_of(KEY)]
     other = next(key for key in map(b"other-%d".__mod__, range(10_000)) if partition_of(key) == state.index)
-    async with state.locks.exclusive(KEY):
+    with await state.locks.exclusive(KEY):
         state.note_sent(KEY, LATE)
         state.note_sent(other, LATE)
         cluster.coordinator.in_doubt.set()
@@ -120,7 +120,7 @@ async def test_a_write_that_is_finished_holds_its_lock_for_a_moment_only(
     cluster.coordinator.in_doubt.set()
     await cluster.until(lambda: state.locks.held(KEY))
     began_s = trio.current_time()
-    async with state.locks.exclusive(KEY):
+    with await state.locks.exclusive(KEY):
         assert trio.current_time() - began_s <= cluster.coordinator.timeout_s / 2
     for node in cluster.workers:
         cluster.network.release(node.address)

@@ -151,7 +151,7 @@ async def test_a_key_of_which_something_was_sent_in_this_epoch_is_left_alone(
         return renewed
 
     async def note(state: PartitionState) -> None:
-        async with state.locks.exclusive(sent):
+        with await state.locks.exclusive(sent):
             await trio.sleep(1)  # by then the listing is done, and its tombstone waits for the lock
             state.note_store(sent)
 
@@ -196,7 +196,7 @@ async def test_a_tombstone_that_only_some_forget_still_deletes(
         return renewed
 
     async def go_deaf(state: PartitionState) -> None:
-        async with state.locks.exclusive(key):
+        with await state.locks.exclusive(key):
             await trio.sleep(1)
             cluster.network.hold(deaf.address)
         await trio.sleep(0.1)

@@ -158,7 +158,7 @@ async def a_write_meets_its_configuration_being_replaced(nursery: trio.Nursery) 
             await drive.change(drive.spares, "sync")
             unused = drive.state
             with replaced(MemoryConfigStore, "compare_and_set", compare_and_set_later):
-                async with unused.locks.exclusive(KEY):  # somebody else is at that key
+                with await unused.locks.exclusive(KEY):  # somebody else is at that key
                     nursery.start_soon(write)
                     await trio.sleep(0.1)
                     nursery.start_soon(drive.change, drive.replicas, "sync")

@@ -24,7 +24,7 @@ from tests.sim.mutant import Mutant, replaced
 from tests.sim.mutants_changes import OF_CHANGES
 from trikv.api import Batch, Record, ReplicaSet, Storage, Version, Write, newest
 from trikv.coordinator.coordinator import Coordinator, _Operation
-from trikv.coordinator.locks import KeyLocks
+from trikv.coordinator.locks import KeyLock, KeyLocks
 from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.repair import fetch_history
 from trikv.coordinator.replicas import NotEnough, Replicas, Target
@@ -195,13 +195,14 @@ def promise_in_memory() -> AbstractContextManager[None]:
 def lock_nothing() -> Iterator[None]:
     """Whoever wants a key's lock has it."""
 
-    async def acquire(self: KeyLocks, key: bytes, *, exclusive: bool) -> None:
+    async def hold(self: KeyLocks, key: bytes, *, exclusive: bool) -> KeyLock:
         await trio.lowlevel.checkpoint()
+        return KeyLock(self, key, exclusive=exclusive)
 
-    def release(self: KeyLocks, key: bytes) -> None:
+    def admit(self: KeyLocks, key: bytes, lock: KeyLock) -> None:
         pass
 
-    with replaced(KeyLocks, "_acquire", acquire), replaced(KeyLocks, "_release", release):
+    with replaced(KeyLocks, "hold", hold), replaced(KeyLocks, "_admit", admit):
         yield
 
 

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Final, NoReturn
 
@@ -238,7 +238,9 @@ class Coordinator:
                 if not self.stored and self.partitions:
                     await self._before_first_store()
                 while True:
-                    state = await self._await_members(key)
+                    state = self._state_of(key)
+                    if not state.is_writable:
+                        state = await self._await_members(key)
                     try:
                         return await self._write_in(state, key, value, expect, attempt)
                     except (WriteFailed, Refused) as error:
@@ -274,11 +276,13 @@ class Coordinator:
             raise Refused("overloaded", f"{PENDING_MAX:,} keys of this partition are in doubt already")
         if self.doubt.size_bytes > PENDING_BYTES_MAX:
             raise Refused("overloaded", f"writes of {PENDING_BYTES_MAX:,} bytes are under way or in doubt already")
-        self._check_room(state, value)
-        creates_blindly = value is not None and any(target.full is Full.KEYS for target in state.targets)
+        full = [target for target in state.targets if target.full is not Full.NO] if value is not None else []
+        if full:
+            self._check_room(state, full)
+        creates_blindly = bool(full) and any(target.full is Full.KEYS for target in full)
         sent = attempt.versions  # under configurations that were replaced
         decides = expect is not None or creates_blindly or bool(sent)
-        async with state.locks.exclusive(key) if decides else state.locks.shared(key):
+        with await state.locks.hold(key, exclusive=decides):
             if decides:
                 current = await self._read_for_write(state, key, attempt.deadline_s)
                 if sent and (stamp := self._find_sent(state, current, sent, compares=expect is not None)):
@@ -286,8 +290,8 @@ class Coordinator:
                 if expect is not None and not expect.holds(current):
                     raise Refused("precondition_failed", _describe_mismatch(current), stamp=_stamp_of(current))
                 if creates_blindly and (current is None or current.is_tombstone):
-                    full = [t.member.worker for t in state.targets if t.full is Full.KEYS]
-                    raise Refused("full", f"worker {', '.join(full)} holds as many keys as it may; this key is new")
+                    names = ", ".join(t.member.worker for t in state.targets if t.full is Full.KEYS)
+                    raise Refused("full", f"worker {names} holds as many keys as it may; this key is new")
             if self.partitions[state.index] is not state:
                 raise WriteFailed("its configuration was replaced while it waited for the key")
             version = state.next_version()
@@ -322,11 +326,11 @@ class Coordinator:
         return last
 
     @staticmethod
-    def _check_room(state: PartitionState, value: bytes | None) -> None:
+    def _check_room(state: PartitionState, full: Sequence[Target]) -> None:
         """Refuse a value that too few disks have room for. Deletes always go on: they are what makes room."""
-        full = [target.member.worker for target in state.targets if target.full is Full.DISK]
-        if value is not None and len(state.targets) - len(full) < state.configuration.copies:
-            raise Refused("full", f"the disk of worker {', '.join(full)} is nearly full: it takes deletes alone")
+        disks = [target.member.worker for target in full if target.full is Full.DISK]
+        if len(state.targets) - len(disks) < state.configuration.copies:
+            raise Refused("full", f"the disk of worker {', '.join(disks)} is nearly full: it takes deletes alone")
 
     def _goes_on_elsewhere(self, state: PartitionState, error: WriteFailed | Refused) -> bool:
         """Did it only fail because the partition has moved on to another configuration?"""
@@ -378,7 +382,7 @@ class Coordinator:
         serving.epoch.set(state.epoch)
         if state.reads_directly(key):
             return await self.own_read(state, key, deadline_s, listed=listed)
-        async with state.locks.exclusive(key):
+        with await state.locks.exclusive(key):
             if state.reads_directly(key):
                 return await self.own_read(state, key, deadline_s, exclusive=True)
             return await self.repair(state, key, deadline_s)
@@ -462,7 +466,7 @@ class Coordinator:
         async def repair(wanted: bytes) -> Record | None:
             if exclusive:
                 return await self.repair(state, wanted, deadline_s)
-            async with state.locks.exclusive(wanted):
+            with await state.locks.exclusive(wanted):
                 # Another read may have repaired it meanwhile: look again.
                 return await self.own_read(state, wanted, deadline_s, exclusive=True)
 

@@ -25,7 +25,7 @@ from trikv.coordinator.replicas import Copies, NotEnough, Replicas, ServedReques
 from trikv.coordinator.trace import Traces
 from trikv.core import quorums
 from trikv.core.configuration import Configuration, Member, Partition
-from trikv.core.quorums import Electorate
+from trikv.core.quorums import Availability, Electorate
 from trikv.core.record import Record, Version, generation_of, make_epoch, make_seq, size_of
 from trikv.core.ring import PARTITION_COUNT, partition_of
 
@@ -109,8 +109,9 @@ class PartitionState:
     """One partition in one epoch. `made_here`: its active configuration is of this coordinator's making."""
 
     __slots__ = (
-        "_copies", "_count", "_doubt", "_sent_keys", "_surroundings", "anchored", "blocked_because", "epoch", "history",
-        "index", "locks", "missed", "partition", "pending", "promised", "stage", "strategy", "targets", "untouched",
+        "_copies", "_count", "_doubt", "_sent_keys", "_surroundings", "anchored", "blocked_because", "copies", "epoch",
+        "history", "index", "locks", "missed", "partition", "pending", "promised", "stage", "strategy", "targets",
+        "untouched",
     )  # fmt: skip
 
     def __init__(
@@ -126,7 +127,8 @@ class PartitionState:
             Electorate(c, surroundings.strategy_of(c.mode).promise, surroundings.targets_of(c))
             for c in partition.history
         ]
-        self.targets = self.history[-1].voters  # of the active configuration, as is the strategy
+        self.targets = self.history[-1].voters  # of the active configuration, as are `copies` and the strategy
+        self.copies = partition.active.copies
         self.strategy = surroundings.strategy_of(partition.active.mode)
         self.locks = KeyLocks()
         self.anchored: set[bytes] = set()  # keys with a committed version of this epoch; kept only while unsettled
@@ -163,6 +165,15 @@ class PartitionState:
     def is_served(self) -> bool:
         """May its keys be moved and mended? Not where it is blocked, about to be replaced, or replaced."""
         return self.stage in (Stage.SETTLED, Stage.SETTLING, Stage.UNUSED)
+
+    @property
+    def is_writable(self) -> bool:
+        """Would those that are up commit a write? `quorums.judge_write` says more where they would not."""
+        up = 0
+        for target in self.targets:
+            if target.availability is Availability.UP:
+                up += 1
+        return up >= self.copies and self.stage is not Stage.CLOSED
 
     def is_of(self, key: bytes) -> bool:
         """Does the key lie in this partition?"""
@@ -211,7 +222,7 @@ class PartitionState:
         return ServedRequest(
             self.index,
             self.epoch,
-            self.configuration.copies,
+            self.copies,
             self.targets if targets is None else targets,
             deadline_s,
             on_send=on_send or self._note_store_of,
@@ -315,6 +326,8 @@ class PartitionState:
         Raises:
           NotEnough: it was replaced, since no client had been told of a commit in it.
         """
+        if self.stage is Stage.SETTLED:
+            return
         self._check_open()
         self._take(Step.COMMIT)
         if not self.partition.settled:

@@ -16,7 +16,7 @@ import trio
 from trikv.api import Write
 from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.replicas import NotEnough, Target, describe_fault
-from trikv.coordinator.trace import noted
+from trikv.coordinator.trace import trace_of
 from trikv.core.calls import Op, fetched_from_wire, is_epoch
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault
@@ -52,6 +52,7 @@ async def fetch_history(
     answers: list[list[Any]] = []
     faults: list[str] = []
     wake = trio.Event()
+    trace = trace_of()
 
     def expect(target: Target) -> Callable[[int, list[Any]], None]:
         def done(fault: int, payload: list[Any]) -> None:
@@ -74,7 +75,8 @@ async def fetch_history(
         if target.availability is Availability.DOWN:
             done(Fault.NOT_SENT, [])
         else:
-            done = noted(target.member.worker, "fetch", done)
+            if trace is not None:
+                done = trace.noted(target.member.worker, "fetch", done)
             target.call(Op.FETCH, arguments, deadline_s, done, 128 + len(key))
     while True:
         verdicts = {tally.verdict for _, tally in tallies}

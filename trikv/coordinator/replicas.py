@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from trikv.api import Answer, ReplicaSet, Write, newest
-from trikv.coordinator.trace import Traces, noted
+from trikv.coordinator.trace import Traces, trace_of
 from trikv.core.calls import Full, Op, fetched_from_wire, is_epoch, record_to_wire
 from trikv.core.configuration import Member
 from trikv.core.errors import Fault
@@ -58,6 +58,9 @@ class Target(Protocol):
     def call(
         self, op: int, arguments: list[Any], deadline_s: float, done: Callable[[int, list[Any]], None], size_bytes: int
     ) -> None: ...
+
+
+Done = Callable[[int, list[Any]], None]
 
 
 class NotEnough(Exception):
@@ -113,7 +116,7 @@ class ServedRequest:
         self.repair = repair  # mends the key and answers its record; None where a strategy may not ask for it
         self.listed = listed  # what replicas listed a moment ago, within this request: a fetch of it costs nothing
         self.traces = traces  # where the trace of a write is, of which a copy is sent later
-        self.sent_to: set[Member] = set()
+        self.sent_to: list[Member] = []
 
     @property
     def replicas(self) -> Replicas:
@@ -155,55 +158,40 @@ class Replicas:
     async def store(
         self, write: Write, *, need: int | None = None, onward: ReplicaSet | None = None, in_order: bool = False
     ) -> None:
-        need = len(self._targets) if need is None else need
+        request, targets = self._request, self._targets
+        need = len(targets) if need is None else need
         hops: list[list[str]] = []
         if onward is not None:
             assert isinstance(onward, Replicas), onward
             _require(onward._targets, len(onward), write)
             hops = [[*target.member, target.address] for target in onward._targets]
-        able = _require(self._targets, need, write)
+        able = _require(targets, need, write)
         if not need:
             return
-        round_ = Round(need, len(able), self._request.on_stale)
-        waited_for = need == len(self._targets)
-        deadline_s = self._request.deadline_s
         now = trio.current_time()
-        if not waited_for:
+        deadline_s = request.deadline_s
+        if need < len(targets):
             deadline_s = max(deadline_s, now + BACKGROUND_S)
-        row = record_to_wire(write.record)
-
-        def missed(target: Target) -> None:
-            self._request.on_missed(target, write, now)
-
-        def send(target: Target) -> None:
-            self._send(target, write, row, hops, deadline_s, round_.expect(target, missed))
-
+        round_ = Round(need, len(able), request.on_stale)
+        copies = _Copies(request, write, hops, now, deadline_s, round_)
         if in_order:
-            await _ask_in_turn(round_, able, need, send)
-        else:
-            for target in able:
-                send(target)
-            for target in self._targets if len(able) < len(self._targets) else ():
+            await _ask_in_turn(round_, able, need, copies.send)
+            return
+        for target in able:
+            copies.send(target)
+        if len(able) < len(targets):
+            for target in targets:
                 if target not in able:
-                    missed(target)
-            while not await round_.wait():
-                pass  # one failed, and enough are left
+                    request.on_missed(target, write, now)
+        while not await round_.wait():
+            pass  # one failed, and enough are left
 
     def store_later(self, write: Write) -> None:
-        row = record_to_wire(write.record)
         now = trio.current_time()
-        deadline_s = now + BACKGROUND_S
-
-        def expect(target: Target) -> Callable[[int, list[Any]], None]:
-            def done(fault: int, payload: list[Any]) -> None:
-                if fault != Fault.OK:
-                    self._request.on_missed(target, write, now)
-
-            return done
-
+        copies = _Copies(self._request, write, [], now, now + BACKGROUND_S, None)
         for target in self._targets:
             if target.member not in self._request.sent_to:
-                self._send(target, write, row, [], deadline_s, expect(target))
+                copies.send(target)
 
     async def fetch(self, key: bytes, *, need: int | None = None) -> list[Answer]:
         need = len(self._targets) if need is None else need
@@ -218,10 +206,13 @@ class Replicas:
                 return listed
         able = _require(self._targets, need)
         round_ = Round(need, len(able), request.on_stale)
+        trace = trace_of()
 
         def ask(target: Target) -> None:
             arguments = [request.partition, request.epoch, target.member.incarnation, key]
-            done = noted(target.member.worker, "fetch", round_.expect(target))
+            done: Done = round_.expect(target)
+            if trace is not None:
+                done = trace.noted(target.member.worker, "fetch", done)
             target.call(Op.FETCH, arguments, request.deadline_s, done, _OVERHEAD_BYTES + len(key))
 
         await _ask_in_turn(round_, able, need, ask)
@@ -246,39 +237,82 @@ class Replicas:
             raise NotEnough("the key needs a repair, and a write cannot ask for one")
         return await request.repair(key)
 
-    def _send(
+
+class _Copies:
+    """The copies of one write that one `store` sends, with what they share. `round_`: who waits for them, if anybody
+    does."""
+
+    __slots__ = ("deadline_s", "hops", "request", "round_", "row", "since_s", "size_bytes", "trace", "write")
+
+    def __init__(
         self,
-        target: Target,
+        request: ServedRequest,
         write: Write,
-        row: list[Any],
         hops: list[list[str]],
+        since_s: float,
         deadline_s: float,
-        told: Callable[[int, list[Any]], None],
+        round_: Round | None,
     ) -> None:
-        request = self._request
+        self.request = request
+        self.write = write
+        self.row = record_to_wire(write.record)
+        self.hops = hops
+        self.since_s = since_s
+        self.deadline_s = deadline_s
+        self.size_bytes = _OVERHEAD_BYTES + size_of(write.key, write.record)
+        self.round_ = round_
+        self.trace = trace_of(request.traces, write)
+
+    def send(self, target: Target) -> None:
+        request, write, member = self.request, self.write, target.member
+        if self.round_ is not None:
+            self.round_.count_asked()
         if not request.sent_to:
             request.on_send(write)  # also before a copy is missed: it may be kept, and arrive after all
-        if target.availability is Availability.DOWN or _has_no_room(target, write):
-            told(Fault.FULL if target.availability is not Availability.DOWN else Fault.NOT_SENT, [])
+        copy = _Copy(self, target)
+        if target.availability is Availability.DOWN:
+            copy.end(Fault.NOT_SENT, [])
             return
-        request.sent_to.add(target.member)
-        copies = request.count_copies()
-        copies.under_way += 1
+        if target.full is Full.DISK and _has_no_room(target, write):
+            copy.end(Fault.FULL, [])
+            return
+        request.sent_to.append(member)
+        copy.counted = counted = request.count_copies()
+        counted.under_way += 1
+        done: Done = copy.end if self.trace is None else self.trace.noted(member.worker, "store", copy.end)
+        arguments: list[Any] = [request.partition, request.epoch, member.incarnation, write.key, self.row, self.hops]
+        target.call(Op.STORE, arguments, self.deadline_s, done, self.size_bytes)
 
-        def ended(fault: int, payload: list[Any]) -> None:
-            copies.under_way -= 1
-            told(fault, payload)
 
-        done = noted(target.member.worker, "store", ended, traces=request.traces, write=write)
-        arguments: list[Any] = [request.partition, request.epoch, target.member.incarnation, write.key, row, hops]
-        size_bytes = _OVERHEAD_BYTES + size_of(write.key, write.record)
-        target.call(Op.STORE, arguments, deadline_s, done, size_bytes)
+class _Copy:
+    """One copy, from its send to its end. `counted`: where it counts while it is under way."""
+
+    __slots__ = ("copies", "counted", "target")
+
+    def __init__(self, copies: _Copies, target: Target) -> None:
+        self.copies = copies
+        self.target = target
+        self.counted: Copies | None = None
+
+    def end(self, fault: int, payload: list[Any]) -> None:
+        copies = self.copies
+        if self.counted is not None:
+            self.counted.under_way -= 1
+        if fault == Fault.OK:
+            if copies.round_ is not None:
+                copies.round_.note_ack()
+            return
+        if copies.round_ is not None:
+            copies.round_.note_fault(self.target, fault, payload)
+        copies.request.on_missed(self.target, copies.write, copies.since_s)
+        if copies.round_ is not None:
+            copies.round_.note_failure()
 
 
 class Round:
     """One k-of-n wait: some calls, their tally, and the one task that sleeps until they decide."""
 
-    __slots__ = ("_asked", "_faults", "_on_stale", "_wake", "answers", "tally")
+    __slots__ = ("_asked", "_faults", "_has_news", "_on_stale", "_sleeper", "answers", "tally")
 
     def __init__(self, need: int, total: int, on_stale: Callable[[int], None]) -> None:
         self.tally = Tally(need, total)
@@ -286,29 +320,41 @@ class Round:
         self._on_stale = on_stale
         self._faults: list[str] = []
         self._asked = 0
-        self._wake = trio.Event()
+        self._has_news = False  # that the waiter has not heard yet
+        self._sleeper: trio.lowlevel.Task | None = None
 
-    def expect(
-        self, target: Target, on_failure: Callable[[Target], None] = lambda target: None
-    ) -> Callable[[int, list[Any]], None]:
+    def count_asked(self) -> None:
+        """One more call is about to be made."""
+        self._asked += 1
+
+    def expect(self, target: Target) -> Done:
         """The `done` for one more call. It wakes the waiter when it decides, or when no call is left to wait for."""
         self._asked += 1
 
         def done(fault: int, payload: list[Any]) -> None:
-            tally = self.tally
             if fault == Fault.OK:
                 self.answers.append((target, payload))
-                verdict = tally.ack()
+                self.note_ack()
             else:
-                if fault == Fault.STALE and is_epoch(payload):
-                    self._on_stale(payload[0])
-                self._faults.append(f"{target.member.worker}: {describe_fault(fault)}")
-                on_failure(target)
-                verdict = tally.fail()
-            if verdict is not TallyVerdict.PENDING or fault != Fault.OK:
-                self._wake.set()
+                self.note_fault(target, fault, payload)
+                self.note_failure()
 
         return done
+
+    def note_ack(self) -> None:
+        """One of those asked has done what was asked of it."""
+        if self.tally.ack() is not TallyVerdict.PENDING:
+            self._wake()
+
+    def note_fault(self, target: Target, fault: int, payload: list[Any]) -> None:
+        """One of those asked has failed like this; `note_failure` follows."""
+        if fault == Fault.STALE and is_epoch(payload):
+            self._on_stale(payload[0])
+        self._faults.append(f"{target.member.worker}: {describe_fault(fault)}")
+
+    def note_failure(self) -> None:
+        self.tally.fail()
+        self._wake()
 
     @property
     def outstanding(self) -> int:
@@ -321,18 +367,31 @@ class Round:
         Raises:
           NotEnough: it cannot be won any more.
         """
-        if self.tally.verdict is TallyVerdict.PENDING:
+        if self.tally.verdict is TallyVerdict.PENDING and not self._has_news:
             if patience_s is None:
-                await self._wake.wait()
+                await self._sleep()
             else:
                 with trio.move_on_after(patience_s):
-                    await self._wake.wait()
+                    await self._sleep()
+        self._has_news = False
         if self.tally.verdict is TallyVerdict.LOST:
             raise NotEnough("; ".join(self._faults))
-        if self.tally.verdict is TallyVerdict.WON:
-            return True
-        self._wake = trio.Event()
-        return False
+        return self.tally.verdict is TallyVerdict.WON
+
+    async def _sleep(self) -> None:
+        """Wait as on an Event, for a third of its price: every operation waits here."""
+        self._sleeper = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._stop_sleeping)
+
+    def _stop_sleeping(self, raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        self._sleeper = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _wake(self) -> None:
+        self._has_news = True
+        if self._sleeper is not None:
+            sleeper, self._sleeper = self._sleeper, None
+            trio.lowlevel.reschedule(sleeper)
 
 
 async def _ask_in_turn(round_: Round, able: Sequence[Target], need: int, ask: Callable[[Target], None]) -> None:
@@ -366,9 +425,13 @@ def _require(targets: Sequence[Target], need: int, write: Write | None = None) -
     doubtful: list[Target] = []
     for target in targets:
         availability = target.availability
-        if availability is not Availability.DOWN and not target.crowded and not _has_no_room(target, write):
-            (able if availability is Availability.UP else doubtful).append(target)
-    able += doubtful
+        if availability is Availability.DOWN or target.crowded:
+            continue
+        if target.full is Full.DISK and _has_no_room(target, write):
+            continue
+        (able if availability is Availability.UP else doubtful).append(target)
+    if doubtful:
+        able += doubtful
     if len(able) < need:
         unable = [target for target in targets if target not in able]
         why = [f"{target.member.worker} {_why_unable(target)}" for target in unable]

@@ -6,7 +6,7 @@ answer.
     trace.describe()                                        now or later: what arrives late is added as it comes
 
 A trace is the context of the task that serves the request (`contextvars`), since the calls that it notes lie below a
-strategy, which knows nothing of it: `noted` wraps the `done` of one call. Calls of a task that has no trace cost one
+strategy, which knows nothing of it: `RequestTrace.noted` wraps the `done` of one call. Calls of a task that has no trace cost one
 look-up. Of the requests that ask for none, one in `SAMPLE_STEP` is traced all the same.
 
 The last `KEPT_MAX` traces are kept, with `MESSAGES_MAX` messages each; a copy that is kept as a hint and delivered
@@ -193,10 +193,9 @@ def note_promised(mode: str, epoch: int) -> None:
         trace.mode, trace.epoch, trace.promised_s = mode, epoch, trace.now_s()
 
 
-def noted(replica: str, what: str, done: Done, *, traces: Traces | None = None, write: Write | None = None) -> Done:
-    """`done`, noted in the trace of the request that this task serves; else in that of the `write`
-    of which this is a copy, sent later. Where there is neither, `done` itself."""
+def trace_of(traces: Traces | None = None, write: Write | None = None) -> RequestTrace | None:
+    """The trace of the request that this task serves; else that of the `write`, of which a copy is sent later."""
     trace = current.get()
     if trace is None and traces is not None and write is not None and traces.has_writes:
         trace = traces.of_write(write.key, write.record.stamp)
-    return done if trace is None else trace.noted(replica, what, done)
+    return trace

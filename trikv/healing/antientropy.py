@@ -253,7 +253,7 @@ class AntiEntropy:
             deadline_s = trio.current_time() + STEP_TIMEOUT_S
             lock = state.locks.shared if state.is_ap else state.locks.exclusive
             with trio.move_on_at(deadline_s) as scope:
-                async with lock(key):
+                with await lock(key):
                     if state not in failed and await self._mend_key(state, targets, key, deadline_s):
                         report.keys_repaired += 1
             if scope.cancelled_caught:

@@ -44,7 +44,7 @@ async def _finish_pending(coordinator: Coordinator, state: PartitionState) -> No
             continue  # an operation is at it; writes that are just under way are pending too
         deadline_s = trio.current_time() + FINISH_TIMEOUT_S
         with trio.move_on_at(deadline_s) as scope:
-            async with state.locks.exclusive(key):
+            with await state.locks.exclusive(key):
                 if (record := state.pending.get(key)) is not None:
                     try:
                         await coordinator.own_write(state, key, record, deadline_s)

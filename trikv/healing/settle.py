@@ -249,7 +249,7 @@ class Settling:
         self.progress.keys_compared += 1
         coordinator = self._coordinator
         size_bytes = 0
-        async with state.locks.exclusive(key):
+        with await state.locks.exclusive(key):
             if state.partition.settled or (key in state.anchored and not state.is_ap):
                 return 0  # under AP a read anchors what is on one member; the others must have it too
             lacking = None if key in state.pending else find_lacking(state, held, asked)

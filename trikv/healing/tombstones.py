@@ -147,7 +147,7 @@ class Forgetting:
     async def _forget(self, state: PartitionState, key: bytes, version: Version, limiter: trio.Semaphore) -> None:
         try:
             with trio.move_on_after(STEP_TIMEOUT_S):
-                async with state.locks.exclusive(key):
+                with await state.locks.exclusive(key):
                     await self._forget_key(state, key, version)
         except NotEnough as error:
             _log.info("a tombstone of partition %d is not forgotten everywhere: %s", state.index, error)

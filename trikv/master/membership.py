@@ -15,6 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from typing import Any, Final
+from weakref import WeakSet
 
 import trio
 
@@ -52,7 +53,8 @@ class WatchedWorker:
     """One worker: linked while `peer.run` runs, watched by ticks.
 
     `on_change` hears when its link, `availability`, `evictable` or `steady` may have changed; `on_state` of each change
-    of its state, from what to what; `on_disk` when its disk is nearly full, and when it no longer is. `admit` says of a
+    of its state, from what to what; `on_disk` when its disk is nearly full, and when it no longer is; `on_look` whenever
+    something that a `Replica` says of it may be new, before the others hear of it. `admit` says of a
     worker that knows this master whether it may be sent anything. `grace_s`: the silence after which it is down, and
     may be evicted. `former`: the watch over the same worker at the address where it was until now.
     """
@@ -68,6 +70,7 @@ class WatchedWorker:
         grace_s: float,
         on_state: Callable[[WorkerState, WorkerState], None] = lambda old, new: None,
         on_disk: Callable[[bool], None] = lambda full: None,
+        on_look: Callable[[], None] = lambda: None,
         admit: Callable[[WatchedWorker, Vitals], bool] = lambda watched, vitals: True,
         former: WatchedWorker | None = None,
     ) -> None:
@@ -81,6 +84,7 @@ class WatchedWorker:
         self._on_rival = on_rival  # the worker knows another master of this term, or of a higher one
         self._on_state = on_state
         self._on_disk = on_disk
+        self._on_look = on_look
         self._admit = admit
         # The worker has said, on this link, that it knows no other master, and is admitted as what it says it is.
         self.acknowledged = False
@@ -199,6 +203,7 @@ class WatchedWorker:
             self.availability = Availability.DOUBTFUL
         self.evictable = self.suspicion.evictable(now)
         self.steady = self.availability is Availability.UP and self.suspicion.steady(now)
+        self._on_look()
         told, self._told = self._told, state
         if told is not state:
             self._on_state(told, state)
@@ -215,10 +220,12 @@ class WatchedWorker:
             return
         was_full = Full.NO if self.vitals is None else self.vitals.full
         self.vitals = vitals_from_wire(payload)
+        self._on_look()
         if (was_full is Full.DISK) != (self.vitals.full is Full.DISK):
             self._on_disk(self.vitals.full is Full.DISK)
         knows_me = self.vitals.master == self._me().incarnation
         knew, self.acknowledged = self.acknowledged, knows_me and self._admit(self, self.vitals)
+        self._on_look()
         if not knows_me:
             term = MasterId.parse(self.vitals.master).term
             if term < MasterId.parse(self._me().incarnation).term:
@@ -239,51 +246,40 @@ async def beat_forever(workers: Mapping[str, WatchedWorker]) -> None:
 
 
 class Replica:
-    """A member of a configuration as a target: the worker that is watched, while it lives the life that is meant."""
+    """A member of a configuration as a target: the worker that is watched, while it lives the life that is meant.
 
-    def __init__(self, member: Member, workers: Mapping[str, WatchedWorker]) -> None:
+    What operations ask of it are plain attributes, since each operation asks several times. `look` renews them.
+    """
+
+    __slots__ = ("__weakref__", "_link", "address", "availability", "calls", "evictable", "full", "member")
+
+    def __init__(self, member: Member) -> None:
         self.member = member
         self.calls = 0  # that were put to it
-        self._workers = workers  # looked up at each use: a worker that moved is watched anew, one that left not at all
-
-    @property
-    def address(self) -> str:
-        watched = self._workers.get(self.member.worker)
-        return "" if watched is None else watched.enlisted.address
-
-    @property
-    def availability(self) -> Availability:
-        watched = self._workers.get(self.member.worker)
-        if watched is None or watched.enlisted.incarnation != self.member.incarnation or watched.lives_another_life:
-            return Availability.DOWN
-        return watched.availability
-
-    @property
-    def evictable(self) -> bool:
-        watched = self._workers.get(self.member.worker)
-        if watched is None or watched.enlisted.incarnation != self.member.incarnation:
-            return True
-        return watched.lives_another_life or watched.evictable
+        self.look(None)
 
     @property
     def crowded(self) -> bool:
-        watched = self._workers.get(self.member.worker)
-        return watched is not None and watched.peer.crowded
+        return self._link is not None and self._link.crowded
 
-    @property
-    def full(self) -> Full:
-        watched = self._workers.get(self.member.worker)
-        return Full.NO if watched is None or watched.vitals is None else watched.vitals.full
+    def look(self, watched: WatchedWorker | None) -> None:
+        """Take over what is known of the worker. None: it is not watched."""
+        self.address = "" if watched is None else watched.enlisted.address
+        self.full = Full.NO if watched is None or watched.vitals is None else watched.vitals.full
+        self._link = None if watched is None or not watched.acknowledged else watched.peer.link
+        if watched is None or watched.enlisted.incarnation != self.member.incarnation or watched.lives_another_life:
+            self.availability, self.evictable = Availability.DOWN, True
+        else:
+            self.availability, self.evictable = watched.availability, watched.evictable
 
     def call(
         self, op: int, arguments: list[Any], deadline_s: float, done: Callable[[int, list[Any]], None], size_bytes: int
     ) -> None:
         self.calls += 1
-        watched = self._workers.get(self.member.worker)
-        if watched is not None and watched.acknowledged:
-            watched.peer.call(op, arguments, deadline_s, done, size_bytes)
-        else:
+        if self._link is None:
             done(Fault.NOT_SENT, [])
+        else:
+            self._link.call(op, arguments, deadline_s, done, size_bytes)
 
 
 class Membership:
@@ -319,6 +315,7 @@ class Membership:
         self._on_rival = on_rival
         self._on_change = on_change
         self._targets: dict[Member, Replica] = {}
+        self._replicas: dict[str, WeakSet[Replica]] = {}  # by worker, those that somebody still uses
         self._scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -340,6 +337,7 @@ class Membership:
                 self._watch(entry)
             elif watched.enlisted != entry:
                 watched.enlisted = entry
+                self._look(entry.worker)
                 watched.ask_now()
         if cluster.formed:
             present = {m for p in cluster.partitions for c in p.history for m in c.members}
@@ -348,9 +346,12 @@ class Membership:
 
     def target(self, member: Member) -> Replica:
         """That member, made callable."""
-        if member not in self._targets:
-            self._targets[member] = Replica(member, self.watched)
-        return self._targets[member]
+        target = self._targets.get(member)
+        if target is None:
+            target = self._targets[member] = Replica(member)
+            self._replicas.setdefault(member.worker, WeakSet()).add(target)
+            target.look(self.watched.get(member.worker))
+        return target
 
     def targets_of(self, configuration: Configuration) -> list[Target]:
         return [self.target(member) for member in configuration.members]
@@ -383,6 +384,7 @@ class Membership:
         if scope := self._scopes.pop(worker, None):
             scope.cancel()
         self.watched.pop(worker, None)
+        self._look(worker)
 
     def redial(self) -> None:
         """Greet every worker anew."""
@@ -403,9 +405,11 @@ class Membership:
             grace_s=self.down_after_s,
             on_state=lambda old, new: self._note_state(worker, new),
             on_disk=lambda full: self._note_disk(worker, full),
+            on_look=lambda: self._look(worker),
             admit=lambda watched, vitals: self.admit(watched, vitals),
             former=self.watched.get(worker),
         )
+        self._look(worker)
         scope = self._scopes[worker] = trio.CancelScope()
 
         async def watch() -> None:
@@ -414,6 +418,12 @@ class Membership:
 
         if self._nursery is not None:
             self._nursery.start_soon(watch)
+
+    def _look(self, worker: str) -> None:
+        """Have the replicas of the worker say what is known of it now."""
+        watched = self.watched.get(worker)
+        for target in self._replicas.get(worker, ()):
+            target.look(watched)
 
     def _note_change(self, worker: str) -> None:
         if (watched := self.watched.get(worker)) is None:
