@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import trio
 
 from tests.sim.mutant import Mutant, replaced
 from tests.sim.mutants_changes import OF_CHANGES
 from trikv.api import Batch, Record, ReplicaSet, Storage, Version, Write, newest
-from trikv.coordinator.coordinator import Coordinator, _Operation
+from trikv.coordinator.coordinator import Coordinator, Operation
 from trikv.coordinator.locks import KeyLock, KeyLocks
 from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.repair import fetch_history
@@ -261,10 +261,10 @@ def ask_too_few() -> AbstractContextManager[None]:
 def call_the_unknown_refused() -> AbstractContextManager[None]:
     """A client is told that its write did not happen, whatever was sent."""
 
-    def fail(self: _Operation, code: str, reason: str, cause: BaseException | None = None) -> NoReturn:
-        raise Refused(code, reason) from cause
+    def fail(self: Operation, code: str, reason: str) -> Refused:
+        return Refused(code, reason)
 
-    return replaced(_Operation, "_fail", fail)
+    return replaced(Operation, "_fail", fail)
 
 
 def halve_majorities() -> AbstractContextManager[None]:

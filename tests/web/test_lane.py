@@ -444,8 +444,9 @@ async def test_a_request_leaves_nothing_to_the_next_one(served: Served, clock: M
         return Response(204)
 
     plain = PlainRequest(Route("GET", "/seen", handle), Request("GET", b"/seen"))
-    await served.lane.answer(plain)
-    await served.lane.answer(plain)
+    for _ in range(2):
+        served.lane.begin()
+        await served.lane.serve_plain(plain)
     assert seen[0][0] != seen[1][0]
     assert [epoch for _, epoch in seen] == [0, 0]
 
@@ -463,10 +464,11 @@ async def test_an_error_that_its_authors_did_not_foresee_is_one_requests_alone(
     async def handle(services: Services, request: Request) -> Response:
         raise ZeroDivisionError
 
-    answer, is_last = await served.lane.answer(PlainRequest(Route("GET", "/bad", handle), Request("GET", b"/bad")))
+    plain = PlainRequest(Route("GET", "/bad", handle), Request("GET", b"/bad"))
+    named = served.lane.begin()
+    answer = served.lane.spell(plain, named, await served.lane.serve_plain(plain))
     assert answer.startswith(b"HTTP/1.1 500 ")
     assert b'"code": "internal"' in answer
-    assert not is_last
     assert served.services.answered["GET", "/bad", 500] == 1
     assert "GET b'/bad' failed" in caplog.text
 

@@ -34,11 +34,12 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Final, NoReturn
+from typing import Final
 
 import trio
 
 from trikv.api import Write
+from trikv.coordinator.deadlines import Limit, limit_of_task
 from trikv.coordinator.partition import PENDING_BYTES_MAX, PENDING_MAX, Doubt, PartitionState, Stage
 from trikv.coordinator.repair import fetch_history
 from trikv.coordinator.replicas import NotEnough, Target
@@ -74,19 +75,7 @@ _log = logging.getLogger(__name__)
 
 
 class WriteFailed(Exception):
-    """The strategy did not commit the write. Whether bytes left is known by `Attempt.versions`."""
-
-
-class Attempt:
-    """What is known of one client operation's own write. `versions`: with which it was sent, the last one last."""
-
-    __slots__ = ("admitted_s", "deadline_s", "trace", "versions")
-
-    def __init__(self, deadline_s: float, trace: RequestTrace | None = None) -> None:
-        self.deadline_s = deadline_s
-        self.versions: tuple[Version, ...] = ()
-        self.trace = trace
-        self.admitted_s: float | None = None  # when its strategy was first asked to write, if that is measured
+    """The strategy did not commit the write. Whether bytes left is known by `Operation.versions`."""
 
 
 class Longest:
@@ -104,6 +93,8 @@ class Coordinator:
 
     def __init__(self, *, timeout_s: float, before_first_store: Callable[[], Awaitable[None]]) -> None:
         self.timeout_s = timeout_s
+        # The clock's own method costs a third of `trio.current_time`, which looks the clock up.
+        self.now = trio.lowlevel.current_clock().current_time
         self.partitions: list[PartitionState] = []
         self.not_formed = "the cluster has no configuration yet"
         self.stored = False  # set by the master once that is durable
@@ -160,8 +151,8 @@ class Coordinator:
         """The record that a read returns; None where there is no value. `trace`: see `trace.py`. `internal`: the key is
         one of the cluster's own, and nothing is counted."""
         check_key(key, internal=internal)
-        with self._operation(timeout_s, "get", key, trace) as attempt:
-            record = await self._read_wherever(key, attempt.deadline_s)
+        with self._operation(timeout_s, "get", key, trace) as operation:
+            record = await self._read_wherever(key, operation.deadline_s)
         return None if record is None or record.is_tombstone else record
 
     async def put(
@@ -204,19 +195,14 @@ class Coordinator:
     ) -> ScanPage:
         """The first `limit` (at most `PAGE_MAX`) live keys with `prefix` after `after`, in byte order. Keys of the
         cluster's own are there only if it is `internal`."""
-        with self._operation(timeout_s, "scan", RESERVED if internal else b"") as attempt:
+        with self._operation(timeout_s, "scan", RESERVED if internal else b"") as operation:
             if limit < 1:
                 raise Refused("bad_request", f"a page of {limit} keys; ask for 1 at least")
             if not self.partitions:
                 raise Refused("forming", self.not_formed)
             async with self._scans:
                 hidden = None if internal else RESERVED
-                return await self._scan_wherever(prefix, after, min(limit, PAGE_MAX), attempt.deadline_s, hidden)
-
-    def _note_key(self, key: bytes) -> None:
-        self._asked += 1
-        if not self._asked % HOT_KEY_STEP:
-            self.hot_keys.note(key)
+                return await self._scan_wherever(prefix, after, min(limit, PAGE_MAX), operation.deadline_s, hidden)
 
     # --- the operations -----------------------------------------------------------------------------------------------
 
@@ -231,7 +217,7 @@ class Coordinator:
         """Write under the present configuration, or under the next if that one replaces it meanwhile."""
         what = "delete" if value is None else "put"
         size_bytes = len(value or b"")
-        with self._operation(timeout_s, what, key, trace) as attempt:
+        with self._operation(timeout_s, what, key, trace) as operation:
             self._check_room_on_the_way(size_bytes)
             self._writing_bytes += size_bytes
             try:
@@ -242,12 +228,12 @@ class Coordinator:
                     if not state.is_writable:
                         state = await self._await_members(key)
                     try:
-                        return await self._write_in(state, key, value, expect, attempt)
+                        return await self._write_in(state, key, value, expect, operation)
                     except (WriteFailed, Refused) as error:
                         if not self._goes_on_elsewhere(state, error):
                             raise
             except Refused as error:
-                if not attempt.versions:
+                if not operation.versions:
                     raise
                 raise Unknown(f"its configuration was replaced, and under the next one: {error.detail}") from error
             finally:
@@ -263,7 +249,7 @@ class Coordinator:
             raise Refused("overloaded", f"values of {self._writing_bytes:,} bytes are on their way already")
 
     async def _write_in(
-        self, state: PartitionState, key: bytes, value: bytes | None, expect: Expect | None, attempt: Attempt
+        self, state: PartitionState, key: bytes, value: bytes | None, expect: Expect | None, operation: Operation
     ) -> Version:
         """The write under the configuration of this state."""
         serving.epoch.set(state.epoch)
@@ -280,11 +266,11 @@ class Coordinator:
         if full:
             self._check_room(state, full)
         creates_blindly = bool(full) and any(target.full is Full.KEYS for target in full)
-        sent = attempt.versions  # under configurations that were replaced
+        sent = operation.versions  # under configurations that were replaced
         decides = expect is not None or creates_blindly or bool(sent)
         with await state.locks.hold(key, exclusive=decides):
             if decides:
-                current = await self._read_for_write(state, key, attempt.deadline_s)
+                current = await self._read_for_write(state, key, operation.deadline_s)
                 if sent and (stamp := self._find_sent(state, current, sent, compares=expect is not None)):
                     return stamp
                 if expect is not None and not expect.holds(current):
@@ -295,13 +281,13 @@ class Coordinator:
             if self.partitions[state.index] is not state:
                 raise WriteFailed("its configuration was replaced while it waited for the key")
             version = state.next_version()
-            if not self._asked % ADMISSION_STEP and attempt.admitted_s is None:
-                attempt.admitted_s = trio.current_time()
-            if attempt.trace is not None:
-                self.traces.note_stamp(attempt.trace, version)
+            if not self._asked % ADMISSION_STEP and operation.admitted_s is None:
+                operation.admitted_s = self.now()
+            if operation.trace is not None:
+                self.traces.note_stamp(operation.trace, version)
             if expect is not None:
                 self._compared[state.index] = version
-            await self.own_write(state, key, Record(version, version, value), attempt.deadline_s, attempt)
+            await self.own_write(state, key, Record(version, version, value), operation.deadline_s, operation)
             return version
 
     def _find_sent(
@@ -424,18 +410,18 @@ class Coordinator:
     # --- the strategy's path ------------------------------------------------------------------------------------------
 
     async def own_write(
-        self, state: PartitionState, key: bytes, record: Record, deadline_s: float, attempt: Attempt | None = None
+        self, state: PartitionState, key: bytes, record: Record, deadline_s: float, operation: Operation | None = None
     ) -> None:
         """Run the strategy's write.
 
         Raises:
-          WriteFailed: it did not commit. `attempt` knows whether anything was sent.
+          WriteFailed: it did not commit. `operation` knows whether anything was sent.
         """
 
         def note_sent(write: Write) -> None:
             state.note_sent(key, record)
-            if attempt is not None:
-                attempt.versions += (record.version,)
+            if operation is not None:
+                operation.versions += (record.version,)
 
         request = state.request(deadline_s, on_send=note_sent, tracked=True)
         try:
@@ -497,18 +483,22 @@ class Coordinator:
 
     def _operation(
         self, timeout_s: float | None, what: str, key: bytes = b"", trace: RequestTrace | None = None
-    ) -> _Operation:
+    ) -> Operation:
         """Admit an operation, bound it, and say what came of it. What concerns a key of the cluster's own counts for
         nothing."""
         counted = not key.startswith(RESERVED)
+        limit = limit_of_task.get() if trace is None else None  # a trace is named beside the refusal, so that is raised
         if counted and key:
-            self._note_key(key)
-            trace = trace or self.traces.sample()
+            self._asked += 1
+            if not self._asked % HOT_KEY_STEP:
+                self.hot_keys.note(key)
+            if trace is None:
+                trace = self.traces.sample()
         timeout_s = self.timeout_s if timeout_s is None else min(timeout_s, TIMEOUT_MOST_S)
         if self.in_flight >= IN_FLIGHT_MAX:
             self.note_outcome(trace, counted, Outcome.REFUSED, "too many operations are under way", code="overloaded")
             raise Refused("overloaded", f"{IN_FLIGHT_MAX:,} operations are under way already")
-        return _Operation(self, timeout_s, what, key, trace, counted)
+        return Operation(self, timeout_s, what, key, trace, counted, limit)
 
     def note_outcome(
         self, trace: RequestTrace | None, counted: bool, outcome: Outcome, detail: str = "", *, code: str = ""
@@ -523,7 +513,7 @@ class Coordinator:
     def note_end(self, what: str, began_s: float, admitted_s: float | None) -> None:
         """An operation that counts has ended."""
         self.in_flight -= 1
-        duration_s = trio.current_time() - began_s
+        duration_s = self.now() - began_s
         self.durations[what].note(duration_s)
         if admitted_s is not None:
             self.admission.note(admitted_s - began_s)
@@ -555,23 +545,17 @@ class Coordinator:
             await self.changed.wait()
 
 
-class _Operation:
-    """One operation of a client, while it is carried out: a context, entered with its `Attempt`.
+class Operation:
+    """One operation of a client, while it is carried out: a context, entered with itself.
 
-    It is no generator, since every operation passes here, and a generator's context costs as much as a system call.
+    `versions`: with which its own write was sent, the last one last. `admitted_s`: when its strategy was first asked to
+    write, if that is measured. It is bounded by the limit of the task (`deadlines.py`), or by a scope of its own.
     """
 
     __slots__ = (
-        "_attempt",
-        "_began_s",
-        "_coordinator",
-        "_counted",
-        "_scope",
-        "_timeout_s",
-        "_token",
-        "_trace",
-        "_what",
-    )
+        "_began_s", "_coordinator", "_counted", "_limit", "_scope", "_timeout_s", "_token", "_what", "admitted_s",
+        "deadline_s", "trace", "versions",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -581,51 +565,72 @@ class _Operation:
         key: bytes,
         trace: RequestTrace | None,
         counted: bool,
+        limit: Limit | None,
     ) -> None:
         self._coordinator = coordinator
         self._timeout_s = timeout_s
         self._what = what
-        self._trace = trace
         self._counted = counted
-        self._began_s = trio.current_time()
-        self._attempt = Attempt(self._began_s + timeout_s, trace)
+        self._limit = limit if limit is not None and limit.is_free else None
+        self._began_s = coordinator.now()
+        self.deadline_s = self._began_s + timeout_s
+        self.versions: tuple[Version, ...] = ()
+        self.admitted_s: float | None = None
+        self.trace = trace
         if trace is not None:
             trace.begin(what, key)
 
-    def __enter__(self) -> Attempt:
+    def __enter__(self) -> Operation:
         self._coordinator.in_flight += self._counted
-        self._token = current.set(self._trace)
-        self._scope = trio.CancelScope(deadline=self._attempt.deadline_s)
-        self._scope.__enter__()
-        return self._attempt
+        self._token = None if self.trace is None and current.get() is None else current.set(self.trace)
+        if self._limit is not None:
+            self._limit.begin(self.deadline_s)
+        else:
+            self._scope = trio.CancelScope(deadline=self.deadline_s)
+            self._scope.__enter__()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._scope.__exit__(kind, error, trace)  # that it was cancelled is an error of the operation
-            if self._scope.cancelled_caught:
-                self._fail("unanswered", f"no decision within {self._timeout_s:g} s")
+            if self._leave(kind, error, trace):
+                failure = self._fail("unanswered", f"no decision within {self._timeout_s:g} s")
+                if self._limit is None:
+                    raise failure
+                self._limit.failure = failure
             elif error is None:
                 self._note(Outcome.COMMITTED)
             elif isinstance(error, WriteFailed):
-                self._fail("unavailable", str(error), error)
+                raise self._fail("unavailable", str(error)) from error
             elif isinstance(error, TrikvError):
                 self._note(error.kind.outcome, error.detail, error.kind.code)
         finally:
-            current.reset(self._token)
-            if self._trace is not None and self._trace.ended_s is None:
-                self._trace.end("", "cancelled: its client went away, or the node stopped")
+            if self._token is not None:
+                current.reset(self._token)
+            if self.trace is not None and self.trace.ended_s is None:
+                self.trace.end("", "cancelled: its client went away, or the node stopped")
             if self._counted:
-                self._coordinator.note_end(self._what, self._began_s, self._attempt.admitted_s)
+                self._coordinator.note_end(self._what, self._began_s, self.admitted_s)
 
-    def _fail(self, code: str, reason: str, cause: BaseException | None = None) -> NoReturn:
-        failure: TrikvError = Unknown(reason) if self._attempt.versions else Refused(code, reason)
+    def _leave(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Leave what bounds it: was it ended because it was late?"""
+        if self._limit is None:
+            self._scope.__exit__(kind, error, trace)  # that it was cancelled is an error of the operation
+            return self._scope.cancelled_caught
+        self._limit.end()
+        # Cancellation may come as a group, out of a nursery of the strategy's own.
+        return self._limit.is_expired and error is not None and not isinstance(error, Exception)
+
+    def _fail(self, code: str, reason: str) -> TrikvError:
+        failure: TrikvError = Unknown(reason) if self.versions else Refused(code, reason)
         self._note(failure.kind.outcome, failure.detail, failure.kind.code)
-        raise failure from cause
+        return failure
 
     def _note(self, outcome: Outcome, detail: str = "", code: str = "") -> None:
-        self._coordinator.note_outcome(self._trace, self._counted, outcome, detail, code=code)
+        self._coordinator.note_outcome(self.trace, self._counted, outcome, detail, code=code)
 
 
 def _stamp_of(current: Record | None) -> str | None:

@@ -6,8 +6,8 @@ answer.
     trace.describe()                                        now or later: what arrives late is added as it comes
 
 A trace is the context of the task that serves the request (`contextvars`), since the calls that it notes lie below a
-strategy, which knows nothing of it: `RequestTrace.noted` wraps the `done` of one call. Calls of a task that has no trace cost one
-look-up. Of the requests that ask for none, one in `SAMPLE_STEP` is traced all the same.
+strategy, which knows nothing of it: `RequestTrace.noted` wraps the `done` of one call. Where a task has no trace, its
+calls cost one look-up. Of the requests that ask for none, one in `SAMPLE_STEP` is traced all the same.
 
 The last `KEPT_MAX` traces are kept, with `MESSAGES_MAX` messages each; a copy that is kept as a hint and delivered
 later belongs to the trace of its write as long as that is kept.

@@ -53,10 +53,10 @@ class WatchedWorker:
     """One worker: linked while `peer.run` runs, watched by ticks.
 
     `on_change` hears when its link, `availability`, `evictable` or `steady` may have changed; `on_state` of each change
-    of its state, from what to what; `on_disk` when its disk is nearly full, and when it no longer is; `on_look` whenever
-    something that a `Replica` says of it may be new, before the others hear of it. `admit` says of a
-    worker that knows this master whether it may be sent anything. `grace_s`: the silence after which it is down, and
-    may be evicted. `former`: the watch over the same worker at the address where it was until now.
+    of its state, from what to what; `on_disk` when its disk is nearly full, and when it no longer is; `on_look`, before
+    the others, whenever something that a `Replica` says of it may be new. `admit` says of a worker that knows this
+    master whether it may be sent anything. `grace_s`: the silence after which it is down, and may be evicted.
+    `former`: the watch over the same worker at the address where it was until now.
     """
 
     def __init__(

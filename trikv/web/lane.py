@@ -13,7 +13,8 @@ the guard lets it pass, is kept for the last blocks (`_BLOCKS_MAX`).
 
 A request that has come in part has `PART_S`, from its first byte, to come whole; then Hypercorn has it, and its own
 bounds begin. A connection that sends nothing is closed after `IDLE_S`. One task looks at all connections once a second
-for both, so that no request needs a timer, and either may take a second longer. While a request is served nothing is
+for both, so that no request needs a timer, and either may take a second longer. The deadlines of the operations are
+looked after by one task as well (`coordinator/deadlines.py`). While a request is served nothing is
 read, so a client that sends without reading is held back by its own kernel. When a client leaves, the request under way
 goes on to its end. A connection that the lane ends behind an answer is drained for a moment (`trikv/net/linger.py`).
 
@@ -32,6 +33,7 @@ from typing import Final, Literal, NamedTuple
 
 import trio
 
+from trikv.coordinator.deadlines import Deadlines, Limit
 from trikv.core.errors import TrikvError, Unknown
 from trikv.core.serving import epoch, request_id
 from trikv.net.linger import linger
@@ -82,6 +84,7 @@ class ExpressLane:
         self.services = services
         self._loopback_only = loopback_only
         self.connections: set[LaneConnection] = set()
+        self.deadlines = Deadlines()
         self._blocks: dict[bytes, tuple[int, Mapping[str, str]]] = {}
         self._ids = RequestIds()
         self._safe = "".join(f"\r\n{name}: {value}" for name, value in SAFE_HEADERS.items())
@@ -90,7 +93,12 @@ class ExpressLane:
         self._stopping = False
 
     async def run(self) -> None:
-        """End what is idle for too long, until cancelled."""
+        """End what is idle for too long, and what is late, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.deadlines.run)
+            await self._tick_forever()
+
+    async def _tick_forever(self) -> None:
         while True:
             await trio.sleep(_TICK_S)
             for connection in self.connections:
@@ -148,21 +156,28 @@ class ExpressLane:
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
-    async def answer(self, plain: PlainRequest) -> tuple[bytes, bool]:
-        """Serve the request, and spell the answer as the framework's side would; is the connection to be closed?"""
-        request = plain.request
-        request_id.set(named := self._ids.of(""))
-        epoch.set(0)
+    async def serve_plain(self, plain: PlainRequest) -> Response:
+        """The answer to the request, as its handler gives it."""
         try:
-            answer = await plain.route.handle(self.services, request)
+            return await plain.route.handle(self.services, plain.request)
         except TrikvError as error:
-            answer = problem_response(error)
+            return problem_response(error)
         except Exception:  # noqa: BLE001 any error is this request's alone
-            _log.exception("%s %s failed", request.method, request.path)
+            _log.exception("%s %s failed", plain.request.method, plain.request.path)
             unforeseen = "this node met a condition that its authors did not foresee"
-            answer = problem_response(Unknown(unforeseen, code="internal"))
-        self.services.answered[request.method, plain.route.path, answer.status] += 1
-        return self._encode(answer, named), answer.headers.get("connection") == "close"
+            return problem_response(Unknown(unforeseen, code="internal"))
+
+    def begin(self) -> str:
+        """A request begins in this task; the answer's name for it."""
+        named = self._ids.make()
+        request_id.set(named)
+        epoch.set(0)
+        return named
+
+    def spell(self, plain: PlainRequest, named: str, answer: Response) -> bytes:
+        """The answer as the framework's side would spell it."""
+        self.services.answered[plain.request.method, plain.route.path, answer.status] += 1
+        return self._encode(answer, named)
 
     def _encode(self, answer: Response, named: str) -> bytes:
         length = "" if answer.status in (204, 304) else f"\r\ncontent-length: {len(answer.body)}"
@@ -198,6 +213,10 @@ class LaneConnection:
         self._stopping = False
         self._overdue = False
         self._scope = trio.CancelScope()  # of waiting for bytes; entered once, since a scope costs as much as a read
+        self._served: PlainRequest | None = None  # the last request, with its name
+        self._named = ""
+        self._decided: Response | None = None  # its answer, if that came when it was late
+        self._broken = False  # nothing more can be sent or received
 
     def tick(self) -> None:
         if self._reading:
@@ -220,29 +239,56 @@ class LaneConnection:
         return self._buffer if self._overdue and self._buffer and not self._stopping else None
 
     async def _serve(self) -> bytes | None:
-        in_a_row = 0
+        """Serve until the connection ends or is Hypercorn's; what is left for that."""
+        limit = Limit(self._lane.deadlines)
+        while True:
+            with limit:
+                left = await self._serve_within(limit)
+            if not limit.is_expired:
+                break
+            # The operation of the last request was late. It may have been decided all the same, at the last moment.
+            answer = self._decided or problem_response(limit.failure or Unknown("the request was ended"))
+            if not await self._send(answer):
+                left = None
+                break
+        if left is None and not self._broken:
+            await linger(self._stream)
+        return left
+
+    async def _serve_within(self, limit: Limit) -> bytes | None:
+        lane, in_a_row = self._lane, 0
         while not self._stopping:
             taken = self._take()
             if taken is _Left.OTHER:
                 return self._buffer[self._at :]
             if taken is _Left.PART:
                 if not await self._read() or self._scope.cancel_called:
+                    self._broken = True
                     return None  # a handler must not begin in a scope that is cancelled
                 in_a_row = 0
                 continue
-            answer, is_last = await self._lane.answer(taken)
-            try:
-                await send_now(self._stream, answer)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._served, self._named, self._decided = taken, lane.begin(), None
+            answer = await lane.serve_plain(taken)
+            if limit.is_expired:
+                self._decided = answer  # nothing can be sent in a scope that is cancelled
                 return None
-            if is_last:
-                break
+            if not await self._send(answer):
+                return None
             in_a_row += 1
             if in_a_row >= SERVED_AT_ONCE:
                 in_a_row = 0
                 await trio.lowlevel.checkpoint()
-        await linger(self._stream)
         return None
+
+    async def _send(self, answer: Response) -> bool:
+        """Send the answer to the request that was served last; False if nothing is to follow it."""
+        assert self._served is not None
+        try:
+            await send_now(self._stream, self._lane.spell(self._served, self._named, answer))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._broken = True
+            return False
+        return answer.headers.get("connection") != "close"
 
     def _take(self) -> PlainRequest | Literal[_Left.PART, _Left.OTHER]:
         """The next request, taken off the buffer if it is there as a whole."""

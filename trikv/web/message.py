@@ -17,8 +17,8 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from trikv.core.errors import Refused, TrikvError
@@ -47,21 +47,19 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2}).{0,2}", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """`path` and `query` are as sent, percent-encoded. Header names are in lower case, and repeated headers joined."""
 
     method: str
     path: bytes
     query: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     body: bytes = b""
 
 
@@ -73,8 +71,9 @@ class RequestIds:
         self._count = 0
 
     def of(self, given: str) -> str:
-        if is_request_id(given):
-            return given
+        return given if is_request_id(given) else self.make()
+
+    def make(self) -> str:
         self._count += 1
         return f"{self._first}-{self._count}"
 
@@ -122,6 +121,8 @@ def percent_decode(raw: bytes, what: str) -> bytes:
     Raises:
       Refused: a percent sign is not followed by two hexadecimal digits.
     """
+    if b"%" not in raw:
+        return raw
     if bad := _BAD_ESCAPE.search(raw):
         sample = bad[0].decode("ascii", "replace")
         raise Refused("bad_request", f"{what} has {sample!r}, which is no percent-encoding; a percent sign is %25")
@@ -135,15 +136,15 @@ def parse_query(raw: bytes, *allowed: str) -> dict[str, bytes]:
       Refused: a parameter is not one of `allowed`, is repeated, or is badly encoded.
     """
     parameters: dict[str, bytes] = {}
-    for piece in raw.split(b"&") if raw else ():
-        raw_name, _, raw_value = piece.replace(b"+", b" ").partition(b"=")
+    for piece in raw.replace(b"+", b" ").split(b"&") if raw else ():
+        raw_name, _, raw_value = piece.partition(b"=")
         name = percent_decode(raw_name, "the query").decode(errors="replace")
         if name not in allowed:
             those = f"there are {', '.join(allowed)}" if allowed else "there are none here"
             raise Refused("bad_request", f"there is no parameter {name!r}; {those}")
         if name in parameters:
             raise Refused("bad_request", f"parameter {name!r} is given twice")
-        parameters[name] = percent_decode(raw_value, f"parameter {name!r}")
+        parameters[name] = percent_decode(raw_value, f"parameter {name!r}") if b"%" in raw_value else raw_value
     return parameters
 
 
@@ -170,7 +171,9 @@ def timeout_of(parameters: Mapping[str, bytes]) -> float | None:
 
 def choice_of(parameters: Mapping[str, bytes], name: str, *choices: str) -> str:
     """A parameter with few values; the first is the default."""
-    value = parameters.get(name, choices[0].encode()).decode(errors="replace")
+    if name not in parameters:
+        return choices[0]
+    value = parameters[name].decode(errors="replace")
     if value not in choices:
         raise Refused("bad_request", f"{name} must be {' or '.join(choices)}, not {value!r}")
     return value
@@ -216,8 +219,10 @@ def media_type(request: Request) -> str:
 
 def prefers_json(request: Request) -> bool:
     """Is JSON the first of the media types that `Accept` gives the highest quality (RFC 9110, section 12.5.1)?"""
+    if "accept" not in request.headers:
+        return False
     best, best_quality = "", 0.0
-    for piece in request.headers.get("accept", "").split(","):
+    for piece in request.headers["accept"].split(","):
         name, *parameters = (part.strip().lower() for part in piece.split(";"))
         try:
             quality = float(next((text[2:] for text in parameters if text.startswith("q=")), 1))

@@ -14,7 +14,6 @@ was at the replica is not measured: it is drawn half-way between, and marked "ab
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any, Final
 
 from trikv.coordinator.replicas import describe_fault
@@ -46,7 +45,7 @@ async def traced(
     except TrikvError as error:
         error.extra["trace"] = trace.id
         raise
-    return replace(answer, headers={**answer.headers, HEADER: trace.id})
+    return answer._replace(headers={**answer.headers, HEADER: trace.id})
 
 
 async def latest(services: Services, request: Request) -> Response:

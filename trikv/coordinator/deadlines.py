@@ -1,0 +1,116 @@
+"""Deadlines of operations that one task carries out one after another, without a cancel scope for each.
+
+    deadlines = Deadlines()                     one for a front; nursery.start_soon(deadlines.run)
+    limit = Limit(deadlines)                    one for a task
+    with limit:                                 the task's operations end at their deadlines
+        await coordinator.put(...)
+    if limit.failure: ...                       an operation was ended, and with it the block: what its client is told
+
+A cancel scope with a deadline costs six microseconds, a fifth of what the coordinator does for a put. A task that
+serves one client opens a `Limit` once instead. An operation of that task notes its deadline there, at the price of one
+comparison. One task looks at all limits when the earliest deadline has passed that it saw the last time, and cancels
+the scope of a limit whose operation is late. So a strategy may await whatever it likes: it is cancelled as ever. A
+scope that was cancelled is of no further use, so the block ends, and the task opens the limit anew.
+
+An operation ends up to `LOOK_S` after its deadline. An operation of a task without a limit has a scope of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Final
+
+import trio
+
+from trikv.core.errors import TrikvError
+
+LOOK_S: Final = 0.005  # between two looks, at least
+
+
+class Deadlines:
+    """The limits of one front. `run` looks after them."""
+
+    def __init__(self) -> None:
+        self.limits: set[Limit] = set()
+        self.next_look_s = math.inf
+        self._sooner = trio.Event()
+
+    async def run(self) -> None:
+        """End what is late, until cancelled; then each operation under way has a scope that ends it."""
+        try:
+            while True:
+                with trio.move_on_at(self.next_look_s):
+                    await self._sooner.wait()
+                self._sooner = trio.Event()
+                now = trio.current_time()
+                earliest_s = math.inf
+                for limit in self.limits:
+                    if limit.deadline_s <= now:
+                        limit.expire()
+                    else:
+                        earliest_s = min(earliest_s, limit.deadline_s)
+                self.next_look_s = max(earliest_s, now + LOOK_S)
+        finally:
+            for limit in self.limits:
+                limit.scope.deadline = limit.deadline_s
+
+    def look_sooner(self, at_s: float) -> None:
+        """Look at that time already."""
+        self.next_look_s = at_s
+        self._sooner.set()
+
+
+class Limit:
+    """The limit of one task's operations. `failure`: how the last one ended, if it was late."""
+
+    __slots__ = ("_deadlines", "_token", "deadline_s", "failure", "scope")
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+        self.deadline_s = math.inf  # of the operation under way
+        self.failure: TrikvError | None = None
+        self.scope = trio.CancelScope()
+
+    @property
+    def is_free(self) -> bool:
+        """May an operation begin within it? Not while another one is under way, or after one that was ended."""
+        return self.deadline_s == math.inf and not self.scope.cancel_called
+
+    @property
+    def is_expired(self) -> bool:
+        return self.scope.cancel_called
+
+    def begin(self, deadline_s: float) -> None:
+        """An operation begins."""
+        self.deadline_s = deadline_s
+        if deadline_s < self._deadlines.next_look_s:
+            self._deadlines.look_sooner(deadline_s)
+
+    def end(self) -> None:
+        """It has ended."""
+        self.deadline_s = math.inf
+
+    def expire(self) -> None:
+        """The operation under way is late."""
+        self.scope.cancel()
+
+    def __enter__(self) -> None:
+        self.failure = None
+        self.scope = trio.CancelScope()
+        self._deadlines.limits.add(self)
+        self._token = limit_of_task.set(self)
+        self.scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        try:
+            return self.scope.__exit__(kind, error, trace)
+        finally:
+            limit_of_task.reset(self._token)
+            self._deadlines.limits.discard(self)
+
+
+limit_of_task: Final[ContextVar[Limit | None]] = ContextVar("limit_of_task", default=None)
