@@ -431,6 +431,34 @@ async def test_a_client_that_sends_hundreds_of_requests_at_once_does_not_keep_ot
     assert len(answers_in(await read_answers(many, 500))) == 500
 
 
+# --- deadlines --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_that_is_late_is_told_so_and_the_next_one_is_served(served: Served, clock: MockClock) -> None:
+    """In both lanes alike: the first ends at its deadline, and what was sent behind it has its turn."""
+    cluster = served.cluster
+    await cluster.coordinator.put(b"k", b"before")
+    slow = Sent(b"PUT", b"/v1/kv/k?timeout=0.1", b"late").spelt + Sent(b"GET", b"/v1/kv/k?timeout=0.05").spelt
+    traced = Sent(b"PUT", b"/v1/kv/k?timeout=0.1", b"late").having(b"Trikv-Trace: 1").spelt
+    told = []
+    for detour in (False, True):
+        stream = await served.connect(detour=detour)
+        for node in cluster.replicas_of(b"k"):
+            cluster.network.hold(node.address)
+        began_s = trio.current_time()
+        await stream.send_all(slow + traced)
+        late = answers_in(await read_answers(stream, 3))
+        assert trio.current_time() - began_s >= 0.25
+        for node in cluster.replicas_of(b"k"):
+            cluster.network.release(node.address)
+        await stream.send_all(Sent(b"PUT", b"/v1/kv/k", b"after").spelt + GET)
+        told.append([answer.status for answer in (*late, *answers_in(await read_answers(stream, 2)))])
+        assert b'"code": "unknown"' in late[0].body
+        assert b'"code": "unanswered"' in late[1].body
+        assert b'"trace": "' in late[2].body
+    assert told == [[504, 503, 504, 204, 200]] * 2
+
+
 # --- one request after another ----------------------------------------------------------------------------------------
 
 
