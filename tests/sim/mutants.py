@@ -23,7 +23,7 @@ import trio
 from tests.sim.mutant import Mutant, replaced
 from tests.sim.mutants_changes import OF_CHANGES
 from trikv.api import Batch, Record, ReplicaSet, Storage, Version, Write, newest
-from trikv.coordinator.coordinator import Coordinator, Operation
+from trikv.coordinator.coordinator import Coordinator, Attempt
 from trikv.coordinator.locks import KeyLock, KeyLocks
 from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.repair import fetch_history
@@ -261,10 +261,10 @@ def ask_too_few() -> AbstractContextManager[None]:
 def call_the_unknown_refused() -> AbstractContextManager[None]:
     """A client is told that its write did not happen, whatever was sent."""
 
-    def fail(self: Operation, code: str, reason: str) -> Refused:
+    def fail(self: Attempt, code: str, reason: str) -> Refused:
         return Refused(code, reason)
 
-    return replaced(Operation, "_fail", fail)
+    return replaced(Attempt, "_fail", fail)
 
 
 def halve_majorities() -> AbstractContextManager[None]:

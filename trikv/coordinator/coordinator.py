@@ -75,7 +75,7 @@ _log = logging.getLogger(__name__)
 
 
 class WriteFailed(Exception):
-    """The strategy did not commit the write. Whether bytes left is known by `Operation.versions`."""
+    """The strategy did not commit the write. Whether bytes left is known by `Attempt.versions`."""
 
 
 class Longest:
@@ -249,7 +249,7 @@ class Coordinator:
             raise Refused("overloaded", f"values of {self._writing_bytes:,} bytes are on their way already")
 
     async def _write_in(
-        self, state: PartitionState, key: bytes, value: bytes | None, expect: Expect | None, operation: Operation
+        self, state: PartitionState, key: bytes, value: bytes | None, expect: Expect | None, operation: Attempt
     ) -> Version:
         """The write under the configuration of this state."""
         serving.epoch.set(state.epoch)
@@ -410,7 +410,7 @@ class Coordinator:
     # --- the strategy's path ------------------------------------------------------------------------------------------
 
     async def own_write(
-        self, state: PartitionState, key: bytes, record: Record, deadline_s: float, operation: Operation | None = None
+        self, state: PartitionState, key: bytes, record: Record, deadline_s: float, operation: Attempt | None = None
     ) -> None:
         """Run the strategy's write.
 
@@ -483,7 +483,7 @@ class Coordinator:
 
     def _operation(
         self, timeout_s: float | None, what: str, key: bytes = b"", trace: RequestTrace | None = None
-    ) -> Operation:
+    ) -> Attempt:
         """Admit an operation, bound it, and say what came of it. What concerns a key of the cluster's own counts for
         nothing."""
         counted = not key.startswith(RESERVED)
@@ -498,7 +498,7 @@ class Coordinator:
         if self.in_flight >= IN_FLIGHT_MAX:
             self.note_outcome(trace, counted, Outcome.REFUSED, "too many operations are under way", code="overloaded")
             raise Refused("overloaded", f"{IN_FLIGHT_MAX:,} operations are under way already")
-        return Operation(self, timeout_s, what, key, trace, counted, limit)
+        return Attempt(self, timeout_s, what, key, trace, counted, limit)
 
     def note_outcome(
         self, trace: RequestTrace | None, counted: bool, outcome: Outcome, detail: str = "", *, code: str = ""
@@ -545,8 +545,8 @@ class Coordinator:
             await self.changed.wait()
 
 
-class Operation:
-    """One operation of a client, while it is carried out: a context, entered with itself.
+class Attempt:
+    """The attempt at one operation of a client, while it is carried out: a context, entered with itself.
 
     `versions`: with which its own write was sent, the last one last. `admitted_s`: when its strategy was first asked to
     write, if that is measured. It is bounded by the limit of the task (`deadlines.py`), or by a scope of its own.
@@ -580,7 +580,7 @@ class Operation:
         if trace is not None:
             trace.begin(what, key)
 
-    def __enter__(self) -> Operation:
+    def __enter__(self) -> Attempt:
         self._coordinator.in_flight += self._counted
         self._token = None if self.trace is None and current.get() is None else current.set(self.trace)
         if self._limit is not None:
