@@ -23,7 +23,7 @@ import trio
 from tests.sim.mutant import Mutant, replaced
 from tests.sim.mutants_changes import OF_CHANGES
 from trikv.api import Batch, Record, ReplicaSet, Storage, Version, Write, newest
-from trikv.coordinator.coordinator import Coordinator, Attempt
+from trikv.coordinator.coordinator import Attempt, Coordinator
 from trikv.coordinator.locks import KeyLock, KeyLocks
 from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.repair import fetch_history
