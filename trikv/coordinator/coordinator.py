@@ -71,6 +71,9 @@ ADMISSION_STEP: Final = 8
 RESERVED: Final = b"\0trikv/"  # keys that begin so are the cluster's own: clients can neither use nor see them
 _MAY_GO_ON: Final = ("unavailable", "unanswered")  # as the next configuration may answer
 
+# Looking up a member of an enumeration takes five times as long as a name of this module, and operations do it often.
+_NO, _COMMITTED = Full.NO, Outcome.COMMITTED
+
 _log = logging.getLogger(__name__)
 
 
@@ -262,7 +265,7 @@ class Coordinator:
             raise Refused("overloaded", f"{PENDING_MAX:,} keys of this partition are in doubt already")
         if self.doubt.size_bytes > PENDING_BYTES_MAX:
             raise Refused("overloaded", f"writes of {PENDING_BYTES_MAX:,} bytes are under way or in doubt already")
-        full = [target for target in state.targets if target.full is not Full.NO] if value is not None else []
+        full = [target for target in state.targets if target.full is not _NO] if value is not None else []
         if full:
             self._check_room(state, full)
         creates_blindly = bool(full) and any(target.full is Full.KEYS for target in full)
@@ -600,7 +603,7 @@ class Attempt:
                     raise failure
                 self._limit.failure = failure
             elif error is None:
-                self._note(Outcome.COMMITTED)
+                self._note(_COMMITTED)
             elif isinstance(error, WriteFailed):
                 raise self._fail("unavailable", str(error)) from error
             elif isinstance(error, TrikvError):

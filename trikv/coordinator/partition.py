@@ -78,6 +78,10 @@ LIFE: Final[Mapping[tuple[Stage, Step], Stage]] = {
 }
 
 
+# Looking up a member of an enumeration takes five times as long as a name of this module, and operations do it often.
+_UP, _SETTLED, _CLOSED, _BLOCKED = Availability.UP, Stage.SETTLED, Stage.CLOSED, Stage.BLOCKED
+
+
 class Doubt:
     """What the writes in doubt of all partitions weigh together: keys and values, in bytes."""
 
@@ -137,7 +141,7 @@ class PartitionState:
         self.missed = 0  # copies that did not arrive, and are not kept as hints, since all replicas were alike
         self.blocked_because = ""  # why nothing can be served until an operator decides
         self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
-        self.stage = Stage.SETTLED if partition.settled else Stage.UNUSED if made_here else Stage.SETTLING
+        self.stage = _SETTLED if partition.settled else Stage.UNUSED if made_here else Stage.SETTLING
         self.untouched = True  # nothing was sent to its members to be stored, in this epoch
         self._sent_keys: set[bytes] | None = (
             None  # keys of which something was sent; kept only while tombstones are forgotten
@@ -154,26 +158,26 @@ class PartitionState:
 
     @property
     def is_blocked(self) -> bool:
-        return self.stage is Stage.BLOCKED
+        return self.stage is _BLOCKED
 
     @property
     def is_unused(self) -> bool:
         """Was nothing committed under its active configuration, which was made here?"""
-        return self.stage in (Stage.UNUSED, Stage.CLOSED)
+        return self.stage in (Stage.UNUSED, _CLOSED)
 
     @property
     def is_served(self) -> bool:
         """May its keys be moved and mended? Not where it is blocked, about to be replaced, or replaced."""
-        return self.stage in (Stage.SETTLED, Stage.SETTLING, Stage.UNUSED)
+        return self.stage in (_SETTLED, Stage.SETTLING, Stage.UNUSED)
 
     @property
     def is_writable(self) -> bool:
         """Would those that are up commit a write? `quorums.judge_write` says more where they would not."""
         up = 0
         for target in self.targets:
-            if target.availability is Availability.UP:
+            if target.availability is _UP:
                 up += 1
-        return up >= self.copies and self.stage is not Stage.CLOSED
+        return up >= self.copies and self.stage is not _CLOSED
 
     def is_of(self, key: bytes) -> bool:
         """Does the key lie in this partition?"""
@@ -273,7 +277,7 @@ class PartitionState:
     def block(self, promised: int, reason: str) -> None:
         """A worker has promised an epoch that the document does not know."""
         self._take(Step.BLOCK)
-        if self.stage in (Stage.BLOCKED, Stage.CLOSED):
+        if self.stage in (_BLOCKED, _CLOSED):
             self.promised = max(self.promised, promised, key=generation_of)
             self.blocked_because = self.blocked_because or reason
 
@@ -284,7 +288,7 @@ class PartitionState:
         self._doubt = Doubt()
 
     def _check_open(self) -> None:
-        if self.stage is Stage.CLOSED:
+        if self.stage is _CLOSED:
             raise NotEnough("its configuration was replaced before anything was committed under it")
 
     # --- writes -------------------------------------------------------------------------------------------------------
@@ -326,7 +330,7 @@ class PartitionState:
         Raises:
           NotEnough: it was replaced, since no client had been told of a commit in it.
         """
-        if self.stage is Stage.SETTLED:
+        if self.stage is _SETTLED:
             return
         self._check_open()
         self._take(Step.COMMIT)

@@ -31,6 +31,10 @@ LATE_S: Final = 0.1  # a replica that has not answered by then is late: another 
 BACKGROUND_S: Final = 10.0  # how long a store may take that no request waits for
 _OVERHEAD_BYTES: Final = 128
 
+# Looking up a member of an enumeration takes five times as long as a name of this module, and operations do it often.
+_UP, _DOWN, _DISK, _OK = Availability.UP, Availability.DOWN, Full.DISK, Fault.OK
+_STORE, _FETCH, _PENDING = Op.STORE, Op.FETCH, TallyVerdict.PENDING
+
 
 class Target(Protocol):
     """A member of a configuration, as the coordinator can reach it."""
@@ -213,7 +217,7 @@ class Replicas:
             done: Done = round_.expect(target)
             if trace is not None:
                 done = trace.noted(target.member.worker, "fetch", done)
-            target.call(Op.FETCH, arguments, request.deadline_s, done, _OVERHEAD_BYTES + len(key))
+            target.call(_FETCH, arguments, request.deadline_s, done, _OVERHEAD_BYTES + len(key))
 
         await _ask_in_turn(round_, able, need, ask)
         return [
@@ -265,15 +269,13 @@ class _Copies:
 
     def send(self, target: Target) -> None:
         request, write, member = self.request, self.write, target.member
-        if self.round_ is not None:
-            self.round_.count_asked()
         if not request.sent_to:
             request.on_send(write)  # also before a copy is missed: it may be kept, and arrive after all
         copy = _Copy(self, target)
-        if target.availability is Availability.DOWN:
+        if target.availability is _DOWN:
             copy.end(Fault.NOT_SENT, [])
             return
-        if target.full is Full.DISK and _has_no_room(target, write):
+        if target.full is _DISK and _has_no_room(target, write):
             copy.end(Fault.FULL, [])
             return
         request.sent_to.append(member)
@@ -281,7 +283,7 @@ class _Copies:
         counted.under_way += 1
         done: Done = copy.end if self.trace is None else self.trace.noted(member.worker, "store", copy.end)
         arguments: list[Any] = [request.partition, request.epoch, member.incarnation, write.key, self.row, self.hops]
-        target.call(Op.STORE, arguments, self.deadline_s, done, self.size_bytes)
+        target.call(_STORE, arguments, self.deadline_s, done, self.size_bytes)
 
 
 class _Copy:
@@ -298,7 +300,7 @@ class _Copy:
         copies = self.copies
         if self.counted is not None:
             self.counted.under_way -= 1
-        if fault == Fault.OK:
+        if fault == _OK:
             if copies.round_ is not None:
                 copies.round_.note_ack()
             return
@@ -312,27 +314,21 @@ class _Copy:
 class Round:
     """One k-of-n wait: some calls, their tally, and the one task that sleeps until they decide."""
 
-    __slots__ = ("_asked", "_faults", "_has_news", "_on_stale", "_sleeper", "answers", "tally")
+    __slots__ = ("_faults", "_has_news", "_on_stale", "_sleeper", "answers", "tally")
 
     def __init__(self, need: int, total: int, on_stale: Callable[[int], None]) -> None:
         self.tally = Tally(need, total)
         self.answers: list[tuple[Target, list[Any]]] = []
         self._on_stale = on_stale
         self._faults: list[str] = []
-        self._asked = 0
         self._has_news = False  # that the waiter has not heard yet
         self._sleeper: trio.lowlevel.Task | None = None
 
-    def count_asked(self) -> None:
-        """One more call is about to be made."""
-        self._asked += 1
-
     def expect(self, target: Target) -> Done:
         """The `done` for one more call. It wakes the waiter when it decides, or when no call is left to wait for."""
-        self._asked += 1
 
         def done(fault: int, payload: list[Any]) -> None:
-            if fault == Fault.OK:
+            if fault == _OK:
                 self.answers.append((target, payload))
                 self.note_ack()
             else:
@@ -343,7 +339,7 @@ class Round:
 
     def note_ack(self) -> None:
         """One of those asked has done what was asked of it."""
-        if self.tally.ack() is not TallyVerdict.PENDING:
+        if self.tally.ack() is not _PENDING:
             self._wake()
 
     def note_fault(self, target: Target, fault: int, payload: list[Any]) -> None:
@@ -356,18 +352,13 @@ class Round:
         self.tally.fail()
         self._wake()
 
-    @property
-    def outstanding(self) -> int:
-        """How many of those asked may still acknowledge, or have."""
-        return self._asked - self.tally.failures
-
     async def wait(self, patience_s: float | None = None) -> bool:
         """True: won. False: one of those asked failed, or patience ran out first.
 
         Raises:
           NotEnough: it cannot be won any more.
         """
-        if self.tally.verdict is TallyVerdict.PENDING and not self._has_news:
+        if self.tally.verdict is _PENDING and not self._has_news:
             if patience_s is None:
                 await self._sleep()
             else:
@@ -396,23 +387,22 @@ class Round:
 
 async def _ask_in_turn(round_: Round, able: Sequence[Target], need: int, ask: Callable[[Target], None]) -> None:
     """Ask the first `need`, then one more for each that fails or is late, until the round is won."""
-    waiting = iter(able)
-    left = len(able)
-    late = 0
+    tally = round_.tally
+    asked = late = 0
     while True:
-        failures = round_.tally.failures
-        while left and round_.outstanding < need + late:
-            left -= 1
-            ask(next(waiting))
-        if await round_.wait(LATE_S if left else None):
+        failures = tally.failures
+        while asked < len(able) and asked - tally.failures < need + late:
+            asked += 1
+            ask(able[asked - 1])
+        if await round_.wait(LATE_S if asked < len(able) else None):
             return
-        if round_.tally.failures == failures:
+        if tally.failures == failures:
             late += 1
 
 
 def _has_no_room(target: Target, write: Write | None) -> bool:
     """Is its disk too full for this? A delete always finds room."""
-    return write is not None and write.record.value is not None and target.full is Full.DISK
+    return write is not None and write.record.value is not None and target.full is _DISK
 
 
 def _require(targets: Sequence[Target], need: int, write: Write | None = None) -> list[Target]:
@@ -425,11 +415,11 @@ def _require(targets: Sequence[Target], need: int, write: Write | None = None) -
     doubtful: list[Target] = []
     for target in targets:
         availability = target.availability
-        if availability is Availability.DOWN or target.crowded:
+        if availability is _DOWN or target.crowded:
             continue
-        if target.full is Full.DISK and _has_no_room(target, write):
+        if target.full is _DISK and _has_no_room(target, write):
             continue
-        (able if availability is Availability.UP else doubtful).append(target)
+        (able if availability is _UP else doubtful).append(target)
     if doubtful:
         able += doubtful
     if len(able) < need:
@@ -440,7 +430,7 @@ def _require(targets: Sequence[Target], need: int, write: Write | None = None) -
 
 
 def _why_unable(target: Target) -> str:
-    if target.availability is Availability.DOWN:
+    if target.availability is _DOWN:
         return "cannot be reached"
     return "has too much waiting for it already" if target.crowded else "has no room on its disk"
 

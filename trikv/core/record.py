@@ -37,6 +37,7 @@ PROMISED_MAX: Final = 1 << 26
 _GENERATION_BITS: Final = 32
 MARK_BITS: Final = 24
 _COUNT_BITS: Final = 64 - MARK_BITS  # in one epoch: enough for a million writes a second for twelve days
+_MARK_MAX: Final = (1 << MARK_BITS) - 1
 _MARK_DIGITS: Final = MARK_BITS // 4  # hexadecimal
 
 
@@ -78,9 +79,10 @@ class Version(NamedTuple):
 
         A seq from before there were marks gives `term.generation-seq`.
         """
-        count, mark = divmod(self.seq, 1 << MARK_BITS)
-        seq = f"{count}.{mark:0{_MARK_DIGITS}x}" if count else f"{mark}"
-        return f"{spell_epoch(self.epoch)}-{seq}"
+        epoch, seq = self
+        count, mark = seq >> MARK_BITS, seq & _MARK_MAX
+        spelled = f"{count}.{mark:06x}" if count else f"{mark}"
+        return f"{epoch >> _GENERATION_BITS}.{epoch & GENERATION_MAX}-{spelled}"
 
     @classmethod
     def parse(cls, text: str) -> Version:

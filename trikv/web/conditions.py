@@ -45,6 +45,8 @@ def expectation(headers: Mapping[str, str]) -> Expect | None:
     Raises:
       Refused: a header is malformed, or both headers are there; no write needs both.
     """
+    if "if-match" not in headers and "if-none-match" not in headers:
+        return None
     wanted, unwanted = if_match(headers), if_none_match(headers)
     if wanted is not None and unwanted is not None:
         raise Refused("bad_request", "a write takes If-Match or If-None-Match, not both")
