@@ -32,7 +32,7 @@ from trikv.core.frames import FRAME_BYTES_MAX
 from trikv.core.histogram import CallTimes
 from trikv.core.session import Answers, Call, Calls, Greeted, Hello, PeerError, Session, TurnedAway
 from trikv.net.accept import describe_failure
-from trikv.net.send import send_now
+from trikv.net.sockets import receive, send_now
 
 QUEUE_BYTES_MAX: Final = 32 * 1024 * 1024
 CALLS_MAX: Final = 100_000
@@ -213,7 +213,7 @@ class Link:
                 self._held_reader = trio.Event()
                 await self._held_reader.wait()
             try:
-                data = await self._stream.receive_some(_READ_BYTES)
+                data = await receive(self._stream, _READ_BYTES)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return
             if not data:

@@ -37,7 +37,7 @@ from trikv.coordinator.deadlines import Deadlines, Limit
 from trikv.core.errors import TrikvError, Unknown
 from trikv.core.serving import epoch, request_id
 from trikv.net.linger import linger
-from trikv.net.send import send_now
+from trikv.net.sockets import receive, send_now
 from trikv.web import keys
 from trikv.web.guard import refuse_foreign
 from trikv.web.message import SAFE_HEADERS, Request, RequestIds, Response, problem_response
@@ -319,7 +319,7 @@ class LaneConnection:
         self._at = 0
         self._reading = True
         try:
-            data = await self._stream.receive_some(_READ_BYTES)
+            data = await receive(self._stream, _READ_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         finally:
