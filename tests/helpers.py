@@ -209,7 +209,7 @@ class WorkerHarness:
         version = Version(epoch, seq)
         hops = [[harness.worker.id, harness.worker.incarnation, harness.address] for harness in onward or []]
         row = record_to_wire(Record(version, version, value))
-        return [partition, epoch, self.worker.incarnation, key, row, hops]
+        return [partition, epoch, self.worker.incarnation, key, *row, *([hops] if hops else [])]
 
     def fetch(self, *, key: bytes = b"k", epoch: int = NOW, partition: int = P) -> list[Any]:
         return [partition, epoch, self.worker.incarnation, key]
@@ -298,7 +298,7 @@ async def lay_down(
         assert fault == Fault.OK
         stored.set()
 
-    arguments = [state.index, state.epoch, node.worker.incarnation, key, record_to_wire(record), []]
+    arguments = [state.index, state.epoch, node.worker.incarnation, key, *record_to_wire(record)]
     link.call(Op.STORE, arguments, trio.current_time() + 5, done, 64)
     await stored.wait()
     return record

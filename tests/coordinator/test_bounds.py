@@ -91,7 +91,7 @@ async def test_a_neighbour_is_dialled_no_longer_than_any_client_waits(
 ) -> None:
     for number in range(20):
         arguments = gated.store(number + 1)
-        arguments[-1] = [["w-9", "life", f"127.0.0.1:{number + 1}"]]
+        arguments.append([["w-9", "life", f"127.0.0.1:{number + 1}"]])
         gated.post(Op.STORE, arguments, timeout_s=1e12)
     await trio.sleep(1)
     assert len(gated.worker.neighbours) == 20

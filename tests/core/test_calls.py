@@ -53,10 +53,10 @@ def wired(item: list[Any]) -> list[Any]:
 
 
 CALLS: list[tuple[Op, list[Any], RpcRequest]] = [
-    (Op.STORE, [5, EPOCH, "i", b"k", record_to_wire(RECORD), []], Store(5, EPOCH, "i", b"k", RECORD, [])),
+    (Op.STORE, [5, EPOCH, "i", b"k", *record_to_wire(RECORD)], Store(5, EPOCH, "i", b"k", RECORD, [])),
     (
         Op.STORE,
-        [5, EPOCH, "i", b"k", record_to_wire(RECORD), [["w-2", "i-2", "h:1"], ["w-3", "i-3", "h:2"]]],
+        [5, EPOCH, "i", b"k", *record_to_wire(RECORD), [["w-2", "i-2", "h:1"], ["w-3", "i-3", "h:2"]]],
         Store(5, EPOCH, "i", b"k", RECORD, [Hop("w-2", "i-2", "h:1"), Hop("w-3", "i-3", "h:2")]),
     ),
     (Op.FETCH, [0, 0, "", b"k" * KEY_BYTES_MAX], Fetch(0, 0, "", b"k" * KEY_BYTES_MAX)),
@@ -104,14 +104,18 @@ BAD_CALLS: list[tuple[int, list[Any]]] = [
     (Op.FORGET, [5, EPOCH, "i", b"k", 1 << 64, 7]),
     (Op.FORGET, [5, EPOCH, "i", b"k", EPOCH, True]),
     (Op.FORGET, [5, EPOCH, "i", b"k", EPOCH]),
-    (Op.STORE, [5, EPOCH, "i", b"k", [], []]),
-    (Op.STORE, [5, EPOCH, "i", b"k", [1, 2, 3, -4, b""], []]),
-    (Op.STORE, [5, EPOCH, "i", b"k", [1, 2, 3, 4, "text"], []]),
-    (Op.STORE, [5, EPOCH, "i", b"k", [1, 2, 3, 4, b"v" * (VALUE_BYTES_MAX + 1)], []]),
-    (Op.STORE, [5, EPOCH, "i", b"k", record_to_wire(RECORD), [["w", "i"]]]),
-    (Op.STORE, [5, EPOCH, "i", b"k", record_to_wire(RECORD), [["w", "i", 8001]]]),
-    (Op.STORE, [5, EPOCH, "i", b"k", record_to_wire(RECORD), [["w", "i", []]]]),
-    (Op.STORE, [5, EPOCH, "i", b"k", record_to_wire(RECORD), ["wih"]]),
+    (Op.STORE, [5, EPOCH, "i", b"k"]),
+    (Op.STORE, [5, EPOCH, "i", b"k", []]),
+    (Op.STORE, [5, EPOCH, "i", b"k", record_to_wire(RECORD), []]),
+    (Op.STORE, [5, EPOCH, "i", b"k", *record_to_wire(RECORD), None]),
+    (Op.STORE, [5, EPOCH, "i", b"k", *record_to_wire(RECORD), [], []]),
+    (Op.STORE, [5, EPOCH, "i", b"k", 1, 2, 3, -4, b""]),
+    (Op.STORE, [5, EPOCH, "i", b"k", 1, 2, 3, 4, "text"]),
+    (Op.STORE, [5, EPOCH, "i", b"k", 1, 2, 3, 4, b"v" * (VALUE_BYTES_MAX + 1)]),
+    (Op.STORE, [5, EPOCH, "i", b"k", *record_to_wire(RECORD), [["w", "i"]]]),
+    (Op.STORE, [5, EPOCH, "i", b"k", *record_to_wire(RECORD), [["w", "i", 8001]]]),
+    (Op.STORE, [5, EPOCH, "i", b"k", *record_to_wire(RECORD), [["w", "i", []]]]),
+    (Op.STORE, [5, EPOCH, "i", b"k", *record_to_wire(RECORD), ["wih"]]),
     (Op.LIST, ["i", [1], b"", None, 1, True]),
     (Op.LIST, ["i", [None], b"", None, 1, True]),
     (Op.LIST, ["i", ["ab"], b"", None, 1, True]),
@@ -140,7 +144,7 @@ LEAVES = (
     | st.binary(max_size=5)
 )
 JUNK = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=6), max_leaves=30)
-ARGUMENTS = st.lists(JUNK, max_size=7)
+ARGUMENTS = st.lists(JUNK, max_size=11)
 
 
 @given(st.sampled_from([*Op, 0, -1, 2**64 - 1]), ARGUMENTS)
@@ -195,7 +199,7 @@ def test_answers_arrive_as_they_were_meant() -> None:
     assert fetched_from_wire([]) is None
     assert fetched_from_wire(wired(record_to_wire(RECORD))) == RECORD
     tombstone = RECORD._replace(value=None)
-    listing = wired([[[3, EPOCH]], [[5, b"k", record_to_wire(tombstone)]], True])
+    listing = wired([[[3, EPOCH]], [[5, b"k", *record_to_wire(tombstone)]], True])
     assert listed_from_wire(listing) == ([(3, EPOCH)], [(5, b"k", tombstone)], True)
     summary = Summary((1 << 64) - 1, 7, 1 << 40, 5)
     assert digests_from_wire(wired([[[3, EPOCH]], [[5, *summary]]])) == ([(3, EPOCH)], {5: summary})
@@ -253,7 +257,7 @@ def test_a_record_of_a_later_epoch_is_neither_stored_nor_believed() -> None:
     with pytest.raises(PeerError, match="still to come"):
         fetched_from_wire(row, epoch - 1)
     with pytest.raises(PeerError, match="still to come"):
-        parse(Op.STORE, [3, epoch - 1, "i-1", b"k", row, []])
+        parse(Op.STORE, [3, epoch - 1, "i-1", b"k", *row])
 
 
 LISTED = [(1, b"p/a", RECORD), (2, b"p/b", RECORD), (1, b"p/c", RECORD)]

@@ -14,6 +14,7 @@ from trikv.core import frames
 from trikv.core.session import (
     GREETING_BYTES_MAX,
     PROTOCOL,
+    Acks,
     Answers,
     Call,
     CallAnswer,
@@ -32,8 +33,9 @@ ACCEPTOR = Hello("master", "c-1", "term-1", "c-1")
 
 GREETING = frames.encode(["trikv", PROTOCOL, "worker", "w-9", "i-9", "c-1"])
 REFUSAL = frames.encode(["trikv-refuses", "you are a stranger"])
-CALLS = frames.encode([1, [[7, 2000, 2, [5, b"key"]], [8, 1, 5, []]]])
-ANSWERS = frames.encode([2, [[7, 0, [1]], [8, 3, []]]])
+CALLS = frames.encode([1, [[7, 2000, 2, 5, b"key"], [8, 1, 5]]])
+ANSWERS = frames.encode([2, [[7, 0, 1], [8, 3]]])
+ACKS = frames.encode([3, [9, 10]])
 NONSENSE = frames.encode(["GET", "/"])
 
 
@@ -72,11 +74,13 @@ HEARD: list[tuple[Callable[[SessionState], Session], SessionState, bytes, Sessio
     (dialer, SessionState.GREETING, REFUSAL, SessionState.OVER),
     (dialer, SessionState.OPEN, CALLS, SessionState.OPEN),
     (dialer, SessionState.OPEN, ANSWERS, SessionState.OPEN),
+    (dialer, SessionState.OPEN, ACKS, SessionState.OPEN),
     (acceptor, SessionState.START, b"\0", SessionState.GREETING),
     (acceptor, SessionState.START, GREETING, SessionState.JUDGING),
     (acceptor, SessionState.GREETING, GREETING[1:], SessionState.JUDGING),
     (acceptor, SessionState.OPEN, CALLS, SessionState.OPEN),
     (acceptor, SessionState.OPEN, ANSWERS, SessionState.OPEN),
+    (acceptor, SessionState.OPEN, ACKS, SessionState.OPEN),
 ]
 
 
@@ -142,10 +146,12 @@ def test_both_sides_learn_who_the_other_is() -> None:
     ours, theirs = Session(DIALER, dialer=True), Session(ACCEPTOR, dialer=False)
     assert hear(theirs, ours.greet()) == [Greeted(DIALER)]
     assert hear(ours, theirs.accept()) == [Greeted(ACCEPTOR)]
-    [frame] = ours.calls([[1, 50, 2, ["a"]], [2, 60, 5, []]])
+    [frame] = ours.calls([[1, 50, 2, "a"], [2, 60, 5]])
     assert hear(theirs, frame) == [Calls([Call(1, 50, 2, ["a"]), Call(2, 60, 5, [])])]
-    [frame] = theirs.answers([[2, 0, [7]], [1, 3, []]])
+    [frame] = theirs.answers([[2, 0, 7], [1, 3]])
     assert hear(ours, frame) == [Answers([CallAnswer(2, 0, [7]), CallAnswer(1, 3, [])])]
+    [frame] = theirs.acks([2, 1])
+    assert hear(ours, frame) == [Acks([2, 1])]
 
 
 def test_a_refusal_arrives_as_its_sentence() -> None:
@@ -164,12 +170,17 @@ def test_the_longest_refusal_still_fits_a_greeting() -> None:
 
 
 @pytest.mark.parametrize(
-    "side", [dialer(SessionState.GREETING), acceptor(SessionState.START)], ids=["dialer", "acceptor"]
+    ("side", "state"), [(dialer, SessionState.GREETING), (acceptor, SessionState.START)], ids=["dialer", "acceptor"]
 )
-def test_another_version_is_named_with_a_remedy(side: Session) -> None:
+@pytest.mark.parametrize("rest", [["worker", "w-9", "i-9", "c-1"], [1, ["something", "new"]], []])
+@pytest.mark.parametrize("version", [0, 1, PROTOCOL - 1, PROTOCOL + 1, 2**64 - 1])
+def test_another_version_is_named_with_a_remedy(
+    side: Callable[[SessionState], Session], state: SessionState, rest: list[Any], version: int
+) -> None:
     """Only the first two places of a greeting are fixed for ever; what follows may differ between versions."""
-    with pytest.raises(PeerError, match=rf"version 7 .* version {PROTOCOL}; run the same trikv on every node"):
-        hear(side, frames.encode(["trikv", 7, 1, ["something", "new"]]))
+    sentence = rf"version {version} .* version {PROTOCOL}; run the same trikv on every node"
+    with pytest.raises(PeerError, match=sentence):
+        hear(side(state), frames.encode(["trikv", version, *rest]))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +211,7 @@ SIDES = st.sampled_from(
 )
 LEAVES = st.none() | st.booleans() | st.integers(-(2**64), 2**64 - 1) | st.floats() | st.text() | st.binary()
 LISTS = st.recursive(st.lists(LEAVES, max_size=4), lambda inner: st.lists(LEAVES | inner, max_size=5), max_leaves=20)
-NEARLY = st.tuples(st.sampled_from([1, 2, 3, True, "trikv", "trikv-refuses"]), LISTS | LEAVES).map(list)
+NEARLY = st.tuples(st.sampled_from([1, 2, 3, 4, True, "trikv", "trikv-refuses"]), LISTS | LEAVES).map(list)
 
 
 @given(SIDES, st.lists(st.binary(max_size=64), max_size=4))
@@ -229,7 +240,14 @@ def test_no_frame_raises_anything_but_a_peer_error(
 
 
 @given(
-    st.lists(st.lists(st.tuples(st.integers(0, 2**32), st.integers(0, 9), st.just(5), LISTS).map(list)), max_size=4),
+    st.lists(
+        st.lists(
+            st.builds(
+                lambda *head, rest: [*head, *rest], st.integers(0, 2**32), st.integers(0, 9), st.just(5), rest=LISTS
+            )
+        ),
+        max_size=4,
+    ),
     st.lists(st.integers(0, 2000)),
 )
 def test_where_the_bytes_are_cut_does_not_matter(rows: list[list[Any]], cuts: list[int]) -> None:

@@ -57,7 +57,7 @@ def test_a_call_that_names_a_partition_many_times_is_otherwise_well_formed(op: s
     """Else it would be refused for another reason, and show nothing."""
     kind = f"{op} of 100,000 times one partition"
     case = next(case for case in rpc_cases.after_greeting(random.Random(1), PEER) if case.kind.endswith(kind))
-    kind_of_frame, [[_, budget_ms, number, arguments]] = cbor2.loads(case.pieces[1][4:])
+    kind_of_frame, [[_, budget_ms, number, *arguments]] = cbor2.loads(case.pieces[1][4:])
     assert (kind_of_frame, budget_ms, number) == (1, 1000, int(Op[op]))
     assert arguments[0] == "life"
     assert arguments[1] == [[7, 1]] * 100_000

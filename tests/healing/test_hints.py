@@ -184,7 +184,7 @@ async def test_what_comes_during_a_delivery_is_delivered_too(nursery: trio.Nurse
     hints_of(cluster).note(state, replica, write_in(state, b"third"), trio.current_time())
     replica.calls[0][1](Fault.OK, [])
     await cluster.until(lambda: len(replica.calls) == 2)
-    assert [arguments[4][-1] for arguments, _ in replica.calls] == [b"second", b"third"]
+    assert [arguments[8] for arguments, _ in replica.calls] == [b"second", b"third"]
 
 
 async def test_a_copy_that_was_sent_and_lost_is_delivered_to_who_was_never_down(

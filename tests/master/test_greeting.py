@@ -88,7 +88,7 @@ async def test_one_that_is_no_worker_is_named(nursery: trio.Nursery, autojump_cl
 
     async def speak(stream: trio.abc.Stream) -> None:
         await accept(stream, role="master")
-        await stream.send_all(frames.encode([2, [[1, 0, []]]]))
+        await stream.send_all(frames.encode([3, [1]]))
 
     address = await serve(cluster, nursery, speak)
     with pytest.raises(Refused, match=f"a master answers at {address}, not a worker"):

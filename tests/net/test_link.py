@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,7 +15,7 @@ import trio.testing
 from trikv.core import frames
 from trikv.core.errors import Fault
 from trikv.core.histogram import EXPORTED_BOUNDS_S
-from trikv.core.session import Call, Hello, PeerError, Session
+from trikv.core.session import PROTOCOL, Call, Hello, PeerError, Session
 from trikv.net.doors import TcpTransport
 from trikv.net.link import CALLS_MAX, GREETING_TIMEOUT_S, QUEUE_BYTES_MAX, Handler, Link, LinkError, accept, dial
 
@@ -342,7 +343,7 @@ async def test_who_does_not_take_its_answers_is_not_read_from() -> None:
     async def ask() -> None:
         nonlocal taken
         for number in range(20):
-            for frame in session.calls([[number, 1000, 1, []]]):
+            for frame in session.calls([[number, 1000, 1]]):
                 await near.send_all(frame)
             taken += 1
 
@@ -357,7 +358,7 @@ async def test_who_does_not_take_its_answers_is_not_read_from() -> None:
         with trio.fail_after(PATIENCE_S):
             while len(answers) < 20:
                 for event in session.receive(await near.receive_some()):
-                    answers |= {answer.id for answer in event.answers}  # type: ignore[union-attr]  # none other comes
+                    answers.update(event.ids)  # type: ignore[union-attr]  # none other comes
         await trio.testing.wait_all_tasks_blocked()
         assert taken == 20
         nursery.cancel_scope.cancel()
@@ -377,7 +378,7 @@ async def test_who_leaves_with_its_answers_untaken_is_let_go() -> None:
         nursery.start_soon(take)
         await near.send_all(session.greet())
         list(session.receive(await near.receive_some()))
-        for frame in session.calls([[number, 1000, 1, []] for number in range(8)]):
+        for frame in session.calls([[number, 1000, 1] for number in range(8)]):
             await near.send_all(frame)
         await trio.testing.wait_all_tasks_blocked()  # its writer waits for us, and its reader for its writer
         await near.aclose()
@@ -385,7 +386,9 @@ async def test_who_leaves_with_its_answers_untaken_is_let_go() -> None:
             await ended.wait()
 
 
-@pytest.mark.parametrize("data", [b"\0\0\0\1\xff", frames.encode([1, [[1, 2]]]), frames.encode([3, []])])
+@pytest.mark.parametrize(
+    "data", [b"\0\0\0\1\xff", frames.encode([1, [[1, 2]]]), frames.encode([3, [None]]), frames.encode([4, []])]
+)
 async def test_a_peer_that_breaks_the_protocol_ends_the_link_with_a_plain_error(data: bytes) -> None:
     near_end, far_end = trio.testing.memory_stream_pair()
     answered = Answered()
@@ -420,7 +423,7 @@ async def test_nonsense_beside_an_answer_that_is_about_to_leave_ends_the_link_wi
 async def test_a_call_where_nothing_is_offered_breaks_the_protocol() -> None:
     near_end, far_end = trio.testing.memory_stream_pair()
     near, _ = await link_up((near_end, far_end), None)
-    await far_end.send_all(frames.encode([1, [[1, 2000, 5, []]]]))
+    await far_end.send_all(frames.encode([1, [[1, 2000, 5]]]))
     with pytest.raises(PeerError, match="nothing is offered"):
         await near.run()
 
@@ -429,15 +432,52 @@ async def test_an_answer_to_nothing_that_was_asked_is_ignored() -> None:
     near_end, far_end = trio.testing.memory_stream_pair()
     answered = Answered()
     async with linked((near_end, far_end)) as (near, _):
-        await far_end.send_all(frames.encode([2, [[77, 0, []]]]))
+        await far_end.send_all(frames.encode([2, [[77, 0]]]))
         near.call(1, [5], soon(), answered.expect(0))
         assert await answered.wait(1) == {0: (Fault.OK, [5])}
+
+
+async def test_an_acknowledgement_of_nothing_or_of_what_was_answered_is_ignored() -> None:
+    near_end, far_end = trio.testing.memory_stream_pair()
+    held: list[Call] = []
+    answered = Answered()
+    async with linked((near_end, far_end), lambda link, calls: held.extend(calls)) as (near, far):
+        for number in range(3):
+            near.call(1, [], soon(), answered.expect(number))
+        await trio.testing.wait_all_tasks_blocked()
+        first, second, third = (call.id for call in held)
+        strange = [0, -1, 2**64 - 1, 77, -(2**64)]
+        await far_end.send_all(frames.encode([3, [*strange, first, first, *strange, second]]))
+        await answered.wait(2)
+        await far_end.send_all(frames.encode([2, [[first, Fault.BUSY], [second, Fault.OK, 1]]]))
+        await far_end.send_all(frames.encode([3, [first] * 100_000]))
+        far.answer(third, Fault.OK, [])
+        assert await answered.wait(3) == dict.fromkeys(range(3), (Fault.OK, []))
+        assert near.in_flight == 0
+
+
+async def test_acknowledgements_leave_as_bare_ids_and_answers_with_something_in_them_as_rows() -> None:
+    near_end, far_end = trio.testing.memory_stream_pair()
+    tap = Tap(far_end)
+    answered = Answered()
+
+    def mixed(link: Link, calls: list[Call]) -> None:
+        for call in calls:
+            link.answer(call.id, call.arguments[0], call.arguments[1:])
+
+    async with linked((near_end, tap), mixed) as (near, _):
+        said: list[list[Any]] = [[0], [0, None], [3], [0], [4, b"v", []]]
+        for number, arguments in enumerate(said):
+            near.call(1, arguments, soon(), answered.expect(number))
+        results = await answered.wait(5)
+    assert results == {0: (0, []), 1: (0, [None]), 2: (3, []), 3: (0, []), 4: (4, [b"v", []])}
+    assert sorted(tap.frames[1:]) == [[2, [[2, 0, None], [3, 3], [5, 4, b"v", []]]], [3, [1, 4]]]
 
 
 async def test_what_comes_in_one_piece_with_the_greeting_is_not_left_lying() -> None:
     near, far = trio.testing.memory_stream_pair()
     ahead = Session(NEAR, dialer=True)
-    call = frames.encode([1, [[1, 2000, 1, ["early"]]]])
+    call = frames.encode([1, [[1, 2000, 1, "early"]]])
     await near.send_all(ahead.greet() + call)
     link = await accept(far, FAR, lambda hello: None, echo)
     async with trio.open_nursery() as nursery:
@@ -450,7 +490,7 @@ async def test_what_comes_in_one_piece_with_the_greeting_is_not_left_lying() -> 
                 while (frame := buffer.next_frame()) is not frames.NO_FRAME:
                     heard.append(frame)
         nursery.cancel_scope.cancel()
-    assert heard[1] == [2, [[1, 0, ["early"]]]]
+    assert heard[1] == [2, [[1, 0, "early"]]]
 
 
 async def test_who_is_not_welcome_is_told_why_and_hung_up_on(streams: Streams) -> None:
@@ -466,6 +506,29 @@ async def test_who_is_not_welcome_is_told_why_and_hung_up_on(streams: Streams) -
             await dial(near, NEAR)
     with pytest.raises(trio.ClosedResourceError):
         await far.send_all(b"more")
+
+
+async def test_a_peer_of_the_former_version_is_told_to_run_the_same_trikv(streams: Streams) -> None:
+    near, far = streams
+    sentence = f"version {PROTOCOL - 1} .* version {PROTOCOL}; run the same trikv on every node"
+
+    async def take() -> None:
+        with pytest.raises(LinkError, match=sentence):
+            await accept(far, FAR, lambda hello: None, echo)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        await near.send_all(frames.encode(["trikv", PROTOCOL - 1, *NEAR]))
+        buffer = frames.FrameBuffer()
+        heard: list[Any] = []
+        with trio.fail_after(PATIENCE_S):
+            while not heard:
+                buffer.feed(await near.receive_some())
+                if (frame := buffer.next_frame()) is not frames.NO_FRAME:
+                    heard = frame
+    assert heard[0] == "trikv-refuses"
+    assert re.search(sentence, heard[1])
+    await near.aclose()
 
 
 @pytest.mark.parametrize("reply", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\0\1\xff", frames.encode(["hello"])])

@@ -98,7 +98,10 @@ async def test_a_stranger_on_a_real_socket_does_no_harm(nursery: trio.Nursery) -
         await check_it_still_serves(transport, listening.address)
 
 
-@pytest.mark.parametrize("data", [b"\0\0\0\1\xff", frames.encode([1, [[1, 2]]]), frames.encode([2, [[]]]), b"\xff" * 9])
+@pytest.mark.parametrize(
+    "data",
+    [b"\0\0\0\1\xff", frames.encode([1, [[1, 2]]]), frames.encode([2, [[]]]), frames.encode([3, [True]]), b"\xff" * 9],
+)
 async def test_a_node_that_greets_and_then_speaks_nonsense_harms_nobody_else(
     data: bytes, nursery: trio.Nursery
 ) -> None:

@@ -92,7 +92,7 @@ async def _store_in_the_past(cluster: LocalCluster, node: NodeProcess) -> list[i
             while peer.link is None:
                 await peer.wait_changed()
         for incarnation in (life, "another"):
-            fault, _ = await peer.ask(Op.STORE, [1, 0, incarnation, b"k", [0, 1, 0, 1, b"v"], []], 20)
+            fault, _ = await peer.ask(Op.STORE, [1, 0, incarnation, b"k", 0, 1, 0, 1, b"v"], 20)
             faults.append(fault)
         nursery.cancel_scope.cancel()
     return faults

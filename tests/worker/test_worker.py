@@ -402,7 +402,7 @@ async def test_a_chain_with_a_missing_link_is_broken(nursery: trio.Nursery) -> N
 async def test_a_tail_in_another_life_breaks_the_chain(nursery: trio.Nursery) -> None:
     head, middle, tail = await chain(nursery)
     arguments = head.store(1, onward=[middle, tail])
-    arguments[5][1][1] = "another incarnation"
+    arguments[9][1][1] = "another incarnation"
     assert (await head.ask(Op.STORE, arguments))[0] == Fault.RELAY_BROKE
     assert await tail.seq_of() is None
 

@@ -282,7 +282,9 @@ class _Copies:
         copy.counted = counted = request.count_copies()
         counted.under_way += 1
         done: Done = copy.end if self.trace is None else self.trace.noted(member.worker, "store", copy.end)
-        arguments: list[Any] = [request.partition, request.epoch, member.incarnation, write.key, self.row, self.hops]
+        arguments: list[Any] = [request.partition, request.epoch, member.incarnation, write.key, *self.row]
+        if self.hops:
+            arguments.append(self.hops)
         target.call(_STORE, arguments, self.deadline_s, done, self.size_bytes)
 
 

@@ -33,7 +33,7 @@ from typing import Any, Final, Never
 import cbor2
 
 FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
-ITEMS_MAX: Final = 250_000  # a listing of 10,000 rows has 90,000
+ITEMS_MAX: Final = 250_000  # a listing of 10,000 rows has 80,000
 COUNT_FROM_BYTES: Final = 128 * 1024
 DEPTH_MAX: Final = 16  # the decoder counts lists that hold something: an innermost empty one passes at 17
 INT_MIN: Final = -(2**64)  # what CBOR writes without a tag: 64 bits, and a sign
@@ -114,7 +114,7 @@ def _steps() -> tuple[list[int], list[int]]:
 _STEPS, _WIDTHS = _steps()
 
 
-def pack_frames(kind: int, items: Sequence[Sequence[Any]]) -> Iterable[bytes]:
+def pack_frames(kind: int, items: Sequence[Any]) -> Iterable[bytes]:
     """Frames `[kind, [item, ...]]` that carry all the items in order, each frame below the cap; none for no items.
 
     Nearly always everything fits into one frame. So everything is encoded at once, and halved only when it does not
@@ -130,7 +130,7 @@ def pack_frames(kind: int, items: Sequence[Sequence[Any]]) -> Iterable[bytes]:
     return (frame,) if len(frame) <= _PREFIX_BYTES + FRAME_BYTES_MAX else _halve(kind, items, len(frame))
 
 
-def _halve(kind: int, items: Sequence[Sequence[Any]], frame_bytes: int) -> Iterator[bytes]:
+def _halve(kind: int, items: Sequence[Any], frame_bytes: int) -> Iterator[bytes]:
     """The frames for items that together take `frame_bytes`, which is beyond the cap."""
     if len(items) == 1:
         raise ValueError(f"an item of {frame_bytes - _PREFIX_BYTES} bytes; a frame takes {FRAME_BYTES_MAX}")

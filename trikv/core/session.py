@@ -4,10 +4,13 @@ Both sides greet before anything else, the dialer first. A greeting names the pr
 the node and its incarnation. The acceptor may answer with a sentence instead, and the link ends. The form of a greeting
 and of a refusal never changes, so any two versions can at least tell each other why they cannot talk.
 
-After that, frames carry lists of calls or lists of answers. Many calls may be in flight, and answers come in any order:
+After that, a frame is [kind, [item, ...]], with items of one kind. Many calls may be in flight, and answers come in any
+order:
 
-    call    [id, budget_ms, op, arguments]      the deadline travels as a budget, since clocks differ
-    answer  [id, fault, payload]                fault 0: all is well
+    kind  item
+    1     [id, budget_ms, op, *arguments]     a call; the deadline travels as a budget, since clocks differ
+    2     [id, fault, *payload]               an answer; fault 0: all is well
+    3     id                                  an acknowledgement: the answer [id, 0], as nearly every write has it
 
 All transitions:
 
@@ -15,7 +18,7 @@ All transitions:
     START      greet() -> GREETING                   (bytes) -> GREETING
     GREETING   Greeted -> OPEN; TurnedAway -> OVER    Greeted -> JUDGING
     JUDGING                                          accept() -> OPEN; turn_away() -> OVER
-    OPEN       Calls, Answers                        Calls, Answers
+    OPEN       Calls, Answers, Acks                  Calls, Answers, Acks
     OVER       nothing more
 
 There are two kinds of error, as in h11: the peer's misbehaviour is a `PeerError`, our own misuse an AssertionError.
@@ -30,7 +33,7 @@ from typing import Any, Final, NamedTuple
 
 from trikv.core import frames
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 GREETING_BYTES_MAX: Final = 4096  # all that a peer that is not known yet can make us keep
 SMALL_FRAME_BYTES_MAX: Final = 64 * 1024  # for a side that receives only small calls
 _MAGIC: Final = "trikv"
@@ -38,6 +41,8 @@ _REFUSAL: Final = "trikv-refuses"
 _NOT_TRIKV: Final = "its first words are not trikv's; is this address a trikv node's RPC port?"
 _CALLS: Final = 1
 _ANSWERS: Final = 2
+_ACKS: Final = 3
+_INT: Final = frozenset((int,))  # a bool is none
 
 
 _NAME: Final = re.compile(r"[!-~]{1,256}")
@@ -110,7 +115,13 @@ class Answers(NamedTuple):
     answers: list[CallAnswer]
 
 
-SessionEvent = Greeted | TurnedAway | Calls | Answers
+class Acks(NamedTuple):
+    """The ids of calls that are answered with fault 0 and nothing else."""
+
+    ids: list[int]
+
+
+SessionEvent = Greeted | TurnedAway | Calls | Answers | Acks
 
 
 class SessionState(Enum):
@@ -169,13 +180,19 @@ class Session:
             raise
 
     def calls(self, calls: list[Any]) -> Iterable[bytes]:
-        """Frames that carry these calls, [id, budget_ms, op, arguments] each; every frame is below the cap."""
+        """Frames that carry these calls, [id, budget_ms, op, *arguments] each; every frame is below the cap."""
         assert self.state is SessionState.OPEN, self.state
         return frames.pack_frames(_CALLS, calls)
 
     def answers(self, answers: list[Any]) -> Iterable[bytes]:
+        """Likewise for answers, [id, fault, *payload] each."""
         assert self.state is SessionState.OPEN, self.state
         return frames.pack_frames(_ANSWERS, answers)
+
+    def acks(self, ids: list[int]) -> Iterable[bytes]:
+        """Likewise for acknowledgements."""
+        assert self.state is SessionState.OPEN, self.state
+        return frames.pack_frames(_ACKS, ids)
 
     def _greeting(self) -> bytes:
         me = self._me
@@ -190,11 +207,15 @@ class Session:
             # Every frame comes through here. A pattern would read better, and takes four times as long.
             if len(frame) == 2:
                 kind, items = frame
-                if isinstance(kind, int) and isinstance(items, list):
+                if type(kind) is int and type(items) is list:
                     if kind == _CALLS:
                         return Calls([_call(item) for item in items])
                     if kind == _ANSWERS:
                         return Answers([_answer(item) for item in items])
+                    if kind == _ACKS:
+                        if not _INT.issuperset(map(type, items)):
+                            raise PeerError("an acknowledgement that is not an id")
+                        return Acks(items)
             raise PeerError("a frame that is neither calls nor answers")
         if self.state is not SessionState.GREETING:
             raise PeerError("spoke before it was greeted")
@@ -221,21 +242,12 @@ class Session:
 
 
 def _call(item: Any) -> Call:
-    if isinstance(item, list) and len(item) == 4:
-        call_id, budget_ms, op, arguments = item
-        if (
-            isinstance(call_id, int)
-            and isinstance(budget_ms, int)
-            and isinstance(op, int)
-            and isinstance(arguments, list)
-        ):
-            return Call(call_id, budget_ms, op, arguments)
-    raise PeerError("a call that is not [id, budget, op, arguments]")
+    if type(item) is list and len(item) >= 3 and _INT.issuperset(map(type, item[:3])):
+        return Call(item[0], item[1], item[2], item[3:])
+    raise PeerError("a call that is not [id, budget, op, *arguments]")
 
 
 def _answer(item: Any) -> CallAnswer:
-    if isinstance(item, list) and len(item) == 3:
-        call_id, fault, payload = item
-        if isinstance(call_id, int) and isinstance(fault, int) and isinstance(payload, list):
-            return CallAnswer(call_id, fault, payload)
-    raise PeerError("an answer that is not [id, fault, payload]")
+    if type(item) is list and len(item) >= 2 and _INT.issuperset(map(type, item[:2])):
+        return CallAnswer(item[0], item[1], item[2:])
+    raise PeerError("an answer that is not [id, fault, *payload]")

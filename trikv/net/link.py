@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import trio
@@ -30,7 +30,7 @@ import trio
 from trikv.core.errors import Fault
 from trikv.core.frames import FRAME_BYTES_MAX
 from trikv.core.histogram import CallTimes
-from trikv.core.session import Answers, Call, Calls, Greeted, Hello, PeerError, Session, TurnedAway
+from trikv.core.session import Acks, Answers, Call, Calls, Greeted, Hello, PeerError, Session, TurnedAway
 from trikv.net.accept import describe_failure
 from trikv.net.sockets import receive, send_now
 
@@ -69,6 +69,7 @@ class Link:
         self._under_way: dict[int, tuple[float, Done, float, int]] = {}
         self._calls: list[tuple[float, list[Any], int]] = []  # deadline, row, size in bytes
         self._answers: list[list[Any]] = []
+        self._acks: list[int] = []  # ids of calls whose answer is the fault OK and nothing else
         self._sample_again_s = -math.inf
         self._calls_since_s = 0.0  # when the first of these calls was made
         self._calls_bytes = 0
@@ -100,14 +101,17 @@ class Link:
             self._calls_since_s = self._now()
         self._next_id += 1
         self._under_way[self._next_id] = (deadline_s, done, self._calls_since_s, op)
-        self._calls.append((deadline_s, [self._next_id, 0, int(op), arguments], size_bytes))
+        self._calls.append((deadline_s, [self._next_id, 0, int(op), *arguments], size_bytes))
         self._calls_bytes += size_bytes
         self._wake_writer()
 
     def answer(self, call_id: int, fault: int, payload: list[Any], size_bytes: int = 16) -> None:
         """Answer a call of the peer's. After the end of the link, the answer is dropped."""
         if not self._over:
-            self._answers.append([call_id, int(fault), payload])
+            if payload or fault:
+                self._answers.append([call_id, int(fault), *payload])
+            else:
+                self._acks.append(call_id)
             self._answers_bytes += size_bytes
             self._wake_writer()
 
@@ -190,23 +194,18 @@ class Link:
         while True:
             self._reader_sends = True
             for event in self._session.receive(data):
-                if isinstance(event, Answers):
-                    answered = None
-                    for call_id, fault, payload in event.answers:
-                        if waiting := self._under_way.pop(call_id, None):
-                            answered = waiting
-                            waiting[1](fault, payload)
-                    if answered is not None and self.last_heard_s >= self._sample_again_s:
-                        self._sample_again_s = self.last_heard_s + SAMPLE_S
-                        self.times.note(self.last_heard_s - answered[2], len(event.answers))
+                if isinstance(event, Acks):
+                    self._take_answers([(call_id, Fault.OK, []) for call_id in event.ids])
+                elif isinstance(event, Answers):
+                    self._take_answers(event.answers)
                 elif isinstance(event, Calls):
                     if self._handler is None:
                         raise PeerError("it called where nothing is offered")
                     self._handler(self, event.calls)
-            if self._answers and self._idle_writer is not None:
+            if (self._answers or self._acks) and self._idle_writer is not None:
                 await self._send_what_waits()  # no further calls are read while the peer takes no answers
             self._reader_sends = False
-            if self._answers or self._calls:
+            if self._answers or self._acks or self._calls:
                 self._wake_writer()
             # Only answers hold the reader back. If calls did too, two nodes could wait for each other's readers.
             while self._answers_bytes > QUEUE_BYTES_MAX and not self._over:
@@ -220,6 +219,16 @@ class Link:
                 return
             self.last_heard_s = self._now()
 
+    def _take_answers(self, answers: Sequence[tuple[int, int, list[Any]]]) -> None:
+        answered = None
+        for call_id, fault, payload in answers:
+            if waiting := self._under_way.pop(call_id, None):
+                answered = waiting
+                waiting[1](fault, payload)
+        if answered is not None and self.last_heard_s >= self._sample_again_s:
+            self._sample_again_s = self.last_heard_s + SAMPLE_S
+            self.times.note(self.last_heard_s - answered[2], len(answers))
+
     async def _write(self) -> None:
         while not self._over:
             await self._wait_for_work()
@@ -229,6 +238,7 @@ class Link:
     async def _send_what_waits(self) -> None:
         calls, self._calls = self._calls, []
         answers, self._answers = self._answers, []
+        acks, self._acks = self._acks, []
         self._leaving_bytes = self._answers_bytes
         self._calls_bytes = self._answers_bytes = 0
         self._let_reader_go()
@@ -241,6 +251,9 @@ class Link:
             elif waiting := self._under_way.pop(row[0], None):
                 waiting[1](Fault.NOT_SENT, [])
         try:
+            if acks:
+                for frame in self._session.acks(acks):
+                    await send_now(self._stream, frame)
             if answers:
                 for frame in self._session.answers(answers):
                     await send_now(self._stream, frame)
@@ -256,7 +269,7 @@ class Link:
 
     async def _wait_for_work(self) -> None:
         """Wait as on an Event, for a third of its price. This wait comes once for each frame."""
-        if self._calls or self._answers:
+        if self._calls or self._answers or self._acks:
             await trio.lowlevel.checkpoint()
             return
         self._idle_writer = trio.lowlevel.current_task()

@@ -507,10 +507,10 @@ class Worker:
             bytes_max=calls.LIST_BYTES_MAX,
         )
         rows: list[Any] = [
-            [partition, key, calls.record_to_wire(record if request.with_values else calls.without_value(record))]
+            [partition, key, *calls.record_to_wire(record if request.with_values else calls.without_value(record))]
             for partition, key, record in page.rows
         ]
-        size_bytes = sum(64 + len(key) + len(record[4] or b"") for _, key, record in rows)
+        size_bytes = sum(64 + len(row[1]) + len(row[6] or b"") for row in rows)
         link.answer(call_id, Fault.OK, [stale, rows, page.more], size_bytes)
 
     # --- relay along a chain ------------------------------------------------------------------------------------------
@@ -522,13 +522,14 @@ class Worker:
             request.epoch,
             hop.incarnation,
             request.key,
-            calls.record_to_wire(request.record),
-            [list(further) for further in rest],
+            *calls.record_to_wire(request.record),
         ]
+        if rest:
+            arguments.append([list(further) for further in rest])
 
         def done(fault: int, payload: list[Any]) -> None:
             if fault == Fault.OK:
-                item.link.answer(item.call_id, Fault.OK, payload)
+                item.link.answer(item.call_id, Fault.OK, [])
             elif fault == Fault.STALE:
                 self._refuse(item.link, item.call_id, request, Fault.STALE, payload)
             else:

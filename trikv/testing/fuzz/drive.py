@@ -210,7 +210,7 @@ class FakeWorker:
                 await stream.send_all(self.greeting)
                 while data := await stream.receive_some(_READ_BYTES):
                     for _, rows in frames.feed(data):
-                        for call_id, _budget_ms, op, arguments in rows:
+                        for call_id, _budget_ms, op, *arguments in rows:
                             self.asked += 1
                             said = self.answer(op, arguments, master)
                             if said is not None:
@@ -221,7 +221,8 @@ class FakeWorker:
 
 
 def _answer_frame(call_id: int, said: list[Any]) -> bytes:
-    return rpc_cases.frame([rpc_cases.ANSWERS, [[call_id, *said]]])
+    fault, payload = said
+    return rpc_cases.frame([rpc_cases.ANSWERS, [[call_id, fault, *payload]]])
 
 
 def nonsense(dice: random.Random, epoch: int) -> FakeAnswer:

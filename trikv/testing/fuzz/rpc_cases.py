@@ -25,12 +25,12 @@ MAGIC: Final = "trikv"
 REFUSAL: Final = "trikv-refuses"
 CALLS: Final = 1
 ANSWERS: Final = 2
+ACKS: Final = 3
 FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
 KEY: Final = b"fuzz-rpc"
 EPOCH_MAX: Final = 2**64 - 1
 BUDGET_MS: Final = 1000
 
-_ONE_CALL: Final = b"\x82\x01\x81\x84\x01\x19\x03\xe8"  # [CALLS, [[1, 1000, and what follows: op and arguments
 LAST_CALL: Final = 999_999  # the id of the HEARTBEAT behind each case: its answer shows that the link still works
 
 ODD: Final[tuple[Any, ...]] = (
@@ -109,12 +109,12 @@ def greeting_fields(to: FuzzedNode) -> list[Any]:
 
 
 def heartbeat() -> bytes:
-    return frame([CALLS, [[LAST_CALL, BUDGET_MS, int(Op.HEARTBEAT), []]]])
+    return frame([CALLS, [[LAST_CALL, BUDGET_MS, int(Op.HEARTBEAT)]]])
 
 
 def calls(*rows: Sequence[Any]) -> bytes:
     """One frame of calls `(op, arguments)`."""
-    return frame([CALLS, [[number, BUDGET_MS, op, arguments] for number, (op, arguments) in enumerate(rows, 1)]])
+    return frame([CALLS, [[number, BUDGET_MS, op, *arguments] for number, (op, arguments) in enumerate(rows, 1)]])
 
 
 def strangers(dice: random.Random, to: FuzzedNode) -> Iterator[Case]:
@@ -175,7 +175,7 @@ def after_greeting(dice: random.Random, to: FuzzedNode) -> Iterator[Case]:
             yield case(kind, data)
     for kind, body in FOREIGN.items():
         yield case(f"{kind} for a frame", raw_frame(body))
-        yield case(f"{kind} among calls", raw_frame(b"\x82\x01\x81\x84\x01\x19\x03\xe8\x02\x84\x00\x00\x61i" + body))
+        yield case(f"{kind} among calls", raw_frame(_one_call(Op.FETCH, 4) + b"\x00\x00\x61i" + body))
     yield case("a second greeting", greeting)
     yield case("a refusal", frame([REFUSAL, "go away"]))
     yield case("the largest length", b"\xff" * 4 + b"x" * 1000)
@@ -187,20 +187,34 @@ def after_greeting(dice: random.Random, to: FuzzedNode) -> Iterator[Case]:
         yield case("an odd call", frame([CALLS, [value]]))
         yield case("odd answers", frame([ANSWERS, value]))
         yield case("an odd answer", frame([ANSWERS, [value]]))
-        for at, field in enumerate(("id", "budget", "op", "arguments")):
-            row = [1, BUDGET_MS, int(Op.HEARTBEAT), []]
+        yield case("odd acknowledgements", frame([ACKS, value]))
+        yield case("an odd acknowledgement", frame([ACKS, [1, value]]))
+        for at, field in enumerate(("id", "budget", "op")):
+            row = [1, BUDGET_MS, int(Op.HEARTBEAT)]
             yield case(f"an odd {field} of a call", frame([CALLS, [[*row[:at], value, *row[at + 1 :]]]]))
-    for answer in ([1, 0, []], [1, 99, []], [1, -1, [None]], [2**63, 0, [0]], [True, True, []], [-1, 1, [EPOCH_MAX]]):
+    for answer in ([1, 0], [1, 99], [1, -1, None], [2**63, 0, 0], [True, True], [-1, 1, EPOCH_MAX], [1, 0, []]):
         yield case("answers that nobody asked for", frame([ANSWERS, [answer] * 1000]))
+    for call_id in (0, 1, 2**63, EPOCH_MAX, -1):
+        yield case("acknowledgements that nobody asked for", frame([ACKS, [call_id] * 1000]))
     for op in (-1, 0, 9, 255, 2**31, 2**63):
         yield case("an unknown op", calls((op, [])))
     yield from _calls(dice, to, case)
     yield case("8,000,000 empty calls", _many(b"\x82\x01", b"\x80", 8_000_000))
     yield case("8,000,000 empty answers", _many(b"\x82\x02", b"\x80", 8_000_000))
-    yield case("8,000,000 empty arguments", _many(_ONE_CALL + b"\x03", b"\x80", 8_000_000))
+    yield case("8,000,000 zeros acknowledged", _many(b"\x82\x03", b"\x00", 8_000_000))
+    yield case("240,000 zeros acknowledged", _many(b"\x82\x03", b"\x00", 240_000))
+    yield case(
+        "8,000,000 empty arguments",
+        raw_frame(b"\x82\x01\x81" + list_head(8_000_003) + b"\x01\x19\x03\xe8\x03" + b"\x80" * 8_000_000),
+    )
     yield case("8,000,000 empty texts", _many(b"\x82\x01", b"\x60", 8_000_000))
-    yield case("8,000,000 zeros behind a call", frame([CALLS, [[1, 1, 2, []]]]), raw_frame(bytes(8_000_000)))
+    yield case("8,000,000 zeros behind a call", frame([CALLS, [[1, 1, 2]]]), raw_frame(bytes(8_000_000)))
     yield case("an odd list of 2,000,000", _many(b"\x82\x01", b"\x84\x00\x00\x00", 2_000_000))
+
+
+def _one_call(op: Op, arguments: int) -> bytes:
+    """The beginning of a frame of one call, up to its arguments, of which there are so many."""
+    return bytes((0x82, CALLS, 0x81, 0x83 + arguments, 1, 0x19, *BUDGET_MS.to_bytes(2, "big"), op))
 
 
 def _many(head: bytes, item: bytes, count: int) -> bytes:
@@ -213,7 +227,7 @@ def _calls(dice: random.Random, to: FuzzedNode, case: Any) -> Iterator[Case]:
     life, partition, epoch = to.incarnation, to.partition, to.epoch
     record = [epoch, 1, epoch, 1, b"x"]
     good: dict[Op, list[Any]] = {
-        Op.STORE: [partition, epoch, life, KEY, record, []],
+        Op.STORE: [partition, epoch, life, KEY, *record],
         Op.FETCH: [partition, epoch, life, KEY],
         Op.LIST: [life, [[partition, epoch]], b"", None, 100, True],
         Op.DISCARD: [partition, past, life],
@@ -245,12 +259,12 @@ def _calls(dice: random.Random, to: FuzzedNode, case: Any) -> Iterator[Case]:
         for value in odd:
             yield case(
                 "STORE of an odd record",
-                calls((Op.STORE, [partition, epoch, life, KEY, [*record[:at], value, *record[at + 1 :]], []])),
+                calls((Op.STORE, [partition, epoch, life, KEY, *record[:at], value, *record[at + 1 :]])),
             )
     for value in odd:
-        yield case("STORE along an odd chain", calls((Op.STORE, [partition, epoch, life, KEY, record, [value]])))
+        yield case("STORE along an odd chain", calls((Op.STORE, [partition, epoch, life, KEY, *record, [value]])))
         yield case(
-            "STORE to an odd address", calls((Op.STORE, [partition, epoch, life, KEY, record, [["w", "i", value]]]))
+            "STORE to an odd address", calls((Op.STORE, [partition, epoch, life, KEY, *record, [["w", "i", value]]]))
         )
     for address in (
         "",
@@ -266,24 +280,24 @@ def _calls(dice: random.Random, to: FuzzedNode, case: Any) -> Iterator[Case]:
     ):
         yield case(
             "STORE to an address that is none",
-            calls((Op.STORE, [partition, epoch, life, KEY, record, [["w", "i", address]]])),
+            calls((Op.STORE, [partition, epoch, life, KEY, *record, [["w", "i", address]]])),
         )
         yield case("ENLIST of an address that is none", calls((Op.ENLIST, [address])))
     hops = [["w", "i", f"127.0.0.1:{port}"] for port in range(1, 201)]
     yield case(
-        "STORE along 200 chains", calls(*((Op.STORE, [partition, epoch, life, KEY, record, [hop]]) for hop in hops))
+        "STORE along 200 chains", calls(*((Op.STORE, [partition, epoch, life, KEY, *record, [hop]]) for hop in hops))
     )
     yield case(
-        "STORE along a chain of 100,000", calls((Op.STORE, [partition, epoch, life, KEY, record, [hops[0]] * 100_000]))
+        "STORE along a chain of 100,000", calls((Op.STORE, [partition, epoch, life, KEY, *record, [hops[0]] * 100_000]))
     )
     large = b"x" * (VALUE_BYTES_MAX + 1)
-    yield case("STORE of a value too large", calls((Op.STORE, [partition, epoch, life, KEY, [*record[:4], large], []])))
+    yield case("STORE of a value too large", calls((Op.STORE, [partition, epoch, life, KEY, *record[:4], large])))
     for many in (100_000, 800_000):
         pairs = list_head(many) + b"\x82\x07\x01" * many
         name = bytes(cbor2.dumps(life))
-        yield case(f"DIGEST of {many:,} times one partition", raw_frame(_ONE_CALL + b"\x07\x82" + name + pairs))
+        yield case(f"DIGEST of {many:,} times one partition", raw_frame(_one_call(Op.DIGEST, 2) + name + pairs))
         behind = b"\x40\xf6\x18\x64\xf5"  # no prefix, no key to go on after, 100 rows, with values
-        yield case(f"LIST of {many:,} times one partition", raw_frame(_ONE_CALL + b"\x03\x86" + name + pairs + behind))
+        yield case(f"LIST of {many:,} times one partition", raw_frame(_one_call(Op.LIST, 6) + name + pairs + behind))
     for absent in (1024, 65_000, 0xFFFE):
         yield case("DIGEST of a partition that there is not", calls((Op.DIGEST, [life, [[absent, 1]]])))
         yield case("LIST of a partition that there is not", calls((Op.LIST, [life, [[absent, 1]], b"", None, 9, True])))
@@ -292,7 +306,7 @@ def _calls(dice: random.Random, to: FuzzedNode, case: Any) -> Iterator[Case]:
     yield case("LIST of all partitions, past", calls((Op.LIST, [life, everything, b"", None, 10_000, True])))
     yield case("many calls at once", calls(*(((Op.FETCH, good[Op.FETCH])),) * 20_000))
     yield case("many heartbeats", calls(*(((Op.HEARTBEAT, [])),) * 20_000))
-    yield case("one id for all calls", frame([CALLS, [[1, 1, 5, []]] * 5000]))
+    yield case("one id for all calls", frame([CALLS, [[1, 1, 5]] * 5000]))
     for op in (Op.STORE, Op.FETCH, Op.LIST, Op.DISCARD, Op.DIGEST, Op.FORGET):
         again = [*good[op]]
         again[0 if op in (Op.LIST, Op.DIGEST) else 2] = "0123456789abcdef"
@@ -304,14 +318,14 @@ def _calls(dice: random.Random, to: FuzzedNode, case: Any) -> Iterator[Case]:
 
 def odd_answer(dice: random.Random, op: int, epoch: int) -> list[Any]:
     """An answer `[fault, payload]` that the caller cannot use."""
-    row = [dice.choice((0, 1023, 1024, 65_000, 65_534, EPOCH_MAX, -1)), b"fuzz-fake", [epoch, 1, epoch, 1, b""]]
+    row = [dice.choice((0, 1023, 1024, 65_000, 65_534, EPOCH_MAX, -1)), b"fuzz-fake", epoch, 1, epoch, 1, b""]
     summary = [dice.choice((0, 1023, 65_000)), dice.choice((0, EPOCH_MAX)), EPOCH_MAX, EPOCH_MAX, 0]
     payloads: list[Any] = [
         [], [None], [[]], [[], []], [[], [], False], [[], [], True], [[], [row], False], [[], [row] * 3, True],
         [[[65_000, 1]], [], False], [[[0, EPOCH_MAX]], [], False], [[], [summary]], [[], [summary] * 2000],
         [[[0, EPOCH_MAX]], []], [EPOCH_MAX], [-1], ["x"], [b""], [epoch, 1, epoch, 1, b"x"], [1, 2, 3, 4, 5],
-        [EPOCH_MAX, EPOCH_MAX, EPOCH_MAX, EPOCH_MAX, None], [[], [[0, b"", [1, 1, 1, 1, b""]]], False],
-        [[], [[0, b"x" * 5000, [1, 1, 1, 1, b""]]], False],
+        [EPOCH_MAX, EPOCH_MAX, EPOCH_MAX, EPOCH_MAX, None], [[], [[0, b"", 1, 1, 1, 1, b""]], False],
+        [[], [[0, b"x" * 5000, 1, 1, 1, 1, b""]], False],
         dice.choice(ODD), [dice.choice(ODD)], [dice.choice(ODD)] * 3,
     ]  # fmt: skip
     payload = dice.choice(payloads)

@@ -79,11 +79,11 @@ class Trace:
         buffer.feed(data)
         match buffer.next_frame():
             case [1, list(calls)]:
-                for call_id, _, op, arguments in calls:
+                for call_id, _, op, *arguments in calls:
                     asked = self._calls[connection, call_id] = _asked(op, arguments, self._names)
                     yield *asked, None
             case [2, list(answers)]:
-                for call_id, fault, payload in answers:
+                for call_id, fault, *payload in answers:
                     call, key, record = self._calls.get((connection, call_id), ("call", "", None))
                     if call == "fetch" and fault == Fault.OK:
                         record = fetched_from_wire(payload)
@@ -99,5 +99,5 @@ def _asked(op: int, arguments: list[Any], names: Names) -> tuple[str, str, Recor
     name = Op(op).name.lower()
     if op in (Op.STORE, Op.FETCH):
         key = names.decode(arguments[3])
-        return name, key, record_from_wire(arguments[4]) if op == Op.STORE else None
+        return name, key, record_from_wire(arguments[4:9]) if op == Op.STORE else None
     return name, "", None
