@@ -48,7 +48,8 @@ async def receive(stream: trio.abc.Stream, bytes_max: int) -> bytes | bytearray:
             raise trio.ClosedResourceError("the connection was closed here")
         try:
             await trio.lowlevel.wait_readable(descriptor)
-            return os.read(descriptor, bytes_max)
+            # Asked anew: the socket may be closed by now, and its number another's.
+            return os.read(stream.socket.fileno(), bytes_max)
         except BlockingIOError:
             pass  # what was there is gone, as after a bad checksum
         except OSError as error:
