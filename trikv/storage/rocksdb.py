@@ -29,6 +29,7 @@ another program fills the disk once more before that, an operator must make room
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -58,6 +59,7 @@ _CACHE_BYTES: Final = 32 * 1024 * 1024
 _MB: Final = 1024 * 1024
 _BALLAST: Final = "BALLAST"
 _COMPACTS_FROM: Final = 14  # free write buffers
+_LOOK_S: Final = 0.02  # how long a look at the free space counts: each store asks, and a look costs as much as a read
 _OPEN_FILES_MAX: Final = 256
 _BLOOM_BITS: Final = 10  # 1 % of lookups of absent keys read a block in vain; a write of a new key is such a lookup
 
@@ -94,6 +96,7 @@ class RocksStorage(Storage):
         self._has_ballast = _lay_ballast(directory / _BALLAST, sizes)
         self._directory = directory
         self._failure: OSError | None = None
+        self._free_bytes, self._free_until_s = 0, 0.0  # as of the last look, and until when it counts
         notes = _Cursor(db.iter())
         self._meta = {
             place[2:].decode(): notes.value() for place in notes.places(_place(_META, b""), _place(_META, b""))
@@ -168,7 +171,8 @@ class RocksStorage(Storage):
             self._look_at_room()
 
     def _look_at_room(self) -> None:
-        may_compact = self._sizes.may_compact(_free_bytes(self._directory))
+        self._free_bytes, self._free_until_s = _free_bytes(self._directory), time.monotonic() + _LOOK_S
+        may_compact = self._sizes.may_compact(self._free_bytes)
         if may_compact != self._may_compact:
             self._db.set_options({"disable_auto_compactions": "false" if may_compact else "true"})
             self._may_compact = may_compact
@@ -179,7 +183,10 @@ class RocksStorage(Storage):
         return self._meta
 
     def room(self) -> Room:
-        return Room(_free_bytes(self._directory), self._sizes.reserve)
+        now_s = time.monotonic()
+        if now_s >= self._free_until_s:
+            self._free_bytes, self._free_until_s = _free_bytes(self._directory), now_s + _LOOK_S
+        return Room(self._free_bytes, self._sizes.reserve)
 
     async def close(self) -> None:
         with trio.CancelScope(shield=True):  # an open instance keeps its directory locked
