@@ -80,6 +80,28 @@ def test_what_is_encoded_arrives_however_it_is_cut(items: list[list[Any]], cuts:
     assert len(buffer) == 0
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_frames_cut_in_two_at_every_place(kind: type[Any]) -> None:
+    """A frame that arrives whole and alone takes another way than a piece of one."""
+    items: list[list[Any]] = [[1, [[7, 1000, 1, b"key"]]], [3, [7]], [], [2, [[8, 3]]]]
+    data = b"".join(map(encode, items))
+    for cut in range(len(data) + 1):
+        buffer = FrameBuffer()
+        arrived = []
+        for piece in (data[:cut], data[cut:]):
+            buffer.feed(kind(piece))
+            arrived += drain(buffer)
+        assert arrived == items
+        assert len(buffer) == 0
+
+
+def test_what_was_not_taken_yet_is_not_lost_by_the_next_feed() -> None:
+    buffer = FrameBuffer()
+    for number in range(3):
+        buffer.feed(encode([number]))
+    assert drain(buffer) == [[0], [1], [2]]
+
+
 def test_a_frame_arrives_byte_by_byte_and_not_before_its_last() -> None:
     frame = encode([1, b"x" * 10_000])
     buffer = FrameBuffer()
@@ -211,6 +233,30 @@ def test_items_that_do_not_fit_are_split_in_order(sizes: list[int]) -> None:
             assert kind == 7
             arrived += some
     assert arrived == items
+
+
+@pytest.mark.parametrize(
+    "items",
+    [list(range(600_000)), [[n, b"key", n, None, True] for n in range(100_000)], [[[[n]]] * 3 for n in range(60_000)]],
+    ids=["ids", "rows", "lists in rows"],
+)
+def test_no_frame_has_more_items_than_the_receiver_takes(items: list[Any]) -> None:
+    frames = list(pack_frames(3, items))
+    assert len(frames) > 1
+    buffer = FrameBuffer()
+    arrived = []
+    for frame in frames:
+        assert len(frame) < FRAME_BYTES_MAX
+        buffer.feed(frame)
+        arrived += [item for _, some in drain(buffer) for item in some]
+    assert arrived == items
+
+
+def test_one_item_of_more_items_than_a_receiver_takes_is_an_error() -> None:
+    with pytest.raises(ValueError, match="250,000 items"):
+        list(pack_frames(3, [[7], [0] * 250_000]))
+    with pytest.raises(ValueError, match="250,000 items"):
+        encode([0] * 250_000)
 
 
 def test_an_item_beyond_a_frame_is_an_error() -> None:

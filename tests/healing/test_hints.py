@@ -36,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[Op]:
     handle = Worker.handle
 
     def note(self: Worker, link: Link, incoming: list[Call]) -> None:
-        asked.update(Op(call.op) for call in incoming)
+        asked.update(Op(call[2]) for call in incoming)
         handle(self, link, incoming)
 
     monkeypatch.setattr(Worker, "handle", note)

@@ -90,7 +90,7 @@ class Answered:
 
 def echo(link: Link, calls: list[Call]) -> None:
     for call in calls:
-        link.answer(call.id, Fault.OK, call.arguments)
+        link.answer(call[0], Fault.OK, call[3:])
 
 
 async def link_up(streams: Streams, handler: Handler | None) -> tuple[Link, Link]:
@@ -133,7 +133,7 @@ async def test_many_calls_are_under_way_and_answered_in_any_order(streams: Strea
         held.extend(calls)
         if len(held) == 1000:
             for call in reversed(held):
-                link.answer(call.id, call.arguments[0] % 7, [call.arguments[0] * 2])
+                link.answer(call[0], call[3] % 7, [call[3] * 2])
 
     async with linked(streams, backwards) as (near, _):
         for number in range(1000):
@@ -228,7 +228,7 @@ async def test_a_call_ends_late_when_it_is_swept_and_its_answer_is_then_of_no_us
         near.sweep(trio.current_time() + 1)
         assert answered.results == {0: (Fault.LATE, [])}
         for call in held:
-            far.answer(call.id, Fault.OK, [])
+            far.answer(call[0], Fault.OK, [])
         assert await answered.wait(2) == {0: (Fault.LATE, []), 1: (Fault.OK, [])}
 
 
@@ -245,9 +245,9 @@ async def test_how_long_calls_took_is_told_from_the_call_to_the_answer(
         assert (near.oldest_s(1), near.oldest_s(3)) == (0.0, None)
         mock_clock.jump(0.03)
         for call in held[:2]:
-            far.answer(call.id, Fault.OK, [])
+            far.answer(call[0], Fault.OK, [])
         await answered.wait(2)
-        far.answer(held[2].id, Fault.OK, [])  # in another frame, too soon for another sample
+        far.answer(held[2][0], Fault.OK, [])  # in another frame, too soon for another sample
         await answered.wait(3)
         near.call(3, [], 100.0, answered.expect(4))
         assert near.oldest_s(3) == pytest.approx(0.03)
@@ -309,7 +309,7 @@ async def test_answers_are_read_however_many_calls_wait_to_leave() -> None:
         await trio.testing.wait_all_tasks_blocked()
         near.call(1, [], soon(), answered.expect(3), QUEUE_BYTES_MAX + 1)
         for count, call in enumerate(asked, start=1):
-            far.answer(call.id, Fault.OK, [])
+            far.answer(call[0], Fault.OK, [])
             await answered.wait(count)
         tap.gate.set()
     assert {0, 1} <= set(answered.results)
@@ -328,7 +328,7 @@ async def test_beyond_the_bound_of_calls_a_call_is_not_sent() -> None:
 
 def answer_amply(link: Link, calls: list[Call]) -> None:
     for call in calls:
-        link.answer(call.id, Fault.OK, [], QUEUE_BYTES_MAX // 4)
+        link.answer(call[0], Fault.OK, [], QUEUE_BYTES_MAX // 4)
 
 
 async def test_who_does_not_take_its_answers_is_not_read_from() -> None:
@@ -445,7 +445,7 @@ async def test_an_acknowledgement_of_nothing_or_of_what_was_answered_is_ignored(
         for number in range(3):
             near.call(1, [], soon(), answered.expect(number))
         await trio.testing.wait_all_tasks_blocked()
-        first, second, third = (call.id for call in held)
+        first, second, third = (call[0] for call in held)
         strange = [0, -1, 2**64 - 1, 77, -(2**64)]
         await far_end.send_all(frames.encode([3, [*strange, first, first, *strange, second]]))
         await answered.wait(2)
@@ -463,7 +463,7 @@ async def test_acknowledgements_leave_as_bare_ids_and_answers_with_something_in_
 
     def mixed(link: Link, calls: list[Call]) -> None:
         for call in calls:
-            link.answer(call.id, call.arguments[0], call.arguments[1:])
+            link.answer(call[0], call[3], call[4:])
 
     async with linked((near_end, tap), mixed) as (near, _):
         said: list[list[Any]] = [[0], [0, None], [3], [0], [4, b"v", []]]
@@ -564,7 +564,7 @@ def fail(*_: object) -> None:
 
 
 def answer_what_no_frame_carries(link: Link, calls: list[Call]) -> None:
-    link.answer(calls[0].id, Fault.OK, [object()])
+    link.answer(calls[0][0], Fault.OK, [object()])
 
 
 @pytest.mark.parametrize(

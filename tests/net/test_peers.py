@@ -46,8 +46,8 @@ def network(doors: Doors) -> NotedTransport:
 
 def answer(link: Link, calls: list[Call]) -> None:
     for call in calls:
-        if call.op == Op.HEARTBEAT:
-            link.answer(call.id, Fault.OK, ["here"])
+        if call[2] == Op.HEARTBEAT:
+            link.answer(call[0], Fault.OK, ["here"])
 
 
 async def serve(nursery: trio.Nursery, network: NotedTransport, turn_away: str | None = None) -> None:

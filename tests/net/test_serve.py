@@ -26,7 +26,7 @@ def judge(hello: Hello) -> str | None:
 
 def answer(link: Link, calls: list[Call]) -> None:
     for call in calls:
-        link.answer(call.id, Fault.OK, call.arguments)
+        link.answer(call[0], Fault.OK, call[3:])
 
 
 async def serve(nursery: trio.Nursery, transport: Transport) -> Listening:

@@ -86,17 +86,9 @@ class MasterId(NamedTuple):
         return cls(int(term), name) if slash and term.isascii() and term.isdigit() and len(term) <= 10 else cls(0, "")
 
 
-class Call(NamedTuple):
-    id: int
-    budget_ms: int
-    op: int
-    arguments: list[Any]
-
-
-class CallAnswer(NamedTuple):
-    id: int
-    fault: int
-    payload: list[Any]
+# A call and an answer as they arrive: the rows above, of which the first three values and the first two are integers.
+Call = list[Any]
+CallAnswer = list[Any]
 
 
 class Greeted(NamedTuple):
@@ -209,9 +201,15 @@ class Session:
                 kind, items = frame
                 if type(kind) is int and type(items) is list:
                     if kind == _CALLS:
-                        return Calls([_call(item) for item in items])
+                        for row in items:
+                            if type(row) is not list or len(row) < 3 or not _INT.issuperset(map(type, row[:3])):
+                                raise PeerError("a call that is not [id, budget, op, *arguments]")
+                        return Calls(items)
                     if kind == _ANSWERS:
-                        return Answers([_answer(item) for item in items])
+                        for row in items:
+                            if type(row) is not list or len(row) < 2 or not _INT.issuperset(map(type, row[:2])):
+                                raise PeerError("an answer that is not [id, fault, *payload]")
+                        return Answers(items)
                     if kind == _ACKS:
                         if not _INT.issuperset(map(type, items)):
                             raise PeerError("an acknowledgement that is not an id")
@@ -239,15 +237,3 @@ class Session:
                             self.state = SessionState.JUDGING
                         return Greeted(Hello(role, node, incarnation, cluster))
         raise PeerError(_NOT_TRIKV)
-
-
-def _call(item: Any) -> Call:
-    if type(item) is list and len(item) >= 3 and _INT.issuperset(map(type, item[:3])):
-        return Call(item[0], item[1], item[2], item[3:])
-    raise PeerError("a call that is not [id, budget, op, *arguments]")
-
-
-def _answer(item: Any) -> CallAnswer:
-    if type(item) is list and len(item) >= 2 and _INT.issuperset(map(type, item[:2])):
-        return CallAnswer(item[0], item[1], item[2:])
-    raise PeerError("an answer that is not [id, fault, *payload]")

@@ -367,12 +367,12 @@ class Master:
         return None
 
     def _handle(self, link: Link, incoming: list[Call]) -> None:
-        for call in incoming:
-            request = parse(call.op, call.arguments)
+        for call_id, _, op, *arguments in incoming:
+            request = parse(op, arguments)
             if not isinstance(request, Enlist | Heartbeat):
                 raise PeerError("asked a master for records")
             if isinstance(request, Enlist):
-                self.enlisting.answer(link, call.id, request.address)
+                self.enlisting.answer(link, call_id, request.address)
 
 
 def _warn_of_other_founding(cluster: Cluster, mode: str | None, replicas: int | None) -> None:

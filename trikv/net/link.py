@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
@@ -30,7 +30,7 @@ import trio
 from trikv.core.errors import Fault
 from trikv.core.frames import FRAME_BYTES_MAX
 from trikv.core.histogram import CallTimes
-from trikv.core.session import Acks, Answers, Call, Calls, Greeted, Hello, PeerError, Session, TurnedAway
+from trikv.core.session import Acks, Answers, Call, CallAnswer, Calls, Greeted, Hello, PeerError, Session, TurnedAway
 from trikv.net.accept import describe_failure
 from trikv.net.sockets import receive, send_now
 
@@ -195,7 +195,7 @@ class Link:
             self._reader_sends = True
             for event in self._session.receive(data):
                 if isinstance(event, Acks):
-                    self._take_answers([(call_id, Fault.OK, []) for call_id in event.ids])
+                    self._take_answers([[call_id, 0] for call_id in event.ids])
                 elif isinstance(event, Answers):
                     self._take_answers(event.answers)
                 elif isinstance(event, Calls):
@@ -219,9 +219,9 @@ class Link:
                 return
             self.last_heard_s = self._now()
 
-    def _take_answers(self, answers: Sequence[tuple[int, int, list[Any]]]) -> None:
+    def _take_answers(self, answers: list[CallAnswer]) -> None:
         answered = None
-        for call_id, fault, payload in answers:
+        for call_id, fault, *payload in answers:
             if waiting := self._under_way.pop(call_id, None):
                 answered = waiting
                 waiting[1](fault, payload)

@@ -308,39 +308,39 @@ class Worker:
         """Answer the calls that can be answered at once, and queue the rest for the committer."""
         now = self._now()
         counted = self.counts.calls
-        for call in incoming:
-            request = calls.parse(call.op, call.arguments)
-            counted[call.op] += 1
+        for call_id, budget_ms, op, *arguments in incoming:
+            request = calls.parse(op, arguments)
+            counted[op] += 1
             if isinstance(request, Heartbeat):
-                link.answer(call.id, Fault.OK, self.vitals().to_wire())
+                link.answer(call_id, Fault.OK, self.vitals().to_wire())
                 continue
             if isinstance(request, Enlist):
                 raise PeerError("asked a worker to enlist someone")
             is_of_lives = isinstance(request, Confirm | Renew)
             if request.incarnation != self.incarnation or not (is_of_lives or lineage.is_confirmed(self.starts)):
-                self._refuse(link, call.id, request, Fault.OTHER_MEMBER)
+                self._refuse(link, call_id, request, Fault.OTHER_MEMBER)
                 continue
             if is_of_lives and not self._is_master(link.peer):
                 raise PeerError("is not the master that may confirm a start")
             if isinstance(request, Fetch) and self.registers.knows(request.partition, request.epoch):
-                self._answer_fetch(link, call.id, self.registers.durable, request)
+                self._answer_fetch(link, call_id, self.registers.durable, request)
                 continue
             if isinstance(request, List):
                 if self._lists >= LISTS_MAX:
-                    self._refuse(link, call.id, request, Fault.BUSY)
+                    self._refuse(link, call_id, request, Fault.BUSY)
                     continue
                 self._lists += 1
             size_bytes = _OVERHEAD_BYTES
             if isinstance(request, Store):
                 if request.record.value is not None and self._disk_is_exhausted(size_bytes + len(request.record.value)):
-                    self._refuse(link, call.id, request, Fault.FULL)
+                    self._refuse(link, call_id, request, Fault.FULL)
                     continue
                 size_bytes += size_of(request.key, request.record)
                 if self._queue_bytes + size_bytes > QUEUE_BYTES_MAX:
-                    self._refuse(link, call.id, request, Fault.BUSY)
+                    self._refuse(link, call_id, request, Fault.BUSY)
                     continue
             self._queue_bytes += size_bytes
-            self._queue.append(_Item(link, call.id, now + min(call.budget_ms / 1000, BUDGET_MOST_S), request))
+            self._queue.append(_Item(link, call_id, now + min(budget_ms / 1000, BUDGET_MOST_S), request))
             self._waiting.set()
 
     def _disk_is_full(self) -> bool:
