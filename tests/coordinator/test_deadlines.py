@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import count
 
 import pytest
 import trio
@@ -26,14 +28,16 @@ class Dawdles(Strategy):
 
     def __init__(self) -> None:
         self.before_s = self.after_s = 0.0
+        self.waits_s: dict[bytes, float] = {}  # before the write of some key
         self.in_nursery = False
+        self.breaks = False  # an error of its own, when it is cancelled
         self.cancelled = 0
 
     def copies(self, n: int) -> int:
         return n
 
     async def write(self, write: Write, replicas: ReplicaSet) -> None:
-        await self._dawdle(self.before_s)
+        await self._dawdle(self.waits_s.get(write.key, self.before_s))
         await replicas.store(write)
         await self._dawdle(self.after_s)
 
@@ -46,11 +50,19 @@ class Dawdles(Strategy):
             if self.in_nursery:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(trio.sleep, seconds)
-                    nursery.start_soon(trio.sleep, seconds)
+                    nursery.start_soon(self._sleep, seconds)
             elif seconds:
                 await trio.sleep(seconds)
         except BaseException:
             self.cancelled += 1
+            raise
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await trio.sleep(seconds)
+        except trio.Cancelled:
+            if self.breaks:
+                raise ZeroDivisionError from None
             raise
 
 
@@ -178,18 +190,144 @@ async def test_an_operation_of_a_task_below_has_a_scope_of_its_own(
     assert not task.limit.is_expired
 
 
-async def test_what_is_under_way_when_the_looking_ends_still_ends_in_time(
-    nursery: trio.Nursery, cluster: InProcessCluster, strategy: Dawdles, autojump_clock: MockClock
+@pytest.mark.parametrize("with_limit", [True, False])
+async def test_a_strategy_that_breaks_while_it_is_cancelled_is_late_and_no_more(
+    task: Task, strategy: Dawdles, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, *, with_limit: bool
 ) -> None:
-    deadlines = Deadlines()
-    task = Task(cluster.coordinator, deadlines)
+    """Its error comes in a group with the cancellation."""
+    strategy.in_nursery = strategy.breaks = True
+    coordinator = task.coordinator
+
+    async def end(what: Callable[[], Awaitable[object]]) -> str:
+        if not with_limit:
+            with pytest.raises(TrikvError) as caught:
+                await what()
+            return caught.value.kind.code
+        with task.limit:
+            await what()
+        assert task.limit.failure is not None
+        return task.limit.failure.kind.code
+
+    strategy.before_s, strategy.after_s = 10.0, 0.0
+    assert await end(lambda: coordinator.get(KEY, timeout_s=0.5)) == "unanswered"
+    assert await end(lambda: coordinator.put(KEY, b"v", timeout_s=0.5)) == "unanswered"
+    strategy.before_s, strategy.after_s = 0.0, 10.0
+    assert await end(lambda: coordinator.put(KEY, b"v", timeout_s=0.5)) == "unknown"
+    outcomes = coordinator.outcomes
+    assert (outcomes[Outcome.REFUSED], outcomes[Outcome.UNKNOWN], coordinator.in_flight) == (2, 1, 0)
+    assert caplog.text.count("strategy dawdles failed while it was cancelled") == 3
+
+
+async def test_cancelled_from_outside_while_it_is_late_as_well_the_task_ends(
+    nursery: trio.Nursery, task: Task, strategy: Dawdles, autojump_clock: MockClock
+) -> None:
     strategy.before_s = 10.0
-    async with trio.open_nursery() as looking:
-        looking.start_soon(deadlines.run)
-        nursery.start_soon(task.put, 0.5)
+    for late_first in (False, True):
+        went_on = False
+        with trio.CancelScope() as outside:
+            with task.limit:
+
+                def end_both(late_first: bool = late_first) -> None:
+                    for end in (task.limit.expire, outside.cancel)[:: 1 if late_first else -1]:
+                        end()
+
+                nursery.start_soon(_call_at, trio.current_time() + 0.2, end_both)
+                await task.coordinator.put(KEY, b"v", timeout_s=0.5)
+            went_on = True
+        assert outside.cancelled_caught
+        assert not went_on
+        assert (task.coordinator.in_flight, limit_of_task.get(), task.deadlines.limits) == (0, None, set())
+
+
+async def _call_at(at_s: float, what: Callable[[], None]) -> None:
+    await trio.sleep_until(at_s)
+    what()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_hundreds_of_tasks_with_any_timeouts_end_each_in_time_and_none_too_early(
+    task: Task, strategy: Dawdles, autojump_clock: MockClock, seed: int
+) -> None:
+    """What takes less than its timeout is committed, and what takes longer is late, by `LOOK_S` at most."""
+    dice = random.Random(seed)
+    tried: list[tuple[float, float, float, str]] = []  # timeout, wait, how long it took, how it ended
+
+    async def serve(number: int) -> None:
+        limit = Limit(task.deadlines)
+        await trio.sleep(dice.uniform(0.0, 1.0))
+        for index in count():
+            key = b"%d/%d" % (number, index)
+            began_s, timeout_s = trio.current_time(), dice.choice((1e-9, 1e-4, 0.003, 0.1, dice.uniform(0.0, 2.0)))
+            wait_s = strategy.waits_s[key] = dice.choice((0.0, 2 * timeout_s, dice.uniform(0.0, 2.0)))
+            how = "committed"
+            with limit:
+                try:
+                    await task.coordinator.put(key, b"v", timeout_s=timeout_s)
+                except TrikvError as error:
+                    how = error.kind.code
+            if limit.failure is not None:
+                how = limit.failure.kind.code
+            tried.append((timeout_s, wait_s, trio.current_time() - began_s, how))
+            if index == 5:
+                return
+
+    async with trio.open_nursery() as tasks:
+        for number in range(200):
+            tasks.start_soon(serve, number)
+    assert len(tried) == 200 * 6
+    for timeout_s, wait_s, took_s, how in tried:
+        told = f"seed {seed}: {how} in {took_s} s, of {timeout_s} s, after {wait_s} s"
+        assert took_s <= timeout_s + LOOK_S + 1e-6, told
+        if how == "committed":
+            assert abs(took_s - wait_s) < 1e-6, told
+        elif how == "unknown":  # the links send nothing after the deadline
+            assert timeout_s <= wait_s <= took_s + 1e-6, told
+        else:
+            assert how == "unanswered", told
+            assert timeout_s <= min(wait_s, took_s) + 1e-6, told
+    assert (task.coordinator.in_flight, task.deadlines.limits) == (0, set())
+
+
+async def test_a_clock_that_leaps_ends_what_is_late_and_nothing_that_follows(
+    nursery: trio.Nursery, task: Task, strategy: Dawdles, autojump_clock: MockClock
+) -> None:
+    """As when the process was stopped for a while."""
+    strategy.before_s = 1000.0  # longer than the leap
+    tasks = [Task(task.coordinator, task.deadlines) for _ in range(5)]
+    ended: list[str] = []
+
+    async def put_twice(each: Task) -> None:
+        ended.append(await each.put(2.0))
+        ended.append(await each.put(2.0))
+
+    async with trio.open_nursery() as puts:
+        for each in tasks:
+            puts.start_soon(put_twice, each)
         await trio.sleep(0.1)
-        looking.cancel_scope.cancel()
-    await cluster.until(lambda: task.ended_s > 0)
-    assert 0.5 <= task.ended_s <= 0.5 + LOOK_S
-    assert task.limit.deadline_s == math.inf
-    assert task.limit.failure is not None
+        strategy.before_s = 1.0
+        autojump_clock.jump(600)
+    assert ended == ["unanswered"] * 5 + ["committed"] * 5
+
+
+class Counted(set[Limit]):
+    """How often somebody has looked at all of them."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Limit]:
+        self.looks += 1
+        return super().__iter__()
+
+
+async def test_a_client_with_tiny_timeouts_makes_nobody_look_more_often(
+    task: Task, strategy: Dawdles, autojump_clock: MockClock
+) -> None:
+    """A look takes time for each connection, so there are `LOOK_S` between two, whatever the deadlines are."""
+    task.deadlines.limits = limits = Counted()
+    began_s = trio.current_time()
+    for _ in range(200):
+        strategy.before_s = 0.0004
+        assert await task.put(0.001) == "committed"
+        strategy.before_s = 0.01
+        assert await task.put(0.0001) == "unanswered"
+    assert limits.looks <= 2 + (trio.current_time() - began_s) / LOOK_S

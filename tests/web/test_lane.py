@@ -27,6 +27,7 @@ from tests.web.lanes import (
     read_answers,
     read_to_the_end,
 )
+from trikv.api import Promise, Record, ReplicaSet, Strategy, Write
 from trikv.core import serving
 from trikv.core.record import VALUE_BYTES_MAX
 from trikv.net.accept import raise_descriptor_limit
@@ -417,6 +418,69 @@ async def test_a_stop_does_not_wait_for_replicas_that_are_silent(served: Served,
     served.stop.set()
     with trio.fail_after(GRACE_S + 1):
         await served.stopped.wait()
+
+
+async def test_at_a_stop_a_client_that_reads_slowly_gets_its_value_and_nothing_else(
+    served: Served, clock: MockClock
+) -> None:
+    """The request was served in time. That its deadline passes while the answer leaves means nothing."""
+    value = b"x" * VALUE_BYTES_MAX
+    await served.cluster.coordinator.put(b"large", value)
+    served.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    stream = await served.connect()
+    hold(served)
+    await stream.send_all(Sent(b"GET", b"/v1/kv/large?timeout=0.5").spelt)
+    await has_in_flight(served, 1)
+    served.stop.set()
+    await trio.testing.wait_all_tasks_blocked()
+    release(served)
+    await has_in_flight(served, 0)
+    await trio.sleep(1.0)
+    assert [answer.body for answer in answers_in(await read_to_the_end(stream))] == [value]
+
+
+class Lingers(Strategy):
+    """Its first write goes on for some rounds of the scheduler after the stop, its second one to no end."""
+
+    name = "lingers"
+    promise = Promise.CP
+    gives_up = use_when = protocol = "Nothing, never, nohow."
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+        self.stop = trio.Event()
+        self.begun = 0
+
+    def copies(self, n: int) -> int:
+        return n
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        self.begun += 1
+        if self.begun > 1:
+            await trio.sleep_forever()
+        await self.stop.wait()
+        for _ in range(self.rounds):
+            await trio.lowlevel.checkpoint()
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return None
+
+
+@pytest.mark.parametrize("rounds", range(8))
+async def test_what_begins_in_the_instant_of_a_stop_is_late_at_its_deadline_as_ever(
+    nursery: trio.Nursery, clock: MockClock, rounds: int
+) -> None:
+    strategy = Lingers(rounds)
+    served = Served(await InProcessCluster.start(nursery, mode="lingers", strategies=[strategy]))
+    strategy.stop = served.stop
+    await nursery.start(served.run)
+    stream = await served.connect()
+    await stream.send_all(b"".join(Sent(b"PUT", b"/v1/kv/k?timeout=" + t, b"v").spelt for t in (b"60", b"0.5", b"60")))
+    await has_in_flight(served, 1)
+    served.stop.set()
+    answers = answers_in(await read_to_the_end(stream))
+    assert [answer.status for answer in answers] == [204, 503][: strategy.begun]
+    await served.end()
 
 
 async def test_a_client_that_sends_hundreds_of_requests_at_once_does_not_keep_others_waiting(

@@ -436,6 +436,8 @@ class Coordinator:
         except Exception as error:  # a strategy is a stranger's code, and a client must still be told the truth
             _log.exception("strategy %s failed in write", state.strategy.name)
             raise WriteFailed(f"strategy {state.strategy.name} failed: {error!r}") from error
+        except BaseExceptionGroup as group:
+            raise _cancellation_in(group, state.strategy.name) from None
         finally:
             if key in state.pending:
                 self.in_doubt.set()
@@ -478,6 +480,8 @@ class Coordinator:
             except Exception as error:  # as in own_write
                 _log.exception("strategy %s failed in read", state.strategy.name)
                 raise Refused("unanswered", f"strategy {state.strategy.name} failed: {error!r}") from error
+            except BaseExceptionGroup as group:
+                raise _cancellation_in(group, state.strategy.name) from None
             if record is not None and not isinstance(record, Record):
                 raise Refused("unanswered", f"strategy {state.strategy.name} answered {record!r}, which is no record")
             return record
@@ -643,6 +647,16 @@ def _stamp_of(current: Record | None) -> str | None:
 def _describe_mismatch(current: Record | None) -> str:
     stamp = _stamp_of(current)
     return "there is no such key" if stamp is None else f"the key's stamp is {stamp}"
+
+
+def _cancellation_in(group: BaseExceptionGroup[BaseException], strategy: str) -> BaseException:
+    """What a strategy raises out of its nursery if it fails while it is cancelled: without its own errors, so that the
+    operation ends as any other that is cancelled."""
+    broken, cancelled = group.split(Exception)
+    if broken is not None:
+        _log.error("strategy %s failed while it was cancelled", strategy, exc_info=broken)
+    assert cancelled is not None, group  # else it were an ExceptionGroup
+    return cancelled
 
 
 def check_key(key: bytes, *, internal: bool = False) -> None:

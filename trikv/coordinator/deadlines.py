@@ -35,31 +35,32 @@ class Deadlines:
     def __init__(self) -> None:
         self.limits: set[Limit] = set()
         self.next_look_s = math.inf
+        self._not_before_s = -math.inf
         self._sooner = trio.Event()
 
     async def run(self) -> None:
-        """End what is late, until cancelled; then each operation under way has a scope that ends it."""
-        try:
-            while True:
-                with trio.move_on_at(self.next_look_s):
-                    await self._sooner.wait()
+        """End what is late, until cancelled. Nothing ends what is late after that, so this outlives the tasks."""
+        while True:
+            with trio.move_on_at(self.next_look_s):
+                await self._sooner.wait()
                 self._sooner = trio.Event()
-                now = trio.current_time()
-                earliest_s = math.inf
-                for limit in self.limits:
-                    if limit.deadline_s <= now:
-                        limit.expire()
-                    else:
-                        earliest_s = min(earliest_s, limit.deadline_s)
-                self.next_look_s = max(earliest_s, now + LOOK_S)
-        finally:
+                continue
+            now = trio.current_time()
+            earliest_s = math.inf
             for limit in self.limits:
-                limit.scope.deadline = limit.deadline_s
+                if limit.deadline_s <= now:
+                    limit.expire()
+                else:
+                    earliest_s = min(earliest_s, limit.deadline_s)
+            self._not_before_s = now + LOOK_S
+            self.next_look_s = max(earliest_s, self._not_before_s)
 
     def look_sooner(self, at_s: float) -> None:
-        """Look at that time already."""
-        self.next_look_s = at_s
-        self._sooner.set()
+        """Look at that time already, or as soon after it as may be."""
+        at_s = max(at_s, self._not_before_s)
+        if at_s < self.next_look_s:
+            self.next_look_s = at_s
+            self._sooner.set()
 
 
 class Limit:

@@ -326,20 +326,22 @@ async def serve_app(
         finally:
             served.discard(connection)
 
-    async with trio.open_nursery() as connections:
-        async with listener, trio.open_nursery() as accepting:
-            accepting.start_soon(_cancel_at, stop, accepting.cancel_scope)
-            if lane is not None:
-                accepting.start_soon(lane.run)
-            task_status.started()
-            at_most = connections_max(listener)
-            await accept_forever(listener, serve_one, what="the HTTP port", nursery=connections, at_most=at_most)
+    async with trio.open_nursery() as looking:
         if lane is not None:
-            lane.stop()
-        await context.terminated.set()  # connections without a request end at once
-        deadline_s = connections.cancel_scope.deadline = trio.current_time() + GRACE_S
-        for connection in served:
-            connection.end_by(deadline_s)
+            looking.start_soon(lane.run)  # to the end of the last connection, since requests under way have deadlines
+        async with trio.open_nursery() as connections:
+            async with listener, trio.open_nursery() as accepting:
+                accepting.start_soon(_cancel_at, stop, accepting.cancel_scope)
+                task_status.started()
+                at_most = connections_max(listener)
+                await accept_forever(listener, serve_one, what="the HTTP port", nursery=connections, at_most=at_most)
+            if lane is not None:
+                lane.stop()
+            await context.terminated.set()  # connections without a request end at once
+            deadline_s = connections.cancel_scope.deadline = trio.current_time() + GRACE_S
+            for connection in served:
+                connection.end_by(deadline_s)
+        looking.cancel_scope.cancel()
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
