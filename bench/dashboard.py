@@ -23,7 +23,6 @@ Left out: the load comes from this process and shares the machine with the clust
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import re
 import shutil
@@ -31,11 +30,11 @@ import statistics
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import trio
 
+from bench.common import cpu_s_of
 from trikv.testing.machine import describe_machine
 from trikv.testing.processes.cluster import LocalCluster
 from trikv.testing.processes.connection import HttpConnection, make_request
@@ -89,16 +88,10 @@ class LoadLoops:
 
 
 async def measure(loops: LoadLoops, master_pid: int, seconds: float) -> Period:
-    began_s, done, spent_s = trio.current_time(), loops.done, cpu_s(master_pid)
+    began_s, done, spent_s = trio.current_time(), loops.done, cpu_s_of(master_pid)
     await trio.sleep(seconds)
     took_s, done = trio.current_time() - began_s, loops.done - done
-    return Period(done / took_s, (cpu_s(master_pid) - spent_s) / took_s)
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time of a process so far (proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return Period(done / took_s, (cpu_s_of(master_pid) - spent_s) / took_s)
 
 
 # --- the pages --------------------------------------------------------------------------------------------------------

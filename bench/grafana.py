@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any, Final
 
 import httpx
 
+from bench.common import free_port
 from trikv.core.errors import TrikvError
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 
@@ -52,8 +52,7 @@ def prometheus(program: str, cluster: LocalCluster, directory: Path) -> Iterator
     settings = SETTINGS.format(master=f"127.0.0.1:{cluster.master.http_port}", workers=workers)
     file = directory / "prometheus.yml"
     file.write_text(settings)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with (directory / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             [

@@ -24,6 +24,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from bench.common import make_svg
 from trikv.client import Client
 from trikv.core.errors import Outcome
 from trikv.testing.judge.history import Operation
@@ -194,18 +195,8 @@ RATE_TOP, RATE_BOTTOM = 150, 300
 P99_TOP, P99_BOTTOM = 340, 470
 P99_LEAST_MS, P99_MOST_MS = 1.0, 10_000.0
 
-# A ground of its own, in a light and a dark version, since the page around the picture may be either.
 STYLE: Final = """
-  svg { --ground: #ffffff; --ink: #1f2328; --faint: #d1d9e0; --quiet: #59636e; --done: #0969da; --bad: #cf222e;
-        --slow: #8250df; }
-  @media (prefers-color-scheme: dark) {
-    svg { --ground: #0d1117; --ink: #f0f6fc; --faint: #3d444d; --quiet: #9198a1; --done: #4493f8; --bad: #f85149;
-          --slow: #ab7df8; }
-  }
-  text { font: 13px system-ui, sans-serif; fill: var(--ink); }
   text { stroke: var(--ground); stroke-width: 4px; stroke-linejoin: round; paint-order: stroke; }
-  .quiet { fill: var(--quiet); font-size: 12px; }
-  .ground { fill: var(--ground); }
   .grid { stroke: var(--faint); }
   .mark { stroke: var(--quiet); stroke-dasharray: 3 3; }
   .done, .slow { fill: none; stroke: var(--done); stroke-width: 2; }
@@ -272,12 +263,7 @@ def draw(bins: Sequence[Bin], marks: Sequence[Mark], title: str, note: str) -> s
     drawn.append(text(LEFT + 240, RATE_TOP - 8, "and not committed", "t-bad"))
     drawn.append(text(LEFT, P99_TOP - 8, "p99 of the committed ones, from request to answer", "t-slow"))
     drawn.append(text(LEFT, HEIGHT - 12, f"{note}. Bins of {BIN_S:g} s; given up after {DOWN_AFTER_S:g} s.", "quiet"))
-    body = "\n".join(drawn)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'role="img" aria-label="{escape(title)}">\n<style>{STYLE}</style>\n'
-        f'<rect class="ground" width="{WIDTH}" height="{HEIGHT}"/>\n{body}\n</svg>\n'
-    )
+    return make_svg(WIDTH, HEIGHT, title, STYLE, "\n".join(drawn))
 
 
 if __name__ == "__main__":

@@ -25,16 +25,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median, quantiles
 
 import trio
 
+from bench.common import TELLS_CPU, cpu_s_of
 from trikv.testing.machine import describe_machine
 from trikv.testing.processes.cluster import LocalCluster
 from trikv.testing.processes.connection import HttpConnection, make_request
@@ -98,7 +97,9 @@ async def drive(cluster: LocalCluster, options: argparse.Namespace, seed: str) -
         async with HttpConnection(lambda: port) as connection:
             await connection.dial()
             answer = await connection.ask(make_request("GET", "/v1/probe"))
-        looked.append((cpu_s_of(cluster.master.pid), json.loads(answer.body).get("operations", 0)))
+        looked.append(
+            (cpu_s_of(cluster.master.pid) if TELLS_CPU else None, json.loads(answer.body).get("operations", 0))
+        )
 
     counts_from_s = time.perf_counter() + options.warm_up
     until_s = counts_from_s + options.seconds
@@ -111,16 +112,6 @@ async def drive(cluster: LocalCluster, options: argparse.Namespace, seed: str) -
     (before_s, probed_before), (after_s, probed_after) = looked
     cpu_s = None if before_s is None or after_s is None else after_s - before_s
     return Measured(operations, failures, options.seconds, cpu_s, probed_after - probed_before)
-
-
-def cpu_s_of(pid: int) -> float | None:
-    """The processor time that a process has taken until now; None where the system does not tell."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return None
-    user, system = stat.rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(options: argparse.Namespace, seed: str, *, probes: bool) -> Measured:
