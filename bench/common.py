@@ -27,9 +27,20 @@ _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_s_of(pid: int) -> float:
-    """User and system time of a process until now, in steps of 10 ms (proc(5)). Only where `TELLS_CPU`."""
+    """The processor time of a process until now, in steps of 10 ms. Only where `TELLS_CPU`."""
+    return sum(user_and_system_s_of(pid))
+
+
+def user_and_system_s_of(pid: int) -> tuple[float, float]:
+    """The same, for the process's own code and for the kernel on its behalf (proc(5))."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
+    return int(fields[11]) * _TICK_S, int(fields[12]) * _TICK_S
+
+
+def idle_s_of_machine() -> float:
+    """For how long its cores have been idle until now, all together."""
+    fields = Path("/proc/stat").read_text().partition("\n")[0].split()
+    return (int(fields[4]) + int(fields[5])) * _TICK_S
 
 
 def memory_bytes_of(pid: int) -> int:

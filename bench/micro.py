@@ -44,11 +44,10 @@ from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.locks import KeyLocks
 from trikv.core import calls, frames
 from trikv.core.calls import Op
-from trikv.core.errors import Fault
 from trikv.core.placement import place
 from trikv.core.record import Record, Version, make_epoch, make_seq
 from trikv.core.ring import partition_of
-from trikv.core.session import Answers, Calls, Greeted, Hello, Session
+from trikv.core.session import Acks, Calls, Greeted, Hello, Session
 from trikv.core.tally import Tally
 from trikv.daemon import COLLECTOR_THRESHOLDS, services_of
 from trikv.net.doors import Doors
@@ -158,19 +157,31 @@ class Wire:
             key = NAMES[self._count % KEYS]
             version = Version(EPOCH, make_seq(self._count, 1))
             record = calls.record_to_wire(Record(version, version, VALUE))
-            arguments = [partition_of(key), EPOCH, self._incarnation, key, record, []]
-            rows.append([self._count, BUDGET_MS, int(Op.STORE), arguments])
+            rows.append(
+                [self._count, BUDGET_MS, int(Op.STORE), partition_of(key), EPOCH, self._incarnation, key, *record]
+            )
         return rows
-
-    def acknowledgements(self, count: int) -> list[Any]:
-        return [[number, int(Fault.OK), []] for number in range(count)]
 
     def framed_stores(self, count: int) -> bytes:
         """Their bytes, as the dialer sends them."""
         return b"".join(self.dialer.calls(self.stores(count)))
 
     def framed_acknowledgements(self, count: int) -> bytes:
-        return b"".join(self.acceptor.answers(self.acknowledgements(count)))
+        return b"".join(self.acceptor.acks(list(range(count))))
+
+    @staticmethod
+    def confirmation(worker: Worker) -> list[Any]:
+        """The call without which a worker serves nothing."""
+        return [0, BUDGET_MS, int(Op.CONFIRM), worker.incarnation, str(worker.starts[-1])]
+
+    @staticmethod
+    def acknowledged(session: Session, framed: bytes | bytearray) -> int:
+        """How many acknowledgements these bytes complete."""
+        count = 0
+        for event in session.receive(framed):
+            assert isinstance(event, Acks), event
+            count += len(event.ids)
+        return count
 
 
 @asynccontextmanager
@@ -196,12 +207,12 @@ async def session_layer() -> AsyncIterator[Sequence[Case]]:
     for count in (1, 64):
         told = f"{count} a frame"
         rows, framed = wire.stores(count), wire.framed_stores(count)
-        acknowledgements, answered = wire.acknowledgements(count), wire.framed_acknowledgements(count)
+        ids, answered = list(range(count)), wire.framed_acknowledgements(count)
         cases += [
             plain(f"send a store, {told}", partial(_drain, wire.dialer.calls, rows), count),
             plain(f"receive and parse it, {told}", partial(_receive_calls, wire.acceptor, framed), count),
-            plain(f"acknowledge it, {told}", partial(_drain, wire.acceptor.answers, acknowledgements), count),
-            plain(f"receive that, {told}", partial(_receive_answers, wire.dialer, answered), count),
+            plain(f"acknowledge it, {told}", partial(_drain, wire.acceptor.acks, ids), count),
+            plain(f"receive that, {told}", partial(wire.acknowledged, wire.dialer, answered), count),
         ]
     yield cases
 
@@ -216,10 +227,6 @@ def _receive_calls(session: Session, framed: bytes) -> None:
         assert isinstance(event, Calls), event
         for call in event.calls:
             calls.parse(call.op, call.arguments)
-
-
-def _receive_answers(session: Session, framed: bytes | bytearray) -> int:
-    return sum(len(event.answers) for event in session.receive(framed) if isinstance(event, Answers))
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------
@@ -331,12 +338,11 @@ async def worker_layer() -> AsyncIterator[Sequence[Case]]:
         async def ask(framed: bytes, count: int) -> None:
             await stream.send_all(framed)
             while count:
-                count -= _receive_answers(session, await stream.receive_some())
+                count -= wire.acknowledged(session, await stream.receive_some())
 
         await stream.send_all(session.greet())
         list(session.receive(await stream.receive_some()))
-        confirm = [0, BUDGET_MS, int(Op.CONFIRM), [worker.incarnation, str(worker.starts[-1])]]
-        await ask(b"".join(session.calls([confirm])), 1)
+        await ask(b"".join(session.calls([wire.confirmation(worker)])), 1)
 
         def store(count: int) -> Case:
             framed: list[bytes] = []
@@ -602,16 +608,18 @@ async def _time(case: Case, count: int) -> tuple[float, float]:
     return time.process_time() - cpu_s, time.perf_counter() - began_s
 
 
-def measure_all(layers: Mapping[str, Layer], *, repeats: int, burst_s: float) -> list[Result]:
-    """Every layer, each in a run of its own, with a line for each case as it ends."""
+def measure_all(
+    layers: Mapping[str, Layer], *, repeats: int, burst_s: float, says: Callable[[str], None] = print
+) -> list[Result]:
+    """Every layer, each in a run of its own. `says` is given a line for each case, layer by layer."""
     results: list[Result] = []
     for name, layer in layers.items():
         gc.collect()
         gc.freeze()
         found = trio.run(partial(measure, name, layer, repeats=repeats, burst_s=burst_s))
-        print(name)
+        says(name)
         for result in found:
-            print(result.tell(), flush=True)
+            says(result.tell())
         results += found
     return results
 

@@ -9,8 +9,9 @@ each connection sends its next request when the last was answered). Keys are dra
 law; every key is stored before reads are measured.
 
 For each load it prints, of trikv and of the peer: requests a second, latency (median, 99 %, 99.9 %), and the processor
-time for a request, of the master (for etcd: of all nodes), of the workers and of wrk. The ratio is trikv's rate by the
-peer's, the median of the rounds. `--json` writes all of it, `--picture` draws the ratios.
+time for a request, of the master (for etcd: of all nodes), of the workers and of wrk, with the cores that each took in
+brackets, and those that other programs took. The ratio is trikv's rate by the peer's, the median of the rounds.
+`--json` writes all of it, `--picture` draws the ratios.
 
 The Go baseline is two binaries, `m` (the master) and `w` (a worker), with `/put?key=&value=` and `/get?key=` at port
 8080. It keeps data in a map, without versions, a disk, or any handling of failures.
@@ -36,7 +37,7 @@ from typing import Final
 import httpx
 
 from bench.common import Bar, add_outputs, draw_bars, free_port, write_outputs
-from bench.wrk import INSTALL_WRK, Measured, PlainServer, Server, draw_keys, pids_of, run_wrk, spell_key
+from bench.wrk import INSTALL_WRK, Measured, PlainServer, Server, draw_keys, pids_of, run_wrk, spell_key, tell_cpu
 from trikv.testing.machine import describe_machine
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 
@@ -211,11 +212,11 @@ def _tell(name: str, rounds: Sequence[Measured]) -> str:
     def middle(attribute: str) -> float:
         return float(median(getattr(one, attribute) for one in rounds))
 
-    cpu = ", ".join(f"{role} {median(one.cpu_us[role] for one in rounds):.0f}" for role in rounds[0].cpu_us)
     failures = sum(one.failures for one in rounds)
     return (
         f"    {name:6} {middle('rate'):9,.0f}/s   p50 {middle('p50_ms'):7.2f}  p99 {middle('p99_ms'):7.2f}  "
-        f"p99.9 {middle('p999_ms'):7.2f} ms   CPU us: {cpu}" + (f"   {failures:,} failed" if failures else "")
+        f"p99.9 {middle('p999_ms'):7.2f} ms   CPU us: {tell_cpu(rounds)}"
+        + (f"   {failures:,} failed" if failures else "")
     )
 
 

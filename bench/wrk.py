@@ -7,25 +7,29 @@ measured too (role `wrk`): it has one thread, and where that is busy all the tim
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import resource
 import shutil
 import subprocess
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from statistics import median
 from typing import Final
 
-from bench.common import cpu_s_of
+from bench.common import cpu_s_of, idle_s_of_machine
 from trikv.testing.processes.cluster import LocalCluster
 
 DRAWN: Final = 50_000  # keys in a file, which wrk's script goes round
 INSTALL_WRK: Final = "wrk, which sends the load: apt-get install wrk"
-_IS_LIMIT: Final = 0.9  # of a core: a process with one busy thread that takes so much is what limits the rate
+_IS_BUSY: Final = 0.9  # of a core: a process with one busy thread that takes so much is what limits the rate
+_IS_FULL: Final = 0.15  # idle cores
 
 # wrk's script: it reads the targets of its requests from a file, one a line, and ends with one line of figures.
 _SCRIPT: Final = """
@@ -48,7 +52,10 @@ _FIGURES: Final = re.compile(r"FIGURES (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+) ([\d.
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Of one server under one load. Processor time is for one request, in microseconds, by role; `wrk` is one."""
+    """Of one server under one load. Processor time is for one request, in microseconds, by role; `wrk` is one.
+
+    `others_cores`: how many cores were taken by what is not of this run; `idle_cores`: by nothing.
+    """
 
     rate: float
     failures: int
@@ -56,18 +63,29 @@ class Measured:
     p99_ms: float
     p999_ms: float
     cpu_us: Mapping[str, float]
+    others_cores: float
+    idle_cores: float
 
-    def busy(self, role: str) -> float:
-        """How much of a core the role took."""
+    def cores(self, role: str) -> float:
+        """How many cores the role took."""
         return self.cpu_us[role] * self.rate / 1e6
 
     @property
     def limit(self) -> str:
-        """The process that was busy all the time; empty if none was: then it is the machine's cores, or waiting."""
-        return next((role for role in ("wrk", "master") if role in self.cpu_us and self.busy(role) > _IS_LIMIT), "")
+        """What was busy all the time; empty if nothing was."""
+        for role in ("wrk", "master"):  # each has one busy thread
+            if role in self.cpu_us and self.cores(role) > _IS_BUSY:
+                return role
+        return "cores" if self.idle_cores < _IS_FULL else ""
 
-    def tell_cpu(self) -> str:
-        return ", ".join(f"{role} {us:.0f}" for role, us in self.cpu_us.items())
+
+def tell_cpu(rounds: Sequence[Measured]) -> str:
+    """The processor time of each role for one request, with the cores that it took; then those of other programs."""
+    told = [
+        f"{role} {median(one.cpu_us[role] for one in rounds):.0f} ({median(one.cores(role) for one in rounds):.2f})"
+        for role in rounds[0].cpu_us
+    ]
+    return ", ".join([*told, f"others ({median(one.others_cores for one in rounds):.2f})"])
 
 
 class Server(ABC):
@@ -143,12 +161,13 @@ def run_wrk(server: Server, script: str, connections: int, seconds: float) -> Me
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write(script)
         file.flush()
-        before = _cpu_s(server)
+        before, idle_s, began_s = _cpu_s(server), idle_s_of_machine(), time.perf_counter()
         ended = subprocess.run(
             ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "-s", file.name, f"http://127.0.0.1:{server.port}"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
-        after = _cpu_s(server)
+        took_s = time.perf_counter() - began_s
+        after, idle_cores = _cpu_s(server), (idle_s_of_machine() - idle_s) / took_s
     found = _FIGURES.search(ended.stdout)
     if found is None:
         raise SystemExit(f"error: wrk told no figures: {ended.stdout}{ended.stderr}")
@@ -158,8 +177,13 @@ def run_wrk(server: Server, script: str, connections: int, seconds: float) -> Me
         raise SystemExit(
             f"error: {server.name} answered nothing in {seconds:g} s; its processes are {dict(server.pids)}"
         )
-    cpu_us = {role: round(1e6 * (after[role] - before[role]) / requests, 1) for role in after}
-    return Measured(requests / took_us * 1e6, failures, p50_us / 1e3, p99_us / 1e3, p999_us / 1e3, cpu_us)
+    spent_s = {role: after[role] - before[role] for role in after}
+    cpu_us = {role: round(1e6 * role_s / requests, 1) for role, role_s in spent_s.items()}
+    others_cores = max(0.0, (os.cpu_count() or 1) - idle_cores - sum(spent_s.values()) / took_s)
+    return Measured(
+        requests / took_us * 1e6, failures, p50_us / 1e3, p99_us / 1e3, p999_us / 1e3, cpu_us,
+        round(others_cores, 2), round(idle_cores, 2),
+    )  # fmt: skip
 
 
 def _cpu_s(server: Server) -> dict[str, float]:
