@@ -175,6 +175,14 @@ class Wire:
         return [0, BUDGET_MS, int(Op.CONFIRM), worker.incarnation, str(worker.starts[-1])]
 
     @staticmethod
+    def parsed(session: Session, framed: bytes) -> None:
+        """Receive calls and parse each, as a worker does."""
+        for event in session.receive(framed):
+            assert isinstance(event, Calls), event
+            for _, _, op, *arguments in event.calls:
+                calls.parse(op, arguments)
+
+    @staticmethod
     def acknowledged(session: Session, framed: bytes | bytearray) -> int:
         """How many acknowledgements these bytes complete."""
         count = 0
@@ -210,7 +218,7 @@ async def session_layer() -> AsyncIterator[Sequence[Case]]:
         ids, answered = list(range(count)), wire.framed_acknowledgements(count)
         cases += [
             plain(f"send a store, {told}", partial(_drain, wire.dialer.calls, rows), count),
-            plain(f"receive and parse it, {told}", partial(_receive_calls, wire.acceptor, framed), count),
+            plain(f"receive and parse it, {told}", partial(wire.parsed, wire.acceptor, framed), count),
             plain(f"acknowledge it, {told}", partial(_drain, wire.acceptor.acks, ids), count),
             plain(f"receive that, {told}", partial(wire.acknowledged, wire.dialer, answered), count),
         ]
@@ -220,13 +228,6 @@ async def session_layer() -> AsyncIterator[Sequence[Case]]:
 def _drain(frame: Callable[[list[Any]], Iterable[bytes]], rows: list[Any]) -> None:
     for _ in frame(rows):
         pass
-
-
-def _receive_calls(session: Session, framed: bytes) -> None:
-    for event in session.receive(framed):
-        assert isinstance(event, Calls), event
-        for call in event.calls:
-            calls.parse(call.op, call.arguments)
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------
@@ -488,14 +489,15 @@ async def sockets_layer() -> AsyncIterator[Sequence[Case]]:
 
 @asynccontextmanager
 async def trio_layer() -> AsyncIterator[Sequence[Case]]:
-    async with trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
 
         async def echo(stream: trio.SocketStream) -> None:
             while data := await stream.receive_some(4096):
                 await stream.send_all(data)
 
-        listeners = await nursery.start(trio.serve_tcp, echo, 0)
-        streams = [await trio.testing.open_stream_to_socket_listener(listeners[0]) for _ in range(32)]
+        listeners = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        streams = [await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port)) for _ in range(32)]
 
         def echoes(at_once: int) -> Case:
             async def one(stream: trio.SocketStream, count: int) -> None:
@@ -615,7 +617,6 @@ def measure_all(
     results: list[Result] = []
     for name, layer in layers.items():
         gc.collect()
-        gc.freeze()
         found = trio.run(partial(measure, name, layer, repeats=repeats, burst_s=burst_s))
         says(name)
         for result in found:
@@ -626,6 +627,7 @@ def measure_all(
 
 def collect_seldom() -> None:
     """As a node does."""
+    gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 

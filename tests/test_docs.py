@@ -26,7 +26,7 @@ def test_the_table_of_modes_is_in_the_strategies_own_words() -> None:
 
 
 def test_the_files_that_the_readmes_name_exist() -> None:
-    for readme in (ROOT / "README.md", ROOT / "plugins" / "README.md"):
+    for readme in (ROOT / "README.md", ROOT / "plugins" / "README.md", ROOT / "bench" / "README.md"):
         named = re.findall(r"`((?:trikv|plugins|tests|scripts|bench)/[\w./]+\.\w+)`", readme.read_text())
         assert named
         assert [name for name in named if not (ROOT / name).exists()] == []
