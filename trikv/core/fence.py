@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from typing import Final
 
 from trikv.core.record import JUMP_MAX, TERM_MAX, generation_of, make_epoch, term_of
 
@@ -22,6 +23,9 @@ class EpochJudgement(Enum):
     NEWER = "newer"  # promise it on disk, then serve
     STALE = "stale"  # refuse
     ABSURD = "absurd"  # refuse, and promise nothing
+
+
+_KNOWN: Final = EpochJudgement.KNOWN  # every call looks it up
 
 
 class Fence:
@@ -51,7 +55,7 @@ class Fence:
 
     def judge(self, partition: int, epoch: int) -> EpochJudgement:
         if self._promised.get(partition) == epoch and term_of(epoch) == self.term:
-            return EpochJudgement.KNOWN
+            return _KNOWN
         term, generation = term_of(epoch), generation_of(epoch)
         known = generation_of(self._promised.get(partition, 0))
         if term < self.term or generation < known:

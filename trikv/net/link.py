@@ -39,7 +39,9 @@ CALLS_MAX: Final = 100_000
 GREETING_TIMEOUT_S: Final = 5.0
 SILENCE_MOST_S: Final = 5.0  # after which a link with unanswered calls is ended
 SAMPLE_S: Final = 0.001  # a busy link has a thousand samples a second
-_READ_BYTES: Final = 256 * 1024
+_READ_BYTES: Final = 64 * 1024  # a larger buffer is mapped anew for each read, which costs more than the read
+_READ_BYTES_MOST: Final = 256 * 1024  # while a large value arrives
+_ACK_BYTES: Final = 16
 
 _log = logging.getLogger(__name__)
 
@@ -107,12 +109,18 @@ class Link:
 
     def answer(self, call_id: int, fault: int, payload: list[Any], size_bytes: int = 16) -> None:
         """Answer a call of the peer's. After the end of the link, the answer is dropped."""
-        if not self._over:
-            if payload or fault:
-                self._answers.append([call_id, int(fault), *payload])
-            else:
-                self._acks.append(call_id)
+        if not payload and not fault:
+            self.acknowledge(call_id)
+        elif not self._over:
+            self._answers.append([call_id, int(fault), *payload])
             self._answers_bytes += size_bytes
+            self._wake_writer()
+
+    def acknowledge(self, call_id: int) -> None:
+        """As `answer` with the fault OK and no payload."""
+        if not self._over:
+            self._acks.append(call_id)
+            self._answers_bytes += _ACK_BYTES
             self._wake_writer()
 
     async def close(self) -> None:
@@ -191,6 +199,7 @@ class Link:
 
     async def _read(self) -> None:
         data: bytes | bytearray = b""  # at first, the rest of what came with the greeting
+        read_bytes = _READ_BYTES
         while True:
             self._reader_sends = True
             for event in self._session.receive(data):
@@ -212,11 +221,12 @@ class Link:
                 self._held_reader = trio.Event()
                 await self._held_reader.wait()
             try:
-                data = await receive(self._stream, _READ_BYTES)
+                data = await receive(self._stream, read_bytes)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return
             if not data:
                 return
+            read_bytes = _READ_BYTES if len(data) < read_bytes else _READ_BYTES_MOST
             self.last_heard_s = self._now()
 
     def _take_answers(self, answers: list[CallAnswer]) -> None:

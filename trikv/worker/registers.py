@@ -15,6 +15,7 @@ change, a summary is that of the durable records.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import trio
@@ -26,8 +27,14 @@ from trikv.core.histogram import Histogram, Sizes
 from trikv.core.record import Record, Version
 
 _EMPTY: Final = Summary()
+_KNOWN: Final = EpochJudgement.KNOWN  # every call looks it up
 _PAGE_ROWS: Final = 1_000
 _PAGE_BYTES: Final = 4 * 1024 * 1024
+
+
+@cache
+def _note_of_summary(partition: int) -> str:
+    return f"keys/{partition}"
 
 
 class Registers:
@@ -77,7 +84,7 @@ class Registers:
 
     def knows(self, partition: int, epoch: int) -> bool:
         """Is this the epoch that is promised, durably, with no discard under way?"""
-        return partition not in self._in_doubt and self.fence.judge(partition, epoch) is EpochJudgement.KNOWN
+        return partition not in self._in_doubt and self.fence.judge(partition, epoch) is _KNOWN
 
     def durable(self, partition: int, key: bytes) -> Record | None:
         """The record as it is on disk, without the batch that is on its way there."""
@@ -92,19 +99,21 @@ class Registers:
     def pass_fence(self, partition: int, epoch: int) -> bool:
         """Promise the epoch if it is newer. False: it is stale, or absurd."""
         judgement = self.fence.judge(partition, epoch)
+        if judgement is _KNOWN:
+            return True
         if judgement is EpochJudgement.NEWER:
             self.fence.promise(partition, epoch)
             self.note(f"promise/{partition}", b"%d" % epoch)
             self._in_doubt.add(partition)
             if partition not in self._summaries:
                 self._set_summary(partition, _EMPTY)
-        return judgement in (EpochJudgement.KNOWN, EpochJudgement.NEWER)
+        return judgement is EpochJudgement.NEWER
 
     def put(self, partition: int, key: bytes, record: Record) -> None:
         """Replace the record if the new one is newer."""
         where = (partition, key)
         current = self._current(where)
-        if current is None or record.version > current.version:
+        if current is None or record[0] > current[0]:  # their versions
             self._batch.puts[where] = record
             self._set_summary(partition, self.summary(partition).replaced(key, current, record))
 
@@ -135,7 +144,7 @@ class Registers:
         """Make durable what was collected since the last commit."""
         batch, self._batch = self._batch, Batch()
         for partition in self._changed:
-            batch.meta[f"keys/{partition}"] = self._summaries[partition].pack()
+            batch.meta[_note_of_summary(partition)] = self._summaries[partition].pack()
         self._changed.clear()
         if batch:
             batch.meta["batches"] = b"%d" % (self.batches + 1)
@@ -159,8 +168,9 @@ class Registers:
         return current
 
     def _set_summary(self, partition: int, summary: Summary) -> None:
-        former = self.summary(partition)
-        self.keys += summary.keys - former.keys
-        self.size_bytes += summary.size_bytes - former.size_bytes
+        _, _, size_bytes, keys = summary
+        _, _, former_bytes, former_keys = self._summaries.get(partition, _EMPTY)
+        self.keys += keys - former_keys
+        self.size_bytes += size_bytes - former_bytes
         self._summaries[partition] = summary
         self._changed.add(partition)
