@@ -63,6 +63,10 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them there, as SVG")
 
 
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
 def write_outputs(options: argparse.Namespace, name: str, rows: Sequence[Mapping[str, object]], picture: str) -> None:
     """Write the JSON document and the picture, where they were asked for."""
     if options.json is not None:
@@ -70,7 +74,7 @@ def write_outputs(options: argparse.Namespace, name: str, rows: Sequence[Mapping
         document = {
             "bench": name,
             "machine": describe_machine(),
-            "date": datetime.now(UTC).date().isoformat(),
+            "date": today(),
             "options": asked,
             "rows": rows,
         }

@@ -2,7 +2,8 @@
 
     bench/profile.sh                                  # finds py-spy, or says how to install it, and runs this file
     bench/profile.sh --what get --mode sync --connections 128
-    bench/profile.sh --budget                         # the table of bench/README.md, next to what the bare layers cost
+    bench/profile.sh --budget                         # the budget as a table, next to what the bare layers cost
+    bench/profile.sh --into bench/README.md           # the same, put into that file
 
 A cluster of five workers is put under wrk's load twice. The first time nothing looks on: that gives the rate and the
 processor time of the master and of the workers for one request. The second time py-spy takes samples of the master and
@@ -38,7 +39,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from bench import micro
-from bench.common import Bar, add_outputs, draw_bars, user_and_system_s_of, write_outputs
+from bench.common import Bar, add_outputs, draw_bars, today, user_and_system_s_of, write_outputs
 from bench.wrk import KeyServer, Measured, check_wrk, draw_keys, pids_of, run_wrk, spell_key, tell_cpu
 from trikv.testing.machine import describe_machine
 from trikv.testing.processes.cluster import LocalCluster
@@ -257,7 +258,7 @@ BESIDE: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-def print_budget(profile: Profile, options: argparse.Namespace) -> None:
+def spell_budget(profile: Profile, options: argparse.Namespace) -> str:
     """The budget as a table in Markdown."""
     bare = {
         (result.layer, result.name): result.least_us
@@ -265,21 +266,38 @@ def print_budget(profile: Profile, options: argparse.Namespace) -> None:
     }
     echo_us = bare["trio", "one side of an echo over loopback, 32 at once"]
     master, workers = profile.us["master"], profile.us["worker"]
-    print(
-        f"\nOne {options.mode} {options.what}, {options.connections} connections, {WORKERS} workers "
-        f"({options.storage}), values of {options.value_bytes} bytes; "
-        f"{profile.measured.rate:,.0f} operations a second; {describe_machine()}.\n"
-    )
-    print("| layer | master, µs | workers, µs | bare, µs |\n|---|---|---|---|")
+    lines = [
+        f"One {options.mode} {options.what} with {options.connections} connections, {WORKERS} workers "
+        f"({options.storage}) and values of {options.value_bytes} bytes,",
+        f"at {profile.measured.rate:,.0f} operations a second; {describe_machine()},",
+        f"{today()}; other programs took {profile.measured.others_cores:.1f} cores.",
+        "",
+        "| layer | master, µs | workers, µs | its bare parts, µs |",
+        "|---|---|---|---|",
+    ]
     for layer in [*LAYERS, SYSTEM]:
         if layer in master or layer in workers:
             beside = BESIDE.get(layer)
             told = "" if beside is None else f"{bare[beside]:.1f}: {beside[1]}"
-            print(f"| {layer} | {master.get(layer, 0.0):.1f} | {workers.get(layer, 0.0):.1f} | {told} |")
-    print(
+            lines.append(f"| {layer} | {_cell(master, layer)} | {_cell(workers, layer)} | {told} |")
+    lines.append(
         f"| all | {sum(master.values()):.0f} | {sum(workers.values()):.0f} | "
-        f"{echo_us:.1f}: what a Trio server takes to echo 150 bytes, 32 at once |"
+        f"{echo_us:.1f}: one side of an echo of 150 bytes in Trio, 32 at once |"
     )
+    return "\n".join(lines)
+
+
+def _cell(us: Mapping[str, float], layer: str) -> str:
+    return f"{us[layer]:.1f}" if us.get(layer, 0.0) >= 0.05 else ""
+
+
+def put_into(text: str, budget: str) -> str:
+    """The text with this budget between its two marks, in place of the former one."""
+    before, begin, rest = text.partition("<!-- budget -->\n")
+    _, end, after = rest.partition("<!-- end of budget -->\n")
+    if not (begin and end):
+        raise SystemExit("error: the file has no lines <!-- budget --> and <!-- end of budget --> to put it between")
+    return f"{before}{begin}{budget}\n{end}{after}"
 
 
 def draw(profile: Profile, title: str) -> str:
@@ -305,6 +323,7 @@ def main() -> None:
     parser.add_argument(
         "--budget", action="store_true", help="also print the budget as a table, beside the bare layers"
     )
+    parser.add_argument("--into", type=Path, metavar="README", help="put that table there, between its two marks")
     add_outputs(parser)
     options = parser.parse_args()
     check_wrk()
@@ -314,8 +333,11 @@ def main() -> None:
     print(f"{profile.measured.rate:,.0f} operations a second; CPU us: {tell_cpu([profile.measured])}")
     tell(profile)
     print(f"stacks: {options.directory}/master.collapsed, worker.collapsed, and *.speedscope.json")
-    if options.budget:
-        print_budget(profile, options)
+    if options.budget or options.into is not None:
+        budget = spell_budget(profile, options)
+        print(f"\n{budget}")
+        if options.into is not None:
+            options.into.write_text(put_into(options.into.read_text(), budget))
     rows = [{"role": role, "samples": profile.samples[role], "us": us} for role, us in profile.us.items()]
     write_outputs(options, "layers", rows, draw(profile, title))
 

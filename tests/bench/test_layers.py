@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import trikv_quorum
-from bench.layers import ROOT, SYSTEM, Spent, layer_of, shorten, sum_up, to_speedscope
+from bench.layers import ROOT, SYSTEM, Spent, layer_of, put_into, shorten, sum_up, to_speedscope
 from trikv.net import sockets
 
 TRIO = Path(trio.__file__).parent
@@ -90,3 +90,14 @@ def test_speedscope_is_given_each_frame_once_and_each_stack_with_its_weight() ->
     assert document["shared"]["frames"] == [{"name": "a"}, {"name": "b"}, {"name": "c"}]
     [profile] = document["profiles"]
     assert (profile["samples"], profile["weights"], profile["endValue"]) == ([[0, 1], [0, 2]], [2, 3], 5)
+
+
+def test_a_budget_takes_the_place_of_the_former_one_and_of_nothing_else() -> None:
+    readme = "before\n<!-- budget -->\n{}\n<!-- end of budget -->\nafter\n"
+    assert put_into(readme.format("old\n| table |"), "new") == readme.format("new")
+    with pytest.raises(SystemExit, match="<!-- end of budget -->"):
+        put_into("before\n<!-- budget -->\nafter\n", "new")
+
+
+def test_the_readme_has_a_place_for_the_budget() -> None:
+    assert "\nnew\n" in put_into((ROOT / "bench" / "README.md").read_text(), "new")
