@@ -2,6 +2,7 @@
 
     python bench/peers.py --go DIRECTORY                    # memory, against the Go baseline, in every mode
     python bench/peers.py --etcd                            # RocksDB with fsync, against three nodes of etcd
+    python bench/peers.py --etcd --open-loop                # and the latency of puts at half of etcd's peak rate
 
 Each round starts trikv and the peer one after the other, puts the same load on both, and stops them; which of them
 comes first alternates. So a machine that changes its speed changes it for both. `wrk` sends the load (a closed loop:
@@ -12,6 +13,9 @@ For each load it prints, of trikv and of the peer: requests a second, latency (m
 time for a request, of the master (for etcd: of all nodes), of the workers and of wrk, with the cores that each took in
 brackets, and those that other programs took. The ratio is trikv's rate by the peer's, the median of the rounds.
 `--json` writes all of it, `--picture` draws the ratios.
+
+With `--open-loop`, puts come at a fixed rate (`openloop.py`): half of what etcd did in the closed loop, at its best. Of
+those latencies, the ratio is trikv's 99 % by etcd's: less is better.
 
 The Go baseline is two binaries, `m` (the master) and `w` (a worker), with `/put?key=&value=` and `/get?key=` at port
 8080. It keeps data in a map, without versions, a disk, or any handling of failures.
@@ -31,15 +35,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Final
 
 import httpx
 
 from bench.common import Bar, add_outputs, draw_bars, free_port, write_outputs
+from bench.openloop import send_at_rate
 from bench.wrk import INSTALL_WRK, Measured, PlainServer, Server, draw_keys, pids_of, run_wrk, spell_key, tell_cpu
 from trikv.testing.machine import describe_machine
 from trikv.testing.processes.cluster import LocalCluster, wait_until
+from trikv.testing.processes.connection import make_request
 
 GO_PORT: Final = 8080
 
@@ -68,6 +74,10 @@ class Etcd(Server):
         path = '"/v3/kv/put"' if what == "put" else '"/v3/kv/range"'
         body = '\'{"key":"\' .. targets[n] .. \'"' + rest + "}'"
         return self._spell(file, first, path, method="POST", body=body)
+
+    def put_request(self, key: str, value_bytes: int) -> bytes:
+        spelt = base64.b64encode(b"x" * value_bytes).decode()
+        return make_request("POST", "/v3/kv/put", f'{{"key":"{key}","value":"{spelt}"}}'.encode())
 
 
 # --- starting them ----------------------------------------------------------------------------------------------------
@@ -170,6 +180,15 @@ class Bench:
             results[load] = run_wrk(server, script, load.connections, self._options.seconds)
         return results
 
+    def measure_at_rate(self, server: Server, rate: float) -> AtRate:
+        """Puts at that rate, after a second of them that does not count."""
+        keys = draw_keys(self._options.skew[0], self._options.keys, self._options.seed)
+        requests = [server.put_request(key, self._options.value_bytes) for key in keys]
+        send_at_rate(server.port, requests, rate=rate, seconds=1.0)
+        latencies_s, failures = send_at_rate(server.port, requests, rate=rate, seconds=2 * self._options.seconds)
+        hundredths = quantiles(latencies_s, n=100)
+        return AtRate(rate, failures, 1000 * hundredths[49], 1000 * hundredths[98])
+
     def _fill(self, server: Server) -> None:
         """Puts in order of the keys, until each has been put once."""
         done = 0
@@ -177,6 +196,20 @@ class Bench:
             script = server.script("put", self._all, done, self._options.value_bytes)
             measured = run_wrk(server, script, 64, 5)
             done += int(measured.rate * 5) - 64 - measured.failures
+
+
+@dataclass(frozen=True, slots=True)
+class AtRate:
+    """Puts at a fixed rate."""
+
+    rate: float
+    failures: int
+    p50_ms: float
+    p99_ms: float
+
+    def tell(self, name: str) -> str:
+        failed = f"   {self.failures:,} failed" if self.failures else ""
+        return f"    {name:6} {self.rate:9,.0f}/s   p50 {self.p50_ms:7.2f}  p99 {self.p99_ms:7.2f} ms{failed}"
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -234,6 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--go", type=Path, metavar="DIRECTORY", help="where the Go baseline's m and w are")
     parser.add_argument("--etcd", action="store_true", help="measure against etcd, three nodes, on disks")
+    parser.add_argument("--open-loop", action="store_true", help="with --etcd: also at half of its peak rate")
     parser.add_argument("--modes", nargs="+", default=["quorum", "async", "sync", "chain"], help="default: all four")
     parser.add_argument("--what", nargs="+", choices=("put", "get"), default=["put", "get"], help="default: both")
     parser.add_argument("--connections", type=int, nargs="+", default=[32], help="default 32")
@@ -250,6 +284,7 @@ def main() -> None:
     print(f"{options.keys:,} keys, values of {options.value_bytes} bytes, seed {options.seed}", flush=True)
     loads = [Load(w, c, s) for w in options.what for c in options.connections for s in options.skew]
     rows: list[Row] = []
+    open_loop: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(prefix="trikv-bench-") as directory:
         bench = Bench(options, Path(directory))
         if options.go is not None:
@@ -257,7 +292,9 @@ def main() -> None:
                 rows += _compare(bench, options, mode, "go", loads)
         if options.etcd:
             rows += _compare(bench, options, "quorum", "etcd", loads)
-    write_outputs(options, "peers", [row.to_json() for row in rows], draw(rows))
+            if options.open_loop:
+                open_loop = _compare_at_rate(bench, options, rows)
+    write_outputs(options, "peers", [*(row.to_json() for row in rows), *open_loop], draw(rows))
 
 
 def _compare(bench: Bench, options: argparse.Namespace, mode: str, peer: str, loads: Sequence[Load]) -> list[Row]:
@@ -276,6 +313,25 @@ def _compare(bench: Bench, options: argparse.Namespace, mode: str, peer: str, lo
     for row in rows:
         print(row.tell(), flush=True)
     return rows
+
+
+def _compare_at_rate(bench: Bench, options: argparse.Namespace, rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Puts at half of etcd's peak rate, on both in turn; what goes into the JSON."""
+    peaks = [one.rate for row in rows if (row.peer, row.load.what) == ("etcd", "put") for one in row.theirs]
+    if not peaks:
+        raise SystemExit("error: an open loop needs the rate of etcd's puts; leave put among --what")
+    told: list[dict[str, object]] = []
+    ratios: list[float] = []
+    for _ in range(options.rounds):
+        with run_trikv("quorum", 3, "rocksdb") as server:
+            ours = bench.measure_at_rate(server, max(peaks) / 2)
+        with run_etcd() as server:
+            theirs = bench.measure_at_rate(server, max(peaks) / 2)
+        print(f"{ours.tell('trikv')}\n{theirs.tell('etcd')}", flush=True)
+        ratios.append(ours.p99_ms / theirs.p99_ms)
+        told.append({"open_loop": {"trikv": asdict(ours), "etcd": asdict(theirs)}})
+    print(f"quorum put at a fixed rate: p99 {median(ratios):.2f} of etcd's")
+    return told
 
 
 def _check(options: argparse.Namespace) -> None:

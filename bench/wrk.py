@@ -25,6 +25,7 @@ from typing import Final
 
 from bench.common import cpu_s_of, idle_s_of_machine
 from trikv.testing.processes.cluster import LocalCluster
+from trikv.testing.processes.connection import make_request
 
 DRAWN: Final = 50_000  # keys in a file, which wrk's script goes round
 INSTALL_WRK: Final = "wrk, which sends the load: apt-get install wrk"
@@ -99,6 +100,10 @@ class Server(ABC):
     def script(self, what: str, file: Path, first: int, value_bytes: int) -> str:
         """wrk's script for puts or gets of the keys in a file, from the one with that number on."""
 
+    @abstractmethod
+    def put_request(self, key: str, value_bytes: int) -> bytes:
+        """The same put as one request, for a load that is not wrk's."""
+
     def _spell(
         self, file: Path, first: int, path: str, *, method: str = "GET", body: str = "nil", setup: str = ""
     ) -> str:
@@ -117,6 +122,9 @@ class PlainServer(Server):
     def script(self, what: str, file: Path, first: int, value_bytes: int) -> str:
         rest = f' .. "&value={"x" * value_bytes}"' if what == "put" else ""
         return self._spell(file, first, f'"/{what}?key=" .. targets[n]{rest}')
+
+    def put_request(self, key: str, value_bytes: int) -> bytes:
+        return make_request("GET", f"/put?key={key}&value={'x' * value_bytes}")
 
 
 class KeyServer(PlainServer):
