@@ -7,8 +7,15 @@ from typing import Any
 import cbor2
 import httpx
 import pytest
+import trio
+from trio.testing import MockClock
 
-from trikv.web.batch import BODY_BYTES_MAX
+from trikv.api import Promise, Record, ReplicaSet, Strategy, Write
+from trikv.core.errors import Outcome
+from trikv.daemon import services_of
+from trikv.testing.inprocess import InProcessCluster
+from trikv.web.batch import AT_ONCE_MAX, BODY_BYTES_MAX, batch
+from trikv.web.message import Request
 
 CBOR = {"content-type": "application/cbor"}
 
@@ -161,3 +168,146 @@ def test_millions_of_empty_items_are_refused_at_once(web: httpx.Client) -> None:
     answer = web.post("/v1/batch", content=body, headers={"content-type": "application/cbor"})
     assert (answer.status_code, answer.json()["outcome"]) == (400, "refused")
     assert "more than 65,536 items" in answer.json()["detail"]
+
+
+# --- in a cluster of this process, on virtual time ------------------------------------------------------------------
+
+MODES = ("sync", "async", "chain", "quorum")
+
+
+async def post(cluster: InProcessCluster, *items: dict[str, Any], timeout: str = "") -> list[dict[str, Any]]:
+    body = json.dumps({"items": items}).encode()
+    query = f"timeout={timeout}".encode() if timeout else b""
+    request = Request("POST", b"/v1/batch", query, {"content-type": "application/json"}, body)
+    results: list[dict[str, Any]] = json.loads((await batch(services_of(cluster.master), request)).body)["results"]
+    assert len(results) == len(items)
+    return results
+
+
+def put(number: int, value: str = "v") -> dict[str, Any]:
+    return {"op": "put", "key": f"k{number}", "value": value}
+
+
+def get(number: int) -> dict[str, Any]:
+    return {"op": "get", "key": f"k{number}"}
+
+
+def assert_nothing_is_left(cluster: InProcessCluster) -> None:
+    coordinator = cluster.coordinator
+    assert coordinator.in_flight == coordinator.writing_bytes == 0
+    assert not any(len(state.locks) for state in coordinator.partitions)
+
+
+class Spawned(trio.abc.Instrument):
+    """How many tasks were started."""
+
+    count = 0
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
+class Naps(Strategy):
+    """Sleeps before it stores a key that ends in 7; stores one that ends in 3 again, within a scope of its own."""
+
+    name = "naps"
+    promise = Promise.CP
+    gives_up = use_when = protocol = "Nothing, never, nohow."
+
+    def __init__(self) -> None:
+        self.cancelled: list[bytes] = []
+
+    def copies(self, n: int) -> int:
+        return n
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        try:
+            if write.key.endswith(b"7"):
+                await trio.sleep(0.2)
+            await replicas.store(write)
+            if write.key.endswith(b"3"):
+                with trio.CancelScope():
+                    await replicas.store(write)
+        except trio.Cancelled:
+            self.cancelled.append(write.key)
+            raise
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return (await replicas.tail.fetch(key))[0].record
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_sixty_four_puts_take_a_few_tasks(nursery: trio.Nursery, autojump_clock: MockClock, mode: str) -> None:
+    cluster = await InProcessCluster.start(nursery, mode=mode)
+    await post(cluster, *map(put, range(64)))
+    spawned = Spawned()
+    trio.lowlevel.add_instrument(spawned)
+    results = await post(cluster, *map(put, range(64)))
+    trio.lowlevel.remove_instrument(spawned)
+    assert [result["outcome"] for result in results] == ["committed"] * 64
+    assert spawned.count < 8
+    assert_nothing_is_left(cluster)
+    results = await post(cluster, *map(get, range(64)))
+    assert [result["value"] for result in results] == ["v"] * 64
+
+
+async def test_a_strategy_may_await_what_it_likes(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="naps", strategies=[Naps()])
+    began_s = trio.current_time()
+    results = await post(cluster, *map(put, range(100)))
+    assert [result["outcome"] for result in results] == ["committed"] * 100
+    assert trio.current_time() - began_s < 0.5  # they slept side by side
+    results = await post(cluster, *map(get, range(100)))
+    assert [result["value"] for result in results] == ["v"] * 100
+    assert_nothing_is_left(cluster)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_each_item_has_the_outcome_of_its_own_key(
+    nursery: trio.Nursery, autojump_clock: MockClock, mode: str
+) -> None:
+    """One of five workers hears nothing: puts that need it are unknown, the others are committed."""
+    cluster = await InProcessCluster.start(nursery, mode=mode, workers=5, down_after_s=60.0)
+    await cluster.until_settled()
+    silent = cluster.workers[0]
+    cluster.network.hold(silent.address)
+    results = await post(cluster, *map(put, range(AT_ONCE_MAX)), timeout="1")
+    needy = [
+        mode in ("sync", "chain") and silent in cluster.replicas_of(b"k%d" % number) for number in range(AT_ONCE_MAX)
+    ]
+    assert [result["outcome"] for result in results] == ["unknown" if needs else "committed" for needs in needy]
+    assert any(needy) == (mode in ("sync", "chain"))
+    assert not all(needy)
+    assert_nothing_is_left(cluster)
+    assert cluster.coordinator.outcomes[Outcome.UNKNOWN] == sum(needy)
+    cluster.network.release(silent.address)
+    await cluster.until_all_up()
+    found = await post(cluster, *map(get, range(AT_ONCE_MAX)))
+    assert all(result["value"] == "v" for result, needs in zip(found, needy, strict=True) if not needs)
+
+
+async def test_items_whose_turn_never_came_are_refused(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, mode="sync", down_after_s=60.0)
+    await cluster.until_settled()
+    for node in cluster.workers:
+        cluster.network.hold(node.address)
+    began_s = trio.current_time()
+    results = await post(cluster, *map(put, range(AT_ONCE_MAX + 10)), put(0, "again"), timeout="1")
+    assert trio.current_time() - began_s == pytest.approx(1)
+    assert [result["outcome"] for result in results] == ["unknown"] * AT_ONCE_MAX + ["refused"] * 11
+    assert {result["code"] for result in results[AT_ONCE_MAX:]} == {"unanswered"}
+    assert_nothing_is_left(cluster)
+
+
+async def test_a_batch_that_is_cancelled_leaves_nothing_behind(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    strategy = Naps()
+    cluster = await InProcessCluster.start(nursery, mode="naps", strategies=[strategy], down_after_s=60.0)
+    await cluster.until_settled()
+    for node in cluster.workers:
+        cluster.network.hold(node.address)
+    with trio.move_on_after(0.5):
+        await post(cluster, *map(put, range(100)))
+    assert sorted(strategy.cancelled) == sorted(b"k%d" % number for number in range(AT_ONCE_MAX))
+    assert_nothing_is_left(cluster)

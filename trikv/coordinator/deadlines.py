@@ -114,4 +114,18 @@ class Limit:
             self._deadlines.limits.discard(self)
 
 
+class SharedLimit(Limit):
+    """The limit of one of several coroutines that have one deadline. The scope round them all ends them."""
+
+    __slots__ = ()
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self.deadline_s = math.inf
+        self.failure = None
+        self.scope = scope
+
+    def begin(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+
+
 limit_of_task: Final[ContextVar[Limit | None]] = ContextVar("limit_of_task", default=None)

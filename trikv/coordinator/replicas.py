@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from trikv.api import Answer, ReplicaSet, Write, newest
+from trikv.coordinator.steps import Stepped, parker
 from trikv.coordinator.trace import Traces, trace_of
 from trikv.core.calls import Full, Op, fetched_from_wire, is_epoch, record_to_wire
 from trikv.core.configuration import Member
@@ -314,7 +315,8 @@ class _Copy:
 
 
 class Round:
-    """One k-of-n wait: some calls, their tally, and the one task that sleeps until they decide."""
+    """One k-of-n wait: some calls, their tally, and the one task, or coroutine of `steps.py`, that sleeps until they
+    decide."""
 
     __slots__ = ("_faults", "_has_news", "_on_stale", "_sleeper", "answers", "tally")
 
@@ -324,7 +326,7 @@ class Round:
         self._on_stale = on_stale
         self._faults: list[str] = []
         self._has_news = False  # that the waiter has not heard yet
-        self._sleeper: trio.lowlevel.Task | None = None
+        self._sleeper: trio.lowlevel.Task | Stepped | None = None
 
     def expect(self, target: Target) -> Done:
         """The `done` for one more call. It wakes the waiter when it decides, or when no call is left to wait for."""
@@ -361,19 +363,26 @@ class Round:
           NotEnough: it cannot be won any more.
         """
         if self.tally.verdict is _PENDING and not self._has_news:
-            if patience_s is None:
-                await self._sleep()
+            task = trio.lowlevel.current_task()
+            if (stepped := parker(task)) is not None:
+                self._sleeper = stepped
+                try:
+                    await stepped.park(None if patience_s is None else trio.current_time() + patience_s)
+                finally:
+                    self._sleeper = None
+            elif patience_s is None:
+                await self._sleep(task)
             else:
                 with trio.move_on_after(patience_s):
-                    await self._sleep()
+                    await self._sleep(task)
         self._has_news = False
         if self.tally.verdict is TallyVerdict.LOST:
             raise NotEnough("; ".join(self._faults))
         return self.tally.verdict is TallyVerdict.WON
 
-    async def _sleep(self) -> None:
+    async def _sleep(self, task: trio.lowlevel.Task) -> None:
         """Wait as on an Event, for a third of its price: every operation waits here."""
-        self._sleeper = trio.lowlevel.current_task()
+        self._sleeper = task
         await trio.lowlevel.wait_task_rescheduled(self._stop_sleeping)
 
     def _stop_sleeping(self, raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
@@ -384,7 +393,10 @@ class Round:
         self._has_news = True
         if self._sleeper is not None:
             sleeper, self._sleeper = self._sleeper, None
-            trio.lowlevel.reschedule(sleeper)
+            if isinstance(sleeper, Stepped):
+                sleeper.wake()
+            else:
+                trio.lowlevel.reschedule(sleeper)
 
 
 async def _ask_in_turn(round_: Round, able: Sequence[Target], need: int, ask: Callable[[Target], None]) -> None:

@@ -15,6 +15,10 @@ A request that is malformed anywhere is refused as a whole, before anything is d
 items and `BODY_BYTES_MAX` bytes. The answer is bounded too: once values of `BODY_BYTES_MAX` have been read, further
 gets are refused. `AT_ONCE_MAX` keys are under way at a time, so that one batch cannot fill the coordinator's queue. The
 request's deadline holds for all items together: items that still wait when it passes are refused.
+
+Each item is the operation that it would be as a request of its own. What a batch saves is around it: the items share
+one request, one deadline and, as long as they wait for replicas alone, one task (`coordinator/steps.py`). What they
+send to a worker at one time leaves in one frame.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ import cbor2
 import trio
 
 from trikv.coordinator.coordinator import Coordinator
+from trikv.coordinator.deadlines import SharedLimit, limit_of_task
+from trikv.coordinator.steps import carry_out
 from trikv.core.errors import Outcome, Refused, TrikvError
 from trikv.core.frames import REFUSED_TAGS, has_more_items
 from trikv.core.precondition import Expect
@@ -56,6 +62,7 @@ CBOR: Final = "application/cbor"
 CBOR_ITEMS_MAX: Final = 64 * 1024  # an operation has 11 at most, and more only in its list of ETags
 
 _DEPTH_MAX: Final = 16
+_NOT_BEGUN: Final = "the time for the batch was over before this item's turn came"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +97,27 @@ class _Run:
         self._coordinator = coordinator
         self._items = items
         self._deadline_s = trio.current_time() + (self._coordinator.timeout_s if timeout_s is None else timeout_s)
-        self._results: list[dict[str, Any]] = [{}] * len(items)
+        self._results: list[dict[str, Any] | None] = [None] * len(items)
         self._answer_bytes = 0
 
     async def results(self) -> list[dict[str, Any]]:
         by_key: defaultdict[bytes, list[int]] = defaultdict(list)
         for index, item in enumerate(self._items):
             by_key[item.key].append(index)
-        waiting = iter(by_key.values())
+        with trio.CancelScope(deadline=self._deadline_s) as scope:
+            await carry_out((partial(self._work, indices, scope) for indices in by_key.values()), at_once=AT_ONCE_MAX)
+        return [_not_begun() if result is None else result for result in self._results]
 
-        async def work() -> None:
-            for indices in waiting:
-                for index in indices:
-                    self._results[index] = await self._result(self._items[index])
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(min(AT_ONCE_MAX, len(by_key))):
-                nursery.start_soon(work)
-        return self._results
+    async def _work(self, indices: list[int], scope: trio.CancelScope) -> None:
+        """Carry out the items of one key."""
+        limit = SharedLimit(scope)
+        limit_of_task.set(limit)
+        for index in indices:
+            try:
+                self._results[index] = await self._result(self._items[index])
+            finally:
+                if limit.failure is not None:
+                    self._results[index] = problem_document(limit.failure)
 
     async def _result(self, item: Item) -> dict[str, Any]:
         try:
@@ -116,9 +126,9 @@ class _Run:
             return problem_document(error)
 
     async def _carry_out(self, item: Item) -> dict[str, Any]:
-        left_s = self._deadline_s - trio.current_time()
+        left_s = self._deadline_s - self._coordinator.now()
         if left_s <= 0:
-            raise Refused("unanswered", "the time for the batch was over before this item's turn came")
+            raise Refused("unanswered", _NOT_BEGUN)
         if item.op == "get":
             return await self._get(item, left_s)
         write = (
@@ -139,6 +149,10 @@ class _Run:
         self._answer_bytes += len(record.value)
         value = {"value": record.value} if item.encoding is None else spell("value", record.value, item.encoding)
         return {**_committed(200, record.stamp), **value}
+
+
+def _not_begun() -> dict[str, Any]:
+    return problem_document(Refused("unanswered", _NOT_BEGUN))
 
 
 def _committed(status: int, stamp: Version) -> dict[str, Any]:
