@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Final
 
 import pytest
@@ -14,7 +15,9 @@ from trikv.coordinator import partition as partition_module
 from trikv.coordinator.partition import LIFE, PartitionState, Stage, Step
 from trikv.coordinator.replicas import NotEnough, Target
 from trikv.core.configuration import Member, Partition
+from trikv.core.quorums import Availability, judge_write
 from trikv.core.record import Record, Version, make_epoch, make_seq
+from trikv.core.tally import TallyVerdict
 from trikv.testing.inprocess import PARTITIONS
 
 TERM: Final = 3
@@ -183,6 +186,28 @@ def test_a_store_alone_leaves_a_configuration_unused() -> None:
 def test_what_others_ask_of_a_stage(stage: Stage, served: bool, blocked: bool, unused: bool) -> None:
     state = state_in(stage)
     assert (state.is_served, state.is_blocked, state.is_unused) == (served, blocked, unused)
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_a_state_is_writable_where_the_judge_says_so_and_it_is_not_closed(stage: Stage) -> None:
+    around = Around()
+    state = state_in(stage, around)
+    for voters in product(Availability, repeat=len(state.targets)):
+        for target, availability in zip(state.targets, voters, strict=True):
+            around.replica(target.member.worker).availability = availability
+        won = judge_write(state.history[-1]) is TallyVerdict.WON
+        assert state.is_writable is (won and stage is not Stage.CLOSED), voters
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_what_counts_as_settled_has_one_configuration(stage: Stage) -> None:
+    """So a commit there leaves nothing to be noted."""
+    state = state_in(stage)
+    for step in Step:
+        if stage is not Stage.CLOSED or step is not Step.COMMIT:
+            state = state_in(stage)
+            take(state, step)
+        assert (state.stage is not Stage.SETTLED) or (state.partition.settled and len(state.history) == 1)
 
 
 def test_a_blocked_partition_keeps_its_first_reason_and_the_newest_promise() -> None:

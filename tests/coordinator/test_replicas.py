@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from trio.testing import MockClock
 from tests.helpers import partition_of
 from trikv.api import Answer, Write
 from trikv.coordinator.partition import PartitionState
-from trikv.coordinator.replicas import LATE_S, NotEnough, ServedRequest, Target
+from trikv.coordinator.replicas import BACKGROUND_S, LATE_S, Copies, NotEnough, ServedRequest, Target
 from trikv.core.calls import Full
 from trikv.core.errors import Fault
 from trikv.core.quorums import Availability
@@ -276,6 +280,70 @@ async def test_a_promised_epoch_is_passed_on(scene: Scene, autojump_clock: MockC
         await scene.request(epoch=old).replicas.store(scene.write(1, epoch=old))
     assert set(scene.stale) == {scene.state.epoch}
     assert scene.holders(1) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_befalls_a_store_each_copy_ends_once_and_none_is_lost_from_sight(
+    scene: Scene, nursery: trio.Nursery, autojump_clock: MockClock, seed: int
+) -> None:
+    """Replicas that are silent, cut off or dead, and requests that are cancelled: each replica of a store that was sent
+    holds it, or is reported to have missed it, once. In the end no copy is under way."""
+    dice = random.Random(seed)
+    copies = Copies()
+    keys = (key for number in count() if partition_of(key := b"%d" % number) == scene.state.index)
+    written: list[tuple[Write, bool]] = []  # and whether it went to all replicas at once
+
+    async def store(seq: int) -> None:
+        write = Write(next(keys), scene.write(seq).record)
+        request = scene.request(count_copies=lambda: copies)
+        replicas = request.replicas
+        goes_to_all = True
+        with suppress(NotEnough), trio.move_on_after(dice.choice((0.0, 0.05, 0.2, 5.0))):
+            match dice.randrange(4):
+                case 0:
+                    await replicas.store(write, need=dice.randint(1, 3))
+                case 1:
+                    goes_to_all = False
+                    await replicas.store(write, need=dice.randint(1, 2), in_order=True)
+                case 2:
+                    goes_to_all = False
+                    await replicas.head.store(write, onward=replicas.rest)
+                case 3:
+                    goes_to_all = False
+                    await replicas.head.store(write)
+                    goes_to_all = True
+                    replicas.store_later(write)
+        if write in scene.sends:
+            written.append((write, goes_to_all))
+
+    for seq in range(1, 120):
+        node = dice.choice(scene.replicas)
+        match dice.randrange(12):
+            case 0:
+                scene.cluster.network.hold(node.address)
+            case 1:
+                watched = scene.cluster.master.membership.watched[node.worker.id]
+                if watched.peer.link is not None:  # this network cuts no greeting
+                    scene.cluster.network.cut(node.address)
+            case 2:
+                await scene.cluster.restart(node)
+            case _:
+                scene.cluster.network.release(node.address)
+                scene.cluster.network.mend(node.address)
+        nursery.start_soon(store, seq)
+        await trio.sleep(dice.choice((0.0, 0.01, 0.3)))
+    for node in scene.replicas:
+        scene.cluster.network.mend(node.address)
+        scene.cluster.network.release(node.address)
+    await trio.sleep(2 * BACKGROUND_S)
+    assert copies.under_way == 0, f"seed {seed}"
+    missed = Counter((number, write.key) for number, write in scene.misses)
+    assert set(missed.values()) == {1}, f"seed {seed}"
+    assert len(written) > 30, f"seed {seed}"
+    for write, goes_to_all in written:
+        for number, node in enumerate(scene.replicas, 1) if goes_to_all else ():
+            held = node.storage.get(scene.state.index, write.key) is not None
+            assert held or missed[number, write.key], f"seed {seed}: replica {number}, {write}"
 
 
 # --- fetch --------------------------------------------------------------------------------------------------------

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+from trikv.core.calls import Full
+from trikv.core.errors import TrikvError
 from trikv.core.quorums import Availability
 from trikv.core.suspicion import STEADY_AFTER_S, SUSPECT_FLOOR_S, WorkerState
-from trikv.master.membership import WatchedWorker, beat_forever
+from trikv.master.membership import Replica, WatchedWorker, beat_forever
 from trikv.testing.inprocess import InProcessCluster, Node
 
 GRACE_S = 4.0
@@ -192,3 +199,125 @@ async def test_a_worker_that_is_heard_again_as_it_is_evicted_is_told_of(
     watched.note_evicted()
     assert watched.availability is Availability.UP
     assert cluster.coordinator.changed.count > before
+
+
+# --- what replicas say ------------------------------------------------------------------------------------------------
+
+
+class Looker(trio.abc.Instrument):
+    """Looks at all replicas whenever a task has run, and whenever the master hears of a change: does each say what is
+    known of its worker at that moment? Those of states that were replaced are looked at as well."""
+
+    def __init__(self, cluster: InProcessCluster) -> None:
+        self.cluster = cluster
+        self.replicas: dict[int, Replica] = {}  # all that there ever were, by identity
+        self.looks = 0
+        self.wrong: list[str] = []
+        self.master = cluster.master
+        self.attend()
+
+    def attend(self) -> None:
+        """Look also whenever this master hears of a change."""
+        self.master = self.cluster.master
+        self.replicas.clear()
+        membership = self.master.membership
+        membership._on_change = self._before(membership._on_change)
+        membership.on_up = self._before(membership.on_up)
+        membership.on_other_life = self._before(membership.on_other_life)
+
+    def _before(self, hear: Callable[..., None]) -> Callable[..., None]:
+        def look_and_hear(*arguments: Any) -> None:
+            self.look()
+            hear(*arguments)
+
+        return look_and_hear
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.look()
+
+    def look(self) -> None:
+        for replica in self.master.membership._targets.values():
+            self.replicas[id(replica)] = replica
+        for replica in self.replicas.values():
+            self.looks += 1
+            said = (replica.address, replica.availability, replica.evictable, replica.full, replica._link)
+            known = self._known(replica)
+            if said != known:
+                self.wrong.append(f"{replica.member}: says {said}, known is {known}")
+
+    def _known(self, replica: Replica) -> tuple[object, ...]:
+        watched = self.master.membership.watched.get(replica.member.worker)
+        if watched is None:
+            return "", Availability.DOWN, True, Full.NO, None
+        link = watched.peer.link
+        life = watched.enlisted.incarnation
+        lives = life == replica.member.incarnation and (link is None or link.peer.incarnation == life)
+        return (
+            watched.enlisted.address,
+            watched.availability if lives else Availability.DOWN,
+            watched.evictable if lives else True,
+            Full.NO if watched.vitals is None else watched.vitals.full,
+            link if watched.acknowledged else None,
+        )
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_replica_says_at_every_moment_what_is_known_of_its_worker(
+    nursery: trio.Nursery, autojump_clock: MockClock, seed: int
+) -> None:
+    """Workers that die, come back with or without their data, at another address, are silent, cut off, drained,
+    removed, enlisted again, or full; a master that starts again; and clients all the while."""
+    dice = random.Random(seed)
+    cluster = await InProcessCluster.start(nursery, workers=4, down_after_s=3.0, partitions=16, max_keys=60)
+    looker = Looker(cluster)
+    trio.lowlevel.add_instrument(looker)
+
+    async def write(number: int) -> None:
+        with suppress(TrikvError):
+            await cluster.coordinator.put(b"%d" % number, b"v", timeout_s=1.0)
+
+    async def move(node: Node) -> None:
+        await cluster.kill(node)
+        cluster.workers.remove(node)
+        await cluster.add_worker(storage=node.storage, worker_id=node.worker.id, max_keys=node.max_keys)
+
+    async def disturb(node: Node) -> None:
+        operations, worker = cluster.master.operations, node.worker.id
+        match dice.randrange(9):
+            case 0:
+                await cluster.kill(node)
+            case 1:
+                await cluster.restart(node, wiped=dice.random() < 0.5)
+            case 2:
+                cluster.network.hold(node.address)
+            case 3:
+                watched = cluster.master.membership.watched.get(worker)
+                if watched is not None and watched.peer.link is not None:  # this network cuts no greeting
+                    cluster.network.cut(node.address)
+            case 4:
+                await move(node)
+            case 5:
+                await operations.drain(worker)
+            case 6:
+                await operations.undrain(worker)
+            case 7:
+                await operations.remove(worker)
+            case 8:
+                await cluster.restart_master()
+                looker.attend()
+
+    try:
+        for step in range(40):
+            node = dice.choice(cluster.workers)
+            with suppress(TrikvError), trio.move_on_after(5.0):
+                await disturb(node)
+            for number in range(5):
+                nursery.start_soon(write, 5 * step + number)
+            await trio.sleep(dice.choice((0.0, 0.1, 1.0, 5.0)))
+            if dice.random() < 0.7:
+                cluster.network.mend(node.address)
+                cluster.network.release(node.address)
+    finally:
+        trio.lowlevel.remove_instrument(looker)
+    assert not looker.wrong, f"seed {seed}: {looker.wrong[:3]}"
+    assert looker.looks > 1000

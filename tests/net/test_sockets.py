@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 
 import pytest
 import trio
@@ -103,6 +106,74 @@ async def test_a_stream_that_is_closed_meanwhile_is_closed(pair: tuple[trio.Sock
             await trio.testing.wait_all_tasks_blocked()
             await trio.aclose_forcefully(stream)
     assert ended == ["closed"]
+
+
+class Between(trio.abc.Instrument):
+    """Does something when the system has said what is readable, and no task has run on it yet."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self._do = do
+        self.seen = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.seen += 1
+        if self.seen == 1:
+            self._do()
+
+
+async def receive_between(stream: trio.SocketStream, peer: socket.socket, do: Callable[[], object]) -> bytes:
+    """What is received, if this is done after the stream has become readable."""
+    received: list[bytes] = []
+
+    async def wait() -> None:
+        received.append(bytes(await receive(stream, 10)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        between = Between(do)
+        trio.lowlevel.add_instrument(between)
+        try:
+            peer.sendall(b"first")
+            while not between.seen:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            with suppress(OSError):
+                peer.sendall(b"second")
+        finally:
+            trio.lowlevel.remove_instrument(between)
+    return received[0]
+
+
+async def test_what_is_no_longer_there_is_waited_for_anew(pair: tuple[trio.SocketStream, socket.socket]) -> None:
+    stream, peer = pair
+    async with stream:
+        with peer:
+            taken = await receive_between(stream, peer, lambda: os.read(stream.socket.fileno(), 10))
+    assert taken == b"second"
+
+
+async def test_the_number_of_a_closed_stream_may_be_anothers_and_that_is_not_read(
+    pair: tuple[trio.SocketStream, socket.socket],
+) -> None:
+    stream, peer = pair
+    number = stream.socket.fileno()
+    others: list[socket.socket] = []
+
+    def close_and_open() -> None:
+        stream.socket.close()
+        while number not in {other.fileno() for other in others}:
+            others.extend(socket.socketpair())
+        for other in others:
+            other.sendall(b"others")
+
+    with peer, ExitStack() as opened:
+        with pytest.RaisesGroup(trio.BrokenResourceError):
+            await receive_between(stream, peer, close_and_open)
+        for other in others:
+            opened.enter_context(other)
+            assert other.recv(10) == b"others"
+    await stream.aclose()
 
 
 async def test_a_stream_that_is_no_socket_is_used_as_it_is() -> None:
