@@ -1,6 +1,7 @@
 """The express lane answers as the framework's side does, byte for byte, and carries out what it should and no more."""
 
 import os
+import random
 import resource
 import socket
 import struct
@@ -521,6 +522,97 @@ async def test_a_request_that_is_late_is_told_so_and_the_next_one_is_served(serv
         assert b'"code": "unanswered"' in late[1].body
         assert b'"trace": "' in late[2].body
     assert told == [[504, 503, 504, 204, 200]] * 2
+
+
+class Shields(Strategy):
+    """Stores, and hears of its deadline only when it has taken its time."""
+
+    name = "shields"
+    promise = Promise.CP
+    gives_up = use_when = protocol = "Nothing, never, nohow."
+
+    def copies(self, n: int) -> int:
+        return n
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await replicas.store(write)
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.4)
+        if write.record.value == b"goes on":
+            await trio.sleep_forever()
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return (await replicas.tail.fetch(key))[0].record
+
+
+async def test_a_decision_in_the_last_moment_is_told_and_is_no_answer_to_the_next_request(
+    nursery: trio.Nursery, clock: MockClock
+) -> None:
+    served = Served(await InProcessCluster.start(nursery, mode="shields", strategies=[Shields()]))
+    await nursery.start(served.run)
+    stream = await served.connect()
+    values = (b"decides", b"goes on", b"decides", b"decides")
+    await stream.send_all(b"".join(Sent(b"PUT", b"/v1/kv/k?timeout=0.2", value).spelt for value in values))
+    answers = answers_in(await read_answers(stream, len(values)))
+    assert [answer.status for answer in answers] == [204, 504, 204, 204]
+    assert len({etag_of(answer) for answer in answers if answer.status == 204}) == 3
+    await served.end()
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_late_requests_and_others_in_one_stream_are_answered_each_once_and_in_their_order(
+    served: Served, clock: MockClock, seed: int
+) -> None:
+    """Each key is written once, with its own name. Clients send ahead, some leave, and replicas are silent at times."""
+    dice = random.Random(seed)
+
+    def requests(client: int) -> list[Sent]:
+        made = []
+        for number in range(24):
+            key, timeout = b"%d/%d" % (client, number // 2), b"?timeout=%f" % dice.choice((0.001, 0.05, 0.5, 5.0))
+            of_key = Sent(b"GET", b"/v1/kv/" + key + timeout)
+            made.append(of_key if number % 2 else of_key._replace(method=b"PUT", body=key))
+        return made
+
+    async def ask(client: int) -> None:
+        stream = await served.connect()
+        sent = requests(client)
+        at = 0
+        while at < len(sent):
+            ahead = sent[at : at + dice.randint(1, 8)]
+            await stream.send_all(b"".join(each.spelt for each in ahead))
+            if client % 4 == 0 and dice.random() < 0.1:
+                await trio.aclose_forcefully(stream)
+                return
+            answers = answers_in(await read_answers(stream, len(ahead)))
+            for each, answer in zip(ahead, answers, strict=True):
+                key = each.target.removeprefix(b"/v1/kv/").partition(b"?")[0]
+                if each.method == b"PUT":
+                    assert answer.status in (204, 503, 504), f"seed {seed}: {answer}"
+                    written[key] = answer.status
+                elif answer.status == 200:
+                    assert answer.body == key, f"seed {seed}"
+                    assert written[key] != 503, f"seed {seed}: {key!r} was refused"
+                elif answer.status == 404:
+                    assert written[key] != 204, f"seed {seed}: {key!r} was committed"
+                else:
+                    assert answer.status == 503, f"seed {seed}: {answer}"
+            at += len(ahead)
+            await trio.sleep(dice.uniform(0.0, 0.6))
+
+    written: dict[bytes, int] = {}
+    async with trio.open_nursery() as clients:
+        for client in range(8):
+            clients.start_soon(ask, client)
+        for _ in range(5):
+            for node in dice.sample(served.cluster.workers, 2):
+                served.cluster.network.hold(node.address)
+            await trio.sleep(dice.choice((0.2, 3.0)))
+            release(served)
+            await trio.sleep(0.2)
+    assert len(set(written.values())) > 1, f"seed {seed}: nothing was late"
+    await has_in_flight(served, 0)
+    assert await are_in_lane(served) == len(served.lane.deadlines.limits)
 
 
 # --- one request after another ----------------------------------------------------------------------------------------
