@@ -14,7 +14,8 @@ What a case is made of comes from trikv's public functions alone. What the wire 
 
 The clusters of the last layers are whole ones, a master and five workers in this process, joined by Trio's memory
 streams. So their figures are those of all roles together, without system calls; subtract nothing from them, and compare
-them with their own former ones. "at 32" has 32 operations under way at once, which share frames.
+them with their own former ones. With 32 operations under way at once, operations share frames. Those that come through
+the lane share the deadlines of their connection too; where the coordinator is asked alone, each has a scope of its own.
 
 Left out: waiting, and the network. `bench/profile.sh` says where a node's time goes under real load.
 """

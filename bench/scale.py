@@ -8,15 +8,16 @@ One thing grows, and the rest stays as it is: quorum, five workers in memory, th
 bytes, 32 connections of wrk (`bench/wrk.py`). Each step is measured with puts and then with gets, in `--rounds` rounds:
 in every second one the steps come in the reverse order, so that a machine that slows down is no step's fault.
 
-For each step it prints the rate, its ratio to that of the middle step, the processor time of each role for one
-operation, and p50 and p99. With keys, it prints what one of them takes of the workers' memory too, relative to its raw
-bytes (key and value, in three copies).
+For each step it prints the rate and its ratio to that of the middle step; the ratio of the *cost*, which is the
+processor time of master and workers for one operation; p50 and p99; and the processor time of each role. With keys, it
+prints what one of them takes of the workers' memory too, relative to its raw bytes (key and value, in three copies).
 
 How to read it. Compare ratios, never rates of two machines. The load runs on the same cores as the cluster. What was
 busy all the time stands behind the line: `master` means that the master's one thread limits the rate, `wrk` that the
-load generator does, so that the cluster might do more, and `cores` that no core was idle.
-`others` are cores that other programs took meanwhile: where that is not near 0, measure again. With values of 1 MiB
-there are 64 keys and 8 connections, since memory and what a master takes on its way are bounded.
+load generator does, so that the cluster might do more, and `cores` that no core was idle. `others` are cores that other
+programs took meanwhile. Where that is not near 0, the rates say nothing, and the script says so at its end; the cost is
+disturbed less. With values of 1 MiB there are 64 keys and 8 connections, since memory and what a master takes on its
+way are bounded.
 
 Left out: networks and disks of different machines; a worker's share of requests, which placement decides.
 """
@@ -51,6 +52,7 @@ QUICK: Final[Mapping[str, Sequence[int]]] = {
     "value bytes": (10, 1024, 1024 * 1024),
     "connections": (1, 32, 1000),
 }
+OTHERS_MOST_CORES: Final = 0.3
 RAW_BYTES_MAX: Final = 64 * 1024 * 1024  # of all keys together: with large values there are fewer of them
 ON_THE_WAY_BYTES_MAX: Final = 8 * 1024 * 1024  # likewise connections: a master refuses more than it can carry
 BATCH_KEYS: Final = 500
@@ -91,6 +93,14 @@ class Row:
     def rate(self, what: str) -> float:
         return median(one.rate for one in self.measured[what])
 
+    def cost_us(self, what: str) -> float:
+        """Processor time of the whole cluster for one operation."""
+        return median(one.cpu_us["master"] + one.cpu_us["workers"] for one in self.measured[what])
+
+    @property
+    def others_cores(self) -> float:
+        return max(one.others_cores for rounds in self.measured.values() for one in rounds)
+
     @property
     def memory_ratio(self) -> float | None:
         """Memory of the workers, by the raw bytes of all copies."""
@@ -101,6 +111,7 @@ class Row:
         rounds = self.measured[what]
         line = (
             f"  {self.step.at:>9,}  {what}{self.rate(what):10,.0f}/s  {self.rate(what) / middle.rate(what):5.2f}   "
+            f"cost {self.cost_us(what) / middle.cost_us(what):5.2f}   "
             f"p50 {median(one.p50_ms for one in rounds):7.2f}  p99 {median(one.p99_ms for one in rounds):7.2f} ms   "
             f"CPU us: {tell_cpu(rounds)}"
         )
@@ -113,10 +124,12 @@ class Row:
 
     def to_json(self, middle: Row) -> dict[str, object]:
         ratios = {what: round(self.rate(what) / middle.rate(what), 3) for what in self.measured}
+        costs = {what: round(self.cost_us(what) / middle.cost_us(what), 3) for what in self.measured}
         return {
             **asdict(self.step),
             "at": self.step.at,
-            "ratio": ratios,
+            "rate_ratio": ratios,
+            "cost_ratio": costs,
             **{what: [asdict(one) | {"limit": one.limit} for one in rounds] for what, rounds in self.measured.items()},
             "memory_bytes_per_key": round(median(self.key_bytes), 1) if self.key_bytes else None,
             "memory_by_raw_bytes": None if self.memory_ratio is None else round(self.memory_ratio, 2),
@@ -209,9 +222,8 @@ def draw(tables: Sequence[Sequence[Row]], title: str) -> str:
         for what in middle.measured:
             bars = []
             for row in rows:
-                ratio = row.rate(what) / middle.rate(what)
-                master_us = median(one.cpu_us["master"] for one in row.measured[what])
-                bars.append(Bar(f"{row.step.at:,}", ratio, f"{ratio:.2f}, master {master_us:.0f} us"))
+                ratio, cost = row.rate(what) / middle.rate(what), row.cost_us(what) / middle.cost_us(what)
+                bars.append(Bar(f"{row.step.at:,}", ratio, f"{ratio:.2f}, cost {cost:.2f}"))
             sections[f"{what}, by {middle.step.grows}"] = bars
     return draw_bars(f"Operations a second, relative to the middle step: {title}", describe_machine(), sections)
 
@@ -245,6 +257,8 @@ def main() -> None:
             for what in ("put", "get"):
                 for row in rows:
                     print(row.tell(what, middle_of(rows)), flush=True)
+    if (taken := max(row.others_cores for rows in tables for row in rows)) > OTHERS_MOST_CORES:
+        print(f"other programs took up to {taken:.1f} cores meanwhile: measure again when the machine is quiet")
     documents = [row.to_json(middle_of(rows)) for rows in tables for row in rows]
     write_outputs(options, "scale", documents, draw(tables, title))
 

@@ -183,7 +183,8 @@ def run_wrk(server: Server, script: str, connections: int, seconds: float) -> Me
     p50_us, p99_us, p999_us = (float(found[i]) for i in (4, 5, 6))
     if not requests:
         raise SystemExit(
-            f"error: {server.name} answered nothing in {seconds:g} s; its processes are {dict(server.pids)}"
+            f"error: {server.name} answered nothing to {connections} connections in {seconds:g} s "
+            f"({failures} failed); its processes are {dict(server.pids)}. If they run, give them longer: --seconds"
         )
     spent_s = {role: after[role] - before[role] for role in after}
     cpu_us = {role: round(1e6 * role_s / requests, 1) for role, role_s in spent_s.items()}

@@ -28,10 +28,12 @@ def test_a_step_is_compared_with_the_middle_one() -> None:
     rows = [Row(Step.of("workers", at)) for at in (3, 5, 9)]
     for row, rate in zip(rows, (300.0, 200.0, 100.0), strict=True):
         for found in row.measured.values():
-            found += [measured(rate, master=100.0), measured(rate * 3, master=100.0)]
+            cpu_us = {"master": 100.0, "workers": rate}
+            found += [measured(rate, **cpu_us), measured(rate * 3, **cpu_us)]
     middle = middle_of(rows)
     assert middle is rows[1]
-    assert rows[0].to_json(middle)["ratio"] == {"put": 1.5, "get": 1.5}
+    told = rows[0].to_json(middle)
+    assert (told["rate_ratio"], told["cost_ratio"]) == ({"put": 1.5, "get": 1.5}, {"put": 1.333, "get": 1.333})
     assert " 0.50 " in rows[2].tell("get", middle)
 
 
