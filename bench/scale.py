@@ -194,6 +194,8 @@ class Scale:
         file = self._directory / "keys"
         file.write_text("\n".join(draw_keys("uniform", step.keys, self._options.seed)))
         for what, found in row.measured.items():
+            with Client(f"http://127.0.0.1:{server.port}", timeout_s=30.0) as client:
+                client.cluster()  # answered once what the connections of the last load left behind has been served
             script = server.script(what, file, 0, step.value_bytes)
             if not self._options.quick:
                 run_wrk(server, script, step.connections, 1)
