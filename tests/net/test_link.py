@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -592,3 +592,20 @@ async def test_a_fault_of_this_side_ends_the_link_and_nothing_else(
     [record] = caplog.records
     assert said in record.getMessage()
     assert record.exc_info is None
+
+
+async def test_a_stream_that_is_closed_here_during_the_greeting_makes_no_link(streams: Streams) -> None:
+    near, far = streams
+    ended: list[str] = []
+
+    async def greet(greeting: Awaitable[Link]) -> None:
+        with pytest.raises(LinkError):
+            await greeting
+        ended.append("no link")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(greet, dial(near, NEAR))
+        nursery.start_soon(greet, accept(far, FAR, lambda hello: None, None))
+        for stream in streams:
+            await trio.aclose_forcefully(stream)
+    assert ended == ["no link"] * 2

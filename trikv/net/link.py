@@ -316,7 +316,7 @@ async def dial(stream: trio.abc.Stream, me: Hello) -> Link:
                 case TurnedAway(sentence):
                     raise LinkError(sentence)
         raise LinkError("it ended the connection without a greeting")
-    except (trio.TooSlowError, trio.BrokenResourceError, PeerError) as error:
+    except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError, PeerError) as error:
         await trio.aclose_forcefully(stream)
         raise LinkError(str(error) or "it did not greet in time") from error
     except BaseException:
@@ -354,7 +354,7 @@ async def accept(
                 raise LinkError(reason)
             await stream.send_all(session.accept())
             return Link(stream, session, event.hello, handler)
-    except (trio.TooSlowError, trio.BrokenResourceError) as error:
+    except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
         await trio.aclose_forcefully(stream)
         raise LinkError("it did not greet in time, or left") from error
     except BaseException:
