@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import re
 import socket
 import tempfile
@@ -62,6 +63,7 @@ from trikv.worker.worker import Worker
 MODES: Final = ("quorum", "sync", "async", "chain")
 VALUE: Final = b"x" * 100
 KEYS: Final = 500
+BATCH: Final = 64
 WORKERS: Final = 5
 NAMES: Final = tuple(b"key%09d" % number for number in range(KEYS))
 EPOCH: Final = make_epoch(1, 1)
@@ -402,14 +404,19 @@ class AnswersAtOnce:
 def requests_of(what: str) -> list[bytes]:
     """What a client sends, with the headers of curl."""
     headers = b"Host: 127.0.0.1:8080\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\n"
+    if what == "batch":
+        batches = [{"op": "put", "key": key.decode(), "value": VALUE.decode()} for key in NAMES]
+        bodies = [json.dumps({"items": batches[at : at + BATCH]}).encode() for at in range(0, KEYS - BATCH, BATCH)]
+        more = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        return [b"POST /v1/batch HTTP/1.1\r\n%b%b" % (headers, more % (len(body), body)) for body in bodies]
     if what == "get":
         return [b"GET /v1/kv/%b HTTP/1.1\r\n%b\r\n" % (key, headers) for key in NAMES]
     more = b"Content-Length: %d\r\n\r\n%b" % (len(VALUE), VALUE)
     return [b"PUT /v1/kv/%b HTTP/1.1\r\n%b%b" % (key, headers, more) for key in NAMES]
 
 
-def through(lane: ExpressLane, name: str, what: str, connections: int) -> Case:
-    """Requests from bytes to bytes, on so many connections of the lane."""
+def through(lane: ExpressLane, name: str, what: str, connections: int, per: int = 1) -> Case:
+    """Requests from bytes to bytes, on so many connections of the lane. `per`: operations in a request."""
     requests = requests_of(what)
 
     async def one(count: int) -> None:
@@ -421,7 +428,7 @@ def through(lane: ExpressLane, name: str, what: str, connections: int) -> Case:
             for _ in range(connections):
                 nursery.start_soon(one, count)
 
-    return Case(name, work, connections)
+    return Case(name, work, connections * per)
 
 
 @asynccontextmanager
@@ -465,6 +472,7 @@ async def cluster_layer(mode: str) -> AsyncIterator[Sequence[Case]]:
                 through(lane, f"{mode} put, lane and all, {at_once} at once", "put", at_once),
                 through(lane, f"{mode} get, lane and all, {at_once} at once", "get", at_once),
             ]
+        cases.append(through(lane, f"{mode} put, lane and all, in batches of {BATCH}", "batch", 1, BATCH))
         yield cases
         nursery.cancel_scope.cancel()
 

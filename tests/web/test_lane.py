@@ -139,6 +139,33 @@ def test_a_value_that_looks_like_the_end_of_an_answer(lanes: Lanes) -> None:
     assert [answer.body for answer in lanes.compare(*[Sent(b"GET", b"/v1/kv/looks")] * 3)] == [value] * 3
 
 
+JSON, CBOR = b"Content-Type: application/json", b"Content-Type: application/cbor"
+BATCHES = [
+    b'{"items": []}', b'{"items": [{"op": "put", "key": "batch", "value": "1"}, {"op": "get", "key": "batch"}]}',
+    b'{"items": [{"op": "put", "key": "", "value": "1"}, {"op": "get", "key": "absent"}]}', b'{"items": 1}',
+    b'{"items": [{"op": "put", "key": "batch", "value": "1", "if_match": "1.1-0"}]}', b"{", b"", b"\xff",
+    b'{"items": [{"op": "delete", "key": "batch"}, {"op": "get", "key": "batch"}]}',
+    b'{"items": [' + b",".join(b'{"op": "put", "key": "b%d", "value": "v"}' % n for n in range(200)) + b"]}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BATCHES, ids=lambda body: ascii(body[:40].decode(errors="replace")))
+def test_batches(lanes: Lanes, body: bytes) -> None:
+    for target in (b"/v1/batch", b"/v1/batch?", b"/v1/batch?timeout=1", b"/v1/batch?timeout=x", b"/v1/batch?x=1"):
+        lanes.compare(*(Sent(b"POST", target, body).having(*more) for more in ((JSON,), (CBOR,), ())))
+
+
+def test_batches_that_are_none(lanes: Lanes) -> None:
+    lanes.compare(Sent(b"POST", b"/v1/batch").having(JSON))
+    lanes.compare(Sent(b"POST", b"/v1/batch", b'{"items": []}' + b" " * 65_536).having(JSON), express=False)
+    for method, target in (
+        (b"GET", b"/v1/batch"), (b"PUT", b"/v1/batch"), (b"DELETE", b"/v1/batch?"), (b"POST", b"/v1/batch/"),
+        (b"POST", b"/v1/batchx"), (b"POST", b"/v1/batc"), (b"POST", b"/v1/kv/key"), (b"POST", b"/get?key=a"),
+        (b"POST", b"/v1/%62atch"),
+    ):  # fmt: skip
+        lanes.compare(Sent(method, target, None if method == b"GET" else b'{"items": []}').having(JSON), express=False)
+
+
 CONDITIONS = [
     b"If-Match: *", b"If-None-Match: *", b"If-Match: %s", b"If-None-Match: %s", b"If-Match: W/%s",
     b"If-None-Match: W/%s", b'If-Match: "1.1-0"', b'If-None-Match: "1.1-0"', b'If-Match: "other", %s',
@@ -268,7 +295,8 @@ async def test_a_part_of_a_request_is_hypercorns_after_a_moment(served: Served, 
 
 
 @pytest.mark.parametrize("sent", [
-    b"g", b"POST", b"GET /v1/kX", b"GET /v1/kv?", b"GET /put ", b"GET /v1/kv/k\xff", b"GET /v1/kv/k\0",
+    b"g", b"POST /p", b"POST /v1/kv/", b"POST /v1/batchx", b"GET /v1/batch", b"GET /v1/kX", b"GET /v1/kv?",
+    b"GET /put ", b"GET /v1/kv/k\xff", b"GET /v1/kv/k\0",
     b"GET /v1/kv/k HTTP/1.1\nHost:", b"GET /v1/kv/k HTTP/1.1\rHost", b"GET /v1/kv/" + b"k" * HEAD_BYTES_MAX,
     GET[:-4] + b"\r\nX: y\r\n\r\n", PUT[:-7] + b"\r\nExpect: 100-continue\r\n\r\n", GET.replace(b"1.1", b"1.0"),
     b"PUT /v1/kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 65537\r\n\r\n", b"\r\n",

@@ -2,14 +2,14 @@
 
 A connection begins here. While what it sends are requests that the lane recognises, whole, from the first byte of the
 method to the last byte of the body, the lane answers them itself, with the same handlers as the framework's side
-(`keys.py`) and byte for byte the same answers. At the first bytes that it does not recognise, the connection is handed
-to Hypercorn, with these bytes in front, and stays there. So the lane need not know how to refuse anything: what is odd,
-malformed, large, slow or merely uncommon is judged where it always was.
+(`keys.py`, `batch.py`) and byte for byte the same answers. At the first bytes that it does not recognise, the
+connection is handed to Hypercorn, with these bytes in front, and stays there. So the lane need not know how to refuse
+anything: what is odd, malformed, large, slow or merely uncommon is judged where it always was.
 
-It recognises `GET`, `PUT` and `DELETE` of `/v1/kv/KEY`, `GET` of `/get` and `/put`, in HTTP/1.1, with the headers of
-`_HEADERS`, each at most once, and a body of at most `BODY_BYTES_MAX` whose length is announced. One regular expression
-reads a whole head. Clients repeat their headers from request to request, so what a block of headers means, and that
-the guard lets it pass, is kept for the last blocks (`_BLOCKS_MAX`).
+It recognises `GET`, `PUT` and `DELETE` of `/v1/kv/KEY`, `GET` of `/get` and `/put`, and `POST` of `/v1/batch`, in
+HTTP/1.1, with the headers of `_HEADERS`, each at most once, and a body of at most `BODY_BYTES_MAX` whose length is
+announced. One regular expression reads a whole head. Clients repeat their headers from request to request, so what a
+block of headers means, and that the guard lets it pass, is kept for the last blocks (`_BLOCKS_MAX`).
 
 A request that has come in part has `PART_S`, from its first byte, to come whole; then Hypercorn has it, and its own
 bounds begin. A connection that sends nothing is closed after `IDLE_S`. One task looks at all connections once a second
@@ -55,7 +55,7 @@ _BLOCKS_MAX: Final = 256
 _TICK_S: Final = 1.0
 
 _HEAD: Final = re.compile(
-    rb"(GET|PUT|DELETE) (/v1/kv/[!-~]+|/(?:get|put)\?[!-~]+) HTTP/1\.1\r\n"
+    rb"(GET|PUT|DELETE|POST) (/v1/kv/[!-~]+|/(?:get|put)\?[!-~]+|/v1/batch(?:\?[!-~]*)?) HTTP/1\.1\r\n"
     rb"((?:[A-Za-z-]{1,32}:[\t -~]*+\r\n){1,16})\r\n"
 )
 _IN_NO_HEAD: Final = re.compile(rb"[^\t\r\n -~]|(?<!\r)\n|\r(?!\n|\Z)")
@@ -332,8 +332,8 @@ class LaneConnection:
 
 def _route_of(method: bytes, target: bytes) -> Route | None:
     if target.startswith(keys.KEY_PATH):
-        return _OF_KEYS[method]
-    return _BY_QUERY.get((method, target.partition(b"?")[0]))
+        return _OF_KEYS.get(method)
+    return _OF_PATHS.get((method, target.partition(b"?")[0]))
 
 
 def _may_become_head(data: bytes) -> bool:
@@ -344,12 +344,13 @@ def _may_become_head(data: bytes) -> bool:
 
 
 _OF_KEYS: Final = {route.method.encode(): route for route in ROUTES if route.path == "/v1/kv/{key...}"}
-_BY_QUERY: Final = {
+_OF_PATHS: Final = {
     (route.method.encode(), route.path.encode()): route
     for route in ROUTES
-    if route.method == "GET" and route.path in ("/get", "/put")
+    if (route.method, route.path) in (("GET", "/get"), ("GET", "/put"), ("POST", "/v1/batch"))
 }
 _BEGINNINGS: Final = (
     *(method + b" " + keys.KEY_PATH for method in _OF_KEYS),
-    *(method + b" " + path + b"?" for method, path in _BY_QUERY),
+    *(method + b" " + path + b"?" for method, path in _OF_PATHS),
+    b"POST /v1/batch ",
 )

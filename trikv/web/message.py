@@ -16,7 +16,7 @@ import base64
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -287,7 +287,9 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number in JSON")
 
 
-def members_of(document: Any, what: str, *, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
+def members_of(
+    document: Any, what: str, *, required: Collection[str], optional: Collection[str] = ()
+) -> dict[str, Any]:
     """`document`, if it is an object that has all of `required`, and besides them only members of `optional`.
 
     Raises:
@@ -295,9 +297,9 @@ def members_of(document: Any, what: str, *, required: Iterable[str], optional: I
     """
     if not isinstance(document, dict):
         raise Refused("bad_request", f"{what} must be an object")
-    required = tuple(required)
     if missing := [name for name in required if name not in document]:
         raise Refused("bad_request", f"{what} lacks {', '.join(missing)}", missing=missing)
-    if strange := sorted(str(name) for name in document.keys() - {*required, *optional}):
+    if strange := [str(name) for name in document if name not in required and name not in optional]:
+        strange.sort()
         raise Refused("bad_request", f"{what} has {', '.join(map(repr, strange))}, which means nothing here")
     return document
