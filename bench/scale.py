@@ -15,7 +15,7 @@ prints what one of them takes of the workers' memory too, relative to its raw by
 How to read it. Compare ratios, never rates of two machines. The load runs on the same cores as the cluster. What was
 busy all the time stands behind the line: `master` means that the master's one thread limits the rate, `wrk` that the
 load generator does, so that the cluster might do more, and `cores` that no core was idle. `others` are cores that other
-programs took meanwhile. Where that is not near 0, the rates say nothing, and the script says so at its end; the cost is
+programs took meanwhile: if these were the limit, the rates say nothing, and the script says so at its end; the cost is
 disturbed less. With values of 1 MiB there are 64 keys and 8 connections, since memory and what a master takes on its
 way are bounded.
 
@@ -34,7 +34,17 @@ from statistics import median
 from typing import Final
 
 from bench.common import Bar, add_outputs, draw_bars, memory_bytes_of, write_outputs
-from bench.wrk import KeyServer, Measured, check_wrk, draw_keys, pids_of, run_wrk, spell_key, tell_cpu
+from bench.wrk import (
+    OTHERS_MOST_CORES,
+    KeyServer,
+    Measured,
+    check_wrk,
+    draw_keys,
+    pids_of,
+    run_wrk,
+    spell_key,
+    tell_cpu,
+)
 from trikv.client import Change, Client
 from trikv.testing.machine import describe_machine
 from trikv.testing.processes.cluster import LocalCluster, wait_until
@@ -52,7 +62,6 @@ QUICK: Final[Mapping[str, Sequence[int]]] = {
     "value bytes": (10, 1024, 1024 * 1024),
     "connections": (1, 32, 1000),
 }
-OTHERS_MOST_CORES: Final = 0.3
 RAW_BYTES_MAX: Final = 64 * 1024 * 1024  # of all keys together: with large values there are fewer of them
 ON_THE_WAY_BYTES_MAX: Final = 8 * 1024 * 1024  # likewise connections: a master refuses more than it can carry
 BATCH_KEYS: Final = 500

@@ -29,6 +29,7 @@ from trikv.testing.processes.connection import make_request
 
 DRAWN: Final = 50_000  # keys in a file, which wrk's script goes round
 INSTALL_WRK: Final = "wrk, which sends the load: apt-get install wrk"
+OTHERS_MOST_CORES: Final = 0.3  # taken by other programs: beyond it, rates say nothing
 _IS_BUSY: Final = 0.9  # of a core: a process with one busy thread that takes so much is what limits the rate
 _IS_FULL: Final = 0.15  # idle cores
 
@@ -77,7 +78,9 @@ class Measured:
         for role in ("wrk", "master"):  # each has one busy thread
             if role in self.cpu_us and self.cores(role) > _IS_BUSY:
                 return role
-        return "cores" if self.idle_cores < _IS_FULL else ""
+        if self.idle_cores > _IS_FULL:
+            return ""
+        return "others" if self.others_cores > OTHERS_MOST_CORES else "cores"
 
 
 def tell_cpu(rounds: Sequence[Measured]) -> str:

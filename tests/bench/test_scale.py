@@ -8,8 +8,8 @@ from bench.scale import ON_THE_WAY_BYTES_MAX, QUICK, RAW_BYTES_MAX, STEPS, Row, 
 from bench.wrk import Measured
 
 
-def measured(rate: float, *, idle_cores: float = 1.0, **cpu_us: float) -> Measured:
-    return Measured(rate, 0, 1.0, 2.0, 3.0, cpu_us, 0.0, idle_cores)
+def measured(rate: float, *, idle_cores: float = 1.0, others_cores: float = 0.0, **cpu_us: float) -> Measured:
+    return Measured(rate, 0, 1.0, 2.0, 3.0, cpu_us, others_cores, idle_cores)
 
 
 @pytest.mark.parametrize("steps", [STEPS, QUICK])
@@ -51,6 +51,8 @@ def test_memory_is_told_beside_the_raw_bytes_of_three_copies() -> None:
         (measured(10_000, master=60.0, wrk=95.0), "wrk"),
         (measured(10_000, master=60.0, wrk=20.0), ""),
         (measured(10_000, idle_cores=0.05, master=60.0, wrk=20.0), "cores"),
+        (measured(10_000, idle_cores=0.05, others_cores=1.0, master=60.0, wrk=20.0), "others"),
+        (measured(10_000, others_cores=1.0, master=60.0, wrk=20.0), ""),
     ],
 )
 def test_what_is_busy_all_the_time_is_the_limit(told: Measured, limit: str) -> None:
