@@ -16,6 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from trikv.coordinator import steps
 from trikv.coordinator.replicas import NotEnough, Round
 from trikv.coordinator.steps import carry_out
 
@@ -153,6 +154,15 @@ async def test_tasks_and_steps_do_the_same(autojump_clock: MockClock, seed: int)
     by_tasks = await logged(as_tasks, seed, cancelled_at_s=cancelled_at_s, may_raise=may_raise)
     by_steps = await logged(as_steps, seed, cancelled_at_s=cancelled_at_s, may_raise=may_raise)
     assert by_steps == by_tasks
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_a_trio_without_a_note_of_scopes_gives_each_a_task(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    by_tasks = await logged(as_tasks, seed, cancelled_at_s=None, may_raise=False)
+    monkeypatch.setattr(steps, "_scopes_of", lambda task: None)
+    assert await logged(as_steps, seed, cancelled_at_s=None, may_raise=False) == by_tasks
 
 
 class Spawned(trio.abc.Instrument):

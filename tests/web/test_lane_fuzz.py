@@ -141,8 +141,21 @@ def plain(dice: random.Random, number: int) -> Sent:
             Sent(b"GET", b"/get?key=" + key, None, headers),
             Sent(b"GET", b"/put?key=%s&value=v%d" % (key, number), None, headers),
             Sent(b"GET", b"/put?key=%s&value=v%d" % (key, number), dice.choice((b"", b"body")), headers),
+            batch(dice, number),
         )
     )
+
+
+def batch(dice: random.Random, number: int) -> Sent:
+    items = []
+    for _ in range(dice.choice((0, 1, 2, 3, 70))):
+        op = dice.choice((b"get", b"put", b"put", b"delete", b"odd" if dice.random() < 0.1 else b"get"))
+        value = b', "value": "v%d"' % number if op == b"put" else b""
+        items.append(b'{"op": "%b", "key": "%b"%b}' % (op, dice.choice((*KEYS, b"")), value))
+    target = b"/v1/batch" + dice.choice((b"", b"", b"", b"?", b"?timeout=1", b"?x=1"))
+    kind = dice.choice((b"application/json", b"application/json", b"application/cbor", b"text/plain"))
+    body = b'{"items": [%b]}' % b", ".join(items)
+    return Sent(b"POST", target, dice.choice((body, body, body, body[:-1], None)), (HOST, b"Content-Type: " + kind))
 
 
 def odd(dice: random.Random, number: int) -> bytes:

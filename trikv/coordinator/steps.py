@@ -242,7 +242,7 @@ class _Steps:
 
     def hosts(self, task: trio.lowlevel.Task) -> bool:
         """Is this task the host, within no scope but its own?"""
-        return task is self._host and _scopes_of(task) is self._status
+        return task is self._host and self._status is not None and _scopes_of(task) is self._status
 
 
 def parker(task: trio.lowlevel.Task) -> Stepped | None:
@@ -252,8 +252,9 @@ def parker(task: trio.lowlevel.Task) -> Stepped | None:
 
 
 def _scopes_of(task: trio.lowlevel.Task) -> object:
-    """Trio's note of the scopes that the task is in: another object for each."""
-    return task._cancel_status
+    """Trio's note of the scopes that the task is in: another object for each. It is not public. A Trio that keeps none
+    gives None; then no coroutine parks, and each has a task."""
+    return getattr(task, "_cancel_status", None)
 
 
 _stepped: Final[ContextVar[Stepped | None]] = ContextVar("stepped", default=None)
