@@ -142,7 +142,7 @@ async def play_rpc(port: int, case: Case) -> Heard | None:
 
 
 async def ask(port: int, to: FuzzedNode, op: int, arguments: list[Any]) -> list[Any] | None:
-    """Greet well and make one call. Returns its answer `[id, fault, payload]`, or None if the link ends first."""
+    """Greet well and make one call. Returns its answer `[id, fault, *payload]`, or None if the link ends first."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     frames = _Frames()
     async with stream:

@@ -23,7 +23,7 @@ import trio
 
 from trikv.client import Change
 from trikv.core.calls import Op
-from trikv.core.errors import TrikvError
+from trikv.core.errors import Fault, TrikvError
 from trikv.core.ring import partition_of
 from trikv.testing.fuzz import rpc_cases, web_cases
 from trikv.testing.fuzz.case import Case, FuzzWrite
@@ -173,7 +173,7 @@ class Fuzz:
             peer = FuzzedNode(role, state["cluster"], node.id, members.get(node.id, "fuzz-life"), partition, 0)
             if role == "worker":
                 answer = trio.run(ask, node.port, peer, int(Op.FETCH), [partition, 0, peer.incarnation, HEALTH_KEY])
-                promised = answer[2][0] if answer and answer[1] == 1 else 0
+                promised = answer[2] if answer and answer[1] == Fault.STALE else 0
                 peer = peer._replace(epoch=promised)
             peers.append((node, peer))
 
