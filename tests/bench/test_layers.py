@@ -51,9 +51,9 @@ def test_what_has_no_layer_counts_for_its_caller() -> None:
 
 
 def test_a_line_that_writes_to_a_socket_is_a_system_call_and_the_one_below_is_not() -> None:
-    lines, first = inspect.getsourcelines(sockets.send_now)
+    lines, first = inspect.getsourcelines(sockets.write_now)
     writes = next(number for number, line in enumerate(lines, first) if "os.write" in line)
-    at_write, below = (f"send_now ({sockets.__file__}:{number})" for number in (writes, writes + 1))
+    at_write, below = (f"write_now ({sockets.__file__}:{number})" for number in (writes, writes + 1))
     assert layer_of(f"{LOOP};{SERVE};{at_write}") == SYSTEM
     assert layer_of(f"{LOOP};{SERVE};{below}") == "link and frames"
 

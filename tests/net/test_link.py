@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import trio.testing
 from trikv.core import frames
 from trikv.core.errors import Fault
 from trikv.core.histogram import EXPORTED_BOUNDS_S
-from trikv.core.session import PROTOCOL, Call, Hello, PeerError, Session
+from trikv.core.session import PROTOCOL, Acks, Answers, Call, Hello, PeerError, Session
 from trikv.net.doors import TcpTransport
 from trikv.net.link import CALLS_MAX, GREETING_TIMEOUT_S, QUEUE_BYTES_MAX, Handler, Link, LinkError, accept, dial
 
@@ -31,6 +32,10 @@ async def streams(request: pytest.FixtureRequest) -> Streams:
     """A connection's two ends."""
     if request.param == "memory":
         return trio.testing.memory_stream_pair()
+    return await tcp_pair()
+
+
+async def tcp_pair() -> Streams:
     listening = await TcpTransport().listen("127.0.0.1:0")
     near = await TcpTransport().connect(listening.address)
     far = await listening.listener.accept()
@@ -324,6 +329,177 @@ async def test_beyond_the_bound_of_calls_a_call_is_not_sent() -> None:
     near.call(1, [], soon(), answered.expect(-1), 1)
     assert answered.results == {-1: (Fault.CROWDED, [])}
     await near.close()
+
+
+@asynccontextmanager
+async def linked_thrice(handler: Handler = echo) -> AsyncIterator[tuple[list[Link], list[trio.CancelScope]]]:
+    """The near ends of three links over sockets in one run, and what cancels each of them."""
+    async with trio.open_nursery() as nursery:
+        links, scopes = [], []
+
+        async def run(link: Link, scope: trio.CancelScope) -> None:
+            with scope, suppress(PeerError):
+                await link.run()
+
+        for _ in range(3):
+            near, far = await link_up(await tcp_pair(), handler)
+            links.append(near)
+            scopes.append(trio.CancelScope())
+            nursery.start_soon(run, near, scopes[-1])
+            nursery.start_soon(far.run)
+        await trio.testing.wait_all_tasks_blocked()
+        yield links, scopes
+        nursery.cancel_scope.cancel()
+
+
+async def test_links_that_send_in_one_pass_share_a_writer_and_each_sends_its_own() -> None:
+    answered = Answered()
+    async with linked_thrice() as (links, _):
+        for turn in range(3):
+            for number, link in enumerate(links):
+                for repeat in range(2):
+                    place = 6 * turn + 2 * number + repeat
+                    link.call(1, [place], soon(), answered.expect(place))
+            await answered.wait(6 * turn + 6)
+        assert answered.results == {place: (Fault.OK, [place]) for place in range(18)}
+        assert [link.frames for link in links] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("ended", range(3))
+async def test_a_link_that_ends_as_it_is_about_to_send_leaves_the_others_their_turn(ended: int) -> None:
+    answered = Answered()
+    async with linked_thrice() as (links, scopes):
+        for number, link in enumerate(links):
+            link.call(1, [number], soon(), answered.expect(number))
+        scopes[ended].cancel()
+        results = await answered.wait(3)
+        kept = [number for number in range(3) if number != ended]
+        assert [results[number] for number in kept] == [(Fault.OK, [number]) for number in kept]
+        for number in kept:
+            links[number].call(1, [], soon(), answered.expect(10 + number))
+        await answered.wait(5)
+
+
+@pytest.mark.parametrize("broken", range(3))
+async def test_what_no_frame_carries_ends_its_own_link_alone(broken: int, caplog: pytest.LogCaptureFixture) -> None:
+    answered = Answered()
+    async with linked_thrice() as (links, _):
+        for number, link in enumerate(links):
+            arguments: list[Any] = [{"a": "map"}] if number == broken else [number]
+            link.call(1, arguments, soon(), answered.expect(number))
+        results = await answered.wait(3)
+        assert results == {n: (Fault.LOST, []) if n == broken else (Fault.OK, [n]) for n in range(3)}
+        links[broken].call(1, [], soon(), answered.expect(3))
+        assert answered.results[3] == (Fault.NOT_SENT, [])
+    assert [record.getMessage().split(" ended in ")[0] for record in caplog.records] == ["the link to worker w-1"]
+
+
+async def test_what_the_kernel_does_not_take_at_once_comes_whole_and_in_order() -> None:
+    answered = Answered()
+    value = bytes(range(256)) * 4096
+    heard: list[int] = []
+
+    def note(link: Link, calls: list[Call]) -> None:
+        heard.extend(call[3] for call in calls if call[4] == value)
+        echo(link, calls)
+
+    async with linked_thrice(note) as (links, _):
+        count = 0
+        for _ in range(3):
+            for link in links:
+                for _ in range(12):  # more than a socket takes while its peer does not read
+                    link.call(1, [count, value], soon(), answered.expect(count), len(value))
+                    count += 1
+            await trio.lowlevel.checkpoint()
+            links[2].call(1, [count, value], soon(), answered.expect(count), len(value))
+            count += 1
+        results = await answered.wait(count)
+    assert {fault for fault, _ in results.values()} == {Fault.OK}
+    assert all(payload == [number, value] for number, (_, payload) in results.items())
+    assert sorted(heard) == list(range(count))
+
+
+async def test_a_call_that_is_made_as_another_ends_unsent_is_sent() -> None:
+    """In the turn of another link's writer, too."""
+    answered = Answered()
+    async with linked_thrice() as (links, _):
+        again = links[1]
+
+        def retry(fault: int, payload: list[Any]) -> None:
+            assert fault == Fault.NOT_SENT
+            again.call(1, [7], soon(), answered.expect(7))
+
+        links[0].call(1, [0], soon(), answered.expect(0))
+        again.call(1, [1], trio.current_time(), retry)
+        await answered.wait(2)
+    assert answered.results == {0: (Fault.OK, [0]), 7: (Fault.OK, [7])}
+
+
+async def test_acknowledgements_of_a_batch_leave_at_once_and_share_a_frame(streams: Streams) -> None:
+    held: list[Call] = []
+    answered = Answered()
+    async with linked(streams, lambda link, calls: held.extend(calls)) as (near, far):
+        for number in range(5):
+            near.call(1, [], soon(), answered.expect(number))
+        await trio.testing.wait_all_tasks_blocked()
+        while len(held) < 5:
+            await trio.lowlevel.checkpoint()
+        far.acknowledge([call[0] for call in held])
+        assert await answered.wait(5) == dict.fromkeys(range(5), (Fault.OK, []))
+        await far.close()
+        far.acknowledge([9])
+
+
+@pytest.mark.parametrize("sender", ["reader", "writer"])
+async def test_nothing_is_sent_between_what_one_of_its_tasks_is_sending(sender: str) -> None:
+    near, far = await tcp_pair()
+    assert isinstance(near, trio.SocketStream)
+    session = Session(NEAR, dialer=True)
+    value = bytes(range(256)) * 4096
+    held: list[Call] = []
+    links: list[Link] = []
+    heard: list[tuple[int, ...]] = []
+
+    def answer_at_length(link: Link, calls: list[Call]) -> None:
+        for call in calls:
+            link.answer(call[0], Fault.OK, [value, value])
+
+    def hear(data: bytes | bytearray) -> None:
+        for event in session.receive(data):
+            if isinstance(event, Acks):
+                heard.extend((call_id,) for call_id in event.ids)
+            elif isinstance(event, Answers):
+                heard.extend((row[0], row[1], len(row)) for row in event.answers)
+                assert all(row[2:] == [value, value] for row in event.answers if len(row) > 2)
+
+    async def take() -> None:
+        handler = answer_at_length if sender == "reader" else lambda link, calls: held.extend(calls)
+        links.append(await accept(far, FAR, lambda hello: None, handler))
+        await links[0].run()
+
+    async with near, trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        await near.send_all(session.greet())
+        list(session.receive(await near.receive_some()))
+        await trio.testing.wait_all_tasks_blocked()  # its writer sleeps, so its reader will send what it can
+        for frame in session.calls([[number, 60_000, 1] for number in range(8)]):
+            await near.send_all(frame)
+        await trio.testing.wait_all_tasks_blocked()
+        answer_at_length(links[0], held)
+        await trio.testing.wait_all_tasks_blocked()  # the kernel takes no more, and one of its tasks waits
+        for number in range(100, 110):
+            with suppress(BlockingIOError):
+                hear(os.read(near.socket.fileno(), 1024 * 1024))  # so there is room, which that task has not seen yet
+            links[0].acknowledge([number])
+        links[0].answer(110, Fault.BUSY, [])
+        with trio.fail_after(PATIENCE_S):
+            while len(heard) < 19:
+                data = await near.receive_some()
+                assert data
+                hear(data)
+        nursery.cancel_scope.cancel()
+    acknowledged = [(number,) for number in range(100, 110)]
+    assert sorted(heard) == [*((number, 0, 4) for number in range(8)), *acknowledged, (110, Fault.BUSY, 2)]
 
 
 def answer_amply(link: Link, calls: list[Call]) -> None:

@@ -239,6 +239,8 @@ class FrameBuffer:
         """
         if self._error is not None:
             raise self._error
+        if not self._fed and not self._kept:
+            return NO_FRAME
         frame_bytes = self._frame_bytes or self._judge_prefix()
         if not frame_bytes:
             return NO_FRAME
@@ -338,7 +340,8 @@ def _check_theirs(items: list[Any]) -> None:
     Each level of lists is looked at as one, without a step of Python's for each item. There are at most `DEPTH_MAX`
     levels, and one more of empty lists.
     """
-    lists = [items]
+    is_of_session = len(items) == 2 and type(items[0]) is int and type(items[1]) is list  # [kind, what it carries]
+    lists = [items[1]] if is_of_session else [items]
     while lists:
         kinds = set(map(type, chain.from_iterable(lists)))
         if not kinds <= _ADMITTED:

@@ -202,12 +202,16 @@ class Session:
                 if type(kind) is int and type(items) is list:
                     if kind == _CALLS:
                         for row in items:
-                            if type(row) is not list or len(row) < 3 or not _INT.issuperset(map(type, row[:3])):
+                            if (
+                                type(row) is not list
+                                or len(row) < 3
+                                or not type(row[0]) is type(row[1]) is type(row[2]) is int
+                            ):
                                 raise PeerError("a call that is not [id, budget, op, *arguments]")
                         return Calls(items)
                     if kind == _ANSWERS:
                         for row in items:
-                            if type(row) is not list or len(row) < 2 or not _INT.issuperset(map(type, row[:2])):
+                            if type(row) is not list or len(row) < 2 or not type(row[0]) is type(row[1]) is int:
                                 raise PeerError("an answer that is not [id, fault, *payload]")
                         return Answers(items)
                     if kind == _ACKS:

@@ -1,10 +1,14 @@
 """One connection between two nodes: a `Session` on a stream, which sends many calls in one frame.
 
 A link runs two tasks, a reader and a writer, whatever the number of calls in flight. A call is an entry in a dictionary
-and a callback. All calls and answers that were made since the writer last looked go out as one frame (or as few as the
-cap allows). So under load, system calls, encodings and the other side's fsyncs are shared; a single call does not wait
-for others. What can be answered at once, the reader sends itself while the writer sleeps: waking the writer would cost
-as much as the answer. Only the side that dialled sends calls, so the readers of two nodes never wait for each other.
+and a callback. All calls that were made in one pass of the scheduler go out as one frame (or as few as the cap allows),
+and so do all answers. So under load, system calls, encodings and the other side's fsyncs are shared; a single call does
+not wait for others. Only the side that dialled sends calls, so the readers of two nodes never wait for each other.
+
+Waking a task costs as much as a small frame. So one writer sends for all links of the run that were called in one pass
+(`_Turn`), and wakes the writer of another link only for what the kernel does not take at once. What can be answered at
+once, the reader sends itself, and the acknowledgements of a batch are sent where the batch ends (`acknowledge`). None
+of this happens while one of the link's own tasks is sending. Streams that are no sockets have their own writer woken.
 
 A call ends in exactly one call of its `done`: with the answer, or with a fault of this side (NOT_SENT, CROWDED, LOST,
 LATE). `done` runs on the stack of the reader, the writer or the sweeper. It notes and wakes, and does not wait.
@@ -32,7 +36,7 @@ from trikv.core.frames import FRAME_BYTES_MAX
 from trikv.core.histogram import CallTimes
 from trikv.core.session import Acks, Answers, Call, CallAnswer, Calls, Greeted, Hello, PeerError, Session, TurnedAway
 from trikv.net.accept import describe_failure
-from trikv.net.sockets import receive, send_now
+from trikv.net.sockets import receive, write_now
 
 QUEUE_BYTES_MAX: Final = 32 * 1024 * 1024
 CALLS_MAX: Final = 100_000
@@ -53,6 +57,30 @@ class LinkError(Exception):
     """There is no link: the peer is not the right one, has turned us away, or does not speak the protocol."""
 
 
+class _Turn:
+    """The links over sockets that have something to send in the scheduler's next pass.
+
+    The writer of the first is awake, and sends for all of them.
+    """
+
+    __slots__ = ("links",)
+
+    def __init__(self) -> None:
+        self.links: list[Link] = []
+
+    @staticmethod
+    def of_this_run() -> _Turn:
+        try:
+            return _turn.get()
+        except LookupError:
+            turn = _Turn()
+            _turn.set(turn)
+            return turn
+
+
+_turn: Final = trio.lowlevel.RunVar[_Turn]("the links that send next")
+
+
 class Link:
     """One side of an open connection. `peer` is the other side's greeting."""
 
@@ -69,7 +97,7 @@ class Link:
         self._next_id = 0
         # Deadline, `done`, when it was made, op; in the order of their ids, so the oldest is first.
         self._under_way: dict[int, tuple[float, Done, float, int]] = {}
-        self._calls: list[tuple[float, list[Any], int]] = []  # deadline, row, size in bytes
+        self._calls: list[list[Any]] = []  # rows; the deadline stands where the budget will
         self._answers: list[list[Any]] = []
         self._acks: list[int] = []  # ids of calls whose answer is the fault OK and nothing else
         self._sample_again_s = -math.inf
@@ -77,6 +105,10 @@ class Link:
         self._calls_bytes = 0
         self._answers_bytes = 0
         self._leaving_bytes = 0  # of answers that are being sent
+        self._unsent: bytes | memoryview = b""  # of what left last, what the writer has still to send
+        self._socket = stream if isinstance(stream, trio.SocketStream) else None
+        self._turn = _Turn.of_this_run()
+        self._is_in_turn = False
         self._idle_writer: trio.lowlevel.Task | None = None  # while it waits for something to send
         self._reader_sends = False  # so the writer need not be woken
         self._held_reader: trio.Event | None = None  # the reader waits here while answers must leave first
@@ -103,25 +135,32 @@ class Link:
             self._calls_since_s = self._now()
         self._next_id += 1
         self._under_way[self._next_id] = (deadline_s, done, self._calls_since_s, op)
-        self._calls.append((deadline_s, [self._next_id, 0, int(op), *arguments], size_bytes))
+        self._calls.append([self._next_id, deadline_s, int(op), *arguments])
         self._calls_bytes += size_bytes
         self._wake_writer()
 
     def answer(self, call_id: int, fault: int, payload: list[Any], size_bytes: int = 16) -> None:
         """Answer a call of the peer's. After the end of the link, the answer is dropped."""
-        if not payload and not fault:
-            self.acknowledge(call_id)
-        elif not self._over:
-            self._answers.append([call_id, int(fault), *payload])
+        if not self._over:
+            if payload or fault:
+                self._answers.append([call_id, int(fault), *payload])
+            else:
+                self._acks.append(call_id)
             self._answers_bytes += size_bytes
             self._wake_writer()
 
-    def acknowledge(self, call_id: int) -> None:
-        """As `answer` with the fault OK and no payload."""
+    def acknowledge(self, call_ids: list[int]) -> None:
+        """Answer all these with the fault OK and no payload, and send what waits at once.
+
+        A batch has ended: its acknowledgements share a frame already, and more will not come soon.
+        """
         if not self._over:
-            self._acks.append(call_id)
-            self._answers_bytes += _ACK_BYTES
-            self._wake_writer()
+            self._acks += call_ids
+            self._answers_bytes += _ACK_BYTES * len(call_ids)
+            if self._socket is not None:
+                self._send_at_once()
+            else:
+                self._wake_writer()
 
     async def close(self) -> None:
         """End a link that was never run."""
@@ -185,17 +224,20 @@ class Link:
             raise self._broken  # raised here, since out of the nursery it would come as a group
 
     async def _guard(self, part: Callable[[], Awaitable[None]]) -> None:
-        """An error of this link ends the link and nothing else. The peer's bytes may have hit a fault of ours."""
         try:
             await part()
-        except PeerError as error:
+        except Exception as error:  # noqa: BLE001 see `_fail`
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """An error of this link ends the link and nothing else. The peer's bytes may have hit a fault of ours."""
+        if isinstance(error, PeerError):
             self._broken = error
-        except Exception as error:  # noqa: BLE001 see above
+        else:
             _log.error("the link to %s %s ended in %s", self.peer.role, self.peer.node, describe_failure(error))
             self._broken = PeerError("this node failed over what it said")
-        if self._broken is not None:
-            self._over = True  # this session can say nothing more
-            self._scope.cancel()
+        self._over = True  # this session can say nothing more
+        self._scope.cancel()
 
     async def _read(self) -> None:
         data: bytes | bytearray = b""  # at first, the rest of what came with the greeting
@@ -242,44 +284,95 @@ class Link:
     async def _write(self) -> None:
         while not self._over:
             await self._wait_for_work()
+            self._send_for_others()  # before anything that could end this task
             if not self._over:
                 await self._send_what_waits()
 
-    async def _send_what_waits(self) -> None:
-        calls, self._calls = self._calls, []
-        answers, self._answers = self._answers, []
-        acks, self._acks = self._acks, []
-        self._leaving_bytes = self._answers_bytes
-        self._calls_bytes = self._answers_bytes = 0
-        self._let_reader_go()
-        now = self._now()
-        rows = []
-        for deadline_s, row, _ in calls:
-            if deadline_s > now:
-                row[1] = math.ceil((deadline_s - now) * 1000)
-                rows.append(row)
-            elif waiting := self._under_way.pop(row[0], None):
-                waiting[1](Fault.NOT_SENT, [])
+    def _send_for_others(self) -> None:
+        links, self._turn.links = self._turn.links, []
+        for link in links:
+            link._is_in_turn = False
+            if link is not self:
+                link._send_at_once()
+
+    def _send_at_once(self) -> None:
+        """Send what waits without this link's writer, which is woken only for what the kernel does not take.
+
+        It is called on stacks that are not this link's, so nothing is raised.
+        """
+        if self._idle_writer is None or self._reader_sends or self._over:
+            return  # one of its own tasks sends, or nobody can
         try:
-            if acks:
-                for frame in self._session.acks(acks):
-                    await send_now(self._stream, frame)
-            if answers:
-                for frame in self._session.answers(answers):
-                    await send_now(self._stream, frame)
+            self._unsent = self._write_now()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._note_broken()
+        except Exception as error:  # noqa: BLE001 see `_fail`
+            self._fail(error)
+        if not self._unsent:
+            self._leaving_bytes = 0
+        elif self._idle_writer is not None:  # a `done` may have woken it meanwhile, by a call of its own
+            writer, self._idle_writer = self._idle_writer, None
+            trio.lowlevel.reschedule(writer)
+
+    async def _send_what_waits(self) -> None:
+        """One of this link's two tasks is in here at a time."""
+        try:
+            if self._unsent:
+                unsent, self._unsent = self._unsent, b""
+                await self._stream.send_all(unsent)
+            if self._socket is None:
+                for frame in self._what_waits():
+                    await self._stream.send_all(frame)
+            elif unsent := self._write_now():
+                await self._stream.send_all(unsent)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._note_broken()
+        self._leaving_bytes = 0
+
+    def _write_now(self) -> bytes | memoryview:
+        """Have the kernel take what waits, as one write. Returns what it did not take."""
+        assert self._socket is not None
+        data = b"".join(self._what_waits())
+        sent = write_now(self._socket, data) if data else 0
+        return memoryview(data)[sent:] if sent < len(data) else b""
+
+    def _what_waits(self) -> list[bytes]:
+        """The frames that carry it. Calls that are late by now end here."""
+        frames: list[bytes] = []
+        self._leaving_bytes = self._answers_bytes
+        if self._acks:
+            acks, self._acks = self._acks, []
+            frames += self._session.acks(acks)
+        if self._answers:
+            answers, self._answers = self._answers, []
+            frames += self._session.answers(answers)
+        self._answers_bytes = 0
+        self._let_reader_go()
+        if self._calls:
+            calls, self._calls = self._calls, []
+            self._calls_bytes = 0
+            now = self._now()
+            rows = []
+            for row in calls:
+                budget_s = row[1] - now
+                if budget_s > 0:
+                    row[1] = math.ceil(budget_s * 1000)
+                    rows.append(row)
+                elif waiting := self._under_way.pop(row[0], None):
+                    waiting[1](Fault.NOT_SENT, [])
             if rows:
                 self.frames += 1
-                for frame in self._session.calls(rows):
-                    await send_now(self._stream, frame)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # The reader sees the end too, after what the peer had still sent. A reader that is held goes on now.
-            self._over = True
-            self._let_reader_go()
-        self._leaving_bytes = 0
+                frames += self._session.calls(rows)
+        return frames
+
+    def _note_broken(self) -> None:
+        """The reader sees the end too, after what the peer had still sent. A reader that is held goes on now."""
+        self._over = True
+        self._let_reader_go()
 
     async def _wait_for_work(self) -> None:
         """Wait as on an Event, for a third of its price. This wait comes once for each frame."""
-        if self._calls or self._answers or self._acks:
+        if self._calls or self._answers or self._acks or self._unsent:
             await trio.lowlevel.checkpoint()
             return
         self._idle_writer = trio.lowlevel.current_task()
@@ -290,9 +383,16 @@ class Link:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def _wake_writer(self) -> None:
-        if self._idle_writer is not None and not self._reader_sends:
-            writer, self._idle_writer = self._idle_writer, None
-            trio.lowlevel.reschedule(writer)
+        """Have what waits sent in the scheduler's next pass, by this link's writer or that of another link."""
+        if self._idle_writer is None or self._reader_sends or self._is_in_turn:
+            return
+        if self._socket is not None:
+            self._is_in_turn = True
+            self._turn.links.append(self)
+            if len(self._turn.links) > 1:
+                return
+        writer, self._idle_writer = self._idle_writer, None
+        trio.lowlevel.reschedule(writer)
 
     def _let_reader_go(self) -> None:
         if self._held_reader is not None:

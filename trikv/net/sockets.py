@@ -23,16 +23,23 @@ async def send_now(stream: trio.abc.Stream, data: bytes) -> None:
     Raises:
       trio.BrokenResourceError, trio.ClosedResourceError: as `send_all`.
     """
-    sent = 0
-    if isinstance(stream, trio.SocketStream):
-        try:
-            sent = os.write(stream.socket.fileno(), data)
-        except BlockingIOError:
-            pass
-        except OSError as error:  # -1 is the descriptor of a socket that is closed
-            raise trio.BrokenResourceError(f"the connection broke: {error.strerror}") from error
+    sent = write_now(stream, data) if isinstance(stream, trio.SocketStream) else 0
     if sent < len(data):
         await stream.send_all(memoryview(data)[sent:])
+
+
+def write_now(stream: trio.SocketStream, data: bytes) -> int:
+    """Have the kernel take of it what it takes at once. Returns how many bytes that were.
+
+    Raises:
+      trio.BrokenResourceError: the connection broke, or was closed here.
+    """
+    try:
+        return os.write(stream.socket.fileno(), data)
+    except BlockingIOError:
+        return 0
+    except OSError as error:  # -1 is the descriptor of a socket that is closed
+        raise trio.BrokenResourceError(f"the connection broke: {error.strerror}") from error
 
 
 async def receive(stream: trio.abc.Stream, bytes_max: int) -> bytes | bytearray:

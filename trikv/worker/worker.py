@@ -386,7 +386,7 @@ class Worker:
             return
         record = read(request.partition, request.key)
         if record is None:
-            link.acknowledge(call_id)
+            link.answer(call_id, Fault.OK, [])
             return
         value_bytes = len(record.value or b"")
         if value_bytes >= LARGE_VALUE_BYTES and link.answers_bytes > LARGE_ANSWERS_BYTES_MAX:
@@ -409,11 +409,19 @@ class Worker:
             if self._next is not None:
                 (self.incarnation, self.starts, self._past), self._next = self._next, None
             self._progressed.set()
+            acks: dict[Link, list[int]] = {}
             for item in granted:
-                if isinstance(item.request, List):
+                link, call_id, _, request = item
+                if isinstance(request, Store) and not request.onward:
+                    if (ids := acks.get(link)) is None:
+                        acks[link] = ids = []
+                    ids.append(call_id)
+                elif isinstance(request, List):
                     lists.append(item)
                 else:
                     self._release(item)
+            for link, ids in acks.items():
+                link.acknowledge(ids)
             # A listing runs between two batches, since it must show only what is durable. One at a time: stores wait.
             if lists:
                 self._lists -= 1
@@ -484,14 +492,11 @@ class Worker:
     def _release(self, item: _Item) -> None:
         """Answer what the batch has made durable."""
         link, call_id, _, request = item
-        if isinstance(request, Store) and not request.onward:  # without `match`: a pattern takes four times as long
-            link.acknowledge(call_id)
-            return
         match request:
             case Store(onward=[hop, *rest]):
                 self._relay(item, request, hop, rest)
             case Discard() | Forget() | Confirm() | Renew():
-                link.acknowledge(call_id)
+                link.answer(call_id, Fault.OK, [])
             case Digest():
                 stale, served = self._sort_out(request.partitions)
                 rows = [[partition, *self.registers.summary(partition)] for partition in served]
@@ -555,7 +560,7 @@ class Worker:
 
         def done(fault: int, payload: list[Any]) -> None:
             if fault == Fault.OK:
-                item.link.acknowledge(item.call_id)
+                item.link.answer(item.call_id, Fault.OK, [])
             elif fault == Fault.STALE:
                 self._refuse(item.link, item.call_id, request, Fault.STALE, payload)
             else:
