@@ -175,6 +175,24 @@ def test_nor_does_a_call_with_one_thing_in_it_replaced(
     if isinstance(request, Store):
         assert unpack(pack(request.record)) == request.record  # it fits the disk
         assert all(isinstance(part, str) for hop in request.onward for part in hop)
+    if isinstance(request, Store | Fetch):
+        assert (type(request.partition), type(request.epoch)) == (int, int)  # and no bool
+        assert (type(request.incarnation), type(request.key)) == (str, bytes)
+
+
+@pytest.mark.parametrize("place", range(9))
+@pytest.mark.parametrize("odd", [True, False, 1.0, -1, 1 << 64, "1", b"", [], [1], None], ids=repr)
+def test_every_place_of_a_store_takes_its_own_kind_alone(place: int, odd: Any) -> None:
+    arguments = [5, EPOCH, "i", b"k", *record_to_wire(RECORD)]
+    arguments[place] = odd
+    if (place, type(odd)) in ((2, str), (8, bytes), (8, type(None))):
+        assert isinstance(parse(Op.STORE, arguments), Store)
+        return
+    with pytest.raises(PeerError):
+        parse(Op.STORE, arguments)
+    if place >= 4:
+        with pytest.raises(PeerError):
+            fetched_from_wire(arguments[4:9])
 
 
 READERS: list[Callable[[list[Any]], Any]] = [
