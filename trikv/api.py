@@ -46,7 +46,12 @@ class Answer(NamedTuple):
 
 def newest(answers: Sequence[Answer]) -> Record | None:
     """The record with the highest version among the answers; None if no replica holds one."""
-    return max((a.record for a in answers if a.record is not None), key=lambda r: r.version, default=None)
+    top: Record | None = None
+    for answer in answers:
+        record = answer.record
+        if record is not None and (top is None or record.version > top.version):
+            top = record
+    return top
 
 
 class ReplicaSet(Protocol):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
 from itertools import count
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
+from tests.helpers import partition_of
 from trikv.api import Promise, Record, ReplicaSet, Strategy, Write
 from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.deadlines import LOOK_S, Deadlines, Limit, limit_of_task
+from trikv.coordinator.replicas import LATE_S
 from trikv.core.errors import Outcome, TrikvError
 from trikv.testing.inprocess import InProcessCluster
 
@@ -331,3 +336,68 @@ async def test_a_client_with_tiny_timeouts_makes_nobody_look_more_often(
         strategy.before_s = 0.01
         assert await task.put(0.0001) == "unanswered"
     assert limits.looks <= 2 + (trio.current_time() - began_s) / LOOK_S
+
+
+# --- alarms -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_read_asks_one_more_replica_when_the_first_are_late(
+    cluster: InProcessCluster, task: Task, strategy: Dawdles, autojump_clock: MockClock
+) -> None:
+    """Within a limit as without one: after `LATE_S` each time, and no scope is needed for it."""
+    await cluster.coordinator.put(KEY, b"v")
+    state = cluster.coordinator.partitions[partition_of(KEY)]
+    cluster.network.hold(cluster.replicas_of(KEY)[0].address)
+    for limited in (True, False):
+        request = state.request(trio.current_time() + 1.0)
+        began_s = trio.current_time()
+        with task.limit if limited else nullcontext():
+            answers = await request.replicas.fetch(KEY, need=2)
+        assert [answer.replica for answer in answers] == [node.worker.id for node in cluster.replicas_of(KEY)[1:]]
+        assert LATE_S <= trio.current_time() - began_s <= LATE_S + LOOK_S
+    assert task.limit.alarm_s == math.inf
+
+
+async def test_two_reads_at_once_in_one_limit_both_ask_further(
+    cluster: InProcessCluster, task: Task, autojump_clock: MockClock
+) -> None:
+    """There is one alarm, and what comes second has a scope of its own. The first one's end leaves the other alone."""
+    await cluster.coordinator.put(KEY, b"v")
+    state = cluster.coordinator.partitions[partition_of(KEY)]
+    cluster.network.hold(cluster.replicas_of(KEY)[0].address)
+    ended_s: list[float] = []
+
+    async def fetch(after_s: float) -> None:
+        await trio.sleep(after_s)
+        request = state.request(trio.current_time() + 1.0)
+        began_s = trio.current_time()
+        await request.replicas.fetch(KEY, need=1)
+        ended_s.append(trio.current_time() - began_s)
+
+    with task.limit:
+        async with trio.open_nursery() as fetches:
+            for after_s in (0.0, 0.05, LATE_S):
+                fetches.start_soon(fetch, after_s)
+    assert len(ended_s) == 3
+    assert all(LATE_S <= each <= LATE_S + LOOK_S for each in ended_s)
+
+
+async def test_what_outlives_its_limit_is_not_left_without_an_alarm(
+    nursery: trio.Nursery, cluster: InProcessCluster, task: Task, autojump_clock: MockClock
+) -> None:
+    await cluster.coordinator.put(KEY, b"v")
+    state = cluster.coordinator.partitions[partition_of(KEY)]
+    cluster.network.hold(cluster.replicas_of(KEY)[0].address)
+    ended: list[int] = []
+
+    async def fetch(number: int) -> None:
+        await state.request(trio.current_time() + 5.0).replicas.fetch(KEY, need=1)
+        ended.append(number)
+
+    with task.limit:
+        nursery.start_soon(fetch, 1)  # it inherits the limit, and sets its alarm
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(fetch, 2)  # it has not begun when the limit ends
+    await trio.testing.wait_all_tasks_blocked()
+    await cluster.until(lambda: sorted(ended) == [1, 2])
+    assert task.limit.alarm_s == math.inf

@@ -12,12 +12,17 @@ comparison. One task looks at all limits when the earliest deadline has passed t
 the scope of a limit whose operation is late. So a strategy may await whatever it likes: it is cancelled as ever. A
 scope that was cancelled is of no further use, so the block ends, and the task opens the limit anew.
 
-An operation ends up to `LOOK_S` after its deadline. An operation of a task without a limit has a scope of its own.
+A limit also has one alarm: a read that asks one more replica when the first are late (`replicas.py`) would open a scope
+for that, and nearly always close it in vain.
+
+An operation ends up to `LOOK_S` after its deadline, and an alarm rings as late. An operation of a task without a limit
+has a scope of its own.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Final
@@ -50,8 +55,10 @@ class Deadlines:
             for limit in self.limits:
                 if limit.deadline_s <= now:
                     limit.expire()
-                else:
-                    earliest_s = min(earliest_s, limit.deadline_s)
+                    continue
+                if limit.alarm_s <= now:
+                    limit.ring()
+                earliest_s = min(earliest_s, limit.deadline_s, limit.alarm_s)
             self._not_before_s = now + LOOK_S
             self.next_look_s = max(earliest_s, self._not_before_s)
 
@@ -66,10 +73,12 @@ class Deadlines:
 class Limit:
     """The limit of one task's operations. `failure`: how the last one ended, if it was late."""
 
-    __slots__ = ("_deadlines", "_token", "deadline_s", "failure", "scope")
+    __slots__ = ("_alarm", "_deadlines", "_token", "alarm_s", "deadline_s", "failure", "scope")
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
+        self._alarm: Callable[[], None] | None = None
+        self.alarm_s = math.inf
         self.deadline_s = math.inf  # of the operation under way
         self.failure: TrikvError | None = None
         self.scope = trio.CancelScope()
@@ -97,6 +106,26 @@ class Limit:
         """The operation under way is late."""
         self.scope.cancel()
 
+    def set_alarm(self, at_s: float, alarm: Callable[[], None]) -> bool:
+        """Have `alarm` called at that time, once; False if there is one already, or nobody looks after this limit."""
+        if self._alarm is not None or self not in self._deadlines.limits:
+            return False
+        self._alarm, self.alarm_s = alarm, at_s
+        if at_s < self._deadlines.next_look_s:
+            self._deadlines.look_sooner(at_s)
+        return True
+
+    def clear_alarm(self, alarm: Callable[[], None]) -> None:
+        """That one need not be called any more."""
+        if self._alarm == alarm:
+            self._alarm, self.alarm_s = None, math.inf
+
+    def ring(self) -> None:
+        """Call what is to be called, if anything is."""
+        if (alarm := self._alarm) is not None:
+            self._alarm, self.alarm_s = None, math.inf
+            alarm()
+
     def __enter__(self) -> None:
         self.failure = None
         self.scope = trio.CancelScope()
@@ -112,6 +141,7 @@ class Limit:
         finally:
             limit_of_task.reset(self._token)
             self._deadlines.limits.discard(self)
+            self.ring()  # nobody would later
 
 
 class SharedLimit(Limit):
@@ -126,6 +156,9 @@ class SharedLimit(Limit):
 
     def begin(self, deadline_s: float) -> None:
         self.deadline_s = deadline_s
+
+    def set_alarm(self, at_s: float, alarm: Callable[[], None]) -> bool:
+        return False
 
 
 limit_of_task: Final[ContextVar[Limit | None]] = ContextVar("limit_of_task", default=None)

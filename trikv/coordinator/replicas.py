@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from trikv.api import Answer, ReplicaSet, Write, newest
+from trikv.coordinator.deadlines import limit_of_task
 from trikv.coordinator.steps import Stepped, parker
 from trikv.coordinator.trace import Traces, trace_of
 from trikv.core.calls import Full, Op, fetched_from_wire, is_epoch, record_to_wire
@@ -373,12 +374,22 @@ class Round:
             elif patience_s is None:
                 await self._sleep(task)
             else:
-                with trio.move_on_after(patience_s):
-                    await self._sleep(task)
+                await self._sleep_at_most(task, patience_s)
         self._has_news = False
         if self.tally.verdict is TallyVerdict.LOST:
             raise NotEnough("; ".join(self._faults))
         return self.tally.verdict is TallyVerdict.WON
+
+    async def _sleep_at_most(self, task: trio.lowlevel.Task, patience_s: float) -> None:
+        limit = limit_of_task.get()
+        if limit is None or not limit.set_alarm(trio.current_time() + patience_s, self._rouse):
+            with trio.move_on_after(patience_s):
+                await self._sleep(task)
+            return
+        try:
+            await self._sleep(task)
+        finally:
+            limit.clear_alarm(self._rouse)
 
     async def _sleep(self, task: trio.lowlevel.Task) -> None:
         """Wait as on an Event, for a third of its price: every operation waits here."""
@@ -391,6 +402,9 @@ class Round:
 
     def _wake(self) -> None:
         self._has_news = True
+        self._rouse()
+
+    def _rouse(self) -> None:
         if self._sleeper is not None:
             sleeper, self._sleeper = self._sleeper, None
             if isinstance(sleeper, Stepped):

@@ -51,13 +51,13 @@ async def receive(stream: trio.abc.Stream, bytes_max: int) -> bytes | bytearray:
     if not isinstance(stream, trio.SocketStream):
         return await stream.receive_some(bytes_max)
     while True:
-        if (descriptor := stream.socket.fileno()) < 0:
-            raise trio.ClosedResourceError("the connection was closed here")
         try:
-            await trio.lowlevel.wait_readable(descriptor)
+            await trio.lowlevel.wait_readable(stream.socket)
             # Asked anew: the socket may be closed by now, and its number another's.
             return os.read(stream.socket.fileno(), bytes_max)
         except BlockingIOError:
             pass  # what was there is gone, as after a bad checksum
+        except ValueError as error:  # -1 is the descriptor of a socket that is closed
+            raise trio.ClosedResourceError("the connection was closed here") from error
         except OSError as error:
             raise trio.BrokenResourceError(f"the connection broke: {error.strerror}") from error

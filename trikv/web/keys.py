@@ -108,7 +108,7 @@ async def put_by_query(services: Services, request: Request) -> Response:
     if prefers_json(request):
         return json_response({"outcome": "committed", "key": key.decode(), "etag": str(stamp)}, etag=etag(stamp))
     headers = {"etag": etag(stamp), "content-type": "text/plain; charset=utf-8", "cache-control": "no-store"}
-    return Response(200, headers, f"OK (Mode: {services.status.mode.name})\n".encode())
+    return Response(200, headers, f"OK (Mode: {services.coordinator.mode})\n".encode())
 
 
 async def get_by_query(services: Services, request: Request) -> Response:
