@@ -350,7 +350,7 @@ MUTANTS = [
     Mutant("no key lock", Quorum(), lock_nothing, seed=2),
     Mutant("quorum read without write-back", ForgetfulQuorum(), seed=9, plan=CROWDED),
     Mutant("write-back with the old version", Quorum(), repair_with_the_old_version),
-    Mutant("n - W instead of R", Quorum(), ask_too_few, seed=3),
+    Mutant("n - W instead of R", Quorum(), ask_too_few, seed=30),
     Mutant("unknown reported as refused", Sync(), call_the_unknown_refused, seed=0),
     Mutant("acknowledge before fsync", Sync(), acknowledge_before_fsync, seed=4),
     Mutant("engine that flushes one batch late", Sync(), flush_one_batch_late, seed=0),
