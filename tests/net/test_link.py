@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -433,6 +435,185 @@ async def test_a_call_that_is_made_as_another_ends_unsent_is_sent() -> None:
         again.call(1, [1], trio.current_time(), retry)
         await answered.wait(2)
     assert answered.results == {0: (Fault.OK, [0]), 7: (Fault.OK, [7])}
+
+
+@pytest.mark.parametrize("ended_by", ["sweep", "end", "turn"])
+async def test_a_done_that_fails_ends_its_own_link_alone(ended_by: str, caplog: pytest.LogCaptureFixture) -> None:
+    """In the sweeper, as the link ends, and in the turn of another link: the other calls and links go on."""
+    answered = Answered()
+    async with linked_thrice(lambda link, calls: None) as (links, _):
+        if ended_by == "turn":
+            links[0].call(1, [], soon(), answered.expect(0))
+        links[1].call(1, [], trio.current_time() if ended_by == "turn" else soon(), fail)
+        links[1].call(1, [], soon(), answered.expect(1))
+        await trio.testing.wait_all_tasks_blocked()
+        if ended_by == "sweep":
+            links[1].sweep(soon())
+        elif ended_by == "end":
+            links[1].end()
+        await answered.wait(1)
+        assert answered.results == {1: (Fault.LATE if ended_by == "sweep" else Fault.LOST, [])}
+        links[1].call(1, [], soon(), answered.expect(2))
+        assert answered.results[2] == (Fault.NOT_SENT, [])
+        assert links[0].in_flight == (ended_by == "turn")
+    [record] = caplog.records
+    assert "the link to worker w-1 ended in KeyError" in record.getMessage()
+
+
+class Storm:
+    """Links over small sockets that carry calls of every kind; half of the links are harmed on the way.
+
+    Each call's `done` notes if the call ended otherwise than it may.
+    """
+
+    LINKS = 8
+    CALLS_MOST = 1000
+    ECHO, ACKNOWLEDGE, BATCH, REFUSE, TANGLE = range(1, 6)
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.streams: list[trio.SocketStream] = []
+        self.nears: list[Link] = []
+        self.fars: list[Link] = []
+        self.harmed = sorted(self.dice.sample(range(self.LINKS), self.LINKS // 2))
+        self.held: list[tuple[Link, Call]] = []  # what waits for the next batch
+        self.made = 0
+        self.ended: set[int] = set()
+        self.wrong: list[tuple[int, int, int, int]] = []  # the calls that ended twice, or as they may not
+
+    async def run(self) -> None:
+        for _ in range(self.LINKS):
+            await self.connect()
+        async with trio.open_nursery() as nursery:
+            for at in range(self.LINKS):
+                for link in (self.nears[at], self.fars[at]):
+                    nursery.start_soon(self.carry, link)
+            nursery.start_soon(self.commit)
+            nursery.start_soon(self.sweep)
+            async with trio.open_nursery() as work:
+                work.start_soon(self.ask)
+                work.start_soon(self.harm)
+            for at in self.harmed:
+                self.nears[at].end()
+            whole = [at for at in range(self.LINKS) if at not in self.harmed]
+            with trio.fail_after(PATIENCE_S):
+                while len(self.ended) < self.made or any(self.fars[at].answers_bytes for at in whole):
+                    await trio.lowlevel.checkpoint()
+            for at in whole:
+                assert (self.nears[at].in_flight, self.nears[at].queue_bytes) == (0, 0)
+                self.call(at, self.ECHO)
+            with trio.fail_after(PATIENCE_S):
+                while len(self.ended) < self.made:
+                    await trio.lowlevel.checkpoint()
+            assert not self.wrong
+            nursery.cancel_scope.cancel()
+
+    async def connect(self) -> None:
+        streams = await tcp_pair()
+        for stream in streams:
+            assert isinstance(stream, trio.SocketStream)
+            if self.dice.random() < 0.7:  # with a receiver's buffer smaller than a segment the kernel waits at times
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.dice.choice([1, 4096, 20_000]))
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)
+            self.streams.append(stream)
+        near, far = await link_up(streams, self.handle)
+        self.nears.append(near)
+        self.fars.append(far)
+
+    async def carry(self, link: Link) -> None:
+        with suppress(PeerError):
+            await link.run()
+
+    def handle(self, link: Link, calls: list[Call]) -> None:
+        for call in calls:
+            if call[2] == self.ECHO:
+                self.answer(link, call)
+            elif call[2] == self.REFUSE:
+                link.answer(call[0], Fault.BUSY, [])
+            elif call[2] == self.TANGLE:
+                link.answer(call[0], Fault.OK, [object()])
+            else:
+                self.held.append((link, call))
+
+    def answer(self, link: Link, call: Call) -> None:
+        link.answer(call[0], Fault.OK, call[3:], 64 + len(call[4]))
+
+    async def commit(self) -> None:
+        while True:
+            await self.pause(6)
+            batch, self.held = self.held, []
+            for link, call in batch:
+                if call[2] == self.BATCH:
+                    self.answer(link, call)
+            for acknowledged in self.fars:
+                acknowledged.acknowledge(
+                    [call[0] for link, call in batch if link is acknowledged and call[2] == self.ACKNOWLEDGE]
+                )
+
+    async def sweep(self) -> None:
+        while True:
+            await self.pause(10)
+            for near in self.nears:
+                near.sweep(trio.current_time())
+
+    async def ask(self) -> None:
+        while self.made < self.CALLS_MOST:
+            for _ in range(self.dice.choice([1, 3, 10])):
+                self.call()
+            await self.pause(5)
+
+    async def harm(self) -> None:
+        for at in self.harmed:
+            await self.pause(100)
+            self.call(at)
+            harm = self.dice.randrange(4)
+            if harm == 0:
+                self.dice.choice([self.nears, self.fars])[at].end()
+            elif harm == 1:
+                self.call(at, self.TANGLE)
+            elif harm == 2:
+                self.call(at, done_fails=True)
+            else:
+                stream = self.dice.choice(self.streams[2 * at : 2 * at + 2])
+                stream.socket.shutdown(self.dice.choice([socket.SHUT_WR, socket.SHUT_RDWR]))
+            self.call(at)
+            self.call()
+
+    async def pause(self, passes_most: int) -> None:
+        for _ in range(self.dice.randint(1, passes_most)):
+            await trio.lowlevel.checkpoint()
+
+    def call(self, at: int | None = None, op: int | None = None, *, done_fails: bool = False) -> None:
+        number, self.made = self.made, self.made + 1
+        at = self.dice.randrange(self.LINKS) if at is None else at
+        may_be_late = op is None and (done_fails or self.dice.random() < 0.1)
+        op = op or self.dice.choice([self.ECHO, self.ACKNOWLEDGE, self.ACKNOWLEDGE, self.BATCH, self.REFUSE])
+        value = self.dice.randbytes(self.dice.choice([0, 10, 1000, 10_000, self.dice.choice([0, 0, 200_000])]))
+        deadline_s = trio.current_time() + self.dice.choice([0, 0.001]) if may_be_late else soon()
+
+        def may_end_so(fault: int, payload: list[Any]) -> bool:
+            if fault == Fault.OK and op in (self.ECHO, self.ACKNOWLEDGE, self.BATCH):
+                return payload == ([] if op == self.ACKNOWLEDGE else [number, value])
+            if fault == Fault.BUSY:
+                return op == self.REFUSE
+            lost = at in self.harmed and fault in (Fault.LOST, Fault.NOT_SENT)
+            return lost or (may_be_late and fault in (Fault.LATE, Fault.NOT_SENT))
+
+        def done(fault: int, payload: list[Any]) -> None:
+            if number in self.ended or not may_end_so(fault, payload):
+                self.wrong.append((number, at, op, fault))  # an error here would end the link and be seen by nobody
+            self.ended.add(number)
+            if self.made < self.CALLS_MOST and self.dice.random() < 0.15:
+                self.call()  # on the stack of what ended this one
+            if done_fails:
+                fail()
+
+        self.nears[at].call(op, [number, value], deadline_s, done, 64 + len(value))
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_befalls_some_links_each_call_ends_once_and_the_other_links_answer_rightly(seed: int) -> None:
+    await Storm(seed).run()
 
 
 async def test_acknowledgements_of_a_batch_leave_at_once_and_share_a_frame(streams: Streams) -> None:

@@ -177,7 +177,7 @@ class Link:
         for call_id in late:
             _, done, since_s, _ = self._under_way.pop(call_id)
             self.times.note(now - since_s)
-            done(Fault.LATE, [])
+            self._end_call(done, Fault.LATE)
         if late and now - self.last_heard_s > SILENCE_MOST_S:
             self.end()
 
@@ -218,10 +218,17 @@ class Link:
             on_over()
             under_way, self._under_way = self._under_way, {}
             for _, done, _, _ in under_way.values():
-                done(Fault.LOST, [])
+                self._end_call(done, Fault.LOST)
             await trio.aclose_forcefully(self._stream)
         if self._broken is not None:
             raise self._broken  # raised here, since out of the nursery it would come as a group
+
+    def _end_call(self, done: Done, fault: Fault) -> None:
+        """End a call that has no answer. An error in its `done` ends the link and keeps no other call from its end."""
+        try:
+            done(fault, [])
+        except Exception as error:  # noqa: BLE001 see `_fail`
+            self._fail(error)
 
     async def _guard(self, part: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -359,7 +366,7 @@ class Link:
                     row[1] = math.ceil(budget_s * 1000)
                     rows.append(row)
                 elif waiting := self._under_way.pop(row[0], None):
-                    waiting[1](Fault.NOT_SENT, [])
+                    self._end_call(waiting[1], Fault.NOT_SENT)
             if rows:
                 self.frames += 1
                 frames += self._session.calls(rows)
