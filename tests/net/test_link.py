@@ -421,9 +421,11 @@ async def test_what_the_kernel_does_not_take_at_once_comes_whole_and_in_order() 
     assert sorted(heard) == list(range(count))
 
 
-async def test_a_call_that_is_made_as_another_ends_unsent_is_sent() -> None:
+@pytest.mark.parametrize("value_bytes", [0, 6_000_000])  # the kernel does not take the larger at once
+async def test_a_call_that_is_made_as_another_ends_unsent_is_sent(value_bytes: int) -> None:
     """In the turn of another link's writer, too."""
     answered = Answered()
+    value = bytes(value_bytes)
     async with linked_thrice() as (links, _):
         again = links[1]
 
@@ -432,9 +434,17 @@ async def test_a_call_that_is_made_as_another_ends_unsent_is_sent() -> None:
             again.call(1, [7], soon(), answered.expect(7))
 
         links[0].call(1, [0], soon(), answered.expect(0))
-        again.call(1, [1], trio.current_time(), retry)
-        await answered.wait(2)
-    assert answered.results == {0: (Fault.OK, [0]), 7: (Fault.OK, [7])}
+        again.call(1, [value], soon(), answered.expect(1), value_bytes)
+        again.call(1, [2], trio.current_time(), retry)
+        await answered.wait(3)
+        links[0].call(1, [3], soon(), answered.expect(3))
+        await answered.wait(4)
+    assert answered.results == {
+        0: (Fault.OK, [0]),
+        1: (Fault.OK, [value]),
+        3: (Fault.OK, [3]),
+        7: (Fault.OK, [7]),
+    }
 
 
 @pytest.mark.parametrize("ended_by", ["sweep", "end", "turn"])
@@ -545,10 +555,9 @@ class Storm:
             for link, call in batch:
                 if call[2] == self.BATCH:
                     self.answer(link, call)
-            for acknowledged in self.fars:
-                acknowledged.acknowledge(
-                    [call[0] for link, call in batch if link is acknowledged and call[2] == self.ACKNOWLEDGE]
-                )
+            for far in self.fars:
+                if ids := [call[0] for link, call in batch if link is far and call[2] == self.ACKNOWLEDGE]:
+                    far.acknowledge(ids)
 
     async def sweep(self) -> None:
         while True:
@@ -627,6 +636,7 @@ async def test_acknowledgements_of_a_batch_leave_at_once_and_share_a_frame(strea
             await trio.lowlevel.checkpoint()
         far.acknowledge([call[0] for call in held])
         assert await answered.wait(5) == dict.fromkeys(range(5), (Fault.OK, []))
+        assert far.answers_bytes == 0
         await far.close()
         far.acknowledge([9])
 

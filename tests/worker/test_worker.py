@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.helpers import MASTER, NEXT, NOW, OLD, PATIENCE_S, BrokenStorage, P, Reply, WorkerHarness, shut
+from tests.helpers import MASTER, NEXT, NOW, OLD, PATIENCE_S, BrokenStorage, GatedStorage, P, Reply, WorkerHarness, shut
 from trikv.core.calls import (
     Op,
     digests_from_wire,
@@ -18,7 +18,7 @@ from trikv.core.calls import (
 )
 from trikv.core.errors import Fault
 from trikv.core.record import Record, Version, make_epoch
-from trikv.net.doors import Doors
+from trikv.net.doors import Doors, TcpTransport, Transport
 from trikv.net.link import LinkError, dial
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import MemoryTransport
@@ -239,12 +239,28 @@ async def test_a_full_queue_answers_busy_and_stores_nothing(gated: WorkerHarness
     assert await gated.seq_of(key=b"k0") == 1
 
 
-async def test_a_worker_whose_disk_fails_stops_and_acknowledges_nothing() -> None:
+async def test_over_sockets_too_nothing_is_acknowledged_before_its_batch_is_durable(nursery: trio.Nursery) -> None:
+    storage = GatedStorage()
+    harness = await WorkerHarness(nursery, storage, Doors(transport=TcpTransport())).start()
+    await harness.put(1)  # under this epoch, so fetches do not wait for it
+    storage.gate = trio.Event()
+    replies = [harness.post(Op.STORE, harness.store(1, key=b"k%d" % number)) for number in range(3)]
+    for key in (b"k0", b"k3"):
+        assert await harness.seq_of(key=key) is None  # this answer would take an acknowledgement along
+        replies.append(harness.post(Op.STORE, harness.store(1, key=key)))
+    assert replies == [[]] * 5
+    storage.gate.set()
+    assert await harness.ask(Op.STORE, harness.store(1, key=b"k4")) == (Fault.OK, [])
+    assert replies == [[(Fault.OK, [])]] * 5
+
+
+@pytest.mark.parametrize("transport", [MemoryTransport, TcpTransport])
+async def test_a_worker_whose_disk_fails_stops_and_acknowledges_nothing(transport: Callable[[], Transport]) -> None:
     storage = BrokenStorage()
     replies: list[Reply] = []
     with pytest.raises(ExceptionGroup) as raised:  # noqa: PT012 the block is what fails
         async with trio.open_nursery() as nursery:
-            harness = await WorkerHarness(nursery, storage).start()
+            harness = await WorkerHarness(nursery, storage, Doors(transport=transport())).start()
             await harness.put(1)
             storage.broken = True
             replies = harness.post(Op.STORE, harness.store(2))
