@@ -17,7 +17,7 @@ import pytest
 from trikv.testing.certify.pool import HANG_S, PlayedTask, ProcessPool, Task
 from trikv.testing.sim import CHANGING, SWITCHING, USUAL, Plan, Verdict
 
-SEEDS = int(os.environ.get("TRIKV_SIM_SEEDS", "16"))
+SEEDS = int(os.environ.get("TRIKV_SIM_SEEDS", "12"))
 
 
 MODES = ("sync", "async", "chain", "quorum")
@@ -35,7 +35,7 @@ def test_it_keeps_it_while_the_configuration_changes(mode: str) -> None:
 
 @pytest.mark.parametrize(("first", "second"), list(permutations(MODES, 2)))
 def test_so_do_two_between_which_one_switches(first: str, second: str) -> None:
-    play(first, replace(SWITCHING, modes=(first, second)), max(1, SEEDS // 16))
+    play(first, replace(SWITCHING, modes=(first, second)), max(1, SEEDS // 12))
 
 
 def play(mode: str, plan: Plan, seeds: int) -> None:
