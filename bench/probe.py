@@ -16,7 +16,7 @@ Two ratios are printed for each round, and their medians and quartiles at the en
 
 A machine that others share changes its speed by more than the probe costs, so one round says nothing; look at the
 quartiles. A third figure is steady: how many operations of the probe there were for one of a client. One costs
-about as much as a client's: it comes over no connection, and shares fewer frames with others.
+as much as three or four of a client's: it comes over no connection, but shares few frames with others.
 
 The load comes from this process, and shares the machine with the cluster. There is no threshold here.
 """
