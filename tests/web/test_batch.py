@@ -115,6 +115,7 @@ def test_a_thousand_items_and_none(web: httpx.Client) -> None:
         ({"items": [{"op": "put", "key": "untouched", "value": 7}]}, "the value of item 0 must be a string"),
         ({"items": [{"op": "get", "key": None}]}, "the key of item 0 must be a string"),
         ({"items": [{"op": "get", "key": "a", "encoding": "hex"}]}, "encoding of item 0"),
+        ({"items": [{"op": "put", "key": "untouched", "value": "1", "encoding": None}]}, "encoding of item 0"),
         ({"items": [{"op": "get", "key": "!", "encoding": "base64"}]}, "not base64"),
         ({"items": [{"op": "get", "key": "\ud800"}]}, "surrogate"),
         ({"items": [{"op": "get", "key": "a", "if_match": 7}]}, "if_match of item 0"),

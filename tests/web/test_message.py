@@ -113,6 +113,7 @@ def test_a_limit_has_bounds(text: bytes) -> None:
         (b"\xff\xfe\xfd", "the body is not UTF-8: byte 0 cannot be"),
         (b"[" * 60_000, "the body is not JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "the body is not JSON"),
+        (b'{"a": -' + b"9" * 100 + b"}", "an integer has more than 100 characters"),
     ],
 )
 def test_bad_json_is_refused_with_where(body: bytes, said: str) -> None:
@@ -135,6 +136,15 @@ def test_members_are_checked_by_name() -> None:
         members_of({"mode": 1, "mood": 2}, "the body", required=["mode"])
     with pytest.raises(Refused, match="must be an object"):
         members_of([], "the body", required=["mode"])
+
+
+def test_a_refusal_names_few_of_many_strange_members() -> None:
+    with pytest.raises(
+        Refused, match="has '0', '1', '2', '3', '4', '5', '6', '7' and 2 others, which means nothing here"
+    ):
+        members_of({str(number): None for number in range(10)}, "the body", required=[])
+    with pytest.raises(Refused, match=r"has 'n{100}', which"):
+        members_of({"n" * 100_000: None}, "the body", required=[])
 
 
 @pytest.mark.parametrize("code", KINDS)

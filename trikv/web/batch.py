@@ -173,7 +173,7 @@ def _read_item(row: Any, what: str, *, in_cbor: bool) -> Item:
     if (op == "put") != ("value" in members):
         raise Refused("bad_request", f"{what} lacks its value" if op == "put" else f"{what}: a {op} has no value")
     encoding = None if in_cbor else members.get("encoding", "text")
-    if encoding not in (None, "text", "base64"):
+    if not in_cbor and encoding not in ("text", "base64"):
         raise Refused("bad_request", f"encoding of {what} must be text or base64")
     return Item(
         op,

@@ -27,6 +27,8 @@ from trikv.core.serving import is_request_id
 from trikv.core.text import spell_bytes, to_base64
 
 JSON_VALUES_MAX: Final = 64 * 1024
+INTEGER_CHARS_MAX: Final = 100  # the time to read one grows with their square, and no number of ours has half as many
+STRANGE_NAMED_MAX: Final = 8  # members without a meaning that a refusal names, each by its first `_NAME_CHARS_MAX`
 RETRY_AFTER_S: Final = 1  # a worker's return or room in a queue may come soon; a better guess is not known
 
 # On every response. A value may be anybody's bytes, so no browser may take it for a page, a script or a style. `trikv`
@@ -39,6 +41,7 @@ SAFE_HEADERS: Final = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
 }
 
+_NAME_CHARS_MAX: Final = 100
 _TO_PLAIN_BASE64: Final = bytes.maketrans(b"-_", b"+/")
 # A string without an end matches up to the end of the body. Else each quote in it would be tried as a beginning.
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
@@ -246,7 +249,10 @@ def parse_json(request: Request) -> Any:
         raise Refused("bad_request", f"the body has more than {JSON_VALUES_MAX:,} values")
     try:
         document = json.loads(
-            request.body.decode(), object_pairs_hook=_object_without_repeats, parse_constant=_no_constant
+            request.body.decode(),
+            object_pairs_hook=_object_without_repeats,
+            parse_constant=_no_constant,
+            parse_int=_read_integer,
         )
         if _SURROGATE.search(request.body):  # JSON's grammar allows half a pair, but it is no text
             json.dumps(document, ensure_ascii=False).encode()
@@ -283,6 +289,12 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
+def _read_integer(text: str) -> int:
+    if len(text) > INTEGER_CHARS_MAX:
+        raise ValueError(f"an integer has more than {INTEGER_CHARS_MAX} characters")
+    return int(text)
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number in JSON")
 
@@ -299,7 +311,9 @@ def members_of(
         raise Refused("bad_request", f"{what} must be an object")
     if missing := [name for name in required if name not in document]:
         raise Refused("bad_request", f"{what} lacks {', '.join(missing)}", missing=missing)
-    if strange := [str(name) for name in document if name not in required and name not in optional]:
-        strange.sort()
-        raise Refused("bad_request", f"{what} has {', '.join(map(repr, strange))}, which means nothing here")
+    if strange := [str(name)[:_NAME_CHARS_MAX] for name in document if name not in required and name not in optional]:
+        named = ", ".join(map(repr, sorted(strange)[:STRANGE_NAMED_MAX]))
+        others = len(strange) - STRANGE_NAMED_MAX
+        more = f" and {others:,} others" if others > 0 else ""
+        raise Refused("bad_request", f"{what} has {named}{more}, which means nothing here")
     return document
