@@ -12,10 +12,11 @@ from trio.testing import MockClock
 
 from trikv.api import Promise, Record, ReplicaSet, Strategy, Write
 from trikv.core.errors import Outcome
+from trikv.core.record import VALUE_BYTES_MAX
 from trikv.daemon import services_of
 from trikv.testing.inprocess import InProcessCluster
-from trikv.web.batch import AT_ONCE_MAX, BODY_BYTES_MAX, batch
-from trikv.web.message import Request
+from trikv.web.batch import AT_ONCE_MAX, BODY_BYTES_MAX, batch, spell_json
+from trikv.web.message import Request, json_response
 
 CBOR = {"content-type": "application/cbor"}
 
@@ -161,6 +162,39 @@ def test_bodies_of_other_kinds_and_sizes(web: httpx.Client) -> None:
     large = web.post("/v1/batch", content=bytes(8 * 1024 * 1024 + 1), headers=CBOR)
     assert (large.status_code, large.json()["code"], large.headers["connection"]) == (413, "value_too_large", "close")
     assert run(web) == []
+
+
+def test_an_answer_holds_no_more_values_than_it_may(web: httpx.Client) -> None:
+    """Also if the gets are under way together."""
+    keys = [f"large/{number}" for number in range(12)]
+    for key in keys:
+        assert web.put(f"/v1/kv/{key}", content=bytes(VALUE_BYTES_MAX)).status_code == 204
+    results = run(web, *({"op": "get", "key": key} for key in keys))
+    read = [result for result in results if result["status"] == 200]
+    assert len(read) == BODY_BYTES_MAX // VALUE_BYTES_MAX + 1
+    assert {result["value"] for result in read} == {"\0" * VALUE_BYTES_MAX}
+    assert {result["code"] for result in results if result not in read} == {"overloaded"}
+    for key in keys:
+        web.delete(f"/v1/kv/{key}")
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+async def test_others_have_turns_while_a_large_answer_is_spelled(nursery: trio.Nursery, count: int) -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    nursery.start_soon(take_turns)
+    await trio.lowlevel.checkpoint()
+    turns = 0
+    results = [{"status": 200, "value": "v" * (VALUE_BYTES_MAX + 1)}] * count
+    answer = await spell_json(results)
+    assert turns >= count - 1
+    assert answer == json_response({"results": results})
 
 
 def test_millions_of_empty_items_are_refused_at_once(web: httpx.Client) -> None:

@@ -678,7 +678,8 @@ async def test_an_error_that_its_authors_did_not_foresee_is_one_requests_alone(
 
     plain = PlainRequest(Route("GET", "/bad", handle), Request("GET", b"/bad"))
     named = served.lane.begin()
-    answer = served.lane.spell(plain, named, await served.lane.serve_plain(plain))
+    response = await served.lane.serve_plain(plain)
+    answer = served.lane.spell_head(plain, named, response) + response.body
     assert answer.startswith(b"HTTP/1.1 500 ")
     assert b'"code": "internal"' in answer
     assert served.services.answered["GET", "/bad", 500] == 1

@@ -43,7 +43,8 @@ from trikv.web.conditions import stamps_of
 from trikv.web.message import (
     Request,
     Response,
-    json_response,
+    dump_json,
+    json_answer,
     media_type,
     members_of,
     parse_json,
@@ -66,6 +67,7 @@ _OPTIONAL_IN_CBOR: Final = ("value", "if_match", "if_none_match")
 _OPTIONAL: Final = (*_OPTIONAL_IN_CBOR, "encoding")
 _COMMITTED: Final = Outcome.COMMITTED.value
 _DEPTH_MAX: Final = 16
+_SPELLED_AT_ONCE_BYTES: Final = 1024 * 1024
 _NOT_BEGUN: Final = "the time for the batch was over before this item's turn came"
 
 
@@ -90,7 +92,20 @@ async def batch(services: Services, request: Request) -> Response:
     results = await _Run(services.coordinator, items, timeout_s).results()
     if in_cbor:
         return Response(200, {"content-type": CBOR, "cache-control": "no-store"}, cbor2.dumps({"results": results}))
-    return json_response({"results": results})
+    return await spell_json(results)
+
+
+async def spell_json(results: list[dict[str, Any]]) -> Response:
+    """The answer in JSON, result by result: a value of a megabyte takes milliseconds, and others are served between."""
+    pieces, bytes_since = [b'{"results": ['], 0
+    for result in results:
+        piece = dump_json(result)
+        pieces += (b", ", piece) if len(pieces) > 1 else (piece,)
+        bytes_since += len(piece)
+        if bytes_since > _SPELLED_AT_ONCE_BYTES:
+            bytes_since = 0
+            await trio.lowlevel.checkpoint()
+    return json_answer(b"".join([*pieces, b"]}\n"]))
 
 
 class _Run:
@@ -142,16 +157,24 @@ class _Run:
         return _committed(204, await write(expect=item.expect, timeout_s=left_s))
 
     async def _get(self, item: Item, left_s: float) -> dict[str, Any]:
-        if self._answer_bytes > BODY_BYTES_MAX:
-            raise Refused("overloaded", f"this batch has read values of {BODY_BYTES_MAX:,} bytes already")
+        self._check_room_in_answer()
         record = await self._coordinator.get(item.key, timeout_s=left_s)
         if record is None or record.value is None:
             raise TrikvError("not_found", "there is no value under this key")
         if item.expect is not None and not item.expect.holds(record):
             raise Refused("precondition_failed", item.expect.describe_failure(record))
+        self._check_room_in_answer()  # others that were under way may have filled it
         self._answer_bytes += len(record.value)
         value = {"value": record.value} if item.encoding is None else spell("value", record.value, item.encoding)
         return {**_committed(200, record.stamp), **value}
+
+    def _check_room_in_answer(self) -> None:
+        """
+        Raises:
+          Refused: the values in the answer have more bytes than they may already.
+        """
+        if self._answer_bytes > BODY_BYTES_MAX:
+            raise Refused("overloaded", f"this batch has read values of {BODY_BYTES_MAX:,} bytes already")
 
 
 def _not_begun() -> dict[str, Any]:

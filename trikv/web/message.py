@@ -85,8 +85,16 @@ class RequestIds:
 
 
 def json_response(document: Any, *, status: int = 200, **headers: str) -> Response:
-    body = json.dumps(document, ensure_ascii=False, separators=(", ", ": ")).encode() + b"\n"
+    return json_answer(dump_json(document) + b"\n", status=status, **headers)
+
+
+def json_answer(body: bytes, *, status: int = 200, **headers: str) -> Response:
+    """The response with a document that is written already, and the end of its line."""
     return Response(status, {"content-type": "application/json", "cache-control": "no-store", **headers}, body)
+
+
+def dump_json(document: Any) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(", ", ": ")).encode()
 
 
 def problem_document(error: TrikvError) -> dict[str, Any]:
