@@ -20,7 +20,17 @@ from trikv.core.errors import Fault
 from trikv.core.histogram import EXPORTED_BOUNDS_S
 from trikv.core.session import PROTOCOL, Acks, Answers, Call, Hello, PeerError, Session
 from trikv.net.doors import TcpTransport
-from trikv.net.link import CALLS_MAX, GREETING_TIMEOUT_S, QUEUE_BYTES_MAX, Handler, Link, LinkError, accept, dial
+from trikv.net.link import (
+    CALLS_MAX,
+    GREETING_TIMEOUT_S,
+    QUEUE_BYTES_MAX,
+    SILENCE_MOST_S,
+    Handler,
+    Link,
+    LinkError,
+    accept,
+    dial,
+)
 
 NEAR = Hello("master", "c-1", "term-1", "c-1")
 FAR = Hello("worker", "w-1", "i-1", "c-1")
@@ -237,6 +247,26 @@ async def test_a_call_ends_late_when_it_is_swept_and_its_answer_is_then_of_no_us
         for call in held:
             far.answer(call[0], Fault.OK, [])
         assert await answered.wait(2) == {0: (Fault.LATE, []), 1: (Fault.OK, [])}
+
+
+async def test_a_link_that_can_send_no_more_ends_though_its_connection_stays_open() -> None:
+    """Else its node would never dial anew: no call leaves that could be late."""
+    near_end, far_end = await tcp_pair()
+    assert isinstance(near_end, trio.SocketStream)
+    near, _ = await link_up((near_end, far_end), None)
+    answered = Answered()
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(near.run)
+            await trio.testing.wait_all_tasks_blocked()
+            near_end.socket.shutdown(socket.SHUT_WR)  # the peer takes no notice
+            near.call(1, [], trio.current_time() + 100.0, answered.expect(0))
+            await trio.testing.wait_all_tasks_blocked()
+            near.call(1, [], trio.current_time() + 100.0, answered.expect(1))
+            assert answered.results == {1: (Fault.NOT_SENT, [])}
+            near.sweep(trio.current_time() + SILENCE_MOST_S + 1.0)
+    assert answered.results[0] == (Fault.LOST, [])
+    await trio.aclose_forcefully(far_end)
 
 
 async def test_how_long_calls_took_is_told_from_the_call_to_the_answer(

@@ -145,11 +145,13 @@ class Limit:
 
 
 class SharedLimit(Limit):
-    """The limit of one of several coroutines that have one deadline. The scope round them all ends them."""
+    """The limit of one of several coroutines that have one deadline. The scope round them all ends them, so nobody
+    looks after this one, and it has no alarm."""
 
     __slots__ = ()
 
     def __init__(self, scope: trio.CancelScope) -> None:
+        self._alarm, self.alarm_s = None, math.inf
         self.deadline_s = math.inf
         self.failure = None
         self.scope = scope

@@ -65,7 +65,6 @@ class KeyLocks:
             lock = self._locks[key] = KeyLock(self, key, exclusive=exclusive)
         elif not lock.queue and lock.admits(exclusive):
             lock.holders += 1
-            lock.exclusive = exclusive
         else:
             await self._wait(key, lock, exclusive)
         return lock

@@ -277,7 +277,7 @@ class _Copies:
         if target.availability is _DOWN:
             copy.end(Fault.NOT_SENT, [])
             return
-        if target.full is _DISK and _has_no_room(target, write):
+        if _has_no_room(target, write):
             copy.end(Fault.FULL, [])
             return
         request.sent_to.append(member)
@@ -430,7 +430,7 @@ async def _ask_in_turn(round_: Round, able: Sequence[Target], need: int, ask: Ca
 
 def _has_no_room(target: Target, write: Write | None) -> bool:
     """Is its disk too full for this? A delete always finds room."""
-    return write is not None and write.record.value is not None and target.full is _DISK
+    return target.full is _DISK and write is not None and write.record.value is not None
 
 
 def _require(targets: Sequence[Target], need: int, write: Write | None = None) -> list[Target]:
@@ -443,9 +443,7 @@ def _require(targets: Sequence[Target], need: int, write: Write | None = None) -
     doubtful: list[Target] = []
     for target in targets:
         availability = target.availability
-        if availability is _DOWN or target.crowded:
-            continue
-        if target.full is _DISK and _has_no_room(target, write):
+        if availability is _DOWN or target.crowded or _has_no_room(target, write):
             continue
         (able if availability is _UP else doubtful).append(target)
     if doubtful:

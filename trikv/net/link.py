@@ -171,14 +171,14 @@ class Link:
         """End the calls whose deadline has passed.
 
         If the peer was silent meanwhile, end the link. A machine that lost its power closes no connection, and a new
-        dial finds out where it is now.
+        dial finds out where it is now. Likewise if nothing can be sent any more and the connection stays open.
         """
         late = [call_id for call_id, (deadline_s, *_) in self._under_way.items() if deadline_s <= now]
         for call_id in late:
             _, done, since_s, _ = self._under_way.pop(call_id)
             self.times.note(now - since_s)
             self._end_call(done, Fault.LATE)
-        if late and now - self.last_heard_s > SILENCE_MOST_S:
+        if (late or self._over) and now - self.last_heard_s > SILENCE_MOST_S:
             self.end()
 
     @property
@@ -253,7 +253,7 @@ class Link:
             self._reader_sends = True
             for event in self._session.receive(data):
                 if isinstance(event, Acks):
-                    self._take_answers([[call_id, 0] for call_id in event.ids])
+                    self._take_acks(event.ids)
                 elif isinstance(event, Answers):
                     self._take_answers(event.answers)
                 elif isinstance(event, Calls):
@@ -278,15 +278,27 @@ class Link:
             read_bytes = _READ_BYTES if len(data) < read_bytes else _READ_BYTES_MOST
             self.last_heard_s = self._now()
 
+    def _take_acks(self, ids: list[int]) -> None:
+        since_s = None
+        for call_id in ids:
+            if waiting := self._under_way.pop(call_id, None):
+                _, done, since_s, _ = waiting
+                done(0, [])
+        self._sample(since_s, len(ids))
+
     def _take_answers(self, answers: list[CallAnswer]) -> None:
-        answered = None
+        since_s = None
         for call_id, fault, *payload in answers:
             if waiting := self._under_way.pop(call_id, None):
-                answered = waiting
-                waiting[1](fault, payload)
-        if answered is not None and self.last_heard_s >= self._sample_again_s:
+                _, done, since_s, _ = waiting
+                done(fault, payload)
+        self._sample(since_s, len(answers))
+
+    def _sample(self, since_s: float | None, count: int) -> None:
+        """So many calls of one frame were answered, the last of them made then; None: nobody waited for any."""
+        if since_s is not None and self.last_heard_s >= self._sample_again_s:
             self._sample_again_s = self.last_heard_s + SAMPLE_S
-            self.times.note(self.last_heard_s - answered[2], len(answers))
+            self.times.note(self.last_heard_s - since_s, count)
 
     async def _write(self) -> None:
         while not self._over:

@@ -13,10 +13,10 @@ block of headers means, and that the guard lets it pass, is kept for the last bl
 
 A request that has come in part has `PART_S`, from its first byte, to come whole; then Hypercorn has it, and its own
 bounds begin. A connection that sends nothing is closed after `IDLE_S`. One task looks at all connections once a second
-for both, so that no request needs a timer, and either may take a second longer. The deadlines of the operations are
-looked after by one task as well (`coordinator/deadlines.py`). While a request is served nothing is
-read, so a client that sends without reading is held back by its own kernel. When a client leaves, the request under way
-goes on to its end. A connection that the lane ends behind an answer is drained for a moment (`trikv/net/linger.py`).
+for both, so that no request needs a timer, and either may take a second longer. One task looks after the deadlines of
+all operations, too (`coordinator/deadlines.py`). While a request is served nothing is read, so a client that sends
+without reading is held back by its own kernel. When a client leaves, the request under way goes on to its end. A
+connection that the lane ends behind an answer is drained for a moment (`trikv/net/linger.py`).
 
 Cost: about 15 microseconds a request beside the handler, a tenth of what the framework's side takes for its share.
 """

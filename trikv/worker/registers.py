@@ -113,7 +113,7 @@ class Registers:
         """Replace the record if the new one is newer."""
         where = (partition, key)
         current = self._current(where)
-        if current is None or record[0] > current[0]:  # their versions
+        if current is None or record.version > current.version:
             self._batch.puts[where] = record
             self._set_summary(partition, self.summary(partition).replaced(key, current, record))
 
