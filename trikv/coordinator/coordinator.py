@@ -602,7 +602,7 @@ class Attempt:
     ) -> None:
         try:
             if self._leave(kind, error, trace):
-                failure = self._fail("unanswered", f"no decision within {self._timeout_s:g} s")
+                failure = self._fail("unanswered", f"no decision within {self._timeout_s:.3g} s")
                 if self._limit is None:
                     raise failure
                 self._limit.failure = failure
