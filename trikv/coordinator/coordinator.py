@@ -494,7 +494,8 @@ class Coordinator:
         """Admit an operation, bound it, and say what came of it. What concerns a key of the cluster's own counts for
         nothing."""
         counted = not key.startswith(RESERVED)
-        limit = limit_of_task.get() if trace is None else None  # a trace is named beside the refusal, so that is raised
+        # A front names the trace beside the refusal, so that is raised.
+        limit = limit_of_task.get() if trace is None or not counted else None
         if counted and key:
             self._asked += 1
             if not self._asked % HOT_KEY_STEP:

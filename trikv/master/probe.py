@@ -9,19 +9,18 @@ mode, the end of a switch, records that an operator gave up. Each session has ke
 one before has to be explained. While a switch from or to an AP mode is under way, the session is judged as AP. What is
 under way when a session ends is not judged.
 
-**Operations.** `TASKS` of them at most are under way at once. One operation in `READS_PER_WRITE` + 1 is a write. Where
-a mode is at fault, it mostly is just after a write, or during it: so every write is followed by a read of its key at
-once, and half of the reads ask for the key that was written last.
+**Operations** come in turns of `AT_ONCE`, and so many at most are under way. One in `READS_PER_WRITE` + 1 is a write.
+Where a mode is at fault, it mostly is just after a write, or during it: so every write is followed by a read of its key
+at once, and half of the reads ask for the key that was written last.
 
 **Keys** begin with `RESERVED`. The front refuses such keys, and scans leave them out. They are spread over the
 partitions by their hashes. Keys of former sessions are deleted. So are keys of which too much is in doubt, and others
 take their place; while so many wait to be deleted that `USED_MAX` are in use, such a key is read and not written.
 
 **Cost.** `RATE_MOST` operations a second while no client asks for anything, or while the event loop is idle enough to
-serve both. How late the probe's own tasks wake up tells how busy it is. Where they wake `LATE_S` late, the probe keeps
-to `SHARE` of what clients ask for. One of its operations costs as much as three or four of a client's, since it has a
-scope and a trace of its own and shares few frames: at full load the master's time for a client's operation is 3 to 5 %
-more than without the probe (`bench/probe.py`). Nothing of it counts as a client's operation or as load.
+serve both. How late the probe's own task wakes up tells how busy it is. Where it wakes `LATE_S` late, the probe keeps
+to `SHARE` of what clients ask for. The operations of a turn are stepped in one task (`coordinator/steps.py`), have one
+limit, and share their frames. Nothing of it counts as a client's operation or as load.
 
 Left out: keys of clients. What they read and write is never looked at.
 """
@@ -29,12 +28,15 @@ Left out: keys of clients. What they read and write is never looked at.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import trio
 
 from trikv.api import Promise
 from trikv.coordinator.coordinator import RESERVED, Coordinator
+from trikv.coordinator.deadlines import SharedLimit, limit_of_task
+from trikv.coordinator.steps import carry_out
 from trikv.coordinator.trace import RequestTrace
 from trikv.core.configuration import Cluster
 from trikv.core.errors import Outcome, TrikvError
@@ -47,7 +49,7 @@ from trikv.net.doors import Doors
 from trikv.registry import Registry
 
 KEYS: Final = 32
-TASKS: Final = 8
+AT_ONCE: Final = 8
 READS_PER_WRITE: Final = 15
 USED_MAX: Final = 256
 RATE_MOST: Final = 160.0  # operations a second
@@ -123,7 +125,8 @@ class Probe:
         self._turn = 0
         self._written = 0  # the number of the key that was written last
         self._rate = RATE_MOST
-        self._late_s: list[float] = []  # by how much tasks woke too late, since the last look
+        self._under_way = 0  # operations
+        self._late_s: list[float] = []  # by how much turns came too late, since the last look
 
     async def run(self) -> None:
         """Probe until cancelled."""
@@ -131,8 +134,11 @@ class Probe:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_to_rate)
             nursery.start_soon(self._delete_former)
-            for _ in range(TASKS):
-                nursery.start_soon(self._probe)
+            while True:
+                await self._await_turn()
+                if count := AT_ONCE - self._under_way:
+                    self._under_way += count
+                    nursery.start_soon(self._take_turn, count)
 
     # --- what is told -------------------------------------------------------------------------------------------------
 
@@ -219,23 +225,8 @@ class Probe:
 
     # --- operations ---------------------------------------------------------------------------------------------------
 
-    async def _probe(self) -> None:
-        """Read and write keys, in turn with the other tasks."""
-        while True:
-            await self._await_turn()
-            self._renew()
-            self._turn += 1
-            if self._turn % READS_PER_WRITE == 0:
-                number = self._doors.dice.randrange(KEYS)
-                await self._write(number)
-                await self._read(number)
-            else:
-                is_random = self._doors.dice.random() < 0.5
-                await self._read(self._doors.dice.randrange(KEYS) if is_random else self._written)
-
     async def _await_turn(self) -> None:
-        """All tasks wake at once, so that their messages share frames."""
-        interval_s = TASKS * (1 + 1 / READS_PER_WRITE) / self._rate
+        interval_s = AT_ONCE * (1 + 1 / READS_PER_WRITE) / self._rate
         began_s = trio.current_time()
         due_s = (began_s // interval_s + 1) * interval_s
         if due_s <= began_s:  # as they are rounded
@@ -243,7 +234,28 @@ class Probe:
         await trio.sleep_until(due_s)
         self._late_s.append(trio.current_time() - due_s)
 
-    async def _write(self, number: int) -> None:
+    async def _take_turn(self, count: int) -> None:
+        """Carry out so many operations at once, so that their messages share frames."""
+        with trio.CancelScope(deadline=trio.current_time() + self._coordinator.timeout_s) as scope:
+            await carry_out((partial(self._probe, SharedLimit(scope)) for _ in range(count)), at_once=count)
+
+    async def _probe(self, limit: SharedLimit) -> None:
+        """Read a key, or write one and read it."""
+        limit_of_task.set(limit)
+        try:
+            self._renew()
+            self._turn += 1
+            if self._turn % READS_PER_WRITE == 0:
+                number = self._doors.dice.randrange(KEYS)
+                await self._write(number, limit)
+                await self._read(number, limit)
+            else:
+                is_random = self._doors.dice.random() < 0.5
+                await self._read(self._doors.dice.randrange(KEYS) if is_random else self._written, limit)
+        finally:
+            self._under_way -= 1
+
+    async def _write(self, number: int, limit: SharedLimit) -> None:
         """Write the next value of a key, unless another write of it is under way, or too much of it is in doubt."""
         session = self._session
         register = session.registers[number]
@@ -267,18 +279,21 @@ class Probe:
             outcome = error.kind.outcome
         finally:
             self._discount(trace)
+            if limit.failure is not None:
+                outcome = limit.failure.kind.outcome
             if outcome is None or self._is_over(session):
                 register.drop_write()
             else:
                 done = ProbedOperation("put", count, began_s, trio.current_time(), outcome, trace)
                 self._report(register.end_write(done))
 
-    async def _read(self, number: int) -> None:
+    async def _read(self, number: int, limit: SharedLimit) -> None:
         session = self._session
         register = session.registers[number]
         known = register.begin_read()
         trace = RequestTrace("")
         began_s = trio.current_time()
+        outcome: Outcome | None = None
         count: int | None = None
         try:
             record = await self._coordinator.get(_key_of(register), trace=trace, internal=True)
@@ -287,10 +302,12 @@ class Probe:
             outcome = error.kind.outcome
         finally:
             self._discount(trace)
-        if self._is_over(session) or session.registers[number] is not register:
-            return  # its key may have been deleted meanwhile
-        done = ProbedOperation("get", count, began_s, trio.current_time(), outcome, trace)
-        self._report(register.end_read(known, done))
+            if limit.failure is not None:
+                outcome = limit.failure.kind.outcome
+            # After the session, or the time of this register, its key may have been deleted.
+            if outcome is not None and not self._is_over(session) and session.registers[number] is register:
+                done = ProbedOperation("get", count, began_s, trio.current_time(), outcome, trace)
+                self._report(register.end_read(known, done))
 
     def _report(self, violation: Violation | None) -> None:
         if violation is None:
