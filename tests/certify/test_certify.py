@@ -91,7 +91,7 @@ def test_a_broken_promise_is_caught_shrunk_and_drawn(strategy: str, seed: int) -
     left = len(example.schedule.faults) + len(example.schedule.requests)
     assert left < sum(example.shrunk_from) / 5, told
     assert f"Play it again: trikv certify {STRATEGIES}:{strategy} --replay {seed}" in told
-    assert re.search(r"\d s +w\d +gets +store v\d+, from master", told)
+    assert re.search(r"\d s +w\d +(gets|misses) +store v\d+, from master", told)
     assert "HERE THE PROMISE IS BROKEN" in told
     assert {call.number for call in example.timeline.calls if call.number} == set(
         range(1, len(example.finding.operations) + 1)

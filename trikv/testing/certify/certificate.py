@@ -11,6 +11,9 @@ together give a grade, of what the strategy *delivers*:
     neither        not even that
     not decided    the checker ran out of steps in some run, or nothing was ever committed. This is not a pass.
 
+A strategy also states on how many replicas a committed write is (`copies`). That is counted, for each write
+(`acknowledged.py`). Too few acknowledgements break the promise, whatever the histories say.
+
 A strategy that promises consistency and breaks the promise is played once more as if it had promised convergence only,
 since its author will want to know whether it delivers that. A strategy that always raises breaks no promise. So
 certification also asks how it behaves (`misconduct.py`), whether anything was ever committed, and whether a seed gives
@@ -33,12 +36,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from functools import partial
 from typing import Any, Final
 
 from trikv.api import Promise
 from trikv.core.errors import Outcome
+from trikv.testing.certify.acknowledged import TOO_FEW
 from trikv.testing.certify.failure import draw_failure, with_last_read
 from trikv.testing.certify.load import LoadError, load_strategy
 from trikv.testing.certify.misconduct import Misconduct
@@ -65,6 +69,20 @@ _WORKER_S_COSTS_S: Final = (
 _AVAILABILITY: Final = frozenset({"does not form", "does not mend", "not available", "late answer"})
 
 
+class Harm(IntEnum):
+    """The kinds of what is found, the first to be shown first: a cause explains more than what comes of it."""
+
+    PROMISED_COPIES = 1  # too few acknowledged
+    ANSWERS = 2  # what clients were told is wrong
+    AVAILABILITY = 3
+
+    @classmethod
+    def of(cls, finding: Finding) -> Harm:
+        if finding.rule == TOO_FEW:
+            return cls.PROMISED_COPIES
+        return cls.AVAILABILITY if finding.rule in _AVAILABILITY else cls.ANSWERS
+
+
 class Grade(StrEnum):
     LINEARIZABLE = "linearizable"
     CONVERGENT = "convergent"
@@ -77,10 +95,11 @@ PROMISED: Final = {Promise.CP: Grade.LINEARIZABLE, Promise.AP: Grade.CONVERGENT}
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A run that did not keep the promise, and the weightiest finding against it."""
+    """A run that did not keep the promise, the weightiest finding against it, and what kinds of findings there are."""
 
     seed: int
     finding: Finding
+    harms: frozenset[Harm]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +151,7 @@ class Certificate:
 
     @property
     def delivers(self) -> Grade:
-        unsafe = [one for one in self.broken if one.finding.rule not in _AVAILABILITY]
+        unsafe = self.is_unsafe
         if not self.outcomes[Outcome.COMMITTED]:
             return Grade.UNDECIDED
         if self.promise is Promise.AP:
@@ -142,6 +161,11 @@ class Certificate:
         if unsafe:
             return Grade.CONVERGENT if self.weakened and self.weakened[0] == self.weakened[1] else Grade.NEITHER
         return Grade.UNDECIDED if self.undecided else Grade.LINEARIZABLE
+
+    @property
+    def is_unsafe(self) -> bool:
+        """Were clients told what is wrong?"""
+        return any(Harm.ANSWERS in one.harms for one in self.broken)
 
     @property
     def is_kept(self) -> bool:
@@ -263,7 +287,7 @@ def certify(
     )
     with ProcessPool(target, jobs, hang_s=hang_s) as pool:
         _play_all(pool, certificate, source, seeds, progress)
-        if certificate.broken and strategy.promise is Promise.CP:
+        if certificate.is_unsafe and strategy.promise is Promise.CP:
             certificate.weakened = _play_weakened(pool, source, seeds[:WEAKENED_MAX], progress)
         if certificate.broken:
             certificate.counterexample = _find_smallest(pool, source, certificate.broken[0], runs_max, progress)
@@ -324,16 +348,16 @@ def _enter(certificate: Certificate, played: PlayedTask) -> None:
     if played.judgement is Judgement.VIOLATION:
         certificate.seeds_with_price.append(played.task.seed)
     if run.findings:
-        certificate.broken.append(Broken(played.task.seed, _weightiest(run)))
+        certificate.broken.append(Broken(played.task.seed, _weightiest(run), frozenset(map(Harm.of, run.findings))))
     elif run.undecided:
         certificate.undecided.append(played.task.seed)
 
 
 def _weightiest(run: Run) -> Finding:
-    """The finding to show first: wrong answers before missing ones, operations before bookkeeping."""
+    """The finding to show first: causes before what comes of them, operations before bookkeeping."""
 
-    def weight(finding: Finding) -> tuple[bool, bool, bool]:
-        return finding.rule in _AVAILABILITY, not finding.operations, "stamp" in finding.rule
+    def weight(finding: Finding) -> tuple[Harm, bool, bool]:
+        return Harm.of(finding), not finding.operations, "stamp" in finding.rule
 
     return min(run.findings, key=weight)
 
@@ -344,7 +368,7 @@ def _play_weakened(
     """Play the seeds under the weaker promise. Returns how many there were, and how many kept it."""
     kept = 0
     for count, played in enumerate(pool.play(Task(seed, source, promise=Promise.AP) for seed in seeds), start=1):
-        kept += played.run is not None and all(one.rule in _AVAILABILITY for one in played.run.findings)
+        kept += played.run is not None and all(Harm.of(one) is Harm.AVAILABILITY for one in played.run.findings)
         progress(CertifyStage.WEAKENED, count, len(seeds))
     return len(seeds), kept
 
@@ -364,12 +388,12 @@ def _find_smallest(
     pool: ProcessPool, source: SourceOfSchedules, broken: Broken, runs_max: int, progress: CertifyProgress
 ) -> Counterexample | None:
     """The smallest failing schedule of this seed. None: it does not fail a second time."""
-    is_unsafe = broken.finding.rule not in _AVAILABILITY
+    harm = Harm.of(broken.finding)
 
     def fails(played: PlayedTask) -> bool:
         """Does it fail in the same way, roughly? A wrong answer must not be traded for a missing one."""
         found = played.run.findings if played.run is not None else []
-        return any((finding.rule not in _AVAILABILITY) == is_unsafe for finding in found)
+        return any(Harm.of(finding) is harm for finding in found)
 
     def show(run: Run) -> Finding | None:
         return with_last_read(_weightiest(run), run.history) if run.findings else None
@@ -413,7 +437,7 @@ class _Search:
         finding = None if whole is None else show(whole)
         if whole is None or finding is None:
             return None
-        failed_s = max((one.returned_s or 0.0 for one in finding.operations), default=whole.virtual_s)
+        failed_s = finding.at_s or max((one.returned_s or 0.0 for one in finding.operations), default=whole.virtual_s)
         shrunk = shrink(whole.schedule, partial(self._first_failing, fails), failed_s=failed_s, runs_max=self._runs_max)
         smallest = self._play_full(shrunk.schedule)
         finding = None if smallest is None else show(smallest)

@@ -44,6 +44,8 @@ def draw_failure(run: Run, finding: Finding) -> Timeline:
     """The timeline that led to this finding. The run needs its trace."""
     key = finding.key
     ended = [op.returned_s for op in finding.operations if op.returned_s is not None and op.ended is not None]
+    if finding.at_s is not None:
+        ended = [finding.at_s]
     until_s = broken_s = max(ended, default=run.virtual_s)
     operations = [op for op in run.history if _concerns(op, key) and op.invoked_s < until_s]
     messages = [one for one in _messages(run, key, until_s + _AFTER_S) if one.sent_s <= until_s][-MESSAGES_MAX:]

@@ -1,4 +1,4 @@
-"""Notices misconduct of a strategy: errors, hangs, junk, tasks of its own, clocks and dice.
+"""Notices misconduct of a strategy: errors, hangs, junk, tasks of its own, clocks and dice, promises that change.
 
 None of that can be seen in a history. A strategy that always raises breaks no promise, since its clients are told the
 truth. A strategy that draws its own numbers makes every run of a seed different, so nothing about it can be repeated.
@@ -10,6 +10,9 @@ the strategy read a clock exactly if the clock was read while the flag was up, b
 calls. It does not matter which module read it, or under which name it was imported. `install` puts watchful functions
 in place of Python's clocks and dice, for the whole process and for good. Only the processes that play for a certificate
 do that, before they import the strategy.
+
+It also has the acknowledgements of each write counted (`acknowledged.py`): `too_few` is the first write of a run that
+was called committed on fewer replicas than `copies` states. That is no misconduct, but a broken promise.
 
 Left out: what bypasses those functions (an extension module with its own dice, `hash` of a text, the order of a set). A
 second run of the same seed in another process finds it.
@@ -41,6 +44,8 @@ import trio
 from trikv.api import Answer, Promise, Record, ReplicaSet, Strategy, Write
 from trikv.coordinator.replicas import NotEnough
 from trikv.core.errors import TrikvError
+from trikv.registry import can_keep
+from trikv.testing.certify.acknowledged import Acknowledgements, TooFew
 
 T = TypeVar("T")
 
@@ -56,6 +61,7 @@ class Misconduct(StrEnum):
     TASKS = "starts tasks of its own"
     CLOCK = "reads a clock"
     DICE = "draws its own random numbers"
+    COPIES = "changes what it promises"
     ENDS = "ends the process that it runs in"
     BREAKS = "breaks the simulation"
     UNREPEATABLE = "does not repeat itself"
@@ -91,9 +97,9 @@ class Watch:
         return _describe_place(frame.f_code.co_filename, frame.f_lineno)
 
     @contextmanager
-    def elsewhere(self) -> Iterator[None]:
-        """The code that runs inside is not the strategy's."""
-        before, self.own = self.own, False
+    def running(self, *, own: bool) -> Iterator[None]:
+        """Is the code that runs inside the strategy's own?"""
+        before, self.own = self.own, own
         try:
             yield
         finally:
@@ -142,13 +148,30 @@ class WatchedStrategy(Strategy):
         self._inner = inner
         self._watch = watch
         self._task_watch = _TaskWatch(watch)
+        self._copies: dict[int, int] = {}  # by number of replicas: the first answer
+        self.too_few: TooFew | None = None
         watch.source = inspect.getsourcefile(type(inner)) or ""
 
     def copies(self, n: int) -> int:
-        return self._inner.copies(n)
+        """The first answer for so many replicas, whatever the later ones are: the data lie by that one."""
+        with self._watch.running(own=True):
+            copies: object = self._inner.copies(n)
+        if not can_keep(copies, n):
+            self._watch.notice(Misconduct.COPIES, f"copies({n}) is {copies!r}, which is no integer from 1 to {n}")
+            copies = self._copies.get(n, n)
+        assert isinstance(copies, int), copies
+        first = self._copies.setdefault(n, copies)
+        if copies != first:
+            self._watch.notice(Misconduct.COPIES, f"copies({n}) was {first}, and later {copies}")
+        return first
 
     async def write(self, write: Write, replicas: ReplicaSet) -> None:
-        answer: object = await self._run("write", write, replicas)
+        acknowledgements = Acknowledgements(write)
+        answer: object = await self._run("write", write, replicas, acknowledgements)
+        if self.too_few is None:
+            missing = acknowledgements.missing(replicas, self.copies(len(replicas)))
+            if missing is not None:
+                self.too_few = TooFew(write, trio.current_time(), missing)
         if answer is not None:
             self._watch.notice(
                 Misconduct.JUNK, f"write returned {answer!r}; that it returns at all says that the write is committed"
@@ -169,14 +192,16 @@ class WatchedStrategy(Strategy):
             return None
         return answer.plain
 
-    async def _run(self, method: str, subject: object, replicas: ReplicaSet) -> object:
+    async def _run(
+        self, method: str, subject: object, replicas: ReplicaSet, acknowledgements: Acknowledgements | None = None
+    ) -> object:
         watch = self._watch
         trio.lowlevel.add_instrument(self._task_watch)
         idling = _Idling()
 
         async def call() -> object:
             run: Callable[[object, ReplicaSet], Awaitable[object]] = getattr(self._inner, method)
-            return await run(subject, _WatchedReplicas(replicas, watch, idling))
+            return await run(subject, _WatchedReplicas(replicas, watch, idling, acknowledgements))
 
         try:
             return await _steps(call(), watch, True)
@@ -223,12 +248,15 @@ class _Idling:
 
 
 class _WatchedReplicas:
-    """See `trikv.api.ReplicaSet`. What these methods do counts as trikv's code."""
+    """See `trikv.api.ReplicaSet`. What these methods do counts as trikv's code. `acknowledgements`: of a write."""
 
-    def __init__(self, plain: ReplicaSet, watch: Watch, idling: _Idling) -> None:
+    def __init__(
+        self, plain: ReplicaSet, watch: Watch, idling: _Idling, acknowledgements: Acknowledgements | None = None
+    ) -> None:
         self.plain = plain
         self._watch = watch
         self._idling = idling
+        self._acknowledgements = acknowledgements
 
     def __len__(self) -> int:
         return len(self.plain)
@@ -239,32 +267,42 @@ class _WatchedReplicas:
 
     @property
     def head(self) -> _WatchedReplicas:
-        return _WatchedReplicas(self.plain.head, self._watch, self._idling)
+        return self._part(self.plain.head)
 
     @property
     def tail(self) -> _WatchedReplicas:
-        return _WatchedReplicas(self.plain.tail, self._watch, self._idling)
+        return self._part(self.plain.tail)
 
     @property
     def rest(self) -> _WatchedReplicas:
-        return _WatchedReplicas(self.plain.rest, self._watch, self._idling)
+        return self._part(self.plain.rest)
+
+    def _part(self, plain: ReplicaSet) -> _WatchedReplicas:
+        return _WatchedReplicas(plain, self._watch, self._idling, self._acknowledgements)
+
+    @property
+    def _counted(self) -> ReplicaSet:
+        return self.plain if self._acknowledgements is None else self._acknowledgements.of(self.plain)
 
     async def store(
         self, write: Write, *, need: int | None = None, onward: ReplicaSet | None = None, in_order: bool = False
     ) -> None:
         if isinstance(onward, _WatchedReplicas):
             onward = onward.plain
-        await self._call(self.plain.store(write, need=need, onward=onward, in_order=in_order))
+        await self._call(self._counted.store(write, need=need, onward=onward, in_order=in_order))
 
     def store_later(self, write: Write) -> None:
-        with self._watch.elsewhere():
-            self.plain.store_later(write)
+        plain = self.plain
+        if self._acknowledgements is not None:
+            plain = self._acknowledgements.of(plain, later=True)
+        with self._watch.running(own=False):
+            plain.store_later(write)
 
     async def fetch(self, key: bytes, *, need: int | None = None) -> list[Answer]:
-        return await self._call(self.plain.fetch(key, need=need))
+        return await self._call(self._counted.fetch(key, need=need))
 
     async def agree(self, key: bytes, answers: Sequence[Answer]) -> Record | None:
-        return await self._call(self.plain.agree(key, answers))
+        return await self._call(self._counted.agree(key, answers))
 
     async def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         self._idling.begin()

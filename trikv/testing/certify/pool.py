@@ -174,12 +174,13 @@ def _serve(target: str, pipe: Connection, hang_s: float) -> None:
             task = pipe.recv()
             assert task is not None
             signal.setitimer(signal.ITIMER_REAL, hang_s)
-            played = _play(strategy, watch, task)
+            played = play_task(strategy, watch, task)
             signal.setitimer(signal.ITIMER_REAL, 0)
             pipe.send(played)
 
 
-def _play(strategy: Strategy, watch: Watch, task: Task) -> PlayedTask:
+def play_task(strategy: Strategy, watch: Watch, task: Task) -> PlayedTask:
+    """Play the task in this process. Clocks and dice are watched only if `install` was called."""
     watch.noticed = {}
     watched = WatchedStrategy(strategy, watch, task.promise)
     try:
@@ -190,6 +191,8 @@ def _play(strategy: Strategy, watch: Watch, task: Task) -> PlayedTask:
     except Exception as error:  # noqa: BLE001 a strategy's code can break anything in a simulation
         breaks = f"seed {task.seed}: {_describe(error)}"
         return PlayedTask(task, misconduct={**watch.noticed, Misconduct.BREAKS: breaks})
+    if watched.too_few is not None and task.promise is None:
+        run.findings.append(watched.too_few.find(run.history, schedule.names))
     judgement = linear.check(run.history).judgement if watched.promise is Promise.AP else Judgement.UNDECIDED
     if not task.full:
         run.history = []

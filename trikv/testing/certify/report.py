@@ -14,6 +14,7 @@ from typing import Final
 from trikv.api import Promise
 from trikv.core.errors import Outcome
 from trikv.core.text import escape as escape_for_terminal
+from trikv.testing.certify.acknowledged import TOO_FEW
 from trikv.testing.certify.certificate import PROMISED, Certificate, Counterexample, Grade
 from trikv.testing.sim import Schedule, ScheduledRequest
 from trikv.timeline import STYLE, to_svg, to_text
@@ -32,6 +33,8 @@ def verdict_of(certificate: Certificate) -> str:
         return f"{mode} keeps its promise: {promised} in {_all(certificate.runs)}"
     if certificate.broken:
         where = "the one run" if certificate.runs == 1 else f"{len(certificate.broken)} of {runs}"
+        if all(one.finding.rule == TOO_FEW for one in certificate.broken) and not certificate.is_unsafe:
+            return f"{mode} breaks its promise about copies in {where}: too few replicas had acknowledged a write"
         return f"{mode} breaks its promise to be {promised} in {where}"
     if certificate.noticed or certificate.stuck:
         how = ", ".join(certificate.noticed) or "hangs"

@@ -121,13 +121,15 @@ class Judgement(StrEnum):
 class Finding:
     """A rule that a history breaks, why, and the operations that show it.
 
-    `why` is one sentence; `[1]` in it means the first of `operations`.
+    `why` is one sentence; `[1]` in it means the first of `operations`. `at_s`: when the rule was broken, if that is not
+    the end of the last of them.
     """
 
     rule: str
     key: str
     why: str
     operations: tuple[Operation, ...] = ()
+    at_s: float | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.rule}, key {self.key}: {self.why}"]
