@@ -27,7 +27,7 @@ FLOORS = {
     "trikv": 0, "trikv.core": 0,
     "trikv.api": 1,
     "trikv.storage": 2, "trikv.net": 2, "trikv.provision": 2,
-    "trikv.registry": 3, "trikv.config": 3, "trikv.timeline": 3, "trikv.logs": 3,
+    "trikv.registry": 3, "trikv.foreign": 3, "trikv.config": 3, "trikv.timeline": 3, "trikv.logs": 3,
     "trikv.worker": 4, "trikv.coordinator": 4,
     "trikv.healing": 5,
     "trikv.master": 6,

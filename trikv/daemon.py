@@ -39,7 +39,7 @@ from trikv.master.master import Master, StartError
 from trikv.net.accept import raise_descriptor_limit
 from trikv.net.breakable import BreakableTransport
 from trikv.net.doors import Doors, Listening, TcpTransport, join_address, split_address, unresolved
-from trikv.registry import PluginError, load_registry
+from trikv.registry import PluginError, Registry, load_registry
 from trikv.web.services import Services
 from trikv.worker.datadir import DataDirError, open_data_dir
 from trikv.worker.progress import ProgressFile, ProgressMarker
@@ -111,8 +111,16 @@ def _sentences(error: BaseException) -> list[str]:
             return [str(error)]
 
 
+def _load_plugins() -> Registry:
+    """What is installed. What cannot be used is named in the log, and refused where it is asked for."""
+    registry = load_registry()
+    for one in registry.unusable:
+        _log.warning("%s; it is left out", one.why)
+    return registry
+
+
 async def _worker(settings: WorkerSettings, log: NodeLog) -> None:
-    engine = load_registry().storage_engine(settings.storage)
+    engine = _load_plugins().storage_engine(settings.storage)
     doors = Doors()
     listening = await doors.transport.listen(join_address(settings.host, settings.port))
     with ExitStack() as stack:
@@ -165,7 +173,7 @@ async def _serve_worker(
 async def _master(settings: MasterSettings, log: NodeLog) -> None:
     from trikv.web.app import serve_http  # here, since a worker would pay half of its start for it
 
-    registry = load_registry()
+    registry = _load_plugins()
     links = BreakableTransport(TcpTransport()) if settings.break_it else None
     doors = Doors() if links is None else Doors(links)
     listening = await doors.transport.listen(join_address(settings.host, settings.port))

@@ -2,9 +2,12 @@
 
 trikv's own are found in the same way as any other distribution's. pluggy calls the plugins' hooks. The entry points are
 loaded here and not by pluggy, since pluggy silently skips an entry point whose name is taken, and a user would get
-another mode than the installed one. Two distributions that offer one name are refused, and both are named. A plugin
-that cannot be imported, or that hands over something malformed, is refused too. A refusal is one line at the start,
-before any data is touched.
+another mode than the installed one. Two distributions that offer one name are refused, and both are named: one line at
+the start, before any data is touched.
+
+A plugin that cannot be imported, or that hands over something malformed, concerns only those that ask for it. It is
+`Unusable`: the rest is loaded without it, the log and `trikv plugins` name it once, and the refusal of a name that it
+offers says what is wrong with it (`foreign.py`).
 
 Modes, engines and provisioners share one set of names. All this happens once, at the start, and never on a request's
 path.
@@ -22,15 +25,33 @@ import pluggy
 
 from trikv.api import Hooks, Promise, Provisioner, StorageEngine, Strategy
 from trikv.core.errors import Refused
+from trikv.core.text import escape
+from trikv.foreign import ForeignCodeError, foreign_code, told
 
 GROUP: Final = "trikv"
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _REPLICAS_TRIED: Final = range(1, 17)  # for each such n, `copies(n)` must be from 1 to n
 _SENTENCES: Final = ("gives_up", "use_when", "protocol")
+_HOOKS: Final = ("trikv_strategies", "trikv_storage_engines", "trikv_provisioners")
+
+
+Offer = TypeVar("Offer")
 
 
 class PluginError(Exception):
     """A plugin cannot be used. The message is one line that names the plugin's distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """What is installed and cannot be used.
+
+    `name`: of what is offered, if that is known, or else of the plugin. `why`: one line that names the distribution.
+    """
+
+    name: str
+    origin: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +62,7 @@ class Registry:
     storage_engines: Mapping[str, StorageEngine] = field(default_factory=dict)
     provisioners: Mapping[str, Provisioner] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
+    unusable: tuple[Unusable, ...] = ()
 
     def strategy(self, name: str) -> Strategy:
         """
@@ -51,21 +73,37 @@ class Registry:
             return self.strategies[name]
         except KeyError:
             modes = sorted(self.strategies)
-            raise Refused("unknown_mode", f"{name!r} is none of {', '.join(modes)}", modes=modes) from None
+            detail = f"{name!r} is none of {', '.join(modes)}{self.why_missing(name)}"
+            raise Refused("unknown_mode", detail, modes=modes) from None
 
     def storage_engine(self, name: str) -> StorageEngine:
         """
         Raises:
           Refused: there is no such engine; `storage_engines` lists the installed ones.
         """
-        return _find(name, self.storage_engines, "storage engine")
+        return self._find(name, self.storage_engines, "storage engine")
 
     def provisioner(self, name: str) -> Provisioner:
         """
         Raises:
           Refused: there is no such provisioner; `provisioners` lists those that there are.
         """
-        return _find(name, self.provisioners, "provisioner")
+        return self._find(name, self.provisioners, "provisioner")
+
+    def why_missing(self, name: str) -> str:
+        """What is known of plugins that may offer this name and cannot be used, to be added to a refusal.
+
+        A plugin that cannot be imported may offer any name, so without one of that name all are told.
+        """
+        known = [one for one in self.unusable if one.name == name] or self.unusable
+        return "".join(f"; {one.why}" for one in known)
+
+    def _find(self, name: str, offers: Mapping[str, Offer], kind: str) -> Offer:
+        if name in offers:
+            return offers[name]
+        names = sorted(offers)
+        detail = f"{name!r} is no installed {kind}; there are {', '.join(names)}{self.why_missing(name)}"
+        raise Refused("bad_request", detail, **{f"{kind.replace(' ', '_')}s": names})
 
     def with_strategy(self, strategy: Strategy, origin: str) -> Registry:
         """This registry with one strategy more, which need not be installed.
@@ -104,92 +142,136 @@ class Registry:
         return {**self.origins, name: origin}
 
 
-Offer = TypeVar("Offer")
-
-
-def _find(name: str, offers: Mapping[str, Offer], kind: str) -> Offer:
-    if name in offers:
-        return offers[name]
-    names = sorted(offers)
-    detail = f"{name!r} is no installed {kind}; there are {', '.join(names)}"
-    raise Refused("bad_request", detail, **{f"{kind.replace(' ', '_')}s": names})
-
-
 def load_registry(installed: Iterable[Distribution] | None = None) -> Registry:
-    """Everything that the installed distributions (default: those of this Python) offer.
+    """Everything that the installed distributions (default: those of this Python) offer, and what cannot be used.
 
     Raises:
-      PluginError: a plugin cannot be imported or is malformed, two offer one name, or no mode is installed.
+      PluginError: two offer one name, or no mode can be used.
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(Hooks)
-    origins: dict[str, str] = {}
-    for entry_point, origin in _entry_points(distributions() if installed is None else installed):
-        if entry_point.name in origins:
+    plugins: dict[str, _Plugin] = {}
+    unusable: list[Unusable] = []
+    for plugin in _plugins(distributions() if installed is None else installed, unusable):
+        if plugin.name in plugins:
             raise PluginError(
-                f"the plugin {entry_point.name!r} is offered by {origins[entry_point.name]} and by {origin}; "
+                f"the plugin {plugin.name!r} is offered by {plugins[plugin.name].origin} and by {plugin.origin}; "
                 "uninstall one of them"
             )
-        origins[entry_point.name] = origin
-        _register(manager, entry_point, origin)
+        plugins[plugin.name] = plugin
+        try:
+            _register(manager, plugin)
+        except PluginError as error:
+            unusable.append(Unusable(plugin.name, plugin.origin, str(error)))
     registry = Registry()
-    for engine, origin in _handed_over(manager.hook.trikv_storage_engines, origins):
-        registry = registry.with_storage_engine(engine, origin)
-    for provisioner, origin in _handed_over(manager.hook.trikv_provisioners, origins):
-        registry = registry.with_provisioner(provisioner, origin)
-    for strategy, origin in _handed_over(manager.hook.trikv_strategies, origins):
-        registry = registry.with_strategy(strategy, origin)
+    for hook, check, with_offer in (
+        (manager.hook.trikv_storage_engines, check_storage_engine, Registry.with_storage_engine),
+        (manager.hook.trikv_provisioners, check_provisioner, Registry.with_provisioner),
+        (manager.hook.trikv_strategies, check_strategy, Registry.with_strategy),
+    ):
+        for plugin, offers in _handed_over(hook, plugins, unusable):
+            for offer in offers:
+                try:
+                    check(offer, plugin.origin)
+                except PluginError as error:
+                    unusable.append(Unusable(_name_of(offer) or plugin.name, plugin.origin, str(error)))
+                    continue
+                registry = with_offer(registry, offer, plugin.origin)
+    registry = replace(registry, unusable=tuple(unusable))
     if not registry.strategies:
         raise PluginError(
             "no mode is installed, not even trikv's own: pip install trikv (a checkout: pip install -e .)"
+            + registry.why_missing("")
         )
     return registry
 
 
-def _entry_points(installed: Iterable[Distribution]) -> list[tuple[EntryPoint, str]]:
-    """Each entry point of the group with the name and version of its distribution, in the order of their names.
+@dataclass(frozen=True, slots=True)
+class _Plugin:
+    """An entry point of the group, and the name and version of its distribution."""
 
-    A distribution that is found twice counts once: imports do not see a copy further down the path either.
+    entry_point: EntryPoint
+    origin: str
+
+    @property
+    def name(self) -> str:
+        return self.entry_point.name
+
+    def complaint(self, text: str) -> PluginError:
+        return PluginError(f"the plugin {self.name!r} of {self.origin} ({escape(self.entry_point.value)}) {text}")
+
+
+def _plugins(installed: Iterable[Distribution], unusable: list[Unusable]) -> list[_Plugin]:
+    """Each entry point of the group, in the order of their names.
+
+    A distribution that is found twice counts once: imports do not see a copy further down the path either. One whose
+    metadata cannot be read is unusable.
     """
-    found: dict[str, list[tuple[EntryPoint, str]]] = {}
+    found: dict[str, list[_Plugin]] = {}
     for distribution in installed:
-        origin = f"{distribution.name} {distribution.version}"
-        offers = [(one, origin) for one in distribution.entry_points if one.group == GROUP]
-        found.setdefault(re.sub(r"[-_.]+", "-", distribution.name).lower(), offers)
-    return sorted((offer for offers in found.values() for offer in offers), key=lambda offer: offer[0].name)
+        name = origin = "a distribution without a name"
+        try:
+            name, origin = distribution.name, escape(f"{distribution.name} {distribution.version}")
+            plugins = [_Plugin(one, origin) for one in distribution.entry_points if one.group == GROUP]
+        except Exception as error:  # noqa: BLE001 the file may hold anything
+            unusable.append(Unusable(name, origin, f"the entry points of {origin} cannot be read: {told(error)}"))
+            continue
+        if plugins:
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), plugins)
+    return sorted((plugin for plugins in found.values() for plugin in plugins), key=lambda plugin: plugin.name)
 
 
-def _register(manager: pluggy.PluginManager, entry_point: EntryPoint, origin: str) -> None:
+def _register(manager: pluggy.PluginManager, plugin: _Plugin) -> None:
+    """Import the plugin, and let pluggy look for its hooks.
+
+    Raises:
+      PluginError: it cannot be imported, or has a hook that trikv does not have, or none of those that trikv has.
+    """
     try:
-        manager.register(entry_point.load(), name=entry_point.name)
-        manager.check_pending()  # a hook that trikv does not have is a typo, or a later trikv's
-    except Exception as error:  # any module may be imported here, and it may raise anything
-        raise PluginError(
-            f"the plugin {entry_point.name!r} of {origin} ({entry_point.value}) cannot be loaded: {_told(error)}"
-        ) from error
+        with foreign_code(plugin.entry_point.module):
+            module: object = plugin.entry_point.load()
+            try:
+                manager.register(module, name=plugin.name)
+                manager.check_pending()  # a hook that trikv does not have is a typo, or a later trikv's
+            except BaseException:
+                if manager.has_plugin(plugin.name):
+                    manager.unregister(name=plugin.name)
+                raise
+    except ForeignCodeError as error:
+        raise plugin.complaint(f"cannot be loaded: {error}") from error
+    offered = {caller.name for caller in manager.get_hookcallers(module) or ()}
+    unmarked = [name for name in _HOOKS if name not in offered and callable(getattr(module, name, None))]
+    if unmarked:
+        complaint = f"cannot be used: {unmarked[0]} lacks the line @hookimpl above it (from trikv.api import hookimpl)"
+    elif not offered:
+        complaint = (
+            f"offers nothing: it has no function {', '.join(_HOOKS[:-1])} or {_HOOKS[-1]}; the entry point names "
+            "the module that has one"
+        )
+    else:
+        return
+    manager.unregister(name=plugin.name)
+    raise plugin.complaint(complaint)
 
 
-def _handed_over(hook: pluggy.HookCaller, origins: Mapping[str, str]) -> list[tuple[Any, str]]:
-    """What each plugin's implementation of the hook returns, with the plugin's origin, in the order of their names.
+def _handed_over(
+    hook: pluggy.HookCaller, plugins: Mapping[str, _Plugin], unusable: list[Unusable]
+) -> Iterable[tuple[_Plugin, list[Any]]]:
+    """What each plugin's implementation of the hook returns, in the order of the plugins' names.
 
     Each implementation is called on its own: the hook as a whole would give one list, without origins.
     """
-    offers: list[tuple[Any, str]] = []
     for implementation in sorted(hook.get_hookimpls(), key=lambda one: one.plugin_name):
-        origin = origins[implementation.plugin_name]
+        plugin = plugins[implementation.plugin_name]
         try:
-            handed_over: Any = implementation.function()
-            offers += [(one, origin) for one in handed_over]
-        except Exception as error:  # a plugin's code may raise anything
-            raise PluginError(
-                f"the plugin {implementation.plugin_name!r} of {origin} fails in {hook.name}: {_told(error)}"
-            ) from error
-    return offers
-
-
-def _told(error: Exception) -> str:
-    """An exception in words that fit into a line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+            with foreign_code(plugin.entry_point.module):
+                handed_over: Any = implementation.function()
+                offers = list(handed_over)
+        except ForeignCodeError as error:
+            why = f"the plugin {plugin.name!r} of {plugin.origin} fails in {hook.name}: {error}"
+            unusable.append(Unusable(plugin.name, plugin.origin, why))
+            continue
+        yield plugin, offers
 
 
 # --- what a plugin hands over -----------------------------------------------------------------------------------------
@@ -210,13 +292,24 @@ def check_strategy(strategy: object, origin: str) -> None:
         text = getattr(strategy, sentence, None)
         if not isinstance(text, str) or not text.strip():
             raise complain(f"needs a sentence for {sentence}")
+        _check_printable(text, sentence, complain)
+    _check_printable(strategy.paper, "paper", complain)
     for n in _REPLICAS_TRIED:
         try:
-            copies: object = strategy.copies(n)
-        except Exception as error:  # a plugin's code may raise anything
-            raise complain(f"fails in copies({n}): {_told(error)}") from error
+            with foreign_code(type(strategy).__module__):
+                copies: object = strategy.copies(n)
+        except ForeignCodeError as error:
+            raise complain(f"fails in copies({n}): {error}") from error
         if not can_keep(copies, n):
-            raise complain(f"says copies({n}) = {copies!r}, which is not from 1 to {n}")
+            raise complain(f"says copies({n}) = {_shown(copies)}, which is not from 1 to {n}")
+
+
+def _check_printable(text: object, what: str, complain: Callable[[str], PluginError]) -> None:
+    """A terminal obeys control characters, and a table breaks at a line's end."""
+    if not isinstance(text, str):
+        raise complain(f"needs a text for {what}, not {_shown(text)}")
+    if unprintable := next((c for c in text if not c.isprintable()), None):
+        raise complain(f"has a control character in {what}, {unprintable!r}; sentences are one line of printable text")
 
 
 def can_keep(copies: object, replicas: int) -> bool:
@@ -232,6 +325,7 @@ def check_storage_engine(engine: object, origin: str) -> None:
     complain = _check_kind("storage engine", engine, StorageEngine, origin)
     if not isinstance(getattr(engine, "durable", None), bool):
         raise complain("needs durable to be True or False")
+    _check_printable(description_of(engine), "the first line of its docstring", complain)
 
 
 def check_provisioner(provisioner: object, origin: str) -> None:
@@ -242,6 +336,25 @@ def check_provisioner(provisioner: object, origin: str) -> None:
     complain = _check_kind("provisioner", provisioner, Provisioner, origin)
     if not isinstance(getattr(provisioner, "can_break", None), bool):
         raise complain("needs can_break to be True or False")
+    _check_printable(description_of(provisioner), "the first line of its docstring", complain)
+
+
+def description_of(offer: object) -> str:
+    """What an engine or a provisioner says of itself: the first line of its docstring."""
+    return (type(offer).__doc__ or "").strip().partition("\n")[0].strip()
+
+
+def _name_of(offer: object) -> str | None:
+    """The name of an offer, if it has one that a user can type."""
+    name = getattr(offer, "name", None)
+    return name if isinstance(name, str) and _NAME.fullmatch(name) else None
+
+
+def _shown(value: object) -> str:
+    try:
+        return escape(repr(value))
+    except Exception:  # noqa: BLE001 a plugin's code may raise anything
+        return f"a {type(value).__name__}"
 
 
 def _check_kind(kind: str, offer: object, base: type, origin: str) -> Callable[[str], PluginError]:
@@ -254,7 +367,7 @@ def _check_kind(kind: str, offer: object, base: type, origin: str) -> Callable[[
 
     def complain(complaint: str) -> PluginError:
         called = type(offer).__name__ if name is None else name
-        return PluginError(f"the {kind} {called!r} of {origin} {complaint}")
+        return PluginError(f"the {kind} {_shown(called)} of {origin} {complaint}")
 
     if not isinstance(offer, base):
         raise complain(f"is not an instance of trikv.api.{base.__name__}")

@@ -262,9 +262,12 @@ def status(url: str, timeout_s: float | None, as_json: bool) -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")
 def plugins(as_json: bool) -> None:
-    """List the modes, storage engines and provisioners installed here, and by what. Needs no cluster."""
+    """List the modes, storage engines and provisioners installed here, and by what. Needs no cluster.
+
+    A plugin that is installed and cannot be used is listed as unusable, with the reason.
+    """
     from trikv.cli.show import PLUGIN_COLUMNS, show
-    from trikv.registry import PluginError, load_registry
+    from trikv.registry import PluginError, description_of, load_registry
 
     try:
         registry = load_registry()
@@ -274,13 +277,13 @@ def plugins(as_json: bool) -> None:
         ("mode", s.name, s.promise.value, registry.origins[s.name], s.protocol) for s in registry.strategies.values()
     ]
     rows += [
-        ("storage", e.name, "durable" if e.durable else "not durable", registry.origins[e.name], _first_line(type(e)))
+        ("storage", e.name, "durable" if e.durable else "not durable", registry.origins[e.name], description_of(e))
         for e in registry.storage_engines.values()
     ]
     rows += [
-        ("provisioner", p.name, "", registry.origins[p.name], _first_line(type(p)))
-        for p in registry.provisioners.values()
+        ("provisioner", p.name, "", registry.origins[p.name], description_of(p)) for p in registry.provisioners.values()
     ]
+    rows += [("unusable", one.name, "", one.origin, one.why) for one in registry.unusable]
     if as_json:
         print_json([dict(zip(("kind", "name", "promise", "from", "about"), row, strict=True)) for row in rows])
     else:
@@ -304,10 +307,6 @@ def new_strategy(name: str, directory: Path | None) -> None:
     for file in written:
         click.echo(f"wrote {file}")
     click.echo(f"next: pip install -e '{written[0].parent}[dev]', and trikv plugins lists {name}")
-
-
-def _first_line(documented: type) -> str:
-    return (documented.__doc__ or "").strip().partition("\n")[0]
 
 
 # --- directories ------------------------------------------------------------------------------------------------------

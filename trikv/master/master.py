@@ -395,7 +395,8 @@ def _check_modes(cluster: Cluster, registry: Registry) -> None:
     """Are the modes of the document installed, and are they what they were when it was written?"""
     configurations = {c for partition in cluster.partitions for c in partition.history}
     if missing := sorted(({c.mode for c in configurations} | {cluster.mode}) - set(registry.strategies)):
-        raise StartError(f"this cluster needs mode {missing[0]}, which is not installed; install its plugin")
+        why = registry.why_missing(missing[0]) or "; install its plugin"
+        raise StartError(f"this cluster needs mode {missing[0]}, which is not installed{why}")
     for c in {partition.active for partition in cluster.partitions if partition.history}:
         if registry.strategies[c.mode].copies(len(c.members)) != c.copies:
             raise StartError(

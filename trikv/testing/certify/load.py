@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trikv.api import Strategy
 from trikv.core.errors import Refused
+from trikv.foreign import ForeignCodeError, foreign_code
 from trikv.registry import PluginError, load_registry
 
 
@@ -38,7 +39,10 @@ def load_strategy(target: str) -> Loaded:
         try:
             return Loaded(registry.strategy(target), registry.origins[target])
         except Refused as error:
-            raise LoadError(f"no such mode: {error.detail}; a class is written package.module:Class") from error
+            why = [one.why for one in registry.unusable if one.name == target]
+            raise LoadError(
+                why[0] if why else f"no such mode: {error.detail}; a class is written package.module:Class"
+            ) from error
     made = _make(module_name, class_name)
     if any(type(installed) is type(made) for installed in registry.strategies.values()):
         return Loaded(made, module_name)
@@ -54,9 +58,10 @@ def _make(module_name: str, class_name: str) -> Strategy:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found: object = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a module may raise any error while it is imported
-        raise LoadError(f"the module {module_name!r} cannot be imported: {_told(error)}") from error
+        with foreign_code(module_name):
+            found: object = importlib.import_module(module_name)
+    except ForeignCodeError as error:
+        raise LoadError(f"the module {module_name!r} cannot be imported: {error}") from error
     for name in class_name.split("."):
         try:
             found = getattr(found, name)
@@ -65,10 +70,7 @@ def _make(module_name: str, class_name: str) -> Strategy:
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise LoadError(f"{module_name}:{class_name} is no strategy: it is not a subclass of trikv.api.Strategy")
     try:
-        return found()
-    except (Exception, SystemExit) as error:  # as above
-        raise LoadError(f"{module_name}:{class_name} cannot be made: {_told(error)}") from error
-
-
-def _told(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        with foreign_code(module_name):
+            return found()
+    except ForeignCodeError as error:
+        raise LoadError(f"{module_name}:{class_name} cannot be made: {error}") from error
