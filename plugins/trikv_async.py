@@ -14,7 +14,7 @@ convergence by version; Vogels, "Eventually Consistent", CACM 52(1), 2009, for w
 
 from collections.abc import Sequence
 
-from trikv.api import Promise, Record, ReplicaSet, Strategy, Write, hookimpl, newest
+from trikv.api import Need, Needs, Promise, Record, ReplicaSet, Strategy, Write, hookimpl, newest
 
 
 class Async(Strategy):
@@ -28,6 +28,9 @@ class Async(Strategy):
 
     def copies(self, n: int) -> int:
         return 1
+
+    def needs(self, n: int) -> Needs:
+        return Needs(write=Need(1), read=Need(1))
 
     async def write(self, write: Write, replicas: ReplicaSet) -> None:
         await replicas.store(write, need=1, in_order=True)

@@ -16,7 +16,7 @@ older write on.
 
 from collections.abc import Sequence
 
-from trikv.api import Promise, Record, ReplicaSet, Strategy, Write, hookimpl, newest
+from trikv.api import TAIL, Need, Needs, Promise, Record, ReplicaSet, Strategy, Write, hookimpl, newest
 
 
 class Chain(Strategy):
@@ -29,6 +29,9 @@ class Chain(Strategy):
 
     def copies(self, n: int) -> int:
         return n
+
+    def needs(self, n: int) -> Needs:
+        return Needs(write=Need(n), read=TAIL)
 
     async def write(self, write: Write, replicas: ReplicaSet) -> None:
         await replicas.head.store(write, onward=replicas.rest)

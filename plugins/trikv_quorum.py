@@ -14,7 +14,7 @@ Versions come from one coordinator here, so a write needs no first round to find
 
 from collections.abc import Sequence
 
-from trikv.api import Promise, Record, ReplicaSet, Strategy, Write, hookimpl
+from trikv.api import Need, Needs, Promise, Record, ReplicaSet, Strategy, Write, hookimpl
 
 
 class Quorum(Strategy):
@@ -27,6 +27,9 @@ class Quorum(Strategy):
 
     def copies(self, n: int) -> int:
         return n // 2 + 1
+
+    def needs(self, n: int) -> Needs:
+        return Needs(write=Need(n // 2 + 1), read=Need(n // 2 + 1))
 
     async def write(self, write: Write, replicas: ReplicaSet) -> None:
         await replicas.store(write, need=replicas.majority)

@@ -14,7 +14,7 @@ Schneider, Toueg, "The Primary-Backup Approach", 1993, section 8.3. The order (h
 
 from collections.abc import Sequence
 
-from trikv.api import Promise, Record, ReplicaSet, Strategy, Write, hookimpl, newest
+from trikv.api import HEAD, Need, Needs, Promise, Record, ReplicaSet, Strategy, Write, hookimpl, newest
 
 
 class Sync(Strategy):
@@ -27,6 +27,9 @@ class Sync(Strategy):
 
     def copies(self, n: int) -> int:
         return n
+
+    def needs(self, n: int) -> Needs:
+        return Needs(write=Need(n), read=HEAD)
 
     async def write(self, write: Write, replicas: ReplicaSet) -> None:
         await replicas.rest.store(write)

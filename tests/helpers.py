@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -62,6 +62,7 @@ class Replica:
     address: str = "nowhere:1"
     crowded: bool = False
     full: Full = Full.NO
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def call(self, *call: Any) -> None:
         raise AssertionError("nothing is sent here")

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from trikv.api import Promise, Record, ReplicaSet, Strategy, Write
+from trikv.api import HEAD, Need, Needs, Promise, Record, ReplicaSet, Strategy, Write
 from trikv.core.errors import Refused
-from trikv.registry import PluginError, Registry, check_strategy, load_registry
+from trikv.registry import PluginError, Registry, check_strategy, load_registry, needs_of
 
 STRATEGY = """
 from trikv.api import Promise, Strategy, hookimpl
@@ -195,6 +195,51 @@ class Uninstalled(Strategy):
 
     async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
         return (await replicas.fetch(key, need=1))[0].record
+
+
+class Needy(Uninstalled):
+    name = "needy"
+
+    def __init__(self, *stated: Any) -> None:
+        self.stated = iter(stated)
+
+    def copies(self, n: int) -> int:
+        return n // 2 + 1
+
+    def needs(self, n: int) -> Needs | None:
+        answer = next(self.stated, None)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("stated", "complaint"),
+    [
+        (7, "it is a trikv.api.Needs, or None"),
+        ((Need(1), Need(1)), "it is a trikv.api.Needs, or None"),
+        (Needs(Need(1), 1), "its read is a trikv.api.Need"),  # type: ignore[arg-type]
+        (Needs(Need(2), HEAD), "write has a count that is not from 1 to 1"),
+        (Needs(Need(1), Need(0)), "read has a count that is not from 1 to 1"),
+        (Needs(HEAD, Need(True)), "read has a count that is not from 1 to 1"),
+        (Needs(Need(1, (1,)), HEAD), "write has places that are not a tuple of indices from -1 to 0"),
+        (Needs(HEAD, Need(1, [0])), "read has places that are not a tuple"),  # type: ignore[arg-type]
+        (ValueError("too few"), r"fails in needs\(1\): ValueError: too few"),
+    ],
+)
+def test_needs_that_make_no_sense_are_named(stated: object, complaint: str) -> None:
+    with pytest.raises(PluginError, match=f"'needy' of here .*{complaint}"):
+        load_registry().with_strategy(Needy(stated), "here")
+
+
+def test_a_write_needs_all_the_copies_that_it_claims() -> None:
+    with pytest.raises(PluginError, match=r"a write cannot do with fewer than copies\(3\) = 2"):
+        load_registry().with_strategy(Needy(None, None, Needs(Need(1), HEAD)), "here")
+
+
+@pytest.mark.parametrize("later", [7, ValueError("too many"), Needs(Need(99), HEAD), None])
+def test_needs_of_more_replicas_than_were_tried_are_assumed_where_they_make_no_sense(later: object) -> None:
+    assert needs_of(Needy(later), 40, 21) == Needs(Need(21), Need(1))
 
 
 def test_a_strategy_that_is_not_installed_can_join() -> None:

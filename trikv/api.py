@@ -14,20 +14,24 @@ Both are found by entry point (group `trikv`), and handed over by the hooks at t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Final, NamedTuple, Protocol, overload
 
 import pluggy
 
-from trikv.core.quorums import Promise
+from trikv.core.quorums import Need, Needs, Promise
 from trikv.core.record import Record, Version
 
 __all__ = [
-    "Answer", "Batch", "Page", "Promise", "Provisioner", "Record", "ReplicaSet", "Row", "Storage", "StorageEngine",
-    "Strategy", "Version", "WorkerOrder", "Write", "hookimpl", "hookspec", "newest",
+    "HEAD", "TAIL", "Answer", "Batch", "Need", "Needs", "Page", "Promise", "Provisioner", "Record", "ReplicaSet", "Row",
+    "Storage", "StorageEngine", "Strategy", "Version", "WorkerOrder", "Write", "hookimpl", "hookspec", "newest",
 ]  # fmt: skip
+
+
+HEAD: Final = Need(1, places=(0,))
+TAIL: Final = Need(1, places=(-1,))
 
 
 class Write(NamedTuple):
@@ -59,9 +63,29 @@ class ReplicaSet(Protocol):
 
     A strategy needs no retries and no timeouts of its own. The coordinator bounds the whole request, and cancels the
     strategy when the deadline passes.
+
+    Parts of a set are sets, and may be empty: `rest` of one replica is. A call to an empty set needs nothing, sends
+    nothing and answers at once; `fetch` answers an empty list then. `need` is from 1 to `len`. Any other number is a
+    mistake of the strategy's: the call raises ValueError, and says which call it was.
     """
 
     def __len__(self) -> int: ...
+
+    @overload
+    def __getitem__(self, place: int) -> ReplicaSet: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> ReplicaSet: ...
+
+    def __getitem__(self, place: int | slice) -> ReplicaSet:
+        """The replica at this place alone, or those of a slice, as in a list.
+
+        Raises:
+          IndexError: there are not so many.
+        """
+
+    def __iter__(self) -> Iterator[ReplicaSet]:
+        """Each replica alone."""
 
     @property
     def majority(self) -> int:
@@ -79,6 +103,15 @@ class ReplicaSet(Protocol):
     def rest(self) -> ReplicaSet:
         """All but the first; empty if there is only one replica."""
 
+    def where(self, **labels: str) -> ReplicaSet:
+        """Those that have all these labels (`trikv worker --label zone=a`), in order; maybe none."""
+
+    def prefer(self, **labels: str) -> ReplicaSet:
+        """All of them, those with these labels first: what `fetch` asks first."""
+
+    def values(self, label: str) -> list[str]:
+        """The values that this label has among them, each once, in order. A replica without the label has none."""
+
     async def store(
         self, write: Write, *, need: int | None = None, onward: ReplicaSet | None = None, in_order: bool = False
     ) -> None:
@@ -95,15 +128,21 @@ class ReplicaSet(Protocol):
     def store_later(self, write: Write) -> None:
         """Send the write to those of these replicas that this request has not sent it to. Waits for nothing."""
 
-    async def fetch(self, key: bytes, *, need: int | None = None) -> list[Answer]:
+    async def fetch(self, key: bytes, *, need: int | None = None, hedge_after_s: float | None = None) -> list[Answer]:
         """What `need` of these replicas (default: all) hold. Asks `need`, in order, and one more for each that fails or
         is late.
+
+        Late is one that has not answered within `hedge_after_s` (default: a tenth of a second). A smaller number makes
+        the slowest reads quicker and costs calls; with 0 all are asked at once, and the first `need` answers count.
 
         Raises an exception of the coordinator's as soon as `need` is out of reach; let it pass.
         """
 
     async def agree(self, key: bytes, answers: Sequence[Answer]) -> Record | None:
-        """The newest of `answers`, once it is on so many replicas that no later read can miss it."""
+        """The newest of `answers`, once it is on so many replicas that no later read can miss it.
+
+        It is stored at replicas of this set, so ask the whole preference list for it.
+        """
 
 
 class Strategy(ABC):
@@ -132,6 +171,19 @@ class Strategy(ABC):
     @abstractmethod
     async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
         """The record (a tombstone too), or None if there never was one."""
+
+    def needs(self, n: int) -> Needs | None:
+        """Which of `n` replicas a write, and a read, cannot do without, for every `n` for which `copies` answers.
+
+        `Needs(write=Need(n), read=HEAD)`: a write needs all of them, a read the first. `Need(n // 2 + 1, places=(0,))`
+        is a majority with the head in it. A request whose need is not up is refused before anything is sent, and the
+        client is told which worker is missing; the status and `trikv demo --once` judge by it. State what no course of
+        events can do without: a read that asks a second replica only now and then needs one.
+
+        None: trikv assumes that a write needs any `copies(n)`, and that a read needs so many replicas that they hold
+        every committed write, and `copies(n)` at least; under AP it needs one.
+        """
+        return None
 
     def listing(self, replicas: ReplicaSet) -> ReplicaSet | None:
         """The replica whose own listing equals this strategy's reads, if there is one. A scan then asks it alone."""

@@ -15,6 +15,7 @@ path.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,9 @@ from typing import Any, Final, TypeVar
 
 import pluggy
 
-from trikv.api import Hooks, Promise, Provisioner, StorageEngine, Strategy
+from trikv.api import Hooks, Need, Needs, Promise, Provisioner, StorageEngine, Strategy
 from trikv.core.errors import Refused
+from trikv.core.quorums import assume_needs
 from trikv.core.text import escape
 from trikv.foreign import ForeignCodeError, foreign_code, told
 
@@ -36,6 +38,8 @@ _HOOKS: Final = ("trikv_strategies", "trikv_storage_engines", "trikv_provisioner
 
 
 Offer = TypeVar("Offer")
+
+_log = logging.getLogger(__name__)
 
 
 class PluginError(Exception):
@@ -302,6 +306,13 @@ def check_strategy(strategy: object, origin: str) -> None:
             raise complain(f"fails in copies({n}): {error}") from error
         if not can_keep(copies, n):
             raise complain(f"says copies({n}) = {_shown(copies)}, which is not from 1 to {n}")
+        try:
+            with foreign_code(type(strategy).__module__):
+                needs: object = strategy.needs(n)
+        except ForeignCodeError as error:
+            raise complain(f"fails in needs({n}): {error}") from error
+        if (wrong := _find_wrong(needs, copies, n)) is not None:
+            raise complain(f"says needs({n}) = {_shown(needs)}: {wrong}")
 
 
 def _check_printable(text: object, what: str, complain: Callable[[str], PluginError]) -> None:
@@ -315,6 +326,42 @@ def _check_printable(text: object, what: str, complain: Callable[[str], PluginEr
 def can_keep(copies: object, replicas: int) -> bool:
     """Is `copies` a number of copies that so many replicas can keep: an integer from 1 to `replicas`?"""
     return isinstance(copies, int) and not isinstance(copies, bool) and 1 <= copies <= replicas
+
+
+def needs_of(strategy: Strategy, n: int, copies: int) -> Needs:
+    """What the strategy states of its needs of `n` replicas, or what is assumed if it states nothing. `copies`: W."""
+    try:
+        stated = strategy.needs(n)
+        wrong = _find_wrong(stated, copies, n)
+    except Exception as error:  # noqa: BLE001 a strategy is a stranger's code
+        stated, wrong = None, told(error)
+    if wrong is not None:  # this `n` was not tried when it was loaded, or it does not repeat itself
+        _log.debug("what mode %s needs of %d replicas is assumed: %s", strategy.name, n, wrong)
+    return assume_needs(strategy.promise, copies, n) if stated is None or wrong is not None else stated
+
+
+def _find_wrong(needs: object, copies: object, n: int) -> str | None:
+    """What is wrong with these needs of `n` replicas; None: nothing."""
+    if needs is None:
+        return None
+    if not isinstance(needs, Needs):
+        return "it is a trikv.api.Needs, or None"
+    stated: tuple[tuple[str, object], ...] = (("write", needs.write), ("read", needs.read))
+    for name, need in stated:
+        if not isinstance(need, Need):
+            return f"its {name} is a trikv.api.Need"
+        if not can_keep(need.count, n):
+            return f"{name} has a count that is not from 1 to {n}"
+        places: object = need.places
+        if not isinstance(places, tuple) or not all(_is_place(place, n) for place in places):
+            return f"{name} has places that are not a tuple of indices from {-n} to {n - 1}"
+    if isinstance(copies, int) and needs.write.count < copies:
+        return f"a write cannot do with fewer than copies({n}) = {copies}"
+    return None
+
+
+def _is_place(place: object, n: int) -> bool:
+    return isinstance(place, int) and not isinstance(place, bool) and -n <= place < n
 
 
 def check_storage_engine(engine: object, origin: str) -> None:

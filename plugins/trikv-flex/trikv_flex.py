@@ -48,7 +48,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from trikv.api import Promise, Record, ReplicaSet, Strategy, Write, hookimpl
+from trikv.api import Need, Needs, Promise, Record, ReplicaSet, Strategy, Write, hookimpl
 
 VARIABLE = "TRIKV_FLEX"
 
@@ -69,6 +69,10 @@ class Flex(Strategy):
     def asked(self, n: int) -> int:
         """r: how many of `n` replicas a read asks."""
         return n - self.copies(n) + 1
+
+    def needs(self, n: int) -> Needs:
+        w = self.copies(n)
+        return Needs(write=Need(w), read=Need(max(self.asked(n), w)))  # what a read returns is put on w
 
     async def write(self, write: Write, replicas: ReplicaSet) -> None:
         await replicas.store(write, need=self.copies(len(replicas)))

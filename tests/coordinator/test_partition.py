@@ -15,7 +15,7 @@ from trikv.coordinator import partition as partition_module
 from trikv.coordinator.partition import LIFE, PartitionState, Stage, Step
 from trikv.coordinator.replicas import NotEnough, Target
 from trikv.core.configuration import Member, Partition
-from trikv.core.quorums import Availability, judge_write
+from trikv.core.quorums import Availability
 from trikv.core.record import Record, Version, make_epoch, make_seq
 from trikv.core.tally import TallyVerdict
 from trikv.testing.inprocess import PARTITIONS
@@ -195,7 +195,7 @@ def test_a_state_is_writable_where_the_judge_says_so_and_it_is_not_closed(stage:
     for voters in product(Availability, repeat=len(state.targets)):
         for target, availability in zip(state.targets, voters, strict=True):
             around.replica(target.member.worker).availability = availability
-        won = judge_write(state.history[-1]) is TallyVerdict.WON
+        won = state.judge_write() is TallyVerdict.WON
         assert state.is_writable is (won and stage is not Stage.CLOSED), voters
 
 

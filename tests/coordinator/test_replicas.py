@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -12,14 +14,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.helpers import Replica as Silent
 from tests.helpers import partition_of
 from trikv.api import Answer, Write
 from trikv.coordinator.partition import PartitionState
-from trikv.coordinator.replicas import BACKGROUND_S, LATE_S, Copies, NotEnough, ServedRequest, Target
+from trikv.coordinator.replicas import BACKGROUND_S, LATE_S, Copies, NotEnough, Replicas, ServedRequest, Target
 from trikv.core.calls import Full
+from trikv.core.configuration import Member
 from trikv.core.errors import Fault
 from trikv.core.quorums import Availability
 from trikv.core.record import Record, Version
+from trikv.master.membership import Replica
 from trikv.net.link import Done
 from trikv.testing.inprocess import InProcessCluster, Node
 
@@ -92,6 +97,11 @@ class Scene:
     def node(self, number: int) -> Node:
         return self.replicas[number - 1]
 
+    def numbers(self, answers: list[Answer]) -> list[int]:
+        """Which replicas answered, in the order of their answers."""
+        workers = [each.member.worker for each in self.state.targets]
+        return [workers.index(answer.replica) + 1 for answer in answers]
+
     def _note_missed(self, target: Target, write: Write, since_s: float) -> None:
         members = [each.member for each in self.state.targets]
         self.misses.append((members.index(target.member) + 1, write))
@@ -160,7 +170,6 @@ async def test_nothing_is_sent_when_the_need_cannot_be_met(scene: Scene, autojum
     await scene.kill(2, 3)
     for attempt in (
         scene.request().replicas.store(scene.write(1), need=2),
-        scene.request().replicas.store(scene.write(1), need=4),
         scene.request().replicas.store(scene.write(1), need=2, in_order=True),
         scene.request().replicas.rest.store(scene.write(1), need=1),
     ):
@@ -208,6 +217,7 @@ class Unlinked:
         self.availability = Availability.UP
         self.evictable = self.crowded = False
         self.full = Full.NO
+        self.labels = target.labels
 
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int) -> None:
         done(Fault.NOT_SENT, [])
@@ -391,6 +401,102 @@ async def test_what_was_listed_is_not_fetched(scene: Scene, autojump_clock: Mock
     request = scene.request(listed={first: record, second: None})
     assert await request.replicas.fetch(KEY, need=2) == [Answer(first, record), Answer(second, None)]
     assert {a.record for a in await request.replicas.fetch(KEY, need=3)} == {None}  # too few were listed: all are asked
+
+
+async def test_a_fetch_asks_one_more_as_soon_as_its_hedge_says(scene: Scene, autojump_clock: MockClock) -> None:
+    scene.hold(1)
+    began_s = trio.current_time()
+    answers = await scene.request().replicas.fetch(KEY, need=1, hedge_after_s=0.02)
+    assert (scene.numbers(answers), round(trio.current_time() - began_s, 3)) == ([2], 0.02)
+
+
+async def test_a_fetch_with_a_hedge_of_nothing_asks_all_at_once(scene: Scene, autojump_clock: MockClock) -> None:
+    scene.hold(1, 2)
+    began_s = trio.current_time()
+    answers = await scene.request().replicas.fetch(KEY, need=1, hedge_after_s=0)
+    assert (scene.numbers(answers), trio.current_time()) == ([3], began_s)
+
+
+async def test_a_hedge_sends_nothing_more_where_the_first_are_in_time(scene: Scene, autojump_clock: MockClock) -> None:
+    await trio.sleep(10)  # the replicas of a new cluster are compared first
+    request = scene.request()
+    before = [target.calls for target in request.targets if isinstance(target, Replica)]
+    assert scene.numbers(await request.replicas.fetch(KEY, need=1, hedge_after_s=0.02)) == [1]
+    await trio.sleep(0.05)
+    after = [target.calls for target in request.targets if isinstance(target, Replica)]
+    assert [more - less for less, more in zip(before, after, strict=True)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("hedge_after_s", [-0.1, math.inf, math.nan])
+async def test_a_hedge_that_is_no_time_is_named(scene: Scene, autojump_clock: MockClock, hedge_after_s: float) -> None:
+    with pytest.raises(ValueError, match=rf"fetch\(hedge_after_s={hedge_after_s}\)"):
+        await scene.request().replicas.fetch(KEY, hedge_after_s=hedge_after_s)
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_part_is_taken_as_of_a_list() -> None:
+    replicas = set_of("abcd")
+    assert [named(replicas[1]), named(replicas[-1])] == ["b", "d"]
+    assert [named(replicas[:2]), named(replicas[2:]), named(replicas[5:])] == ["ab", "cd", ""]
+    assert [named(one) for one in replicas] == ["a", "b", "c", "d"]
+    assert named(replicas[1:][0]) == "b"
+    for place in (4, -5):
+        with pytest.raises(IndexError, match=rf"replicas\[{place}\]: there are 4 replicas"):
+            replicas[place]
+
+
+def test_a_part_is_taken_by_label() -> None:
+    replicas = set_of("abcd", a={"zone": "x", "disk": "fast"}, b={"zone": "y"}, c={"zone": "x"})
+    assert [named(replicas.where(zone="x")), named(replicas.where(zone="x", disk="fast"))] == ["ac", "a"]
+    assert [named(replicas.where(zone="z")), named(replicas.where())] == ["", "abcd"]
+    assert [named(replicas.prefer(zone="y")), named(replicas.prefer(zone="z"))] == ["bacd", "abcd"]
+    assert [replicas.values("zone"), replicas.values("disk"), replicas.values("rack")] == [["x", "y"], ["fast"], []]
+
+
+@pytest.mark.parametrize("need", [-1, 0, 3])
+async def test_a_need_that_makes_no_sense_names_the_call(need: int) -> None:
+    replicas = set_of("ab")
+    with pytest.raises(ValueError, match=rf"store\(need={need}\): of 2 replicas, need is from 1 to 2"):
+        await replicas.store(WRITE, need=need)
+    with pytest.raises(ValueError, match=rf"fetch\(need={need}\): of 2 replicas, need is from 1 to 2"):
+        await replicas.fetch(KEY, need=need)
+
+
+async def test_of_an_empty_set_nothing_is_needed_and_nothing_is_sent() -> None:
+    rest = set_of("a").rest
+    await rest.store(WRITE)
+    await rest.store(WRITE, onward=rest)
+    rest.store_later(WRITE)
+    assert (await rest.fetch(KEY), len(rest), named(rest.head), named(rest.tail)) == ([], 0, "", "")
+    for need in (0, rest.majority):
+        with pytest.raises(ValueError, match=rf"store\(need={need}\): of 0 replicas, need is not given"):
+            await rest.store(WRITE, need=need)
+
+
+async def test_a_chain_of_something_else_is_named() -> None:
+    with pytest.raises(TypeError, match="onward=7"):
+        await set_of("ab").store(WRITE, onward=7)  # type: ignore[arg-type]
+
+
+async def test_agreeing_within_a_set_that_is_too_small_names_the_call() -> None:
+    answers = [Answer("a", WRITE.record)]
+    with pytest.raises(ValueError, match="agree: the newest answer must be on 1 more replicas, and this set has 0"):
+        await set_of("abc").head.agree(KEY, answers)
+
+
+WRITE = Write(KEY, Record(Version(1, 1), Version(1, 1), b"v"))
+
+
+def set_of(names: str, **labels: Mapping[str, str]) -> Replicas:
+    """Replicas that nobody may call, with W of a majority."""
+    targets = [Silent(Member(name, "1"), labels=labels.get(name, {})) for name in names]
+    return ServedRequest(0, 1, len(names) // 2 + 1, targets, 0.0).replicas
+
+
+def named(replicas: Replicas) -> str:
+    return "".join(member.worker for member in replicas.members)
 
 
 # --- agree --------------------------------------------------------------------------------------------------------

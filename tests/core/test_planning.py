@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trikv.core.configuration import Cluster, Configuration, Member, Partition, WorkerEntry
 from trikv.core.placement import place
 from trikv.core.planning import ConfigurationChange, Health, Reason, can_settle, choose_workers, draw_table, plan
-from trikv.core.quorums import Promise
+from trikv.core.quorums import Need, Needs, Promise, assume_needs
 
 UP = Health(up=True, evictable=False, steady=True)
 NEW = Health(up=True, evictable=False, steady=False)
@@ -45,9 +45,13 @@ def promise_of(mode: str) -> Promise:
     return Promise.AP if mode == "async" else Promise.CP
 
 
+def needs_in(mode: str) -> Callable[[int], Needs]:
+    return lambda n: assume_needs(promise_of(mode), COPIES[mode](n), n)
+
+
 def decide(cluster: Cluster, health: dict[str, Health], *, min_copies: int = 2) -> list[ConfigurationChange]:
     wanted = draw_table(cluster, choose_workers(cluster, health))
-    return plan(cluster, wanted, health, COPIES[cluster.mode], min_copies, promise_of)
+    return plan(cluster, wanted, health, COPIES[cluster.mode], needs_in(cluster.mode), min_copies, promise_of)
 
 
 def everyone(cluster: Cluster, **others: Health) -> dict[str, Health]:
@@ -98,6 +102,37 @@ def test_a_newcomer_gets_its_share_once_it_is_steady() -> None:
     assert decide(after, everyone(cluster)) == []
 
 
+def decide_with_head(cluster: Cluster, health: dict[str, Health], place: int) -> list[ConfigurationChange]:
+    """The changes where a write needs a majority with the replica at that place in it."""
+    wanted = draw_table(cluster, choose_workers(cluster, health))
+
+    def needs(n: int) -> Needs:
+        return Needs(Need(n // 2 + 1, (place,)), Need(1, (place,)))
+
+    return plan(cluster, wanted, health, COPIES["quorum"], needs, 2, promise_of)
+
+
+def test_a_member_that_is_gone_does_not_keep_the_place_that_its_mode_needs() -> None:
+    cluster = a_cluster(3)
+    health = everyone(cluster, w2=GONE)
+    led = {i for i, p in enumerate(cluster.partitions) if p.active.members[0].worker == "w2"}
+    changes = decide_with_head(cluster, health, 0)
+    assert {change.partition for change in changes} == led != set()
+    for change in changes:
+        assert [m.worker for m in change.configuration.members][-1] == "w2"
+        assert len(change.configuration.members) == 3
+    assert decide_with_head(carried_out(cluster, changes), health, 0) == []
+
+
+def test_a_member_that_is_gone_is_dropped_where_it_would_be_in_the_way_in_any_place() -> None:
+    cluster = a_cluster(3)
+    health = everyone(cluster, w2=GONE)
+    last = {i for i, p in enumerate(cluster.partitions) if p.active.members[-1].worker == "w2"}
+    changes = decide_with_head(cluster, health, -1)
+    assert {change.partition for change in changes} == last != set()
+    assert all(len(change.configuration.members) == 2 for change in changes)
+
+
 @pytest.mark.parametrize(("mode", "moves"), [("async", False), ("quorum", True)])
 def test_under_async_nothing_moves_away_from_a_worker_that_is_only_silent(mode: str, moves: bool) -> None:
     """It may hold alone what it acknowledged; once it is given up, nobody waits for that any more."""
@@ -142,7 +177,7 @@ def test_while_somebody_is_avoided_the_cluster_comes_to_rest() -> None:
     rounds: list[list[ConfigurationChange]] = []
     while not rounds or (rounds[-1] and len(rounds) < 4):
         wanted = draw_table(cluster, choose_workers(cluster, health), {"w1"})
-        rounds.append(plan(cluster, wanted, health, COPIES["quorum"], 2, lambda mode: Promise.CP))
+        rounds.append(plan(cluster, wanted, health, COPIES["quorum"], needs_in("quorum"), 2, lambda mode: Promise.CP))
         cluster = carried_out(cluster, rounds[-1])
     assert not rounds[-1]
     assert "w2" not in holders(cluster)
@@ -225,7 +260,7 @@ def test_every_change_can_commit_and_can_be_settled(
             assert can_settle(cluster, before, up, promise_of)
         wanted = draw_table(cluster, choose_workers(cluster, health))
         cluster = carried_out(cluster, changes, settled=False)
-        again = plan(cluster, wanted, health, COPIES[mode], 2, promise_of)
+        again = plan(cluster, wanted, health, COPIES[mode], needs_in(mode), 2, promise_of)
         assert not {change.partition for change in again} & {change.partition for change in changes}
 
 

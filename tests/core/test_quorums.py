@@ -17,15 +17,17 @@ from trikv.core.configuration import Configuration, Member
 from trikv.core.quorums import (
     Availability,
     Electorate,
+    Need,
+    Needs,
     Promise,
     are_enough_to_copy,
+    assume_needs,
     can_find,
-    can_read,
     choose_to_list,
     choose_to_settle,
     count_to_find,
     count_to_stop,
-    judge_write,
+    judge,
 )
 from trikv.core.tally import TallyVerdict
 
@@ -66,49 +68,63 @@ def names(chosen: list[Someone] | None) -> str | None:
     return None if chosen is None else "".join(sorted(each.member.worker for each in chosen))
 
 
-# --- write ------------------------------------------------------------------------------------------------------------
+# --- read and write ---------------------------------------------------------------------------------------------------
+
+HEAD, TAIL = Need(1, (0,)), Need(1, (-1,))
 
 
 @pytest.mark.parametrize(
-    ("active", "verdict"),
+    ("active", "need", "verdict"),
     [
-        pytest.param("CP2 a+ b+ c-", TallyVerdict.WON, id="CP: W are up"),
-        pytest.param("CP2 a+ b? c-", TallyVerdict.PENDING, id="CP: a doubtful one may make it W"),
-        pytest.param("CP2 a? b? c-", TallyVerdict.PENDING, id="CP: nobody was heard yet"),
-        pytest.param("CP2 a+ b- c!", TallyVerdict.LOST, id="CP: too few can ever answer"),
-        pytest.param("CP3 a+ b+ c-", TallyVerdict.LOST, id="CP: where W is all, one that is down is one too many"),
-        pytest.param("CP3 a+ b+ c?", TallyVerdict.PENDING, id="CP: where W is all, one that is doubtful is awaited"),
-        pytest.param("AP1 a- b- c+", TallyVerdict.WON, id="AP: one is W"),
-        pytest.param("AP1 a- b- c?", TallyVerdict.PENDING, id="AP: the last one may answer"),
-        pytest.param("AP1 a- b- c-", TallyVerdict.LOST, id="AP: nobody is left"),
-        pytest.param("AP2 a+ b- c-", TallyVerdict.LOST, id="AP: a mode may ask for more than one"),
+        pytest.param("CP2 a+ b+ c-", Need(2), TallyVerdict.WON, id="so many are up"),
+        pytest.param("CP2 a+ b? c-", Need(2), TallyVerdict.PENDING, id="a doubtful one may make it so many"),
+        pytest.param("CP2 a? b? c-", Need(2), TallyVerdict.PENDING, id="nobody was heard yet"),
+        pytest.param("CP2 a+ b- c!", Need(2), TallyVerdict.LOST, id="too few can ever answer"),
+        pytest.param("CP3 a+ b+ c-", Need(3), TallyVerdict.LOST, id="of all, one that is down is one too many"),
+        pytest.param("CP3 a+ b+ c?", Need(3), TallyVerdict.PENDING, id="of all, one that is doubtful is awaited"),
+        pytest.param("AP1 a- b- c-", Need(1), TallyVerdict.LOST, id="nobody is left"),
+        pytest.param("CP3 a+ b- c-", HEAD, TallyVerdict.WON, id="the head is up, and no other matters"),
+        pytest.param("CP3 a- b+ c+", HEAD, TallyVerdict.LOST, id="the head is down, and no other may stand in"),
+        pytest.param("CP3 a? b+ c+", HEAD, TallyVerdict.PENDING, id="the head may answer"),
+        pytest.param("CP3 a- b+ c+", TAIL, TallyVerdict.WON, id="the tail is the last"),
+        pytest.param("CP2 a+ b+ c-", Need(2, (0,)), TallyVerdict.WON, id="a majority with the head in it"),
+        pytest.param("CP2 a- b+ c+", Need(2, (0,)), TallyVerdict.LOST, id="a majority, and not the head"),
+        pytest.param("CP2 a+ b- c-", Need(2, (0,)), TallyVerdict.LOST, id="the head, and no majority"),
+        pytest.param("CP2 a+ b- c?", Need(2, (0,)), TallyVerdict.PENDING, id="the head, and perhaps a majority"),
     ],
 )
-def test_a_write_needs_as_many_as_its_mode_says(active: str, verdict: TallyVerdict) -> None:
-    assert judge_write(electorate(active)) is verdict
-
-
-# --- read -------------------------------------------------------------------------------------------------------------
+def test_a_request_needs_what_its_strategy_states(active: str, need: Need, verdict: TallyVerdict) -> None:
+    assert judge(electorate(active), need) is verdict
 
 
 @pytest.mark.parametrize(
-    ("active", "reads", "able"),
+    ("need", "n", "told"),
     [
-        pytest.param("CP2 a+ b+ c-", None, True, id="CP: a majority finds the write, and can put it on a majority"),
-        pytest.param("CP2 a+ b? c-", None, False, id="CP: a doubtful one is not counted on"),
-        pytest.param("CP2 a+ b+ c- d-", None, False, id="CP: W are up, and too few to find the write"),
-        pytest.param("CP3 a+ b+ c-", None, False, id="CP: R are up, and too few to make the answer safe"),
-        pytest.param("CP3 a+ b- c-", "a", True, id="CP: the strategy reads its head alone"),
-        pytest.param("CP3 a+ b+ c-", "a", True, id="CP: that others are up as well does not matter then"),
-        pytest.param("CP3 a- b+ c+", "a", False, id="CP: the head is down, and no other may stand in"),
-        pytest.param("CP3 a? b+ c+", "a", False, id="CP: the head is doubtful"),
-        pytest.param("AP1 a- b- c+", None, True, id="AP: any replica answers"),
-        pytest.param("AP1 a- b? c-", None, False, id="AP: nobody is up"),
-        pytest.param("AP1 a- b+ c-", "a", True, id="AP: another answers where the named one is down"),
+        (Need(3), 3, "all 3 replicas"),
+        (Need(1), 1, "1 of 1 replicas"),
+        (Need(2), 3, "2 of 3 replicas"),
+        (HEAD, 3, "the first replica"),
+        (TAIL, 3, "the last replica"),
+        (TAIL, 1, "the first replica"),
+        (Need(2, (0, 2)), 3, "the first replica and the last replica"),
+        (Need(2, (1,)), 3, "2 of 3 replicas, replica 2 among them"),
     ],
 )
-def test_a_read_needs_who_can_answer_it_safely(active: str, reads: str | None, able: bool) -> None:
-    assert can_read(electorate(active), named(reads)) is able
+def test_a_need_in_words(need: Need, n: int, told: str) -> None:
+    assert need.describe(n) == told
+
+
+@pytest.mark.parametrize(
+    ("promise", "copies", "needs"),
+    [
+        pytest.param(Promise.CP, 2, Needs(Need(2), Need(2)), id="CP: a majority finds the write, and makes it safe"),
+        pytest.param(Promise.CP, 1, Needs(Need(1), Need(3)), id="CP: all, to find what one copy commits"),
+        pytest.param(Promise.CP, 3, Needs(Need(3), Need(3)), id="CP: all, to make the answer safe"),
+        pytest.param(Promise.AP, 2, Needs(Need(2), Need(1)), id="AP: any replica answers a read"),
+    ],
+)
+def test_what_is_assumed_of_a_strategy_that_states_nothing(promise: Promise, copies: int, needs: Needs) -> None:
+    assert assume_needs(promise, copies, 3) == needs
 
 
 # --- find -------------------------------------------------------------------------------------------------------------
@@ -344,10 +360,11 @@ def test_what_can_be_settled_can_be_listed(configurations: list[Electorate[Someo
 @given(histories((Promise.CP,)))
 def test_those_that_answer_a_read_find_every_write(configurations: list[Electorate[Someone]]) -> None:
     active = configurations[-1]
-    assume(can_read(active, None))
+    needs = assume_needs(active.promise, active.configuration.copies, len(active.voters))
+    assume(judge(active, needs.read) is TallyVerdict.WON)
     alive = members_of(active.up())
     assert all(alive & quorum for quorum in write_quorums(active))
-    assert judge_write(active) is TallyVerdict.WON, "what is read must be put on W"
+    assert judge(active, needs.write) is TallyVerdict.WON, "what is read must be put on W"
 
 
 @given(histories((Promise.CP,)))

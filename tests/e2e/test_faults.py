@@ -200,7 +200,7 @@ def test_a_paused_worker_lets_every_request_end_and_the_others_go_on(four_worker
                 reads = list(pool.map(lambda key: expected.read_back(client, [key]), keys))
         finally:
             paused.resume()
-        refusals = [error for read in reads for error in read.refused]
+        refusals = [error for read in reads for error in read.refused.values()]
         # The cluster itself has answered, by its own deadline, before the client gave up.
         assert [error for error in errors + refusals if "no answer came in time" in error.detail] == []
         assert {error.kind.outcome for error in refusals} <= {Outcome.REFUSED}

@@ -141,6 +141,7 @@ class Stubborn:
         self.availability = Availability.UP
         self.evictable = self.crowded = False
         self.full = Full.NO
+        self.labels = target.labels
         self.calls: list[tuple[list[Any], Done]] = []
 
     def call(self, op: int, arguments: list[Any], deadline_s: float, done: Done, size_bytes: int) -> None:

@@ -366,5 +366,5 @@ async def test_all_that_is_told_is_json_before_and_after_the_cluster_has_formed(
     assert after.keys() == before.keys()
     assert (after["forming"], after["operations"]["committed"]) == (None, 1)
     assert (after["mode"], after["promise"], after["replicas"], after["copies"]) == ("quorum", "CP", 3, 2)
-    assert after["modes"] == [describe_strategy(each) for each in cluster.registry.strategies.values()]
+    assert after["modes"] == [describe_strategy(each, 3) for each in cluster.registry.strategies.values()]
     assert {each["name"]: each["compare_and_set"] for each in after["modes"]}["async"] is False

@@ -12,9 +12,9 @@ The tour kills a worker and starts it again itself, so its master starts none. I
 of one of them, and writes and reads every key again. Then it starts the worker again and reads every key once more. It
 judges what it saw by what the mode itself declares:
 
-- W, the copies of a committed write. If fewer than all replicas suffice, one dead worker must not disturb writes. If
-  all must store, the writes that need the dead worker must be refused promptly, and the others must go on. Reads must
-  go on in either case, unless a consistent read needs every replica: W is all of them, or W is one.
+- Which replicas a write and a read need (`Strategy.needs`). A key whose write does not need the dead worker must be
+  written as if nothing had happened; a write that needs it must be refused promptly, and not be unknown. The same holds
+  for reads.
 - Its promise, CP or AP: whether a read may be older than the last committed write.
 - In every mode, a refused write must never be read.
 """
@@ -36,6 +36,7 @@ from trikv.cli.show import WORKER_COLUMNS, readable_key, summary_rows, table, wo
 from trikv.client import Client
 from trikv.core.errors import Outcome, TrikvError
 from trikv.core.present import mode_of
+from trikv.core.quorums import Need
 from trikv.testing.judge.expectations import Expectations, Reads
 from trikv.testing.processes.cluster import LocalCluster, NodeFailed, NodeProcess, wait_until
 from trikv.testing.processes.process import START_DEADLINE_S
@@ -185,41 +186,46 @@ def _tour(cluster: LocalCluster, client: Client) -> list[str]:
     for name, text in summary_rows(state):
         _say(f"{name}: {text}")
     _say(f"how it works: {words['protocol']}")
-    spared = state["replicas"] - state["copies"]  # replicas that a committed write can do without
-    # A consistent read needs W replicas, or the n - W + 1 that cannot all have missed a write.
-    may_refuse = words["promise"] == "CP" and state["replicas"] in (state["copies"], spared + 1)
+    needs = {what: Need(need["count"], tuple(need["places"])) for what, need in words["needs"].items()}
+    for what, need in words["needs"].items():
+        _say(f"a {what} needs {need['detail']}")
     expected = Expectations(stale_reads=words["promise"] == "AP")
     broken: list[str] = []
 
     with _step(f"put {TOUR_KEYS} keys and get them back"):
         errors = [error for i in range(TOUR_KEYS) if (error := expected.put(client, b"tour-%02d" % i, b"first"))]
         broken += [f"with all workers up a write was {error.kind.outcome.value}: {error}" for error in errors]
-        broken += _judge_reads(expected.read_back(client), "with all workers up", may_refuse=False)
+        broken += _judge_reads(expected.read_back(client), "with all workers up", may_refuse=frozenset())
         example = expected.keys[0]
         holders = [cluster.worker(worker_id) for worker_id in client.locate(example)]
         _say(f"{readable_key(example)} is held by {', '.join(node.name for node in holders)}, in this order")
 
+    rows = {key: client.locate(key) for key in expected.keys}
     victim = holders[0]
+    waiting = {
+        what: frozenset(key for key, row in rows.items() if not need.is_met([worker != victim.id for worker in row]))
+        for what, need in needs.items()
+    }
     with _step(f"kill -9 one worker of {len(cluster.workers)}: {_describe(victim, state)}"):
         victim.kill()
         wait_until(lambda: _state_of(client, victim) == "down", what="the master notices that the worker is gone")
 
     with _step("write every key again, and read every key"):
-        errors = [error for key in expected.keys if (error := expected.put(client, key, b"second"))]
+        failed = {key: error for key in expected.keys if (error := expected.put(client, key, b"second"))}
+        errors = list(failed.values())
         refused = [error for error in errors if error.kind.outcome is Outcome.REFUSED]
         unknown = len(errors) - len(refused)
         _say(f"writes: {TOUR_KEYS - len(errors)} committed, {len(refused)} refused, {unknown} unknown")
         if refused:
             _say(f"a refusal, for example: {refused[0]}")
-        if spared:
-            broken += [f"one dead worker, and a write was {error.kind.outcome.value}: {error}" for error in errors]
-        else:
-            broken += [f"a write should have been refused, and is unknown: {e}" for e in errors if e not in refused]
-            if not refused:
-                broken.append("no write was refused, though some need the dead worker")
-            if len(refused) == TOUR_KEYS and len(cluster.workers) > state["replicas"]:
-                broken.append("every write was refused, though some do not need the dead worker")
-        broken += _judge_reads(expected.read_back(client), "with one worker dead", may_refuse=may_refuse)
+        for key, error in failed.items():
+            if key not in waiting["write"]:
+                broken.append(f"a write that does not need the dead worker was {error.kind.outcome.value}: {error}")
+            elif error not in refused:
+                broken.append(f"a write should have been refused, and is unknown: {error}")
+        if waiting["write"] and not refused:
+            broken.append(f"no write was refused, though {len(waiting['write'])} need the dead worker")
+        broken += _judge_reads(expected.read_back(client), "with one worker dead", may_refuse=waiting["read"])
         _say(_reading(client, example))
 
     with _step(f"start {victim.name} again, and read every key once more"):
@@ -228,21 +234,19 @@ def _tour(cluster: LocalCluster, client: Client) -> list[str]:
         place = next(w["place"] for w in client.cluster()["workers"] if w["id"] == victim.id)
         kept = "with" if place != "lost" else "without"
         _say(f"it came back {kept} its data{'' if place != 'lost' else ', and is given its copies anew'}")
-        broken += _judge_reads(
-            expected.read_back(client), "after its return", may_refuse=place == "lost" and may_refuse
-        )
-
+        may_refuse = waiting["read"] if place == "lost" else frozenset()
+        broken += _judge_reads(expected.read_back(client), "after its return", may_refuse=may_refuse)
         _say(_reading(client, example))
     return broken
 
 
-def _judge_reads(reads: Reads, when: str, *, may_refuse: bool) -> list[str]:
+def _judge_reads(reads: Reads, when: str, *, may_refuse: frozenset[bytes]) -> list[str]:
+    """`may_refuse`: keys that cannot be read without the dead worker."""
     older = f" ({reads.stale} with an older value, as AP allows)" if reads.stale else ""
     _say(f"reads {when}: {reads.answered} answered{older}, {len(reads.refused)} refused, {len(reads.lies)} untrue")
     broken = [f"{when}: {lie}" for lie in reads.lies]
-    if not may_refuse:
-        broken += [f"{when} a read was refused: {error}" for error in reads.refused]
-    return broken
+    unneeded = [error for key, error in reads.refused.items() if key not in may_refuse]
+    return broken + [f"{when} a read was refused: {error}" for error in unneeded]
 
 
 def _reading(client: Client, key: bytes) -> str:

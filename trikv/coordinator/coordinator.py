@@ -51,7 +51,7 @@ from trikv.core.errors import Outcome, Refused, TrikvError, Unknown
 from trikv.core.histogram import Histogram
 from trikv.core.hotkeys import HotKeys
 from trikv.core.precondition import Expect
-from trikv.core.quorums import Availability, judge_write
+from trikv.core.quorums import Availability
 from trikv.core.record import KEY_BYTES_MAX, TIMEOUT_MOST_S, VALUE_BYTES_MAX, Record, Version, generation_of
 from trikv.core.ring import partition_of
 from trikv.core.session import PeerError
@@ -318,7 +318,7 @@ class Coordinator:
     def _check_room(state: PartitionState, full: Sequence[Target]) -> None:
         """Refuse a value that too few disks have room for. Deletes always go on: they are what makes room."""
         disks = [target.member.worker for target in full if target.full is Full.DISK]
-        if len(state.targets) - len(disks) < state.configuration.copies:
+        if not state.needs.write.is_met([target.full is not Full.DISK for target in state.targets]):
             raise Refused("full", f"the disk of worker {', '.join(disks)} is nearly full: it takes deletes alone")
 
     def _goes_on_elsewhere(self, state: PartitionState, error: WriteFailed | Refused) -> bool:
@@ -540,15 +540,15 @@ class Coordinator:
         """The key's state, as soon as a write can be committed by those that are up; refuse once it cannot."""
         while True:
             state = self._state_of(key)
-            verdict = judge_write(state.history[-1])
+            verdict = state.judge_write()
             if verdict is TallyVerdict.WON and state.stage is not Stage.CLOSED:
                 return state
             if verdict is TallyVerdict.LOST:
                 down = [t.member.worker for t in state.targets if t.availability is Availability.DOWN]
                 raise Refused(
                     "unavailable",
-                    f"mode {state.strategy.name} needs {state.configuration.copies} of {len(state.targets)} replicas "
-                    f"for a write, and {', '.join(down)} cannot be reached",
+                    f"mode {state.strategy.name} needs {state.needs.write.describe(len(state.targets))} for a write, "
+                    f"and {', '.join(down)} cannot be reached",
                 )
             await self.changed.wait()
 

@@ -28,6 +28,8 @@ from trikv.core.configuration import Configuration, Member, Partition
 from trikv.core.quorums import Availability, Electorate
 from trikv.core.record import Record, Version, generation_of, make_epoch, make_seq, size_of
 from trikv.core.ring import PARTITION_COUNT, partition_of
+from trikv.core.tally import TallyVerdict
+from trikv.registry import needs_of
 
 PENDING_MAX: Final = 4_096  # keys in doubt in one partition; beyond it, writes of further keys are refused
 SENT_KEYS_MAX: Final = 65_536  # that are remembered while tombstones are forgotten; beyond it, that has to wait
@@ -114,8 +116,8 @@ class PartitionState:
 
     __slots__ = (
         "_copies", "_count", "_doubt", "_sent_keys", "_surroundings", "anchored", "blocked_because", "copies", "epoch",
-        "history", "index", "locks", "missed", "partition", "pending", "promised", "stage", "strategy", "targets",
-        "untouched",
+        "history", "index", "locks", "missed", "needs", "partition", "pending", "promised", "stage", "strategy",
+        "targets", "untouched", "up_to_write",
     )  # fmt: skip
 
     def __init__(
@@ -134,6 +136,9 @@ class PartitionState:
         self.targets = self.history[-1].voters  # of the active configuration, as are `copies` and the strategy
         self.copies = partition.active.copies
         self.strategy = surroundings.strategy_of(partition.active.mode)
+        self.needs = needs_of(self.strategy, len(self.targets), self.copies)
+        # So many members that are up commit a write, whichever they are.
+        self.up_to_write = len(self.targets) if self.needs.write.places else self.needs.write.count
         self.locks = KeyLocks()
         self.anchored: set[bytes] = set()  # keys with a committed version of this epoch; kept only while unsettled
         self.pending: dict[bytes, Record] = {}
@@ -172,12 +177,21 @@ class PartitionState:
 
     @property
     def is_writable(self) -> bool:
-        """Would those that are up commit a write? `quorums.judge_write` says more where they would not."""
+        """Would those that are up commit a write, whichever they are? `judge_write` says more where this does not."""
         up = 0
         for target in self.targets:
             if target.availability is _UP:
                 up += 1
-        return up >= self.copies and self.stage is not _CLOSED
+        return up >= self.up_to_write and self.stage is not _CLOSED
+
+    def judge_write(self) -> TallyVerdict:
+        """Would those that are up commit a write, or may they, once it is clear which of the others answer?"""
+        return quorums.judge(self.history[-1], self.needs.write)
+
+    @property
+    def is_readable(self) -> bool:
+        """Would those that are up answer a read?"""
+        return quorums.judge(self.history[-1], self.needs.read) is TallyVerdict.WON
 
     def is_of(self, key: bytes) -> bool:
         """Does the key lie in this partition?"""

@@ -13,7 +13,8 @@ is the coordinator's.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import trio
@@ -42,6 +43,10 @@ class Target(Protocol):
     """A member of a configuration, as the coordinator can reach it."""
 
     member: Member
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What its worker was started with, `--label zone=a`."""
 
     @property
     def address(self) -> str: ...
@@ -141,6 +146,16 @@ class Replicas:
     def __len__(self) -> int:
         return len(self._targets)
 
+    def __getitem__(self, place: int | slice) -> Replicas:
+        if isinstance(place, slice):
+            return Replicas(self._request, self._targets[place])
+        if not -len(self._targets) <= place < len(self._targets):
+            raise IndexError(f"replicas[{place}]: there are {len(self._targets)} replicas")
+        return Replicas(self._request, [self._targets[place]])
+
+    def __iter__(self) -> Iterator[Replicas]:
+        return (Replicas(self._request, [target]) for target in self._targets)
+
     @property
     def majority(self) -> int:
         return len(self._targets) // 2 + 1
@@ -157,6 +172,15 @@ class Replicas:
     def rest(self) -> Replicas:
         return Replicas(self._request, self._targets[1:])
 
+    def where(self, **labels: str) -> Replicas:
+        return Replicas(self._request, [target for target in self._targets if _has(target, labels)])
+
+    def prefer(self, **labels: str) -> Replicas:
+        return Replicas(self._request, sorted(self._targets, key=lambda target: not _has(target, labels)))
+
+    def values(self, label: str) -> list[str]:
+        return list(dict.fromkeys(t.labels[label] for t in self._targets if label in t.labels))
+
     @property
     def members(self) -> tuple[Member, ...]:
         return tuple(target.member for target in self._targets)
@@ -165,10 +189,14 @@ class Replicas:
         self, write: Write, *, need: int | None = None, onward: ReplicaSet | None = None, in_order: bool = False
     ) -> None:
         request, targets = self._request, self._targets
-        need = len(targets) if need is None else need
+        if need is None:
+            need = len(targets)
+        elif not 0 < need <= len(targets):
+            raise _misused("store", need, targets)
         hops: list[list[str]] = []
         if onward is not None:
-            assert isinstance(onward, Replicas), onward
+            if not isinstance(onward, Replicas):
+                raise TypeError(f"store(onward={onward!r}): it is a part of the request's replicas, or None")
             _require(onward._targets, len(onward), write)
             hops = [[*target.member, target.address] for target in onward._targets]
         able = _require(targets, need, write)
@@ -199,8 +227,16 @@ class Replicas:
             if target.member not in self._request.sent_to:
                 copies.send(target)
 
-    async def fetch(self, key: bytes, *, need: int | None = None) -> list[Answer]:
-        need = len(self._targets) if need is None else need
+    async def fetch(self, key: bytes, *, need: int | None = None, hedge_after_s: float | None = None) -> list[Answer]:
+        if need is None:
+            need = len(self._targets)
+        elif not 0 < need <= len(self._targets):
+            raise _misused("fetch", need, self._targets)
+        late_s = LATE_S
+        if hedge_after_s is not None:
+            if not 0 <= hedge_after_s < math.inf:
+                raise ValueError(f"fetch(hedge_after_s={hedge_after_s}): it is a number of seconds, 0 or more")
+            late_s = hedge_after_s
         request = self._request
         if request.listed is not None:
             listed = [
@@ -221,7 +257,7 @@ class Replicas:
                 done = trace.noted(target.member.worker, "fetch", done)
             target.call(_FETCH, arguments, request.deadline_s, done, _OVERHEAD_BYTES + len(key))
 
-        await _ask_in_turn(round_, able, need, ask)
+        await _ask_in_turn(round_, able, need, ask, late_s)
         return [
             Answer(target.member.worker, fetched_from_wire(payload, request.epoch))
             for target, payload in round_.answers
@@ -237,7 +273,13 @@ class Replicas:
             return top
         if top.version.epoch == request.epoch:
             others = [target for target in self._targets if target.member.worker not in holders]
-            await Replicas(request, others).store(Write(key, top), need=request.copies - len(holders))
+            lacking = request.copies - len(holders)
+            if lacking > len(others):
+                raise ValueError(
+                    f"agree: the newest answer must be on {lacking} more replicas, and this set has {len(others)}; "
+                    "call it on the whole preference list"
+                )
+            await Replicas(request, others).store(Write(key, top), need=lacking)
             return top
         if request.repair is None:
             raise NotEnough("the key needs a repair, and a write cannot ask for one")
@@ -413,19 +455,33 @@ class Round:
                 trio.lowlevel.reschedule(sleeper)
 
 
-async def _ask_in_turn(round_: Round, able: Sequence[Target], need: int, ask: Callable[[Target], None]) -> None:
+async def _ask_in_turn(
+    round_: Round, able: Sequence[Target], need: int, ask: Callable[[Target], None], late_s: float = LATE_S
+) -> None:
     """Ask the first `need`, then one more for each that fails or is late, until the round is won."""
     tally = round_.tally
-    asked = late = 0
+    asked = 0
+    late = 0 if late_s else len(able)
     while True:
         failures = tally.failures
         while asked < len(able) and asked - tally.failures < need + late:
             asked += 1
             ask(able[asked - 1])
-        if await round_.wait(LATE_S if asked < len(able) else None):
+        if await round_.wait(late_s if asked < len(able) else None):
             return
         if tally.failures == failures:
             late += 1
+
+
+def _misused(call: str, need: int, targets: Sequence[Target]) -> ValueError:
+    """The error of a call with a `need` that makes no sense."""
+    most = len(targets)
+    bounds = f"from 1 to {most}" if most else "not given"
+    return ValueError(f"{call}(need={need}): of {most} replicas, need is {bounds}")
+
+
+def _has(target: Target, labels: Mapping[str, str]) -> bool:
+    return all(target.labels.get(label) == value for label, value in labels.items())
 
 
 def _has_no_room(target: Target, write: Write | None) -> bool:

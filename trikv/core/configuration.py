@@ -94,6 +94,7 @@ class WorkerEntry:
     storage: str
     max_keys: int | None = None
     draining: bool = False  # an operator is emptying it
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)  # what it was started with, `--label zone=a`
 
     @property
     def member(self) -> Member:

@@ -11,8 +11,9 @@ disk does not answer (`healing/hung.py`) does not become a holder, and a holder 
 further data.
 
 Too few workers for the wanted number of replicas. A member that is down stays in its configuration while the others can
-commit without it (quorum). Otherwise it is dropped (sync and chain, where one silent member stops every write), but
-never so that fewer than `min_copies` members are left: then the partition waits.
+read and write without it (quorum), if need be in a later place (where the mode needs the first replica, and that one is
+down). Otherwise it is dropped (sync and chain, where one silent member stops every write), but never so that fewer than
+`min_copies` members are left: then the partition waits.
 
 A configuration is left alone as long as a change would not help. That is so in two cases. If too few members of some
 configuration of the history are up, what was committed under it cannot be found, and the new configuration could never
@@ -35,7 +36,7 @@ from typing import NamedTuple
 
 from trikv.core.configuration import Cluster, Configuration, Member, Partition
 from trikv.core.placement import Bounds, Table, place
-from trikv.core.quorums import Promise, can_find
+from trikv.core.quorums import Needs, Promise, can_find
 
 
 class Health(NamedTuple):
@@ -133,14 +134,16 @@ def plan(
     wanted: Wanted,
     health: Mapping[str, Health],
     copies: Callable[[int], int],
+    needs: Callable[[int], Needs],
     min_copies: int,
     promise: Callable[[str], Promise],
     unused: Container[int] = (),
 ) -> list[ConfigurationChange]:
     """The partitions that should change, in their order.
 
-    `copies` gives W of the cluster's mode, and `promise` a mode's promise. `unused`: partitions under whose active
-    configuration nothing was ever committed, so that its members need not be asked.
+    `copies` gives W of the cluster's mode for a number of replicas, and `needs` what it needs of them. `promise` gives
+    a mode's promise. `unused`: partitions under whose active configuration nothing was ever committed, so that its
+    members need not be asked.
     """
     up = {m.worker for m in _members(cluster) if is_present(cluster, m) and health.get(m.worker, ABSENT).up}
     up |= {worker for worker in wanted.workers if health.get(worker, ABSENT).up}
@@ -156,7 +159,7 @@ def plan(
         if becomes_cp and not up.issuperset(awaited | set(row)):
             continue  # it waits until each worker is up, or evictable
         fewest = min(min_copies, cluster.replicas)
-        configuration = _choose(cluster, partition, row, up, copies, fewest, may_keep=not becomes_cp)
+        configuration = _choose(cluster, partition, row, up, copies, needs, fewest, may_keep=not becomes_cp)
         if configuration is not None and configuration != partition.active:
             reason = Reason.MODE if becomes_cp else _reason(cluster, partition, configuration, health)
             if reason is Reason.MOVE and not up.issuperset(awaited):
@@ -183,6 +186,7 @@ def _choose(
     row: Sequence[str],
     up: set[str],
     copies: Callable[[int], int],
+    needs: Callable[[int], Needs],
     min_copies: int,
     *,
     may_keep: bool,
@@ -192,18 +196,19 @@ def _choose(
     `may_keep`: may members that are down stay in it?
     """
     active = partition.active
-    members = [cluster.workers[worker].member for worker in row]
-    live = sum(worker in up for worker in row)
-    if may_keep and len(members) < cluster.replicas:
-        kept = [m for m in active.members if m.worker not in row][: cluster.replicas - len(members)]
-        while kept and copies(len(members) + len(kept)) > live:
-            kept.pop()
-        members += kept
-        if set(members) == set(active.members):
-            members = list(active.members)
-    if not members or len(members) < min(min_copies, len(active.members)) or copies(len(members)) > live:
-        return None
-    return Configuration(tuple(members), cluster.mode, copies(len(members)))
+    wanted = tuple(cluster.workers[worker].member for worker in row)
+    lacking = cluster.replicas - len(wanted) if may_keep else 0
+    kept = [m for m in active.members if m.worker not in row][: max(lacking, 0)]
+    while True:
+        members = (*wanted, *kept)
+        stays = lacking > 0 and set(members) == set(active.members)
+        for order in [active.members, members] if stays else [members]:
+            if order and all(need.is_met([m.worker in up for m in order]) for need in needs(len(order))):
+                is_enough = len(order) >= min(min_copies, len(active.members))
+                return Configuration(order, cluster.mode, copies(len(order))) if is_enough else None
+        if not kept:
+            return None
+        kept.pop()
 
 
 def _reason(

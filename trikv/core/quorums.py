@@ -6,11 +6,14 @@ write of any of them may be the newest of its key.
 
 | question | under CP | under AP |
 |---|---|---|
-| write  | W that are up | W that are up |
-| read   | the larger of R and W that are up, or the replicas that the strategy names | one that is up |
+| write  | those that the strategy states (`Needs`), W at least | the same |
+| read   | those that the strategy states; else the larger of R and W | the same; else one |
 | find   | R of every configuration | all that are not known to be down, one at least |
 | list   | as find, and W of the active configuration | all that are up, one at least |
 | settle | as list; all of the active one, if an earlier configuration is AP | all that are up, W of the active one |
+
+*Write* and *read* are what the strategy itself says of its calls: `judge` is asked before a request, so that one which
+cannot succeed is refused while nothing has been sent. The other rows follow from W alone, whatever the strategy.
 
 Why the rows differ:
 
@@ -34,7 +37,7 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from trikv.core.configuration import Configuration, Member
 from trikv.core.tally import TallyVerdict
@@ -51,6 +54,53 @@ class Availability(Enum):
     UP = "up"
     DOUBTFUL = "doubtful"  # it was not heard yet, or not lately: it may answer
     DOWN = "down"  # it will not answer
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The replicas that a request cannot do without: `count` of them, and among those the ones at `places`.
+
+    A place is an index into the preference list: 0 is the head, -1 the tail.
+    """
+
+    count: int
+    places: tuple[int, ...] = ()
+
+    def is_met(self, able: Sequence[bool]) -> bool:
+        """Are they among the replicas that are able? `able` has one value for each replica, in order."""
+        return able.count(True) >= self.count and all(able[place] for place in self.places)
+
+    def describe(self, n: int) -> str:
+        """In words, as what a request needs of `n` replicas."""
+        if not self.places:
+            return f"all {n} replicas" if self.count == n > 1 else f"{self.count} of {n} replicas"
+        named = " and ".join(_name_place(place, n) for place in self.places)
+        if self.count <= len({place % n for place in self.places}):
+            return named
+        return f"{self.count} of {n} replicas, {named} among them"
+
+
+def _name_place(place: int, n: int) -> str:
+    place %= n
+    if place in (0, n - 1):
+        return "the first replica" if place == 0 else "the last replica"
+    return f"replica {place + 1}"
+
+
+class Needs(NamedTuple):
+    """What a write and a read need of the replicas of one key."""
+
+    write: Need
+    read: Need
+
+
+def assume_needs(promise: Promise, copies: int, n: int) -> Needs:
+    """What is assumed of a strategy that does not state it.
+
+    A write needs any W. A read under CP needs R, to find the newest write, and W, to make the answer safe; under AP one
+    replica.
+    """
+    return Needs(Need(copies), Need(1 if promise is Promise.AP else max(copies, n - copies + 1)))
 
 
 class Voter(Protocol):
@@ -82,6 +132,11 @@ class Electorate(Generic[V]):
     def is_ap(self) -> bool:
         return self.promise is Promise.AP
 
+    def able(self, *, doubtful: bool = False) -> list[bool]:
+        """Of each voter in order: is it up, or, if `doubtful`, may it be?"""
+        states = (voter.availability for voter in self.voters)
+        return [state is Availability.UP or (doubtful and state is Availability.DOUBTFUL) for state in states]
+
     def up(self) -> list[V]:
         return [voter for voter in self.voters if voter.availability is Availability.UP]
 
@@ -89,24 +144,12 @@ class Electorate(Generic[V]):
 History = Sequence[Electorate[V]]
 
 
-def judge_write(active: Electorate[V]) -> TallyVerdict:
-    """WON: as many members are up as a write needs. PENDING: as many may be up, once it is clear which answer. LOST:
-    too few can be up."""
-    need = active.configuration.copies
-    states = [voter.availability for voter in active.voters]
-    if states.count(Availability.UP) >= need:
+def judge(active: Electorate[V], need: Need) -> TallyVerdict:
+    """WON: those that a request needs are up. PENDING: they may be up, once it is clear which answer. LOST: they cannot
+    be."""
+    if need.is_met(active.able()):
         return TallyVerdict.WON
-    return TallyVerdict.LOST if len(states) - states.count(Availability.DOWN) < need else TallyVerdict.PENDING
-
-
-def can_read(active: Electorate[V], named: Collection[Member] | None) -> bool:
-    """Would the members that are up answer a read? `named`: the members that the strategy reads, if it names them."""
-    up = active.up()
-    if active.is_ap:
-        return bool(up)
-    if named is not None:
-        return set(named) <= {voter.member for voter in up}
-    return len(up) >= max(active.configuration.recovery, active.configuration.copies)
+    return TallyVerdict.PENDING if need.is_met(active.able(doubtful=True)) else TallyVerdict.LOST
 
 
 def count_to_find(electorate: Electorate[V]) -> int:

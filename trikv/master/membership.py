@@ -251,7 +251,7 @@ class Replica:
     What operations ask of it are plain attributes, since each operation asks several times. `look` renews them.
     """
 
-    __slots__ = ("__weakref__", "_link", "address", "availability", "calls", "evictable", "full", "member")
+    __slots__ = ("__weakref__", "_link", "address", "availability", "calls", "evictable", "full", "labels", "member")
 
     def __init__(self, member: Member) -> None:
         self.member = member
@@ -265,6 +265,7 @@ class Replica:
     def look(self, watched: WatchedWorker | None) -> None:
         """Take over what is known of the worker. None: it is not watched."""
         self.address = "" if watched is None else watched.enlisted.address
+        self.labels: Mapping[str, str] = {} if watched is None else watched.enlisted.labels
         self.full = Full.NO if watched is None or watched.vitals is None else watched.vitals.full
         self._link = None if watched is None or not watched.acknowledged else watched.peer.link
         if watched is None or watched.enlisted.incarnation != self.member.incarnation or watched.lives_another_life:

@@ -40,7 +40,7 @@ from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
 from trikv.master.membership import Membership
 from trikv.master.reconcile import Reconciler
-from trikv.registry import Registry, can_keep
+from trikv.registry import Registry, can_keep, needs_of
 
 DISK_TIMEOUT_S: Final = 5.0
 COPIES_S: Final = 2.0  # for copies that are under way; a disk that takes longer is no second replica just now
@@ -146,8 +146,12 @@ class Operations:
                 "Writes that only an unreachable replica holds cannot be asked for: they are lost. "
                 "Reads are linearizable from the end of the switch on."
             )
-        if away and strategy.copies(cluster.replicas) == cluster.replicas:
-            notes.append(f"Mode {mode} writes to all replicas: until {', '.join(away)} is back or replaced, some wait.")
+        needs = needs_of(strategy, cluster.replicas, strategy.copies(cluster.replicas))
+        for what, need in (("write", needs.write), ("read", needs.read)):
+            rows = (p.active.members for p in cluster.partitions if len(p.active.members) == cluster.replicas)
+            if not all(need.is_met([m.worker not in away for m in row]) for row in rows):
+                until = f"until {', '.join(away)} is back or replaced, some wait"
+                notes.append(f"Mode {mode} needs {need.describe(cluster.replicas)} for a {what}: {until}.")
         return {
             "mode": mode,
             "from": cluster.mode,
@@ -285,6 +289,8 @@ class Operations:
     def _judge_stop(self, worker: str, under_way: Container[PartitionState]) -> tuple[bool, str]:
         """`under_way`: partitions in which a copy of something acknowledged may not have arrived yet."""
         enlisted = self._worker(worker)
+        held = 0
+        waiting = {"writes": 0, "reads": 0}  # partitions that cannot be written, or read, without it
         for state in self._coordinator.partitions:
             if not any(enlisted.member in each.configuration.members for each in state.history):
                 continue
@@ -300,9 +306,12 @@ class Operations:
                     return False, f"the replicas of partition {state.index} have not been compared yet"
             if len(others) < count_to_stop(state.history[-1]):
                 return False, f"too few other replicas of partition {state.index} are up"
-        strategy = self._registry.strategy(self._document.cluster.mode)
-        replicas = self._document.cluster.replicas
-        pause = "; writes to them wait until it is back or replaced" if strategy.copies(replicas) == replicas else ""
+            able = [target in others for target in state.targets]
+            held += 1
+            waiting["writes"] += not state.needs.write.is_met(able)
+            waiting["reads"] += not state.needs.read.is_met(able)
+        paused = [f"{what} of {'all' if n == held else f'{n:,}'} of them" for what, n in waiting.items() if n]
+        pause = f"; {' and '.join(paused)} wait until it is back or replaced" if paused else ""
         return True, f"every partition of worker {worker} is whole on the others{pause}"
 
     def _refuse_to_drain_last(self, drained: Cluster, worker: str) -> None:

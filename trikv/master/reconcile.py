@@ -53,7 +53,7 @@ from trikv.core.planning import (
     is_present,
     plan,
 )
-from trikv.core.quorums import Availability
+from trikv.core.quorums import Availability, Need, Needs
 from trikv.core.record import generation_of, spell_epoch
 from trikv.core.session import PeerError
 from trikv.healing.digests import ask_digests
@@ -62,7 +62,7 @@ from trikv.master.document import Document
 from trikv.master.events import EventLog
 from trikv.master.membership import Membership
 from trikv.net.signal import Signal, wait_any
-from trikv.registry import Registry
+from trikv.registry import Registry, needs_of
 
 TICK_S: Final = 0.5
 DISCARD_TIMEOUT_S: Final = 2.0
@@ -197,10 +197,20 @@ class Reconciler:
         known = (self._wanted.workers, self._avoided) if self._wanted is not None else None
         if self._wanted is None or known != (workers, avoided) or self._disagrees(self._wanted):
             self._wanted, self._avoided = draw_table(cluster, workers, avoided), avoided
-        stated = {n: self.copies(cluster.mode, n) for n in range(1, cluster.replicas + 1)}
+        copies = {n: self.copies(cluster.mode, n) for n in range(1, cluster.replicas + 1)}
+        needs = {n: self._needs(cluster.mode, n, stated) for n, stated in copies.items()}
         states = self._coordinator.partitions
         unused = {state.index for state in states if state.is_unused}
-        due = plan(cluster, self._wanted, health, stated.__getitem__, self._min_copies, self._promise, unused)
+        due = plan(
+            cluster,
+            self._wanted,
+            health,
+            copies.__getitem__,
+            needs.__getitem__,
+            self._min_copies,
+            self._promise,
+            unused,
+        )
         changes = [change for change in due if not states[change.partition].is_blocked]
         self._quiet = None if changes else (cluster, health)
         return changes
@@ -217,6 +227,10 @@ class Reconciler:
             _log.debug("mode %s cannot have %d replicas: %r", mode, n, error)
             return n + 1
         return stated if 1 <= stated <= n else n + 1
+
+    def _needs(self, mode: str, n: int, copies: int) -> Needs:
+        """What the mode needs of `n` replicas; what cannot be had where it does not know so few."""
+        return Needs(Need(n + 1), Need(n + 1)) if copies > n else needs_of(self._registry.strategy(mode), n, copies)
 
     def _disagrees(self, wanted: Wanted) -> bool:
         return len(wanted.table) != len(self._document.cluster.partitions)

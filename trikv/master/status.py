@@ -20,7 +20,6 @@ from trikv.core.calls import Full
 from trikv.core.configuration import Configuration, Member, Partition, WorkerEntry
 from trikv.core.errors import Refused
 from trikv.core.histogram import percentile_s
-from trikv.core.quorums import can_read, judge_write
 from trikv.core.ring import hash_of, partition_of
 from trikv.core.tally import TallyVerdict
 from trikv.healing.hints import Hints
@@ -32,7 +31,7 @@ from trikv.master.membership import Membership, WatchedWorker
 from trikv.master.operations import Operations
 from trikv.master.probe import Probe
 from trikv.net.peers import Peer
-from trikv.registry import Registry
+from trikv.registry import Registry, needs_of
 
 
 class Status:
@@ -106,8 +105,8 @@ class Status:
             primaries[members[0]] += len(those)
             held.update(dict.fromkeys({member for c in history for member in c.members}, len(those)))
             served = sum(not state.is_blocked for state in those)
-            readable += served * can_read(one.history[-1], one.named_to_list())
-            writable += served * (judge_write(one.history[-1]) is TallyVerdict.WON)
+            readable += served * one.is_readable
+            writable += served * (one.judge_write() is TallyVerdict.WON)
             short += len(those) * (len(members) < cluster.replicas)
         unsettled = sum(len(those) for history, those in alike.items() if len(history) > 1)
         present = {worker.member for worker in cluster.workers.values()}
@@ -124,7 +123,7 @@ class Status:
             "down_after_s": self._membership.down_after_s,
             "settle_rate_bytes": self._settle_rate_bytes,
             "uptime_s": round(trio.current_time() - self._started_s, 3),
-            "modes": [describe_strategy(each) for each in self._registry.strategies.values()],
+            "modes": [describe_strategy(each, cluster.replicas) for each in self._registry.strategies.values()],
             "forming": self._enlisting.forming(),
             "partitions": {
                 "total": cluster.partition_count,
@@ -254,8 +253,9 @@ def _latency_ms(watched: WatchedWorker) -> dict[str, float] | None:
     return None if p50_s is None or p99_s is None else {"p50": round(1000 * p50_s, 3), "p99": round(1000 * p99_s, 3)}
 
 
-def describe_strategy(strategy: Strategy) -> dict[str, Any]:
-    """A strategy in its own words."""
+def describe_strategy(strategy: Strategy, replicas: int) -> dict[str, Any]:
+    """A strategy in its own words, with what it needs of so many replicas."""
+    needs = needs_of(strategy, replicas, strategy.copies(replicas))
     return {
         "name": strategy.name,
         "promise": strategy.promise.value,
@@ -264,4 +264,8 @@ def describe_strategy(strategy: Strategy) -> dict[str, Any]:
         "use_when": strategy.use_when,
         "protocol": strategy.protocol,
         "paper": strategy.paper,
+        "needs": {
+            what: {"count": need.count, "places": list(need.places), "detail": need.describe(replicas)}
+            for what, need in zip(("write", "read"), needs, strict=True)
+        },
     }

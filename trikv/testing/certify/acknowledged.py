@@ -17,7 +17,7 @@ Cost: a few small objects for each call. Only certification pays it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -133,6 +133,10 @@ class _Counted:
     @property
     def address(self) -> str:
         return self.plain.address
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return self.plain.labels
 
     @property
     def availability(self) -> Availability:

@@ -41,7 +41,7 @@ from typing import Any, Final, TypeVar, cast
 
 import trio
 
-from trikv.api import Answer, Promise, Record, ReplicaSet, Strategy, Write
+from trikv.api import Answer, Needs, Promise, Record, ReplicaSet, Strategy, Write
 from trikv.coordinator.replicas import NotEnough
 from trikv.core.errors import TrikvError
 from trikv.registry import can_keep
@@ -183,6 +183,9 @@ class WatchedStrategy(Strategy):
             self._watch.notice(Misconduct.JUNK, f"read returned {answer!r}, which is no record")
         return cast("Record | None", answer)
 
+    def needs(self, n: int) -> Needs | None:
+        return self._inner.needs(n)
+
     def listing(self, replicas: ReplicaSet) -> ReplicaSet | None:
         answer: object = self._inner.listing(_WatchedReplicas(replicas, self._watch, _Idling()))
         if answer is None:
@@ -261,6 +264,12 @@ class _WatchedReplicas:
     def __len__(self) -> int:
         return len(self.plain)
 
+    def __getitem__(self, place: int | slice) -> _WatchedReplicas:
+        return self._part(self.plain[place])
+
+    def __iter__(self) -> Iterator[_WatchedReplicas]:
+        return map(self._part, self.plain)
+
     @property
     def majority(self) -> int:
         return self.plain.majority
@@ -284,6 +293,15 @@ class _WatchedReplicas:
     def _counted(self) -> ReplicaSet:
         return self.plain if self._acknowledgements is None else self._acknowledgements.of(self.plain)
 
+    def where(self, **labels: str) -> _WatchedReplicas:
+        return self._part(self.plain.where(**labels))
+
+    def prefer(self, **labels: str) -> _WatchedReplicas:
+        return self._part(self.plain.prefer(**labels))
+
+    def values(self, label: str) -> list[str]:
+        return self.plain.values(label)
+
     async def store(
         self, write: Write, *, need: int | None = None, onward: ReplicaSet | None = None, in_order: bool = False
     ) -> None:
@@ -298,8 +316,8 @@ class _WatchedReplicas:
         with self._watch.running(own=False):
             plain.store_later(write)
 
-    async def fetch(self, key: bytes, *, need: int | None = None) -> list[Answer]:
-        return await self._call(self._counted.fetch(key, need=need))
+    async def fetch(self, key: bytes, *, need: int | None = None, hedge_after_s: float | None = None) -> list[Answer]:
+        return await self._call(self._counted.fetch(key, need=need, hedge_after_s=hedge_after_s))
 
     async def agree(self, key: bytes, answers: Sequence[Answer]) -> Record | None:
         return await self._call(self._counted.agree(key, answers))

@@ -29,14 +29,14 @@ class _Known:
 
 @dataclass
 class Reads:
-    """What came of reading many keys: how many were answered, why the others were not, and every untrue answer.
+    """What came of reading many keys: how many were answered, why each other one was not, and every untrue answer.
 
     `stale` answers had a value that was committed once and is not the newest, in a mode that allows it.
     """
 
     answered: int = 0
     stale: int = 0
-    refused: list[TrikvError] = field(default_factory=list)
+    refused: dict[bytes, TrikvError] = field(default_factory=dict)
     lies: list[str] = field(default_factory=list)
 
 
@@ -73,7 +73,7 @@ class Expectations:
             try:
                 found = client.get(key)
             except TrikvError as error:
-                reads.refused.append(error)
+                reads.refused[key] = error
                 continue
             reads.answered += 1
             seen = found.value if found else None
