@@ -40,10 +40,10 @@ def test_its_modes_are_listed_and_whose_they_are(flex: Installed) -> None:
 
 
 def test_parameters_that_are_none_are_one_clear_line(flex: Installed) -> None:
-    listed = trikv({**flex, "TRIKV_FLEX": "3 of 5"}, "plugins")
-    assert (listed.returncode, listed.stdout) == (1, "")
-    (line,) = listed.stderr.splitlines()
-    assert line.startswith("error: the plugin 'flex' of trikv-flex 0.1.0")
+    listed = trikv({**flex, "TRIKV_FLEX": "3 of 5"}, "plugins", "--json")
+    assert listed.returncode == 0, listed.stderr
+    (line,) = (row["about"] for row in json.loads(listed.stdout) if row["kind"] == "unusable")
+    assert line.startswith("the plugin 'flex' of trikv-flex 0.1.0")
     assert "should look like r4w2" in line
 
 

@@ -21,10 +21,10 @@ def new_strategy(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["new-strategy", *map(str, arguments)], catch_exceptions=False)
 
 
-@pytest.mark.parametrize("name", ["mine", LONGEST])
-def test_what_it_writes_is_what_the_linters_want(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("arguments", [["mine"], [LONGEST], ["mine", "--storage"]], ids=str)
+def test_what_it_writes_is_what_the_linters_want(tmp_path: Path, arguments: list[str]) -> None:
     package = tmp_path / "package"
-    assert new_strategy(name, "--directory", package).exit_code == 0
+    assert new_strategy(*arguments, "--directory", package).exit_code == 0
     for check in (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]):
         checked = subprocess.run(
             [sys.executable, "-m", *check], cwd=package, capture_output=True, text=True, check=False
@@ -32,11 +32,12 @@ def test_what_it_writes_is_what_the_linters_want(tmp_path: Path, name: str) -> N
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_what_it_writes_is_certified_by_its_own_test(
-    tmp_path: Path, install_beside: Callable[[Path], dict[str, str]]
+@pytest.mark.parametrize(("arguments", "passed"), [(["mine"], 1), (["mine", "--storage"], 25)], ids=str)
+def test_what_it_writes_passes_its_own_tests(
+    tmp_path: Path, install_beside: Callable[[Path], dict[str, str]], arguments: list[str], passed: int
 ) -> None:
     package = tmp_path / "package"
-    assert new_strategy("mine", "--directory", package).exit_code == 0
+    assert new_strategy(*arguments, "--directory", package).exit_code == 0
     tested = subprocess.run(
         [sys.executable, "-m", "pytest"],
         cwd=package,
@@ -46,7 +47,7 @@ def test_what_it_writes_is_certified_by_its_own_test(
         check=False,
     )
     assert tested.returncode == 0, tested.stdout + tested.stderr
-    assert "1 passed" in tested.stdout
+    assert f"{passed} passed" in tested.stdout
 
 
 def test_it_says_what_it_wrote_and_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +66,7 @@ def test_a_name_that_no_mode_can_have_is_refused(tmp_path: Path, name: str) -> N
     told = new_strategy("--directory", tmp_path / "package", "--", name)
     assert told.exit_code == 2
     (line,) = told.stderr.splitlines()
-    assert f"{name!r} cannot be a mode's name" in line
+    assert f"{name!r} cannot be a replication strategy's name" in line
     assert not (tmp_path / "package").exists()
 
 

@@ -292,14 +292,15 @@ def plugins(as_json: bool) -> None:
 
 @main.command("new-strategy")
 @click.argument("name")
+@click.option("--storage", is_flag=True, help="Write those of a storage engine instead.")
 @click.option("--directory", type=click.Path(path_type=Path), help="A new one. Default: trikv-NAME, here.")
-def new_strategy(name: str, directory: Path | None) -> None:
+def new_strategy(name: str, storage: bool, directory: Path | None) -> None:
     """Write the starting files of a replication strategy of your own: a package that works as it is."""
-    from trikv.cli.newstrategy import NotWritten, write_starting_files
+    from trikv.cli.newstrategy import ENGINE, STRATEGY, NotWritten, write_starting_files
     from trikv.registry import PluginError, load_registry
 
     try:
-        written = write_starting_files(name, directory, load_registry())
+        written = write_starting_files(name, directory, load_registry(), ENGINE if storage else STRATEGY)
     except PluginError as error:
         raise click.ClickException(str(error)) from None
     except NotWritten as error:

@@ -3,9 +3,12 @@
     class TestMine(StorageContract):
         engine = MyEngine()
 
-trikv's own engines pass it. Run it with pytest and pytest-trio (`trio_mode = true`). The suite closes a durable engine
-and opens it again. Whether its commits outlive a killed process cannot be tested inside one; call `survives_a_kill` for
-that, from a test of your own.
+trikv's own engines pass it. It needs pytest and pytest-trio (`trio_mode = true`). Like a worker, it opens a durable
+engine in a directory that does not exist yet, closes it, and opens it again. Whether its commits outlive a killed
+process cannot be tested inside one; call `survives_a_kill` for that, from a test of your own.
+
+An engine that breaks the contract fails with a sentence. That holds for one that waits for ever, too. What blocks
+without waiting (an endless loop, a thread that does not end) blocks the test as well.
 """
 
 from __future__ import annotations
@@ -14,16 +17,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import trio
 
-from trikv.api import Batch, Page, Record, Row, Storage, StorageEngine, Version
+from trikv.api import Batch, Page, Record, Room, Row, Storage, StorageEngine, Version
+from trikv.registry import check_storage_engine
 
 PLENTY = 1 << 40  # bytes: such a page ends for another reason
+_PATIENCE_S: Final = 60.0  # no call of these tests takes a second
 
 
 def record(seq: int, value: bytes | None = b"") -> Record:
@@ -42,11 +47,37 @@ class StorageContract:
 
     @asynccontextmanager
     async def opened(self, directory: Path) -> AsyncIterator[Storage]:
-        storage = await self.engine.open(directory if self.engine.durable else None)
+        """The engine, opened as a worker does it: in a directory that the engine is to make, if it needs one."""
+        with _bounded("open"):
+            storage = await self.engine.open(directory / "records" if self.engine.durable else None)
+        assert isinstance(storage, Storage), f"open must return a trikv.api.Storage, not {storage!r}"
         try:
-            yield storage
+            yield _Bounded(storage)
         finally:
-            await storage.close()
+            with _bounded("close"):
+                await storage.close()
+
+    def test_it_can_be_installed(self) -> None:
+        check_storage_engine(self.engine, type(self.engine).__module__)
+
+    async def test_a_scan_lets_other_tasks_run(self, tmp_path: Path) -> None:
+        """A worker whose engine never waits serves nobody else, and its heartbeats are late."""
+        async with self.opened(tmp_path) as storage:
+            await storage.commit(Batch(puts={(0, b"k"): record(1)}))
+            with _Steps() as steps:
+                await storage.scan([0], limit=10, bytes_max=PLENTY)
+            assert steps.count, "scan never lets other tasks run: await trio.lowlevel.checkpoint() in it, or a thread"
+
+    async def test_a_durable_commit_lets_other_tasks_run(self, tmp_path: Path) -> None:
+        """A flush takes milliseconds, and seconds on a busy disk."""
+        if not self.engine.durable:
+            return
+        async with self.opened(tmp_path) as storage:
+            with _Steps() as steps:
+                await storage.commit(Batch(puts={(0, b"k"): record(1)}))
+            assert steps.count, (
+                "commit never lets other tasks run while it writes: let a thread do that, with trio.to_thread.run_sync"
+            )
 
     async def test_a_new_store_is_empty(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as storage:
@@ -222,6 +253,7 @@ class StorageContract:
             async def write() -> None:
                 for seq in range(1, 200):
                     await storage.commit(batch(seq))
+                    await trio.lowlevel.checkpoint()  # an engine need not wait for anything
                 nursery.cancel_scope.cancel()
 
             await storage.commit(batch(0))
@@ -230,6 +262,7 @@ class StorageContract:
             try:
                 nursery.start_soon(write)
                 while True:
+                    await trio.lowlevel.checkpoint()
                     page = await storage.scan(partitions, limit=1000, bytes_max=PLENTY)
                     assert len(page.rows) == len(partitions)
                     assert len({row.record.version for row in page.rows}) == 1
@@ -250,6 +283,65 @@ class StorageContract:
                 await storage.commit(Batch(discards=[1], removes={(2, b"removed")}, meta={"life": b"%d" % life}))
 
 
+# --- sentences instead of hangs ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _bounded(method: str) -> Iterator[None]:
+    with trio.move_on_after(_PATIENCE_S) as scope:
+        yield
+    assert not scope.cancelled_caught, f"{method} has not returned within {_PATIENCE_S:g} s"
+
+
+class _Bounded(Storage):
+    """A storage whose calls fail with a sentence when they wait for ever."""
+
+    def __init__(self, inner: Storage) -> None:
+        self._inner = inner
+
+    def get(self, partition: int, key: bytes) -> Record | None:
+        return self._inner.get(partition, key)
+
+    async def scan(
+        self, partitions: Sequence[int], *, prefix: bytes = b"", after: bytes | None = None, limit: int, bytes_max: int
+    ) -> Page:
+        with _bounded("scan"):
+            return await self._inner.scan(partitions, prefix=prefix, after=after, limit=limit, bytes_max=bytes_max)
+
+    async def commit(self, batch: Batch) -> None:
+        with _bounded("commit"):
+            await self._inner.commit(batch)
+
+    def meta(self) -> Mapping[str, bytes]:
+        return self._inner.meta()
+
+    def room(self) -> Room | None:
+        return self._inner.room()
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class _Steps(trio.abc.Instrument):
+    """Counts how often the present task lets others run, inside a `with` block."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._task = trio.lowlevel.current_task()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += task is self._task
+
+    def __enter__(self) -> _Steps:
+        trio.lowlevel.add_instrument(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        trio.lowlevel.remove_instrument(self)
+
+
+# --- a process that is killed -----------------------------------------------------------------------------------------
+
 _COMMIT_UNTIL_KILLED = """
 import importlib, sys, trio
 from pathlib import Path
@@ -269,13 +361,21 @@ trio.run(main)
 
 
 def commit_until_killed(engine: StorageEngine, directory: Path, *, commits: int) -> list[int]:
-    """Let a process commit, and kill it with SIGKILL meanwhile. Returns the numbers that it reported as committed."""
+    """Let a process commit, and kill it with SIGKILL meanwhile. Returns the numbers that it reported as committed.
+
+    The process makes an engine of the same class, without arguments.
+    """
     kind = type(engine)
     command = [sys.executable, "-c", _COMMIT_UNTIL_KILLED, kind.__module__, kind.__qualname__, str(directory)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
-        said = [int(process.stdout.readline()) for _ in range(commits)]
+        lines = [process.stdout.readline() for _ in range(commits)]
+        assert all(lines), (
+            f"a process that opens {kind.__module__}.{kind.__qualname__}() and commits ended by itself after "
+            f"{sum(map(bool, lines))} commits; its error is above"
+        )
+        said = [int(line) for line in lines]
         process.send_signal(signal.SIGKILL)
         said += [int(line) for line in process.stdout.read().splitlines()]
     assert said == list(range(len(said)))
@@ -284,6 +384,7 @@ def commit_until_killed(engine: StorageEngine, directory: Path, *, commits: int)
 
 async def survives_a_kill(engine: StorageEngine, directory: Path, *, commits: int) -> None:
     """After `commit_until_killed`, find everything that was reported as committed, and no half of a batch."""
+    directory = directory / "records"  # which the engine is to make
     said = commit_until_killed(engine, directory, commits=commits)
     storage = await engine.open(directory)
     try:
