@@ -25,8 +25,9 @@ from trikv.core.quorums import Need, Needs, Promise
 from trikv.core.record import Record, Version
 
 __all__ = [
-    "HEAD", "TAIL", "Answer", "Batch", "Need", "Needs", "Page", "Promise", "Provisioner", "Record", "ReplicaSet", "Room",
-    "Row", "Storage", "StorageEngine", "Strategy", "Version", "WorkerOrder", "Write", "hookimpl", "hookspec", "newest",
+    "HEAD", "TAIL", "Answer", "Batch", "Need", "Needs", "Page", "Promise", "Provisioner", "Record", "ReplicaSet",
+    "Room", "Row", "Storage", "StorageEngine", "Strategy", "Version", "WorkerOrder", "Write", "hookimpl", "hookspec",
+    "newest",
 ]  # fmt: skip
 
 
