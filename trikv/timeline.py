@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from html import escape
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class Role(StrEnum):
@@ -124,13 +124,11 @@ class Timeline:
 
 def to_text(timeline: Timeline) -> str:
     """One line for each event, in order: when, to whom, what."""
-    rows = sorted(_rows(timeline), key=lambda row: row[:2])
-    names = max((len(name) for _, _, name, _, _ in rows), default=0)
-    verbs = max((len(verb) for _, _, _, verb, _ in rows), default=0)
+    rows = sorted(_rows(timeline))
+    names = max((len(row.name) for row in rows), default=0)
+    verbs = max((len(row.verb) for row in rows), default=0)
     spell = _spell_ms if timeline.in_ms else _spell_s
-    return "\n".join(
-        f"{spell(time_s)}  {name:<{names}}  {verb:<{verbs}}  {text}" for time_s, _, name, verb, text in rows
-    )
+    return "\n".join(f"{spell(row.time_s)}  {row.name:<{names}}  {row.verb:<{verbs}}  {row.text}" for row in rows)
 
 
 def _spell_s(time_s: float) -> str:
@@ -141,29 +139,41 @@ def _spell_ms(time_s: float) -> str:
     return f"{1000 * time_s:10.2f} ms"
 
 
-def _rows(timeline: Timeline) -> Iterator[tuple[float, int, str, str, str]]:
-    """The time, the rank among events of one instant, to whom, what, and the details."""
-    for band in timeline.bands:
-        yield band.began_s, 0, ", ".join(band.lanes), "down" if band.is_down else "trouble", band.text
+class _Row(NamedTuple):
+    """One event. `place` orders those of one instant: what ended before what began, and a cause before its effect."""
+
+    time_s: float
+    place: tuple[int, int, int]
+    name: str
+    verb: str
+    text: str
+
+
+def _rows(timeline: Timeline) -> Iterator[_Row]:
+    for number, band in enumerate(timeline.bands):
+        name = ", ".join(band.lanes)
+        yield _Row(band.began_s, (0, number, 0), name, "down" if band.is_down else "trouble", band.text)
         if band.ended_s is not None:
-            yield band.ended_s, 0, ", ".join(band.lanes), "up again" if band.is_down else "mended", band.text
-    for message in timeline.messages:
+            yield _Row(band.ended_s, (0, number, 1), name, "up again" if band.is_down else "mended", band.text)
+    for number, message in enumerate(timeline.messages):
         if message.arrived_s is None:
             verb = "misses" if message.is_lost else "has yet to get"
-            yield message.sent_s, 4, message.target, verb, f"{message.text}, from {message.source}"
+            yield _Row(message.sent_s, (4, number, 0), message.target, verb, f"{message.text}, from {message.source}")
         else:
             took_ms = (message.arrived_s - message.sent_s) * 1000
             told = f"{message.text}, from {message.source} after {took_ms:.1f} ms"
-            yield message.arrived_s, 1, message.target, "gets", told
-    for call in timeline.calls:
+            yield _Row(message.arrived_s, (1, number, 0), message.target, "gets", told)
+    for number, call in enumerate(timeline.calls):
         mark = f"[{call.number}] " if call.number else ""
-        yield call.began_s, 3, call.lane, "asks", mark + call.text
+        yield _Row(call.began_s, (3, number, 0), call.lane, "asks", mark + call.text)
         if call.ended_s is not None:
-            yield call.ended_s, 2, call.lane, "is told", mark + call.answer
-    for one in timeline.marks:
-        yield one.time_s, 2, one.lane, "knows", one.text
+            at_once = call.ended_s == call.began_s
+            place = (3, number, 1) if at_once else (2, number, 0)
+            yield _Row(call.ended_s, place, call.lane, "is told", mark + call.answer)
+    for number, one in enumerate(timeline.marks):
+        yield _Row(one.time_s, (2, number, 0), one.lane, "knows", one.text)
     if timeline.broken_s is not None:
-        yield timeline.broken_s, 5, "", "", timeline.broken.upper()
+        yield _Row(timeline.broken_s, (5, 0, 0), "", "", timeline.broken.upper())
 
 
 # --- as a picture -----------------------------------------------------------------------------------------------------

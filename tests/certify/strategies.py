@@ -5,11 +5,12 @@ Each differs from its base, quorum or async, by what its docstring says, and has
 
 import os
 import random
+import sys
 from time import monotonic
 
 import trio
 
-from trikv.api import Promise, Record, ReplicaSet, Strategy, Write, newest
+from trikv.api import Promise, Record, ReplicaSet, Strategy, Version, Write, newest
 from trikv_async import Async
 from trikv_quorum import Quorum
 
@@ -75,6 +76,44 @@ class ReturnsJunk(Quorum):
         return "junk"  # type: ignore[return-value]
 
 
+class ReturnsJunkRecord(Quorum):
+    """A record of its own making."""
+
+    name = "returns-junk-record"
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return Record(Version(1, 1), Version(1, 1), lambda: 1)  # type: ignore[arg-type]
+
+
+class IsNotAsync(Quorum):
+    """The word `async` is missing."""
+
+    name = "is-not-async"
+
+    def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:  # type: ignore[override]
+        return None
+
+
+class ForgetsAwait(Quorum):
+    """The write is never sent."""
+
+    name = "forgets-await"
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        replicas.store(write, need=replicas.majority)  # type: ignore[unused-coroutine]
+
+
+class Exits(Quorum):
+    """One write in a few ends the process, in the way that can be caught."""
+
+    name = "exits"
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await super().write(write, replicas)
+        if write.key == b"hot0":
+            sys.exit(3)
+
+
 class StartsTasks(Quorum):
     name = "starts-tasks"
 
@@ -118,6 +157,14 @@ class EndsProcess(Quorum):
 
     async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
         os._exit(3)
+
+
+class KillsProcess(Quorum):
+    name = "kills-process"
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        os.kill(os.getpid(), 9)
+        return None
 
 
 class NameIsTaken(Quorum):

@@ -18,6 +18,7 @@ from trikv.api import Promise
 from trikv.cli.main import main
 from trikv.core.errors import Outcome
 from trikv.testing.certify.certificate import STUCK_MAX, Certificate, Grade, certify
+from trikv.testing.certify.load import LoadError
 from trikv.testing.certify.misconduct import Misconduct
 from trikv.testing.certify.report import to_html, to_lines, verdict_of
 from trikv.testing.sim import FaultKind, Plan, simulate
@@ -226,6 +227,10 @@ def test_a_schedule_that_switches_to_a_mode_that_is_not_installed_says_so(tmp_pa
         ("Raises", Misconduct.RAISES, r"ValueError in read at strategies.py:\d+ .*: not today"),
         ("Hangs", Misconduct.HANGS, r"write waited for something other than its replicas"),
         ("ReturnsJunk", Misconduct.JUNK, r"read returned 'junk', which is no record"),
+        ("ReturnsJunkRecord", Misconduct.JUNK, r"read returned Record\(.*, which no replica holds"),
+        ("IsNotAsync", Misconduct.JUNK, r"read is no async function: calling it returned None"),
+        ("ForgetsAwait", Misconduct.FORGETS, r"its call of store was awaited, at strategies.py:\d+ \(replicas.store\("),
+        ("Exits", Misconduct.ENDS, r"sys.exit\(3\) in write at strategies.py:\d+ \(sys.exit\(3\)\)"),
         ("StartsTasks", Misconduct.TASKS, r"store, started at strategies.py:\d+ \(nursery.start_soon"),
         ("ReadsClock", Misconduct.CLOCK, r"time.monotonic at strategies.py:\d+ \(monotonic\(\)\)"),
         ("ThrowsDice", Misconduct.DICE, r"at strategies.py:\d+ \(random.shuffle"),
@@ -244,7 +249,8 @@ def test_misconduct_is_named(strategy: str, misconduct: Misconduct, detail: str)
     ("strategy", "misconduct", "detail"),
     [
         ("Spins", Misconduct.HANGS, r"did not let go for 2 s at strategies.py:\d+"),
-        ("EndsProcess", Misconduct.ENDS, r"seed \d+ had no end"),
+        ("EndsProcess", Misconduct.ENDS, r"os._exit\(3\) at strategies.py:\d+ \(os._exit\(3\)\)"),
+        ("KillsProcess", Misconduct.ENDS, r"the process that played seed \d+ ended by itself, with exit code -9"),
     ],
 )
 def test_a_run_without_an_end_is_given_up_and_few_of_them_are_enough(
@@ -283,6 +289,11 @@ def test_what_is_no_strategy_is_one_line_and_exit_code_2(words: list[str], line:
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
     assert line in result.stderr
+
+
+def test_a_strategy_that_the_players_cannot_load_is_no_finding() -> None:
+    with pytest.raises(LoadError, match=r"loads_once' cannot be imported: RuntimeError: not here, at loads_once.py:10"):
+        certify("tests.certify.loads_once:LoadsOnce", seeds=[1], jobs=1, plan=SHORT)
 
 
 def test_a_page_that_cannot_be_written_is_said_before_anything_runs(tmp_path: Path) -> None:

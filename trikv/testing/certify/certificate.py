@@ -168,6 +168,11 @@ class Certificate:
         return any(Harm.ANSWERS in one.harms for one in self.broken)
 
     @property
+    def breaks_its_promise(self) -> bool:
+        """Was it seen to do what it promises not to do? An answer that was missing is another matter."""
+        return any(harm is not Harm.AVAILABILITY for one in self.broken for harm in one.harms)
+
+    @property
     def is_kept(self) -> bool:
         """Did a strategy that behaves keep all that it promised, in every run?"""
         committed = self.outcomes[Outcome.COMMITTED] > 0

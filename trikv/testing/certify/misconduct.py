@@ -44,11 +44,13 @@ import trio
 from trikv.api import Answer, Needs, Promise, Record, ReplicaSet, Strategy, Write
 from trikv.coordinator.replicas import NotEnough
 from trikv.core.errors import TrikvError
+from trikv.core.record import Version
 from trikv.registry import can_keep
 from trikv.testing.certify.acknowledged import Acknowledgements, TooFew
 
 T = TypeVar("T")
 
+_SHOWN_MAX: Final = 120  # characters of a value that is junk
 _PATIENCE_S: Final = 1.0  # how long, in virtual time, a strategy may wait for anything but its replicas
 
 
@@ -62,6 +64,7 @@ class Misconduct(StrEnum):
     CLOCK = "reads a clock"
     DICE = "draws its own random numbers"
     COPIES = "changes what it promises"
+    FORGETS = "forgets an await"
     ENDS = "ends the process that it runs in"
     BREAKS = "breaks the simulation"
     UNREPEATABLE = "does not repeat itself"
@@ -131,6 +134,10 @@ def _steps(coroutine: Coroutine[Any, Any, T], watch: Watch, own: bool) -> Genera
             resume, value = coroutine.throw, error
 
 
+class _NoticedError(Exception):
+    """Ends a call of the strategy's for a reason that was noticed."""
+
+
 class WatchedStrategy(Strategy):
     """A strategy that does what `inner` does, and is watched. `promise` makes it promise less."""
 
@@ -174,24 +181,32 @@ class WatchedStrategy(Strategy):
                 self.too_few = TooFew(write, trio.current_time(), missing)
         if answer is not None:
             self._watch.notice(
-                Misconduct.JUNK, f"write returned {answer!r}; that it returns at all says that the write is committed"
+                Misconduct.JUNK,
+                f"write returned {_shown(answer)}; that it returns at all says that the write is committed",
             )
 
     async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
         answer: object = await self._run("read", key, replicas)
         if answer is not None and not isinstance(answer, Record):
-            self._watch.notice(Misconduct.JUNK, f"read returned {answer!r}, which is no record")
+            self._watch.notice(Misconduct.JUNK, f"read returned {_shown(answer)}, which is no record")
+        elif answer is not None and not _is_whole(answer):
+            self._watch.notice(Misconduct.JUNK, f"read returned {_shown(answer)}, which no replica holds")
+            raise _NoticedError("read returned junk")
         return cast("Record | None", answer)
 
     def needs(self, n: int) -> Needs | None:
         return self._inner.needs(n)
 
     def listing(self, replicas: ReplicaSet) -> ReplicaSet | None:
-        answer: object = self._inner.listing(_WatchedReplicas(replicas, self._watch, _Idling()))
+        try:
+            answer: object = self._inner.listing(_WatchedReplicas(replicas, self._watch, _Idling()))
+        except Exception as error:  # noqa: BLE001 a strategy's code may raise anything
+            self._notice_error("listing", error)
+            return None
         if answer is None:
             return None
         if not isinstance(answer, _WatchedReplicas):
-            self._watch.notice(Misconduct.JUNK, f"listing returned {answer!r}, which is no part of its replicas")
+            self._watch.notice(Misconduct.JUNK, f"listing returned {_shown(answer)}, which is no part of its replicas")
             return None
         return answer.plain
 
@@ -203,16 +218,16 @@ class WatchedStrategy(Strategy):
         idling = _Idling()
 
         async def call() -> object:
-            run: Callable[[object, ReplicaSet], Awaitable[object]] = getattr(self._inner, method)
-            return await run(subject, _WatchedReplicas(replicas, watch, idling, acknowledgements))
+            run: Callable[[object, ReplicaSet], object] = getattr(self._inner, method)
+            answer = run(subject, _WatchedReplicas(replicas, watch, idling, acknowledgements))
+            if not isinstance(answer, Awaitable):
+                watch.notice(Misconduct.JUNK, f"{method} is no async function: calling it returned {_shown(answer)}")
+                raise _NoticedError(f"{method} is no async function")
+            return await answer
 
         try:
-            return await _steps(call(), watch, True)
-        except (NotEnough, TrikvError):
-            raise
-        except Exception as error:
-            place = _place_of(error, watch.source)
-            watch.notice(Misconduct.RAISES, f"{type(error).__name__} in {method} {place}: {error}")
+            answer = await _steps(call(), watch, True)
+        except (NotEnough, TrikvError, _NoticedError):
             raise
         except trio.Cancelled:
             if idling.since_s is not None and trio.current_time() - idling.since_s >= _PATIENCE_S:
@@ -220,6 +235,40 @@ class WatchedStrategy(Strategy):
                     Misconduct.HANGS, f"{method} waited for something other than its replicas until its time was up"
                 )
             raise
+        except Exception as error:
+            self._notice_error(method, error)
+            raise
+        except (SystemExit, KeyboardInterrupt) as error:
+            self._notice_error(method, error)
+            raise RuntimeError(f"{type(error).__name__} in {method}") from error  # the run goes on without it
+        else:
+            for name, place in idling.forgotten():
+                watch.notice(Misconduct.FORGETS, f"{method} returned before its call of {name} was awaited, {place}")
+            return answer
+        finally:
+            idling.close()
+
+    def _notice_error(self, method: str, error: BaseException) -> None:
+        place = _place_of(error, self._watch.source)
+        what = Misconduct.ENDS if isinstance(error, SystemExit) else Misconduct.RAISES
+        said = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else type(error).__name__
+        told = "" if isinstance(error, SystemExit) or not str(error) else f": {error}"
+        self._watch.notice(what, f"{said} in {method} {place}{told}")
+
+
+def _is_whole(record: Record) -> bool:
+    """Are its fields what a record's fields are?"""
+    fields = (record.version, record.stamp)
+    return all(isinstance(one, Version) for one in fields) and isinstance(record.value, bytes | None)
+
+
+def _shown(value: object) -> str:
+    """A value of the strategy's, in a few words."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 as above
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
 
 
 def _place_of(error: BaseException, source: str) -> str:
@@ -234,11 +283,33 @@ def _place_of(error: BaseException, source: str) -> str:
 
 
 class _Idling:
-    """Since when a request's strategy has had no call to its replicas under way; None while it has one."""
+    """Since when a request's strategy has had no call to its replicas under way; None while it has one.
+
+    It also has the calls that were made and not awaited so far: an `await` is easily forgotten, and then nothing is
+    sent.
+    """
 
     def __init__(self) -> None:
         self.since_s: float | None = trio.current_time()
         self._under_way = 0
+        self._made: dict[object, tuple[Coroutine[Any, Any, Any], str, FrameType, int]] = {}
+
+    def make(self, token: object, coroutine: Coroutine[Any, Any, Any], name: str, caller: FrameType) -> None:
+        """The call `name` was made by `caller`, where it is now."""
+        self._made[token] = coroutine, name, caller, caller.f_lineno
+
+    def await_(self, token: object) -> None:
+        self._made.pop(token, None)
+
+    def forgotten(self) -> list[tuple[str, str]]:
+        """The calls that were not awaited, each with its place."""
+        return [(name, _describe_place(frame.f_code.co_filename, line)) for _, name, frame, line in self._made.values()]
+
+    def close(self) -> None:
+        """Python would warn of each coroutine that is dropped like that."""
+        for coroutine, *_ in self._made.values():
+            coroutine.close()
+        self._made.clear()
 
     def begin(self) -> None:
         self._under_way += 1
@@ -302,12 +373,11 @@ class _WatchedReplicas:
     def values(self, label: str) -> list[str]:
         return self.plain.values(label)
 
-    async def store(
+    def store(
         self, write: Write, *, need: int | None = None, onward: ReplicaSet | None = None, in_order: bool = False
-    ) -> None:
-        if isinstance(onward, _WatchedReplicas):
-            onward = onward.plain
-        await self._call(self._counted.store(write, need=need, onward=onward, in_order=in_order))
+    ) -> Coroutine[Any, Any, None]:
+        plain = onward.plain if isinstance(onward, _WatchedReplicas) else onward
+        return self._made("store", lambda: self._counted.store(write, need=need, onward=plain, in_order=in_order))
 
     def store_later(self, write: Write) -> None:
         plain = self.plain
@@ -316,16 +386,25 @@ class _WatchedReplicas:
         with self._watch.running(own=False):
             plain.store_later(write)
 
-    async def fetch(self, key: bytes, *, need: int | None = None, hedge_after_s: float | None = None) -> list[Answer]:
-        return await self._call(self._counted.fetch(key, need=need, hedge_after_s=hedge_after_s))
+    def fetch(
+        self, key: bytes, *, need: int | None = None, hedge_after_s: float | None = None
+    ) -> Coroutine[Any, Any, list[Answer]]:
+        return self._made("fetch", lambda: self._counted.fetch(key, need=need, hedge_after_s=hedge_after_s))
 
-    async def agree(self, key: bytes, answers: Sequence[Answer]) -> Record | None:
-        return await self._call(self._counted.agree(key, answers))
+    def agree(self, key: bytes, answers: Sequence[Answer]) -> Coroutine[Any, Any, Record | None]:
+        return self._made("agree", lambda: self._counted.agree(key, answers))
 
-    async def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def _made(self, name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
+        token = object()
+        coroutine = self._call(token, make)
+        self._idling.make(token, coroutine, name, sys._getframe(2))
+        return coroutine
+
+    async def _call(self, token: object, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        self._idling.await_(token)
         self._idling.begin()
         try:
-            return await _steps(coroutine, self._watch, False)
+            return await _steps(make(), self._watch, False)
         finally:
             self._idling.end()
 

@@ -1,10 +1,10 @@
 """Processes that play runs: they use both cores, and a strategy cannot harm their caller.
 
 A member of the pool is a process of its own, begun afresh (not forked). It first puts watchful clocks and dice in
-place, then imports the strategy, then plays what it is sent. Three things can go wrong with it. If the strategy's
-module fails at import, the pool ends. If a run hangs without letting go, an alarm in the member says where, and the
-member ends. If the process is gone (`os._exit`, a crash), that is reported as its answer. A member that is gone is
-replaced by a new one.
+place, then imports the strategy, then plays what it is sent. Three things can go wrong with it. If the strategy cannot
+be loaded there, that is a `LoadError` of the pool's, and no finding about the strategy. If a run hangs without letting
+go, an alarm in the member says where, and the member ends. If the process is gone (`os._exit`, a crash), that is
+reported as its answer. A member that is gone is replaced by a new one.
 
 Members get a `PYTHONHASHSEED` that is chosen here. So a run that is played by two pools with different hash seeds shows
 whether it depends on the order of a set or the hash of a text.
@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import traceback
@@ -30,10 +31,10 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 from trikv.api import Promise, Strategy
-from trikv.testing.certify.load import load_strategy
+from trikv.testing.certify.load import LoadError, load_strategy
 from trikv.testing.certify.misconduct import Misconduct, Watch, WatchedStrategy, install
 from trikv.testing.judge import linear
 from trikv.testing.judge.history import Judgement
@@ -41,6 +42,7 @@ from trikv.testing.sim import Run, Schedule, run_schedule
 from trikv.testing.sim.plan import SourceOfSchedules
 from trikv.testing.sim.run import DidNotEndError
 
+_JOIN_S: Final = 5.0  # for a process whose pipe has ended
 HANG_S: Final = 20.0  # a run takes well below a second, so one this long hangs, even on a busy machine
 
 
@@ -115,6 +117,9 @@ class ProcessPool:
         """Play all tasks, and yield their results in the order in which they end. Go through the iterator to its end.
 
         A task is taken from `tasks` when a member is free for it.
+
+        Raises:
+          LoadError: a member cannot load the strategy.
         """
         waiting = iter(tasks)
         while True:
@@ -137,11 +142,13 @@ class ProcessPool:
         assert task is not None
         try:
             played = member.pipe.recv()
-            assert isinstance(played, PlayedTask), played
         except (EOFError, ConnectionResetError):
-            played = PlayedTask(
-                task, misconduct={Misconduct.ENDS: f"seed {task.seed} had no end, for its process had one"}
-            )
+            member.process.join(_JOIN_S)
+            ends = f"the process that played seed {task.seed} ended by itself, with exit code {member.process.exitcode}"
+            played = PlayedTask(task, misconduct={Misconduct.ENDS: ends})
+        if isinstance(played, LoadError):
+            raise played
+        assert isinstance(played, PlayedTask), played
         if played.run is None:
             member.end()
             self._members[number] = self._make()
@@ -158,7 +165,12 @@ def _serve(target: str, pipe: Connection, hang_s: float) -> None:
     logging.disable(logging.CRITICAL)  # the coordinator would log each failure; here they are counted
     watch = Watch()
     install(watch)
-    strategy = load_strategy(target).strategy
+    exit_now = os._exit
+    try:
+        strategy = load_strategy(target).strategy
+    except LoadError as error:
+        pipe.send(error)
+        return
     task: Task | None = None
 
     def report_hang(_signal: int, frame: FrameType | None) -> None:
@@ -166,8 +178,15 @@ def _serve(target: str, pipe: Connection, hang_s: float) -> None:
         assert task is not None
         hangs = f"seed {task.seed} did not let go for {hang_s:g} s {watch.place(frame)}"
         pipe.send(PlayedTask(task, misconduct={**watch.noticed, Misconduct.HANGS: hangs}))
-        os._exit(1)
+        exit_now(1)
 
+    def report_exit(status: int) -> NoReturn:
+        if task is not None:
+            ends = f"os._exit({status}) {watch.place(sys._getframe(1))}"
+            pipe.send(PlayedTask(task, misconduct={**watch.noticed, Misconduct.ENDS: ends}))
+        exit_now(status)
+
+    os._exit = report_exit
     signal.signal(signal.SIGALRM, report_hang)
     with suppress(EOFError):
         while True:
@@ -176,7 +195,11 @@ def _serve(target: str, pipe: Connection, hang_s: float) -> None:
             signal.setitimer(signal.ITIMER_REAL, hang_s)
             played = play_task(strategy, watch, task)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            pipe.send(played)
+            try:
+                pipe.send(played)
+            except (pickle.PicklingError, TypeError, AttributeError) as error:
+                breaks = f"seed {task.seed}: its history cannot be sent on: {error}"
+                pipe.send(PlayedTask(task, misconduct={**watch.noticed, Misconduct.BREAKS: breaks}))
 
 
 def play_task(strategy: Strategy, watch: Watch, task: Task) -> PlayedTask:
@@ -188,8 +211,8 @@ def play_task(strategy: Strategy, watch: Watch, task: Task) -> PlayedTask:
         run = run_schedule(watched, schedule, trace=task.full)
     except DidNotEndError as error:
         return PlayedTask(task, misconduct={**watch.noticed, Misconduct.HANGS: str(error)})
-    except Exception as error:  # noqa: BLE001 a strategy's code can break anything in a simulation
-        breaks = f"seed {task.seed}: {_describe(error)}"
+    except BaseException as error:  # noqa: BLE001 a strategy's code can break anything in a simulation
+        breaks = f"seed {task.seed}: {_describe(error, watch.source)}"
         return PlayedTask(task, misconduct={**watch.noticed, Misconduct.BREAKS: breaks})
     if watched.too_few is not None and task.promise is None:
         run.findings.append(watched.too_few.find(run.history, schedule.names))
@@ -199,9 +222,11 @@ def play_task(strategy: Strategy, watch: Watch, task: Task) -> PlayedTask:
     return PlayedTask(task, run, watch.noticed, judgement)
 
 
-def _describe(error: BaseException) -> str:
-    """The first error of a group, and its place."""
+def _describe(error: BaseException, source: str) -> str:
+    """The first error of a group, and its place: the strategy's own line, if it came through one."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((frame for frame in reversed(frames) if frame.filename == source), frames[-1])
+    line = f" ({frame.line})" if frame.line else ""
+    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}{line}: {error}"

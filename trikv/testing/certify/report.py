@@ -7,6 +7,7 @@ smallest schedule that shows it, as a timeline, with the command that plays it a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from html import escape
 from typing import Final
@@ -14,7 +15,6 @@ from typing import Final
 from trikv.api import Promise
 from trikv.core.errors import Outcome
 from trikv.core.text import escape as escape_for_terminal
-from trikv.testing.certify.acknowledged import TOO_FEW
 from trikv.testing.certify.certificate import PROMISED, Certificate, Counterexample, Grade
 from trikv.testing.sim import Schedule, ScheduledRequest
 from trikv.timeline import STYLE, to_svg, to_text
@@ -31,14 +31,14 @@ def verdict_of(certificate: Certificate) -> str:
     runs = _count(certificate.runs, "run")
     if certificate.is_kept:
         return f"{mode} keeps its promise: {promised} in {_all(certificate.runs)}"
-    if certificate.broken:
+    if certificate.breaks_its_promise:
         where = "the one run" if certificate.runs == 1 else f"{len(certificate.broken)} of {runs}"
-        if all(one.finding.rule == TOO_FEW for one in certificate.broken) and not certificate.is_unsafe:
-            return f"{mode} breaks its promise about copies in {where}: too few replicas had acknowledged a write"
         return f"{mode} breaks its promise to be {promised} in {where}"
-    if certificate.noticed or certificate.stuck:
-        how = ", ".join(certificate.noticed) or "hangs"
-        return f"{mode} cannot be certified: it {how}"
+    if certificate.broken or certificate.noticed or certificate.stuck:
+        reasons = [f"it {how}" for how in certificate.noticed or (["hangs"] if certificate.stuck else [])]
+        rules = Counter(one.finding.rule for one in certificate.broken)
+        reasons += [f"{rule} in {count:,} of {runs}" for rule, count in rules.items()]
+        return f"{mode} cannot be certified: {', '.join(reasons)}"
     if certificate.undecided:
         return f"{mode} is not decided: the checker ran out of steps in {len(certificate.undecided)} of {runs}"
     return f"{mode} cannot be certified: nothing was ever committed"
