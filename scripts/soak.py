@@ -4,6 +4,7 @@
     python scripts/soak.py --mode quorum --seeds 0..5000
     python scripts/soak.py --mode all --seeds 17..18 --story     one seed, with all that happened in it
     python scripts/soak.py --plan changing --seeds 0..1000       configurations change all the time
+    python scripts/soak.py --plan zoned --seeds 0..1000          the same, and the workers are in three zones
     python scripts/soak.py --plan scaling --seeds 0..1000        the cluster scales by itself, with crashes
     python scripts/soak.py --switch sync,quorum                  from the first mode to the second, and back, ...
 
@@ -33,6 +34,7 @@ PLANS: dict[str, SourceOfSchedules] = {
     "changing": CHANGING,
     "switching": SWITCHING,
     "scaling": SCALING,
+    "zoned": replace(CHANGING, zones=3),
 }
 _FINDINGS_SHOWN = 3
 

@@ -14,7 +14,7 @@ def state_of(readable: int = 1024, writable: int = 1024, short: int = 0, **chang
             {"name": "m", "promise": "CP", "gives_up": "much", "use_when": "now"},
             {"name": "other", "promise": "AP", "gives_up": "more", "use_when": "never"},
         ],
-        "partitions": {"total": 1024, "settled": 1024, "readable": readable, "writable": writable, "short": short},
+        "partitions": {"total": 1024, "settled": 1024, "readable": readable, "writable": writable, "short": short, "crowded": 0},
         "workers": [],
         "operations": {"committed": 1, "refused": 2, "unknown": 3}, "in_flight": 4, "pending": 5,
         "progress": progress_of(), **changes,
@@ -34,5 +34,6 @@ def worker_of(state: str = "up", place: str = "member", note: str = "", **change
     return {
         "id": "w-1", "address": "a:1", "incarnation": "i", "storage": "memory", "state": state, "place": place,
         "note": note, "primaries": 1, "copies": 2, "keys": 1000, "full": False, "disk_full": False, "max_keys": 1000,
-        "last_heard_s": 0.25, "process": "running", "pid": 7, "link": "whole", "delay_ms": 0.0, **changes,
+        "last_heard_s": 0.25, "process": "running", "pid": 7, "link": "whole", "delay_ms": 0.0, "labels": {},
+        **changes,
     }  # fmt: skip

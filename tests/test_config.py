@@ -54,6 +54,14 @@ def test_every_setting_can_come_from_every_source() -> None:
     assert master_settings({}, {}) == expected
 
 
+@pytest.mark.parametrize("given", [("zone=a", "disk=ssd"), "zone=a, disk=ssd", {"zone": "a", "disk": "ssd"}])
+def test_labels_come_as_a_list_as_a_text_or_as_a_table(given: object) -> None:
+    assert worker_settings({"port": 1, "labels": given}, {}).labels == {"zone": "a", "disk": "ssd"}
+    Path("trikv.toml").write_text("[worker]\nport = 1\nlabels = {zone = 'b'}\n")
+    assert worker_settings({}, {}).labels == {"zone": "b"}
+    assert worker_settings({}, {"TRIKV_WORKER_LABELS": "zone=c"}).labels == {"zone": "c"}
+
+
 def test_a_worker_may_wait_for_its_master() -> None:
     assert worker_settings({"port": 1, "master": "none"}, {}).master is None
     assert worker_settings({"port": 1}, {"TRIKV_WORKER_MASTER": "h:1", "TRIKV_WORKER_MAX_KEYS": "none"}).master == "h:1"
@@ -80,6 +88,10 @@ def test_the_file_is_the_named_one() -> None:
         ({"port": 1, "master": "8000"}, "--master: '8000' is not an address; write HOST:PORT"),
         ({"port": 1, "master": "localhost:70000"}, "--master: 'localhost:70000' is not an address"),
         ({"port": 1, "max_keys": 0}, "--max-keys: 0 is not a number of keys, 1 or more"),
+        ({"port": 1, "labels": ("zone",)}, "--label: 'zone' is not NAME=VALUE, like zone=a"),
+        ({"port": 1, "labels": ("zone=a", "zone=b")}, "--label: the label zone is given twice"),
+        ({"port": 1, "labels": ("zone=a b",)}, "--label: the value of the label zone has 1 to 64"),
+        ({"port": 1, "labels": 7}, "--label: 7 is not a list of labels like zone=a"),
         ({"port": 1, "storage": " "}, "--storage: ' ' is not a name"),
         ({"port": 1, "metrics": "9100"}, "--metrics: '9100' is not an address; write HOST:PORT"),
         ({"port": 1, "metrics": "0.0.0.0:9100"}, "0.0.0.0 can be reached from other machines.*--insecure"),

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from trikv.core.configuration import WORKERS_MAX
+from trikv.core.labels import Labels, parse_labels
 from trikv.core.scaling import Limits
 from trikv.net.doors import split_address
 
@@ -52,6 +53,7 @@ class WorkerSettings:
     data_dir: Path | None = None
     storage: str = "rocksdb"
     max_keys: int | None = None
+    labels: Labels = field(default_factory=dict)  # what strategies and placement may tell it by
     metrics: str | None = None  # where GET /metrics is served; None: nowhere
     log: str | None = None  # "console" or "json"; None: console if stderr is a terminal
     insecure: bool = False
@@ -181,7 +183,7 @@ def _gather(role: str, flags: Mapping[str, object], environ: Mapping[str, str], 
     given.update(_from_environment(role, environ, notes))
     given.update(_from_flags(flags))
     for setting in fields(_ROLES[role]):
-        if setting.default is MISSING and setting.name not in given:
+        if setting.default is MISSING and setting.default_factory is MISSING and setting.name not in given:
             raise SettingsError(f"a {role} needs a {setting.name}: trikv {role} {setting.name.upper()}")
     return {**{name: _read(name, *one) for name, one in given.items()}, "notes": tuple(notes)}
 
@@ -197,7 +199,7 @@ def _from_flags(flags: Mapping[str, object]) -> Iterator[tuple[str, _Given]]:
     for name, value in flags.items():
         if value is not None and value != ():
             flag = "--" + name.removesuffix("_s").removesuffix("_mb").replace("_", "-")  # flags name no units
-            yield name, _Given({"port": "PORT", "workers": "WORKER"}.get(name, flag), value)
+            yield name, _Given({"port": "PORT", "workers": "WORKER", "labels": "--label"}.get(name, flag), value)
 
 
 def _from_environment(role: str, environ: Mapping[str, str], notes: list[str]) -> Iterator[tuple[str, _Given]]:
@@ -322,6 +324,16 @@ def _addresses(value: object) -> tuple[str, ...]:
     return tuple(map(_address, several))
 
 
+def _labels(value: object) -> dict[str, str]:
+    """A list of texts like zone=a, a text that has commas or spaces between them, or a table."""
+    if isinstance(value, Mapping):
+        value = [f"{name}={text}" for name, text in value.items()]
+    several = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(several, list | tuple) or not all(isinstance(one, str) for one in several):
+        raise ValueError(f"{value!r} is not a list of labels like zone=a")
+    return parse_labels(several)
+
+
 def _path(value: object) -> Path:
     if isinstance(value, Path):
         return value
@@ -357,6 +369,7 @@ _READERS: Final[dict[str, Callable[[object], object]]] = {
     "log": lambda value: None if value == "auto" else _one_of(value, "auto", "console", "json"),
     "master": _or_none(_address),
     "workers": _addresses,
+    "labels": _labels,
     "data_dir": _path,
     "storage": _text,
     "mode": _text,

@@ -150,7 +150,13 @@ async def _serve_worker(
     try:
         worker_id = listening.address if directory is None else None
         worker = await Worker.open(
-            worker_id, storage, engine.name, doors, max_keys=settings.max_keys, progress=progress
+            worker_id,
+            storage,
+            engine.name,
+            doors,
+            max_keys=settings.max_keys,
+            labels=settings.labels,
+            progress=progress,
         )
         log.identify(lambda: {"role": "worker", "node": worker.id, "term": worker.term})
         async with trio.open_nursery() as nursery:

@@ -49,12 +49,16 @@ def test_the_summary_of_a_cluster_in_trouble() -> None:
 
 
 def test_a_row_for_each_worker() -> None:
-    workers = [worker_of(note="it waits", full=True), worker_of("down", "lost", keys=None)]
+    workers = [
+        worker_of(note="it waits", full=True, labels={"zone": "a", "disk": "ssd"}),
+        worker_of("down", "lost", keys=None),
+    ]
     first, second = worker_rows(state_of(workers=workers))
     assert first == (
-        "w-1", "a:1", "up", "member", "1,000", "2", "1", "memory", "it waits; full: it takes no key beyond its 1,000",
+        "w-1", "a:1", "up", "member", "1,000", "2", "1", "memory", "disk=ssd, zone=a",
+        "it waits; full: it takes no key beyond its 1,000",
     )  # fmt: skip
-    assert second == ("w-1", "a:1", "down", "lost", "?", "2", "1", "memory", "")
+    assert second == ("w-1", "a:1", "down", "lost", "?", "2", "1", "memory", "", "")
 
 
 def test_a_row_for_each_mode_and_the_one_in_force_is_marked() -> None:
@@ -64,4 +68,4 @@ def test_a_row_for_each_mode_and_the_one_in_force_is_marked() -> None:
 def test_on_a_terminal_a_word_has_the_colour_of_its_tone() -> None:
     drawn = table(WORKER_COLUMNS, worker_rows(state_of(workers=[worker_of("down", "spare", "suspect")])))
     styles = [cell.style for column in drawn.columns for cell in column.cells if isinstance(cell, Text)]
-    assert styles == ["", "", "red", "cyan", "", "", "", "", "yellow"]
+    assert styles == ["", "", "red", "cyan", "", "", "", "", "", "yellow"]

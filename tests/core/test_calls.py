@@ -223,6 +223,29 @@ def test_answers_arrive_as_they_were_meant() -> None:
     assert digests_from_wire(wired([[[3, EPOCH]], [[5, *summary]]])) == ([(3, EPOCH)], {5: summary})
     vitals = Vitals(12, Full.NO, "rocksdb", None, "p-1", "3/m-1", (Start(2, "a"), Start(3, "b")), 17, "", 1 << 40)
     assert vitals_from_wire(wired(vitals.to_wire())) == vitals
+    assert len(vitals.to_wire()) == 10, "a worker without labels says what workers have always said"
+    labelled = vitals._replace(labels={"zone": "a", "disk": "ssd"})
+    assert vitals_from_wire(wired(labelled.to_wire())) == labelled
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        7,
+        {},
+        [7],
+        [["zone"]],
+        [["zone", 7]],
+        [["zone", "a b"]],
+        [["Zone", "a"]],
+        [["zone", "a"]] * 2,
+        [["zone", "a", 1]],
+    ],
+)
+def test_labels_that_are_none_are_the_peers_error(labels: object) -> None:
+    vitals = Vitals(12, Full.NO, "rocksdb", None, "p-1", "", (Start(2, "a"),), 17, "", 0).to_wire()
+    with pytest.raises(PeerError):
+        vitals_from_wire([*vitals, labels])
 
 
 def test_a_listing_that_promises_more_must_say_from_where() -> None:

@@ -20,7 +20,8 @@ def configurations(draw: st.DrawFn) -> Configuration:
 
 
 PARTITIONS = st.builds(Partition, st.integers(0, 99), st.lists(configurations(), max_size=3).map(tuple))
-ENLISTED = st.builds(WorkerEntry, NAMES, NAMES, NAMES, NAMES, st.none() | st.integers(0, 99))
+LABELS = st.dictionaries(st.sampled_from(["zone", "disk"]), st.sampled_from("ab"))
+ENLISTED = st.builds(WorkerEntry, NAMES, NAMES, NAMES, NAMES, st.none() | st.integers(0, 99), st.booleans(), LABELS)
 CLUSTERS = st.builds(
     Cluster,
     cluster=NAMES,
@@ -81,10 +82,24 @@ def test_a_configuration_that_many_partitions_share_is_written_once() -> None:
 
 def test_a_document_of_another_format_is_refused_by_number() -> None:
     document = Cluster("c", "quorum", 3, 1024).to_document()
-    with pytest.raises(ValueError, match="format 99; this trikv reads format 3"):
+    with pytest.raises(ValueError, match="format 99; this trikv reads format 4"):
         Cluster.from_document(document | {"format": 99})
     with pytest.raises(ValueError, match="format None"):
         Cluster.from_document({})
+
+
+@pytest.mark.parametrize(("written_by", "fields"), [(1, 5), (2, 6), (3, 6)])
+def test_a_document_from_before_labels_is_read(written_by: int, fields: int) -> None:
+    entry = WorkerEntry("w-1", "a", "127.0.0.1:1", "memory", 7)
+    cluster = Cluster("c", "quorum", 3, 1024, workers={"w-1": entry})
+    document = cluster.to_document()
+    document = document | {"format": written_by, "workers": [row[:fields] for row in document["workers"]]}
+    assert Cluster.from_document(cbor2.loads(cbor2.dumps(document))) == cluster
+
+
+def test_a_worker_with_a_zone_is_told_from_one_without() -> None:
+    entries = [WorkerEntry("w-1", "a", "x:1", "memory", labels={"zone": "a"}), WorkerEntry("w-2", "a", "x:2", "memory")]
+    assert Cluster("c", "quorum", 3, 4, workers={entry.worker: entry for entry in entries}).zones == {"w-1": "a"}
 
 
 def test_a_cluster_is_formed_with_its_first_configurations() -> None:

@@ -4,12 +4,13 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from math import ceil
+from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trikv.core.placement import Move, Table, moved, moves, place
+from trikv.core.placement import Move, Table, count_crowded, moved, moves, place
 from trikv.core.ring import PARTITION_COUNT, walks
 
 IDS = st.one_of(
@@ -153,3 +154,107 @@ def test_moves_name_who_comes_and_who_goes() -> None:
         Move(3, joins=("a",), leaves=()),
     ]
     assert moved(old, new) == 4
+
+
+# --- zones ------------------------------------------------------------------------------------------------------------
+
+
+def named(workers: int) -> list[str]:
+    return [f"w-{number}" for number in range(1, workers + 1)]
+
+
+def zoned(**sizes: int) -> dict[str, str]:
+    """Workers with their zones: so many in each."""
+    return {f"w-{zone}{number}": zone for zone, size in sizes.items() for number in range(size)}
+
+
+def test_without_zones_every_table_is_what_it_has_always_been() -> None:
+    first = place(named(7), 3)
+    second = place(named(6), 3, previous=first)
+    third = place(named(8), 3, previous=second, zones={})
+    assert [crc32(repr(table).encode()) for table in (first, second, third)] == TABLES
+
+
+TABLES = [3246380372, 1734837950, 1169794414]  # of version 0.1
+
+
+@given(memberships(12), REPLICAS)
+def test_one_zone_for_all_is_as_good_as_none(workers: list[str], replicas: int) -> None:
+    assert place(workers, replicas, partitions=64, zones=dict.fromkeys(workers, "a")) == place(
+        workers, replicas, partitions=64
+    )
+
+
+@pytest.mark.parametrize(
+    ("zones", "replicas"),
+    [
+        (zoned(a=1, b=1, c=1), 3),
+        (zoned(a=2, b=2, c=2), 3),
+        (zoned(a=3, b=3, c=3), 3),
+        (zoned(a=2, b=2), 3),
+        (zoned(a=2, b=2, c=2), 2),
+        (zoned(a=2, b=2, c=2, d=2), 5),
+    ],
+)
+def test_where_zones_are_of_a_size_every_partition_is_spread(zones: dict[str, str], replicas: int) -> None:
+    """An even spread over three zones survives the loss of any of them with two of three copies."""
+    table = place(list(zones), replicas, zones=zones)
+    assert count_crowded(table, zones, zones) == 0
+    assert_within_bounds(table, list(zones), replicas)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4).filter(any), REPLICAS, st.randoms(use_true_random=False))
+def test_bounds_come_before_zones_and_what_is_spread_stays(
+    sizes: list[int], replicas: int, dice: random.Random
+) -> None:
+    """Also where one zone has too few workers for its part, and a worker has no zone."""
+    zones = zoned(**{f"z{number}": size for number, size in enumerate(sizes)})
+    workers = [*zones, "w-without"]
+    table = place(workers, replicas, partitions=128, zones=zones)
+    assert_within_bounds(table, workers, replicas, 128)
+    dice.shuffle(workers)
+    assert place(workers, replicas, partitions=128, zones=zones) == table
+    again = place(workers, replicas, partitions=128, previous=table, zones=zones)
+    assert moved(table, again) == 0
+    plain = place(workers, replicas, partitions=128)
+    assert count_crowded(table, workers, zones) <= count_crowded(plain, workers, zones)
+
+
+@pytest.mark.parametrize("zones", [zoned(a=2, b=2, c=2), zoned(a=3, b=3, c=3), zoned(a=2, b=2, c=1), zoned(a=5, b=4)])
+def test_with_zones_a_join_and_a_leave_move_little(zones: dict[str, str]) -> None:
+    """At most 1.25 times what no table within the bounds can do without, and one that was away moves as much back."""
+    workers = list(zones)
+    table = place(workers, 3, zones=zones)
+    left = place(workers[1:], 3, previous=table, zones=zones)
+    assert moved(table, left) <= 1.25 * least_moves(table, workers[1:], 3)
+    back = place(workers, 3, previous=left, zones=zones)
+    assert moved(left, back) <= 1.25 * least_moves(left, workers, 3)
+    more = {**zones, "w-new": "c"}
+    joined = place(list(more), 3, previous=table, zones=more)
+    assert moved(table, joined) <= 1.25 * least_moves(table, list(more), 3)
+
+
+def test_workers_that_are_given_zones_move_what_must_be_spread_and_no_more() -> None:
+    zones = zoned(a=2, b=2, c=2)
+    before = place(list(zones), 3)
+    crowded = count_crowded(before, zones, zones)
+    after = place(list(zones), 3, previous=before, zones=zones)
+    assert count_crowded(after, zones, zones) == 0
+    assert moved(before, after) <= 1.1 * crowded
+
+
+@pytest.mark.parametrize(
+    ("holders", "crowded"),
+    [
+        (("w-a0", "w-b0", "w-c0"), 0),
+        (("w-a0", "w-a1", "w-c0"), 1),
+        (("w-a0", "w-a1", "w-b0", "w-b1", "w-c0"), 0),
+        (("w-a0", "w-a1", "w-a2", "w-b0", "w-c0"), 1),
+        (("w-a0", "w-a1", "w-b0", "w-b1", "w-a2"), 1),
+        ((), 0),
+    ],
+)
+def test_a_partition_is_crowded_if_a_zone_has_two_more_than_one_with_room(holders: Sequence[str], crowded: int) -> None:
+    zones = zoned(a=3, b=2, c=1)
+    assert count_crowded([holders], zones, zones) == crowded

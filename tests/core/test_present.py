@@ -21,6 +21,7 @@ from trikv.core.present import (
     notes_on,
     say_copies,
     say_count,
+    say_crowded,
     say_duration,
     say_megabytes,
     say_place,
@@ -188,3 +189,10 @@ def test_counts_and_sizes() -> None:
 )
 def test_a_clause_becomes_a_sentence_once(text: str, sentence: str) -> None:
     assert as_sentence(text) == as_sentence(as_sentence(text)) == sentence
+
+
+def test_partitions_that_are_not_spread_over_the_zones_are_counted() -> None:
+    state = state_of()
+    assert say_crowded(state) == ""
+    state["partitions"]["crowded"] = 52
+    assert say_crowded(state) == "52 of 1,024 partitions are not spread over the zones as they could be"

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.helpers import code_of, fill, partition_of, seen, under
+from tests.helpers import code_of, fill, partition_of, read_all, seen, under
 from trikv.api import Batch
 from trikv.core.calls import Op
 from trikv.core.errors import Refused
@@ -377,3 +377,67 @@ async def test_only_a_worker_that_is_down_and_holds_nothing_is_forgotten(
     stored, _ = await cluster.store.read()
     assert stored is not None
     assert node.worker.id not in {worker[0] for worker in stored["workers"]}
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+async def start_in_zones(nursery: trio.Nursery, zones: str) -> InProcessCluster:
+    """A cluster with a worker in each of these zones."""
+    cluster = await InProcessCluster.start(nursery, workers=0)
+    for zone in zones:
+        await cluster.add_worker(labels={"zone": zone})
+        await cluster.until(lambda: len(cluster.master.cluster.workers) == len(cluster.workers))
+    await cluster.until_all_up()
+    return cluster
+
+
+def zones_of_partitions(cluster: InProcessCluster) -> set[str]:
+    """The zones of each partition's replicas, spelled in order."""
+    zones = cluster.master.cluster.zones
+    return {"".join(sorted(zones[m.worker] for m in p.active.members)) for p in cluster.master.cluster.partitions}
+
+
+async def test_partitions_are_spread_over_the_zones_of_the_workers(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await start_in_zones(nursery, "aabbcc")
+    assert zones_of_partitions(cluster) == {"abc"}
+    assert cluster.master.status.describe()["partitions"]["crowded"] == 0
+    assert [seen(cluster, node)["labels"]["zone"] for node in cluster.workers] == list("aabbcc")
+    await cluster.restart_master()
+    await cluster.until_all_up()
+    assert [target.labels["zone"] for target in cluster.coordinator.partitions[0].targets] == [
+        cluster.master.cluster.zones[member.worker] for member in cluster.master.cluster.partitions[0].active.members
+    ]
+
+
+async def test_a_worker_that_comes_back_with_other_labels_is_enlisted_with_them_and_partitions_are_spread_anew(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await start_in_zones(nursery, "aaaabc")
+    await fill(cluster)
+    assert cluster.master.status.describe()["partitions"]["crowded"] > 0
+    for node, zone in zip(cluster.workers, "aabbcc", strict=True):
+        if node.labels["zone"] != zone:
+            node.labels = {"zone": zone}
+            await cluster.restart(node)
+    await cluster.until(lambda: "".join(seen(cluster, n)["labels"]["zone"] for n in cluster.workers) == "aabbcc")
+    await cluster.until(lambda: zones_of_partitions(cluster) == {"abc"})
+    await cluster.until_settled()
+    assert set((await read_all(cluster)).values()) == {b"v"}
+
+
+async def test_a_worker_that_the_command_line_names_is_enlisted_with_its_new_labels_as_well(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """It does not ask to be enlisted when it comes back."""
+    cluster = await start_in_zones(nursery, "abc")
+    node = cluster.workers[0]
+    await cluster.kill(node)
+    await cluster.until_down(node)
+    cluster.workers.remove(node)
+    await cluster.add_worker(
+        storage=node.storage, address=node.address, worker_id=node.worker.id, labels={"zone": "d"}, enlist=False
+    )
+    await cluster.until(lambda: cluster.master.cluster.zones[node.worker.id] == "d")

@@ -223,7 +223,7 @@ class Looker(trio.abc.Instrument):
         membership = self.master.membership
         membership._on_change = self._before(membership._on_change)
         membership.on_up = self._before(membership.on_up)
-        membership.on_other_life = self._before(membership.on_other_life)
+        membership.on_otherwise = self._before(membership.on_otherwise)
 
     def _before(self, hear: Callable[..., None]) -> Callable[..., None]:
         def look_and_hear(*arguments: Any) -> None:

@@ -77,12 +77,14 @@ async def test_a_blocked_partition_is_neither_readable_nor_writable(
 ) -> None:
     cluster = await InProcessCluster.start(nursery)
     assert partitions(cluster) == {
-        "total": PARTITIONS, "settled": PARTITIONS, "readable": PARTITIONS, "writable": PARTITIONS, "short": 0
+        "total": PARTITIONS, "settled": PARTITIONS, "readable": PARTITIONS, "writable": PARTITIONS, "short": 0,
+        "crowded": 0,
     }  # fmt: skip
     state = cluster.coordinator.partitions[3]
     state.block(make_epoch(1, state.partition.generation + 1), "older")
     assert partitions(cluster) == {
-        "total": PARTITIONS, "settled": PARTITIONS, "readable": PARTITIONS - 1, "writable": PARTITIONS - 1, "short": 0
+        "total": PARTITIONS, "settled": PARTITIONS, "readable": PARTITIONS - 1, "writable": PARTITIONS - 1, "short": 0,
+        "crowded": 0,
     }  # fmt: skip
 
 
@@ -112,7 +114,7 @@ async def test_partitions_that_are_unsettled_or_short_of_replicas_are_counted(
         status = drive.cluster.master.status.describe()
         assert status["unsettled"] == 1
         assert status["partitions"] | {"readable": 0, "writable": 0} == {
-            "total": PARTITIONS, "settled": PARTITIONS - 1, "readable": 0, "writable": 0, "short": 1
+            "total": PARTITIONS, "settled": PARTITIONS - 1, "readable": 0, "writable": 0, "short": 1, "crowded": 0
         }  # fmt: skip
 
 
@@ -357,7 +359,8 @@ async def test_all_that_is_told_is_json_before_and_after_the_cluster_has_formed(
     await cluster.until(lambda: len(cluster.master.cluster.workers) == 2)
     before = json.loads(json.dumps(status.describe()))
     assert before["forming"]["detail"] == "2 of 3 workers have enlisted; 1 more needed"
-    assert before["partitions"] == {"total": PARTITIONS, "settled": 0, "readable": 0, "writable": 0, "short": 0}
+    nothing = {"settled": 0, "readable": 0, "writable": 0, "short": 0, "crowded": 0}
+    assert before["partitions"] == {"total": PARTITIONS, **nothing}
     await cluster.add_worker(storage=MemoryStorage())
     await cluster.until(lambda: cluster.master.cluster.formed)
     await cluster.until_all_up()

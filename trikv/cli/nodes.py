@@ -92,6 +92,13 @@ def master(config: Path | None, **flags: Any) -> None:
 @click.option("--master", metavar="HOST:PORT", help="The master to enlist with, or none. Default: 127.0.0.1:8000.")
 @click.option("--storage", metavar="ENGINE", help="The storage engine (see trikv plugins). Default: rocksdb.")
 @click.option("--max-keys", metavar="N", help="Take no further keys beyond so many.")
+@click.option(
+    "--label",
+    "labels",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="What strategies tell workers by; replicas are spread over the values of zone. May be repeated.",
+)
 @click.option("--metrics", metavar="HOST:PORT", help="Serve GET /metrics there, for Prometheus. Default: nowhere.")
 @node_options
 def worker(config: Path | None, **flags: Any) -> None:

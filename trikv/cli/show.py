@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from trikv.core.labels import spell_labels
 from trikv.core.news import tell
 from trikv.core.present import (
     WORD_TONES,
@@ -22,6 +23,7 @@ from trikv.core.present import (
     notes_on,
     say_copies,
     say_count,
+    say_crowded,
     say_duration,
     say_megabytes,
     say_short,
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TRACE_COLUMNS: Final = ("id", "request", "key", "outcome", "took", "messages")
-WORKER_COLUMNS: Final = ("worker", "address", "state", "place", "keys", "copies", "primaries", "storage", "note")
+WORKER_COLUMNS: Final = (
+    "worker", "address", "state", "place", "keys", "copies", "primaries", "storage", "labels", "note",
+)  # fmt: skip
 FAULT_COLUMNS: Final = ("worker", "process", "pid", "link", "what can be done")
 MODE_COLUMNS: Final = ("", "mode", "promise", "what it gives up", "when to use it")
 PLUGIN_COLUMNS: Final = ("kind", "name", "promise", "from", "what it says of itself")
@@ -101,6 +105,8 @@ def summary_rows(state: State) -> list[tuple[str, str]]:
     rows.append(("partitions", ", ".join(counts)))
     if short := say_short(state):
         rows.append(("too few", short))
+    if crowded := say_crowded(state):
+        rows.append(("zones", crowded))
     if line := progress_line(state):
         rows.append(("healing", line))
     if scaling := state.get("autoscale"):
@@ -136,6 +142,7 @@ def worker_rows(state: State) -> list[tuple[str, ...]]:
             str(worker["copies"]),
             str(worker["primaries"]),
             worker["storage"],
+            spell_labels(worker.get("labels", {})),
             "; ".join(notes_on(worker)),
         )
         for worker in state["workers"]

@@ -14,6 +14,7 @@ answer it. This table lists all that a node can be asked.
                  -> [[stale partition, promised], ...], [[partition, digest, rows, size in bytes, keys], ...]
     FORGET     [partition, epoch, incarnation, key, version epoch, version seq]   -> []
     HEARTBEAT  []      -> [keys, full, storage, max_keys, process, master, starts, batches, past, size]
+                       -> [keys, full, storage, max_keys, process, master, starts, batches, past, size, labels]
     CONFIRM    [incarnation, start]               (master to worker)      -> []
     RENEW      [incarnation, start, reason]       (master to worker)      -> []
     ENLIST     [address]                     (worker to master)           -> [], or a sentence
@@ -23,8 +24,9 @@ list within a list costs as much to encode, decode and check as five numbers. `o
 [[worker, incarnation, address], ...]. A row is [partition, key, *record]. A LIST without values carries an empty value
 in place of each value.
 
-FORGET removes a record if it is a tombstone of exactly that version. It is acknowledged in either case. CONFIRM and
-RENEW are for one start of a worker (`core/lineage.py`) and for no other start.
+`labels` is [[name, value], ...], and left out where a worker has none. FORGET removes a record if it is a tombstone of
+exactly that version. It is acknowledged in either case. CONFIRM and RENEW are for one start of a worker
+(`core/lineage.py`) and for no other start.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from contextlib import suppress
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from trikv.core.digest import Summary
+from trikv.core.labels import LABELS_MAX, Labels, check_labels
 from trikv.core.lineage import STARTS_MAX, Start, Starts
 from trikv.core.record import EPOCH_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, Record, Version
 from trikv.core.ring import PARTITION_COUNT
@@ -166,9 +170,11 @@ class Vitals(NamedTuple):
     batches: int
     past: str
     size_bytes: int
+    labels: Labels = MappingProxyType({})
 
     def to_wire(self) -> list[Any]:
-        return [*self[:6], [str(start) for start in self.starts], *self[7:]]
+        wire = [*self[:6], [str(start) for start in self.starts], *self[7:10]]
+        return [*wire, [[name, value] for name, value in self.labels.items()]] if self.labels else wire
 
 
 RpcRequest = Store | Fetch | List | Discard | Digest | Forget | Confirm | Renew | Heartbeat | Enlist
@@ -250,8 +256,8 @@ def is_epoch(payload: list[Any]) -> bool:
 
 
 def vitals_from_wire(payload: list[Any]) -> Vitals:
-    if len(payload) == 10:
-        keys, full, storage, max_keys, process, master, starts, batches, past, size_bytes = payload
+    if len(payload) in (10, 11):
+        keys, full, storage, max_keys, process, master, starts, batches, past, size_bytes = payload[:10]
         if (
             _is_count(keys)
             and type(full) is int
@@ -265,8 +271,10 @@ def vitals_from_wire(payload: list[Any]) -> Vitals:
             and _is_count(size_bytes)
         ):
             known = tuple(map(_start, starts))
-            told = past[:REASON_MAX]
-            return Vitals(keys, Full(full), storage, max_keys, process, master, known, batches, told, size_bytes)
+            told, labels = past[:REASON_MAX], _labels(payload[10]) if len(payload) == 11 else {}
+            return Vitals(
+                keys, Full(full), storage, max_keys, process, master, known, batches, told, size_bytes, labels
+            )
     raise PeerError("a heartbeat that is not one")
 
 
@@ -325,6 +333,17 @@ def _start(text: Any) -> Start:
         with suppress(ValueError):
             return Start.parse(text)
     raise PeerError("a start that is none")
+
+
+def _labels(pairs: Any) -> dict[str, str]:
+    if isinstance(pairs, list) and len(pairs) <= LABELS_MAX:
+        texts = [pair for pair in pairs if isinstance(pair, list) and len(pair) == 2]
+        labels = {n: v for n, v in texts if isinstance(n, str) and isinstance(v, str)}
+        if len(labels) == len(pairs):
+            with suppress(ValueError):
+                check_labels(labels)
+                return labels
+    raise PeerError("labels that are none")
 
 
 def _hop(hop: Any) -> Hop:

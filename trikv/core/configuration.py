@@ -20,12 +20,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
+from trikv.core.labels import ZONE, Labels
 from trikv.core.lineage import Start
 from trikv.core.record import GENERATION_MAX, TERM_MAX
 
-DOCUMENT_FORMAT: Final = 3
+DOCUMENT_FORMAT: Final = 4
 WORKERS_MAX: Final = 1_000  # each is in every document that is written, and has a link and a heartbeat
-_FORMATS_READ: Final = (1, 2, 3)  # 1: before workers could be drained; 2: before their starts were noted
+# 1: before workers could be drained; 2: before their starts were noted; 3: before they had labels
+_FORMATS_READ: Final = (1, 2, 3, 4)
 
 
 class Member(NamedTuple):
@@ -94,7 +96,7 @@ class WorkerEntry:
     storage: str
     max_keys: int | None = None
     draining: bool = False  # an operator is emptying it
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)  # what it was started with, `--label zone=a`
+    labels: Labels = field(default_factory=dict, hash=False)  # what it was started with, `--label zone=a`
 
     @property
     def member(self) -> Member:
@@ -114,6 +116,11 @@ class Cluster:
     workers: dict[str, WorkerEntry] = field(default_factory=dict)
     partitions: tuple[Partition, ...] = ()
     starts: dict[Member, Start] = field(default_factory=dict)  # the last start that is known of each member
+
+    @property
+    def zones(self) -> dict[str, str]:
+        """The zone of each worker that has one (`core/labels.py`)."""
+        return {entry.worker: entry.labels[ZONE] for entry in self.workers.values() if ZONE in entry.labels}
 
     @property
     def formed(self) -> bool:
@@ -164,7 +171,8 @@ class Cluster:
             "term": self.term,
             "stored": self.stored,
             "workers": [
-                [w.worker, w.incarnation, w.address, w.storage, w.max_keys, w.draining] for w in self.workers.values()
+                [w.worker, w.incarnation, w.address, w.storage, w.max_keys, w.draining, dict(w.labels)]
+                for w in self.workers.values()
             ],
             "configurations": [[[list(m) for m in c.members], c.mode, c.copies] for c in table],
             "partitions": rows,

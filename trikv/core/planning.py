@@ -35,7 +35,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from trikv.core.configuration import Cluster, Configuration, Member, Partition
-from trikv.core.placement import Bounds, Table, place
+from trikv.core.placement import Bounds, Table, count_crowded, place
 from trikv.core.quorums import Needs, Promise, can_find
 
 
@@ -94,7 +94,7 @@ def is_present(cluster: Cluster, member: Member) -> bool:
 
 def draw_table(cluster: Cluster, workers: Iterable[str], avoided: Set[str] = frozenset()) -> Wanted:
     """The preference lists when these workers hold the data. The present lists, if every worker has a fair share
-    already.
+    already, and each partition is spread over the zones.
 
     `avoided`: workers that keep their places and get no further ones. Another worker gets such a place; without
     another, the list is shorter.
@@ -108,19 +108,22 @@ def draw_table(cluster: Cluster, workers: Iterable[str], avoided: Set[str] = fro
     if chosen and all(len(row) == size for row in current):
         bounds = Bounds.around_mean(size * len(current), len(chosen))
         copies = Counter(worker for row in current for worker in row)
-        if all(bounds.low <= copies[worker] <= bounds.high for worker in chosen):
+        fair = all(bounds.low <= copies[worker] <= bounds.high for worker in chosen)
+        if fair and not count_crowded(current, chosen, cluster.zones):
             return Wanted(chosen, current)
-    table = place(sorted(chosen), cluster.replicas, partitions=len(current), previous=current)
-    return Wanted(chosen, _spare(table, current, chosen & avoided, chosen - avoided, cluster.replicas))
+    table = place(sorted(chosen), cluster.replicas, partitions=len(current), previous=current, zones=cluster.zones)
+    return Wanted(chosen, _spare(cluster, table, current, chosen & avoided, chosen - avoided))
 
 
-def _spare(table: Table, current: Table, avoided: Set[str], others: Set[str], replicas: int) -> Table:
+def _spare(cluster: Cluster, table: Table, current: Table, avoided: Set[str], others: Set[str]) -> Table:
     """The table in which further places of avoided workers go to others, first to those that hold the partition now."""
     joins = [any(w in avoided and w not in now for w in row) for row, now in zip(table, current, strict=True)]
     if not any(joins):
         return table
     left = [tuple(w for w in now if w in others) for now in current]
-    second = place(sorted(others), replicas, partitions=len(current), previous=left) if others else left
+    second = left
+    if others:
+        second = place(sorted(others), cluster.replicas, partitions=len(current), previous=left, zones=cluster.zones)
     rows = []
     for row, now, instead, joined in zip(table, current, second, joins, strict=True):
         kept = tuple(w for w in row if w not in avoided or w in now)

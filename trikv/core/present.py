@@ -69,6 +69,14 @@ def say_short(state: State) -> str:
     )
 
 
+def say_crowded(state: State) -> str:
+    """How many partitions have two replicas in a zone where they could have them in two; empty if none has."""
+    parts = state["partitions"]
+    if not parts.get("crowded"):
+        return ""
+    return f"{say_count(parts['crowded'], parts['total'])} partitions are not spread over the zones as they could be"
+
+
 @dataclass(frozen=True, slots=True)
 class PartitionCount:
     """How many of the partitions have a property; `meaning` says what the property is."""

@@ -102,7 +102,7 @@ class Enlisting:
         if len(cluster.workers) < cluster.replicas or self._missing:
             return cluster
         strategy = self._registry.strategy(cluster.mode)
-        table = place(list(cluster.workers), cluster.replicas, partitions=cluster.partition_count)
+        table = place(list(cluster.workers), cluster.replicas, partitions=cluster.partition_count, zones=cluster.zones)
         old = cluster.partitions or (Partition(),) * cluster.partition_count
         copies = strategy.copies(cluster.replicas)
         configurations = {
@@ -143,7 +143,9 @@ class Enlisting:
                 raise Refused("conflict", f"the cluster has {WORKERS_MAX:,} workers; remove some that are not used")
             self._missing.discard(asked_for)
             draining = known is not None and known.draining
-            enlisted = WorkerEntry(hello.node, hello.incarnation, address, vitals.storage, vitals.max_keys, draining)
+            enlisted = WorkerEntry(
+                hello.node, hello.incarnation, address, vitals.storage, vitals.max_keys, draining, dict(vitals.labels)
+            )
 
             def change(cluster: Cluster) -> Cluster:
                 changed = replace(cluster, workers={**cluster.workers, enlisted.worker: enlisted})
@@ -219,18 +221,18 @@ class Enlisting:
             self._events.note("worker_removed", worker=worker)
 
     def enlist_again(self, worker: str) -> None:
-        """It lost its store, and is another member now; the document should say so."""
+        """It lost its store, and is another member now, or it has other labels; the document should say so."""
         if worker not in self._again:
             self._again.add(worker)
             self._tasks.start_soon(self._enlist_again, worker)
 
     async def _enlist_again(self, worker: str) -> None:
         try:
-            while (watched := self._membership.watched.get(worker)) is not None and watched.lives_another_life:
+            while (watched := self._membership.watched.get(worker)) is not None and watched.is_enlisted_otherwise:
                 try:
                     await self.enlist(watched.enlisted.address)
                 except Refused as error:
-                    _log.warning("worker %s came back without its data: %s", worker, error.detail)
+                    _log.warning("worker %s came back as another: %s", worker, error.detail)
                 await trio.sleep(NAMED_AGAIN_S)
         finally:
             self._again.discard(worker)

@@ -158,7 +158,7 @@ class Master:
         self.sampling = Sampling(membership, coordinator, lambda: self.status.autoscale and self.status.autoscale())
         membership.admit = self.lives.admit
         membership.on_up = self.reconciler.note_up
-        membership.on_other_life = self.enlisting.enlist_again
+        membership.on_otherwise = self.enlisting.enlist_again
         self._surroundings = Surroundings(
             registry.strategy,
             membership.targets_of,

@@ -109,6 +109,13 @@ class WatchedWorker:
         return self.peer.link is not None and self.peer.link.peer.incarnation != self.enlisted.incarnation
 
     @property
+    def is_enlisted_otherwise(self) -> bool:
+        """Does it answer as something else than the document says: without its store, or with other labels?"""
+        if self.lives_another_life:
+            return True
+        return self.peer.link is not None and self.vitals is not None and self.vitals.labels != self.enlisted.labels
+
+    @property
     def last_heard_s(self) -> float | None:
         """Seconds since the last sign of life; None if there was none yet."""
         link = self.peer.link
@@ -309,7 +316,8 @@ class Membership:
         self.changed = Signal()
         self.admit: Callable[[WatchedWorker, Vitals], bool] = lambda watched, vitals: True
         self.on_up: Callable[[str], None] = lambda worker: None  # hears of a worker that was not up, and is now
-        self.on_other_life: Callable[[str], None] = lambda worker: None  # hears of one that lost its store
+        # Hears of one that lost its store, or has other labels.
+        self.on_otherwise: Callable[[str], None] = lambda worker: None
         self._me = me
         self._doors = doors
         self._events = events
@@ -429,8 +437,8 @@ class Membership:
     def _note_change(self, worker: str) -> None:
         if (watched := self.watched.get(worker)) is None:
             return  # it is being watched for the first time, or was just forgotten
-        if watched.lives_another_life:
-            self.on_other_life(worker)
+        if watched.is_enlisted_otherwise:
+            self.on_otherwise(worker)
         self._tell_change()
 
     def _note_state(self, worker: str, state: WorkerState) -> None:

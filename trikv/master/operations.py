@@ -340,7 +340,11 @@ class Operations:
         """What a cluster that wanted this would move."""
         before = [tuple(m.worker for m in p.active.members) for p in cluster.partitions]
         chosen = choose_workers(cluster, health)
-        after = place(sorted(chosen), cluster.replicas, partitions=len(before), previous=before) if chosen else before
+        after = before
+        if chosen:
+            after = place(
+                sorted(chosen), cluster.replicas, partitions=len(before), previous=before, zones=cluster.zones
+            )
         to: Counter[str] = Counter()
         partitions = 0
         for move in moves(before, after):

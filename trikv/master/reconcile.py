@@ -103,7 +103,8 @@ class Reconciler:
         self.stepping = trio.Lock()  # steps 1 and 2 of one change at a time
         self._noted_up = Signal()
         self._wanted: Wanted | None = None
-        self._avoided: Set[str] = frozenset()  # when that was drawn
+        # What that was drawn for: the workers that hold data, those that get no more, and the zone of each.
+        self._asked: tuple[Set[str], Set[str], Mapping[str, str]] | None = None
         self._returned: set[str] = set()  # came up, and what they hold was not looked at yet
         self._returned_s: dict[str, float] = {}  # when they came up
         self._shares: tuple[Cluster, Mapping[str, int]] | None = None  # in how many partitions each worker counts
@@ -194,9 +195,9 @@ class Reconciler:
         if not workers:
             return []
         avoided = {w.worker for w in cluster.workers.values() if w.member in self._hung}
-        known = (self._wanted.workers, self._avoided) if self._wanted is not None else None
-        if self._wanted is None or known != (workers, avoided) or self._disagrees(self._wanted):
-            self._wanted, self._avoided = draw_table(cluster, workers, avoided), avoided
+        asked = (workers, avoided, cluster.zones)
+        if self._wanted is None or self._asked != asked or self._disagrees(self._wanted):
+            self._wanted, self._asked = draw_table(cluster, workers, avoided), asked
         copies = {n: self.copies(cluster.mode, n) for n in range(1, cluster.replicas + 1)}
         needs = {n: self._needs(cluster.mode, n, stated) for n, stated in copies.items()}
         states = self._coordinator.partitions

@@ -20,6 +20,7 @@ from trikv.core.calls import Full
 from trikv.core.configuration import Configuration, Member, Partition, WorkerEntry
 from trikv.core.errors import Refused
 from trikv.core.histogram import percentile_s
+from trikv.core.placement import count_crowded
 from trikv.core.ring import hash_of, partition_of
 from trikv.core.tally import TallyVerdict
 from trikv.healing.hints import Hints
@@ -108,6 +109,10 @@ class Status:
             readable += served * one.is_readable
             writable += served * (one.judge_write() is TallyVerdict.WON)
             short += len(those) * (len(members) < cluster.replicas)
+        crowded = sum(
+            len(those) * count_crowded([[m.worker for m in history[-1].members]], cluster.workers, cluster.zones)
+            for history, those in (alike.items() if cluster.zones else ())
+        )
         unsettled = sum(len(those) for history, those in alike.items() if len(history) > 1)
         present = {worker.member for worker in cluster.workers.values()}
         former = {member.worker for member in held if member not in present}
@@ -131,6 +136,7 @@ class Status:
                 "readable": readable,
                 "writable": writable,
                 "short": short,
+                "crowded": crowded,
             },
             "workers": [
                 self._describe_worker(
@@ -191,6 +197,7 @@ class Status:
             "address": enlisted.address,
             "incarnation": enlisted.incarnation,
             "storage": enlisted.storage,
+            "labels": dict(enlisted.labels),
             "state": watched.state.value,
             "place": place,
             "note": "; ".join(filter(None, (note, watched.why))),

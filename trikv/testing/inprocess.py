@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 
 import trio
@@ -30,6 +31,7 @@ import trio.testing
 
 from trikv.api import Storage, Strategy
 from trikv.coordinator.coordinator import Coordinator
+from trikv.core.labels import Labels
 from trikv.core.quorums import Availability
 from trikv.core.ring import partition_of
 from trikv.master.configstore import ConfigStore, MemoryConfigStore
@@ -171,6 +173,7 @@ class Node:
     storage: Storage
     address: str
     max_keys: int | None = None
+    labels: Labels = field(default_factory=dict)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     stopped: trio.Event = field(default_factory=trio.Event)
 
@@ -301,13 +304,14 @@ class InProcessCluster:
         address: str = "127.0.0.1:0",
         worker_id: str | None = None,
         max_keys: int | None = None,
+        labels: Labels = MappingProxyType({}),
         enlist: bool = True,
     ) -> Node:
         storage = MemoryStorage() if storage is None else storage
         listening = await self.doors.transport.listen(address)
         name = worker_id or f"w-{len(self.workers) + 1}"
-        worker = await Worker.open(name, storage, "memory", self.doors, max_keys=max_keys)
-        node = Node(worker, storage, listening.address, max_keys)
+        worker = await Worker.open(name, storage, "memory", self.doors, max_keys=max_keys, labels=labels)
+        node = Node(worker, storage, listening.address, max_keys, labels)
         await self._run(node, listening, enlist=enlist)
         self.workers.append(node)
         return node
@@ -322,7 +326,9 @@ class InProcessCluster:
         listening = await self.doors.transport.listen(node.address)
         if wiped:
             node.storage = MemoryStorage()
-        node.worker = await Worker.open(node.worker.id, node.storage, "memory", self.doors, max_keys=node.max_keys)
+        node.worker = await Worker.open(
+            node.worker.id, node.storage, "memory", self.doors, max_keys=node.max_keys, labels=node.labels
+        )
         node.scope, node.stopped = trio.CancelScope(), trio.Event()
         await self._run(node, listening, enlist=True)
 

@@ -32,6 +32,7 @@ from typing import Any, Final
 import trio
 
 from trikv.core.configuration import Partition
+from trikv.core.labels import spell_labels
 from trikv.core.news import tell, tone_of
 from trikv.core.present import (
     as_sentence,
@@ -91,6 +92,7 @@ def describe_live(services: Services, numbers: dict[str, int]) -> dict[str, Any]
             worker["id"]: {
                 **{name: value for name, value in worker.items() if name not in _OF_WORKERS},
                 "number": numbers[worker["id"]],
+                "labels_spelled": spell_labels(worker["labels"]),
                 "place_word": say_place(worker["place"]),
                 "notes": [as_sentence(note) for note in notes_on(worker)],
                 "tone": judge_notes(worker).value,

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from trikv.core.labels import spell_labels
 from trikv.core.news import tell, tone_of
 from trikv.core.present import (
     State,
@@ -104,6 +105,7 @@ def _worker(worker: Mapping[str, Any]) -> dict[str, Any]:
         "place": say_place(worker["place"]),
         "key_count": "unknown" if worker["keys"] is None else f"{worker['keys']:,}",
         "last_heard": "silent" if worker["last_heard_s"] is None else f"{say_duration(worker['last_heard_s'])} ago",
+        "labels_spelled": spell_labels(worker["labels"]),
         "notes": [as_sentence(note) for note in notes_on(worker)],
         "tone": judge_notes(worker),
     }

@@ -27,6 +27,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -51,6 +52,7 @@ from trikv.core.calls import (
 )
 from trikv.core.errors import Fault
 from trikv.core.fence import EpochJudgement
+from trikv.core.labels import Labels
 from trikv.core.lineage import Starts
 from trikv.core.record import JUMP_MAX, TERM_MAX, Record, size_of
 from trikv.core.session import Call, Hello, MasterId, PeerError
@@ -116,6 +118,7 @@ class Worker:
         starts: Starts,
         past: str,
         progress: ProgressMarker | None,
+        labels: Labels,
     ) -> None:
         self.id = worker_id
         self.incarnation = incarnation
@@ -128,6 +131,7 @@ class Worker:
         self.cluster: str | None = None
         self.storage_name = storage_name
         self.max_keys = max_keys
+        self.labels = labels
         self._process = doors.new_id()
         self._master = ""  # the incarnation of the master of the highest term that has greeted it
         self.counts = CallCounts()
@@ -153,6 +157,7 @@ class Worker:
         doors: Doors,
         *,
         max_keys: int | None = None,
+        labels: Labels = MappingProxyType({}),
         progress: ProgressMarker | None = None,
     ) -> Worker:
         """The worker whose store this is. An empty store begins a new life. Without a `worker_id`, the store has it.
@@ -181,7 +186,9 @@ class Worker:
         worker_id = worker_id or meta["worker"].decode()
         incarnation = meta["incarnation"].decode()
         past = meta.get("past", b"").decode()
-        self = cls(worker_id, incarnation, storage, registers, storage_name, doors, max_keys, starts, past, progress)
+        self = cls(
+            worker_id, incarnation, storage, registers, storage_name, doors, max_keys, starts, past, progress, labels
+        )
         self.cluster = meta["cluster"].decode() if "cluster" in meta else None
         self._master = meta.get("master", b"").decode()
         registers.fence.note_term(MasterId.parse(self._master).term)
@@ -205,6 +212,7 @@ class Worker:
             self.registers.batches,
             self._past,
             self.registers.size_bytes,
+            self.labels,
         )
 
     @property

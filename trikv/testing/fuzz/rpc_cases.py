@@ -335,7 +335,7 @@ def odd_answer(dice: random.Random, op: int, epoch: int) -> list[Any]:
 
 def good_vitals(process: str, master: str = "") -> list[Any]:
     """The vitals of a worker that this master has greeted (its incarnation; "": none has)."""
-    return Vitals(0, Full.NO, "memory", None, process, master, (Start(1, "fuzz"),), 0, "", 0).to_wire()
+    return Vitals(0, Full.NO, "memory", None, process, master, (Start(1, "fuzz"),), 0, "", 0, {"zone": "a"}).to_wire()
 
 
 def odd_vitals(process: str) -> Iterator[list[Any]]:

@@ -209,7 +209,7 @@ class Schedule:
     `joiners`: further workers, which are off until a fault starts them. `modes`: those that a switch may lead to.
     `ids`: of the workers, if they are not w1, w2 and so on. `lasts_s`: for how long faults may strike, at least; they
     may while requests are made. `think_s`: the most by which a client delays a request. `scaling`: if the cluster
-    scales by itself.
+    scales by itself. `zones`: over how many zones the workers are spread; 0: they have none.
     """
 
     seed: int
@@ -231,6 +231,11 @@ class Schedule:
     lasts_s: float = 0.0
     think_s: float = 0.02
     scaling: Scaling | None = None
+    zones: int = 0
+
+    def zone_of(self, worker: str) -> str | None:
+        """Where the worker w1, w2 and so on is, if there are zones."""
+        return f"z{int(worker[1:]) % self.zones}" if self.zones else None
 
     @property
     def worker_ids(self) -> tuple[str, ...]:
@@ -249,7 +254,7 @@ class Plan:
     """What runs are like. A latency or fsync is drawn between its two bounds, evenly on a logarithmic scale.
 
     `changes`: how many changes of the cluster there are, without those that directly follow one. `modes`: the installed
-    modes that an operator may switch to.
+    modes that an operator may switch to. `zones`: see `Schedule`.
     """
 
     lasts_s: float = 60.0  # until the last faults are over; forming and the last phase come on top
@@ -272,6 +277,7 @@ class Plan:
     down_after_s: float = DOWN_AFTER_S
     forget_after_s: float = MIN_AGE_S
     modes: tuple[str, ...] = ()
+    zones: int = 0
     now_and_then: tuple[Plan, ...] = ()  # every fourth seed follows one of these instead
 
     def draw(self, strategy: Strategy, seed: int) -> Schedule:
@@ -303,6 +309,7 @@ class Plan:
             forget_after_s=self.forget_after_s,
             joiners=self.joiners,
             modes=self.modes,
+            zones=self.zones,
         )
 
     def _draw_requests(

@@ -23,6 +23,7 @@ import trio
 
 from trikv.api import Promise, Record, Strategy
 from trikv.core.configuration import Cluster, Configuration, Member
+from trikv.core.labels import ZONE
 from trikv.core.quorums import Availability
 from trikv.core.record import Version
 from trikv.master.master import Master
@@ -231,7 +232,15 @@ class World:
         name = life.host.name
         doors = Doors(SimTransport(self.network, life), life.dice)
         storage = await SimStorage.open(self.disks[name], life)
-        worker = await Worker.open(name, storage, "simulated", doors, progress=SimProgress(self.disks[name]))
+        zone = self.schedule.zone_of(name)
+        worker = await Worker.open(
+            name,
+            storage,
+            "simulated",
+            doors,
+            labels={} if zone is None else {ZONE: zone},
+            progress=SimProgress(self.disks[name]),
+        )
         await worker.run(await doors.transport.listen(life.host.address), master=MASTER_ADDRESS)
 
     # --- what can be seen from outside --------------------------------------------------------------------------------

@@ -99,6 +99,8 @@ export class Workers {
     say(cells.state, worker.state);
     say(cells.place, worker.place_word);
     say(cells.address, worker.address);
+    cells.labels.className = "quiet";
+    say(cells.labels, worker.labels_spelled);
     say(cells.keys, count(worker.keys));
     say(cells.bytes, bytes(worker.bytes));
     say(cells.rate, figure(worker.rate));
@@ -122,7 +124,7 @@ export class Workers {
 
   makeRow(worker) {
     const span = (name) => h("span", { class: name });
-    const cells = Object.fromEntries(["state", "place", "address", "keys", "bytes", "rate", "latency", "lag", "hints", "copies"].map((name) => [name, span(name)]));
+    const cells = Object.fromEntries(["state", "place", "address", "keys", "bytes", "rate", "latency", "lag", "hints", "copies", "labels"].map((name) => [name, span(name)]));
     const button = (text, act) => h("button", { type: "button", class: "small", "aria-label": `${text} ${worker.address}`, onclick: act }, text);
     cells.drain = button("Drain", () => this.drain(worker));
     cells.undrain = button("Undrain", () => this.change("POST", worker, "/undrain", { undrain: worker.number + 1 }));
@@ -131,7 +133,7 @@ export class Workers {
     const main = h(
       "tr",
       { role: "row", "data-worker": worker.id },
-      h("th", { scope: "row", role: "rowheader" }, h("span", { class: `swatch ${colourOf(worker.number)}` }, String(worker.number + 1)), cells.address, worker.id === worker.address ? "" : h("code", { class: "quiet" }, worker.id)),
+      h("th", { scope: "row", role: "rowheader" }, h("span", { class: `swatch ${colourOf(worker.number)}` }, String(worker.number + 1)), cells.address, worker.id === worker.address ? "" : h("code", { class: "quiet" }, worker.id), " ", cells.labels),
       data("State", cells.state),
       data("Place", cells.place),
       data("Keys", cells.keys, true),
