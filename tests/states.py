@@ -14,7 +14,9 @@ def state_of(readable: int = 1024, writable: int = 1024, short: int = 0, **chang
             {"name": "m", "promise": "CP", "gives_up": "much", "use_when": "now"},
             {"name": "other", "promise": "AP", "gives_up": "more", "use_when": "never"},
         ],
-        "partitions": {"total": 1024, "settled": 1024, "readable": readable, "writable": writable, "short": short, "crowded": 0},
+        "partitions": {
+            "total": 1024, "settled": 1024, "readable": readable, "writable": writable, "short": short, "crowded": 0,
+        },
         "workers": [],
         "operations": {"committed": 1, "refused": 2, "unknown": 3}, "in_flight": 4, "pending": 5,
         "progress": progress_of(), **changes,
