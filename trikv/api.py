@@ -110,6 +110,19 @@ class ReplicaSet(Protocol):
     def prefer(self, **labels: str) -> ReplicaSet:
         """All of them, those with these labels first: what `fetch` asks first."""
 
+    def rotate(self) -> ReplicaSet:
+        """All of them, beginning with another one at each request, so that `fetch` spreads reads over them."""
+
+    def is_committed(self, key: bytes, answer: Answer) -> bool:
+        """Is what this replica holds of the key known to be committed? Then it, or something newer, is on `copies(n)`
+        replicas. A replica that holds nothing holds nothing that is in doubt.
+
+        The coordinator knows it of what was written since the master started and the configuration last changed, and of
+        all that is older once the replicas have been compared, which takes a second or two. False may only mean that it
+        is not known. If `copies(n)` is n, what is committed may be returned, whichever replica answered: a newer
+        committed write would be on that replica as well. It holds for answers that this request has fetched.
+        """
+
     def values(self, label: str) -> list[str]:
         """The values that this label has among them, each once, in order. A replica without the label has none."""
 

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 from trikv.api import Strategy, Write
 from trikv.coordinator.locks import KeyLocks
+from trikv.coordinator.marks import Marks
 from trikv.coordinator.replicas import Copies, NotEnough, Replicas, ServedRequest, Target
 from trikv.coordinator.trace import Traces
 from trikv.core import quorums
@@ -115,9 +116,9 @@ class PartitionState:
     """One partition in one epoch. `made_here`: its active configuration is of this coordinator's making."""
 
     __slots__ = (
-        "_copies", "_count", "_doubt", "_sent_keys", "_surroundings", "anchored", "blocked_because", "copies", "epoch",
-        "history", "index", "locks", "missed", "needs", "partition", "pending", "promised", "stage", "strategy",
-        "targets", "untouched", "up_to_write",
+        "_copies", "_count", "_doubt", "_marks", "_sent_keys", "_surroundings", "anchored", "blocked_because",
+        "copies", "epoch", "history", "index", "locks", "missed", "needs", "partition", "pending", "promised", "stage",
+        "strategy", "targets", "untouched", "up_to_write",
     )  # fmt: skip
 
     def __init__(
@@ -147,6 +148,7 @@ class PartitionState:
         self.blocked_because = ""  # why nothing can be served until an operator decides
         self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
         self.stage = _SETTLED if partition.settled else Stage.UNUSED if made_here else Stage.SETTLING
+        self._marks = Marks(self.epoch, self.pending, alike=False)
         self.untouched = True  # nothing was sent to its members to be stored, in this epoch
         self._sent_keys: set[bytes] | None = (
             None  # keys of which something was sent; kept only while tombstones are forgotten
@@ -250,6 +252,7 @@ class PartitionState:
             repair=repair,
             listed=listed,
             traces=self._surroundings.traces,
+            marks=self._marks if listed is None else None,  # what was listed may be of before them
         )
 
     def _note_store_of(self, write: Write) -> None:
@@ -278,6 +281,8 @@ class PartitionState:
         self.partition = partition
         self.history = self.history[-1:]
         self.anchored = set()
+        if self.copies == len(self.targets) and not self.is_ap:
+            self._note_alike()  # all of them were heard, and whatever differed was written anew, to all
         self._take(Step.SETTLE)
 
     def close(self) -> None:
@@ -387,8 +392,13 @@ class PartitionState:
         """So many copies are lacking that only a comparison of its replicas can find."""
         self.missed += count
 
+    def _note_alike(self) -> None:
+        if not self._marks.alike:
+            self._marks = Marks(self.epoch, self.pending, alike=True)
+
     def note_compared(self, missed: int) -> None:
         """All its replicas were compared, and made alike, since `missed` was as many."""
+        self._note_alike()
         if self.missed == missed:
             self.missed = 0
 

@@ -21,6 +21,7 @@ import trio
 
 from trikv.api import Answer, ReplicaSet, Write, newest
 from trikv.coordinator.deadlines import limit_of_task
+from trikv.coordinator.marks import Marks
 from trikv.coordinator.steps import Stepped, parker
 from trikv.coordinator.trace import Traces, trace_of
 from trikv.core.calls import Full, Op, fetched_from_wire, is_epoch, record_to_wire
@@ -95,8 +96,8 @@ class ServedRequest:
     """What the views of one request share."""
 
     __slots__ = (
-        "copies", "count_copies", "deadline_s", "epoch", "listed", "on_missed", "on_send", "on_stale", "partition",
-        "repair", "sent_to", "targets", "traces",
+        "copies", "count_copies", "deadline_s", "epoch", "listed", "marks", "on_missed", "on_send", "on_stale",
+        "partition", "repair", "sent_to", "targets", "traces",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +115,7 @@ class ServedRequest:
         repair: Callable[[bytes], Awaitable[Record | None]] | None = None,
         listed: dict[str, Record | None] | None = None,
         traces: Traces | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self.partition = partition
         self.epoch = epoch
@@ -127,6 +129,7 @@ class ServedRequest:
         self.repair = repair  # mends the key and answers its record; None where a strategy may not ask for it
         self.listed = listed  # what replicas listed a moment ago, within this request: a fetch of it costs nothing
         self.traces = traces  # where the trace of a write is, of which a copy is sent later
+        self.marks = marks
         self.sent_to: list[Member] = []
 
     @property
@@ -177,6 +180,17 @@ class Replicas:
 
     def prefer(self, **labels: str) -> Replicas:
         return Replicas(self._request, sorted(self._targets, key=lambda target: not _has(target, labels)))
+
+    def rotate(self) -> Replicas:
+        targets, marks = self._targets, self._request.marks
+        if marks is None or not targets:
+            return self
+        first = marks.take_turn() % len(targets)
+        return Replicas(self._request, [*targets[first:], *targets[:first]])
+
+    def is_committed(self, key: bytes, answer: Answer) -> bool:
+        marks = self._request.marks
+        return marks is not None and marks.is_committed(key, answer.record)
 
     def values(self, label: str) -> list[str]:
         return list(dict.fromkeys(t.labels[label] for t in self._targets if label in t.labels))

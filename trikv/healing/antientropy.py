@@ -266,7 +266,9 @@ class AntiEntropy:
 
     async def _mend_key(self, state: PartitionState, targets: Sequence[Target], key: bytes, deadline_s: float) -> bool:
         """Look at the key once more, and bring what is newest to all; False if there was nothing to do."""
-        if self._coordinator.partitions[state.index] is not state or not _is_comparable(state) or key in state.pending:
+        if self._coordinator.partitions[state.index] is not state or not _is_comparable(state):
+            raise NotEnough("its configuration has changed, or too few of its replicas are up")
+        if key in state.pending:
             return False
         copies = state.configuration.copies
         request = state.request(deadline_s, targets)

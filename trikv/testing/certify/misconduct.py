@@ -370,6 +370,12 @@ class _WatchedReplicas:
     def prefer(self, **labels: str) -> _WatchedReplicas:
         return self._part(self.plain.prefer(**labels))
 
+    def rotate(self) -> _WatchedReplicas:
+        return self._part(self.plain.rotate())
+
+    def is_committed(self, key: bytes, answer: Answer) -> bool:
+        return self.plain.is_committed(key, answer)
+
     def values(self, label: str) -> list[str]:
         return self.plain.values(label)
 
