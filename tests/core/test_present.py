@@ -24,6 +24,7 @@ from trikv.core.present import (
     say_crowded,
     say_duration,
     say_megabytes,
+    say_needs,
     say_place,
     say_promise,
     say_share,
@@ -196,3 +197,10 @@ def test_partitions_that_are_not_spread_over_the_zones_are_counted() -> None:
     assert say_crowded(state) == ""
     state["partitions"]["crowded"] = 52
     assert say_crowded(state) == "52 of 1,024 partitions are not spread over the zones as they could be"
+
+
+def test_what_a_mode_needs_is_a_sentence() -> None:
+    assert say_needs(state_of()) == ""
+    needs = {"write": {"detail": "all 3 replicas"}, "read": {"detail": "the first replica"}}
+    state = state_of(modes=[{"name": "m", "promise": "CP", "gives_up": "much", "use_when": "now", "needs": needs}])
+    assert say_needs(state) == "A write needs all 3 replicas, a read the first replica."

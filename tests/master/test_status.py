@@ -21,6 +21,7 @@ from trikv.healing import hints, settle
 from trikv.master.status import describe_strategy
 from trikv.storage.memory import MemoryStorage
 from trikv.testing.inprocess import PARTITIONS, InProcessCluster, Node
+from trikv_chain import Chain
 
 
 def partitions(cluster: InProcessCluster) -> dict[str, int]:
@@ -371,3 +372,18 @@ async def test_all_that_is_told_is_json_before_and_after_the_cluster_has_formed(
     assert (after["mode"], after["promise"], after["replicas"], after["copies"]) == ("quorum", "CP", 3, 2)
     assert after["modes"] == [describe_strategy(each, 3) for each in cluster.registry.strategies.values()]
     assert {each["name"]: each["compare_and_set"] for each in after["modes"]}["async"] is False
+
+
+class Few(Chain):
+    def copies(self, n: int) -> int:
+        if n > 2:
+            raise ValueError("two at most")
+        return n
+
+
+def test_a_mode_is_described_with_what_it_needs_if_it_knows_so_many_replicas() -> None:
+    assert describe_strategy(Chain(), 3)["needs"] == {
+        "write": {"count": 3, "places": [], "detail": "all 3 replicas"},
+        "read": {"count": 1, "places": [-1], "detail": "the last replica"},
+    }
+    assert describe_strategy(Few(), 3)["needs"] == {}

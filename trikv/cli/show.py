@@ -26,6 +26,7 @@ from trikv.core.present import (
     say_crowded,
     say_duration,
     say_megabytes,
+    say_needs,
     say_short,
 )
 from trikv.core.text import escape
@@ -98,6 +99,8 @@ def summary_rows(state: State) -> list[tuple[str, str]]:
         ("mode", f"{state['mode']} ({state['promise']}): a committed write is on {say_copies(state)}"),
         ("price", mode_of(state).get("gives_up", "")),
     ]
+    if needs := say_needs(state):
+        rows.append(("needs", needs))
     if state["forming"]:
         rows.append(("forming", state["forming"]["detail"]))
     parts = state["partitions"]

@@ -200,13 +200,14 @@ def _choose(
     """
     active = partition.active
     wanted = tuple(cluster.workers[worker].member for worker in row)
+    live = {member for member in wanted if member.worker in up}  # those that are kept besides are not
     lacking = cluster.replicas - len(wanted) if may_keep else 0
     kept = [m for m in active.members if m.worker not in row][: max(lacking, 0)]
     while True:
         members = (*wanted, *kept)
         stays = lacking > 0 and set(members) == set(active.members)
         for order in [active.members, members] if stays else [members]:
-            if order and all(need.is_met([m.worker in up for m in order]) for need in needs(len(order))):
+            if order and all(need.is_met([m in live for m in order]) for need in needs(len(order))):
                 is_enough = len(order) >= min(min_copies, len(active.members))
                 return Configuration(order, cluster.mode, copies(len(order))) if is_enough else None
         if not kept:

@@ -174,6 +174,12 @@ def say_copies(state: State) -> str:
     return f"all {replicas} replicas" if copies == replicas else f"at least {copies} of {replicas} replicas"
 
 
+def say_needs(state: State) -> str:
+    """Which replicas of a key a write and a read cannot do without, as a sentence; empty if the mode does not say."""
+    needs = mode_of(state).get("needs")
+    return f"A write needs {needs['write']['detail']}, a read {needs['read']['detail']}." if needs else ""
+
+
 # --- what is being moved or mended ------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ Computed when it is asked for; nothing is kept up to date for it on the path of 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,6 +34,8 @@ from trikv.master.operations import Operations
 from trikv.master.probe import Probe
 from trikv.net.peers import Peer
 from trikv.registry import Registry, needs_of
+
+_log = logging.getLogger(__name__)
 
 
 class Status:
@@ -109,10 +112,10 @@ class Status:
             readable += served * one.is_readable
             writable += served * (one.judge_write() is TallyVerdict.WON)
             short += len(those) * (len(members) < cluster.replicas)
-        crowded = sum(
-            len(those) * count_crowded([[m.worker for m in history[-1].members]], cluster.workers, cluster.zones)
-            for history, those in (alike.items() if cluster.zones else ())
-        )
+        crowded = 0
+        if zones := cluster.zones:
+            table = [[m.worker for m in state.configuration.members] for state in states]
+            crowded = count_crowded(table, {worker for row in table for worker in row}, zones)
         unsettled = sum(len(those) for history, those in alike.items() if len(history) > 1)
         present = {worker.member for worker in cluster.workers.values()}
         former = {member.worker for member in held if member not in present}
@@ -262,7 +265,11 @@ def _latency_ms(watched: WatchedWorker) -> dict[str, float] | None:
 
 def describe_strategy(strategy: Strategy, replicas: int) -> dict[str, Any]:
     """A strategy in its own words, with what it needs of so many replicas."""
-    needs = needs_of(strategy, replicas, strategy.copies(replicas))
+    try:
+        stated = needs_of(strategy, replicas, strategy.copies(replicas))._asdict()
+    except Exception as error:  # noqa: BLE001 a strategy is a stranger's code, and may not know so many replicas
+        _log.debug("mode %s cannot have %d replicas: %r", strategy.name, replicas, error)
+        stated = {}
     return {
         "name": strategy.name,
         "promise": strategy.promise.value,
@@ -273,6 +280,6 @@ def describe_strategy(strategy: Strategy, replicas: int) -> dict[str, Any]:
         "paper": strategy.paper,
         "needs": {
             what: {"count": need.count, "places": list(need.places), "detail": need.describe(replicas)}
-            for what, need in zip(("write", "read"), needs, strict=True)
+            for what, need in stated.items()
         },
     }

@@ -41,6 +41,7 @@ from trikv.core.present import (
     judge_notes,
     notes_on,
     say_copies,
+    say_needs,
     say_place,
     say_promise,
 )
@@ -77,6 +78,7 @@ def describe_live(services: Services, numbers: dict[str, int]) -> dict[str, Any]
             "health": judge_health(state)._asdict(),
             "promise": say_promise(state["promise"])._asdict(),
             "copies": say_copies(state),
+            "needs": say_needs(state),
             "progress": None if progress is None else progress._asdict(),
             "events": [
                 {

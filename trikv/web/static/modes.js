@@ -19,14 +19,14 @@ export class Modes {
   update(document) {
     const { state, words } = document;
     const mode = state.modes.find((one) => one.name === state.mode) ?? {};
-    this.drawMode({ ...mode, promise: state.promise, name: state.mode }, { ...words.promise, copies: words.copies });
+    this.drawMode({ ...mode, promise: state.promise, name: state.mode }, { ...words.promise, copies: words.copies, needs: words.needs });
     this.drawOthers(state.modes, state.mode);
     this.drawProbe(state.probe ?? null, state.promise);
   }
 
   mode(mode, words) {
     fill(byId("mode-name"), mode.name, " ", h("span", { class: "badge" }, mode.promise, h("span", { class: "badge-word" }, words.word)));
-    say(byId("mode-copies"), `A committed write is on ${words.copies}.`);
+    say(byId("mode-copies"), `A committed write is on ${words.copies}. ${words.needs}`);
     const rows = [
       ["Promises", words.meaning],
       ["Gives up", mode.gives_up],
