@@ -455,6 +455,27 @@ def test_a_part_is_taken_by_label() -> None:
     assert [replicas.values("zone"), replicas.values("disk"), replicas.values("rack")] == [["x", "y"], ["fast"], []]
 
 
+async def test_a_write_by_zones_and_a_read_of_the_nearest(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster = await InProcessCluster.start(nursery, workers=0)
+    for zone in "aabbc":
+        await cluster.add_worker(labels={"zone": zone})
+        await cluster.until(lambda: len(cluster.master.cluster.workers) == len(cluster.workers))
+    await cluster.until_all_up()
+    scene = Scene(cluster)
+    by_zone = {node.labels["zone"]: number for number, node in enumerate(scene.replicas, 1)}
+    replicas = scene.request().replicas
+    assert sorted(replicas.values("zone")) == sorted(by_zone) == ["a", "b", "c"]
+    for zone in "ac":
+        await replicas.where(zone=zone).store(scene.write(1))
+    assert scene.holders(1) == sorted([by_zone["a"], by_zone["c"]])
+    for zone in "abc":
+        answers = await replicas.prefer(zone=zone).fetch(KEY, need=1)
+        assert scene.numbers(answers) == [by_zone[zone]]
+    scene.hold(by_zone["b"])
+    (answer,) = await replicas.prefer(zone="b").fetch(KEY, need=1)
+    assert answer.record == scene.write(1).record, "another zone answers where the nearest is late"
+
+
 @pytest.mark.parametrize("need", [-1, 0, 3])
 async def test_a_need_that_makes_no_sense_names_the_call(need: int) -> None:
     replicas = set_of("ab")
