@@ -3,6 +3,9 @@
 import itertools
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import pytest
 
 from trikv.timeline import STYLE, Band, ClientCall, Lane, Mark, Message, Role, Timeline, to_svg, to_text
 
@@ -60,6 +63,45 @@ def drawn(timeline: Timeline) -> ET.Element:
 
 def classed(svg: ET.Element, tag: str, *words: str) -> list[ET.Element]:
     return [one for one in svg.iter(SVG + tag) if set(words) <= set(one.get("class", "").split())]
+
+
+def test_what_a_client_asks_at_an_instant_comes_before_what_it_is_told_then() -> None:
+    calls = (
+        ClientCall("c1", 1.0, 2.0, "get x", "v1"),
+        ClientCall("c1", 2.0, 2.0, "get y", "refused: unavailable", number=1, why="w1 did not answer"),
+        ClientCall("c1", 2.0, 3.0, "get z", "v3"),
+    )
+    timeline = Timeline(lanes=(Lane("c1", Role.CLIENT),), calls=calls, broken_s=2.0)
+    assert [line.split(maxsplit=3)[3] for line in to_text(timeline).splitlines()] == [
+        "asks     get x",
+        "is told  v1",
+        "asks     [1] get y",
+        "is told  [1] refused: unavailable, because w1 did not answer",
+        "asks     get z",
+        "THE PROMISE IS BROKEN",
+        "is told  v3",
+    ]
+
+
+def test_a_lost_messages_cross_is_beside_its_target() -> None:
+    lost = Message("w1", "w3", 12.0, None, "store v2")
+    picture = drawn(replace(INVERSION, messages=(lost,)))
+    (cross,) = classed(picture, "path", "cross")
+    (name,) = [one for one in classed(picture, "text", "name") if one.text == "w3"]
+    (start_x,) = re.findall(r"M([\d.]+)", cross.get("d", ""))[:1]
+    assert abs(float(start_x) - float(name.get("x", ""))) < 30
+
+
+@pytest.mark.parametrize("width", [4, 12])
+def test_a_compact_picture_has_every_lane_and_the_failure_and_no_labels(width: int) -> None:
+    lanes = (*INVERSION.lanes, *(Lane(f"x{number}", Role.REPLICA) for number in range(width)))
+    timeline = replace(INVERSION, lanes=lanes)
+    svg = ET.fromstring(to_svg(timeline, compact=True))
+    assert [one.text for one in classed(svg, "text", "name")] == [lane.name for lane in lanes]
+    assert [one.text for one in classed(svg, "text", "label")] == [timeline.broken]
+    assert len(classed(svg, "g", "message")) == 4
+    assert len(classed(svg, "path", "broken")) == 1
+    assert float(svg.get("width", "")) <= 100 + 34 * len(lanes)
 
 
 def test_picture_has_every_lane_message_call_and_band() -> None:

@@ -9,7 +9,8 @@ distance of two moments on paper grows with the logarithm of their distance in t
 one lane would touch. So the order is exact, and a length is a hint; the margin has the seconds.
 
 `to_svg` draws a picture that takes its colours from `STYLE`, light or dark like the reader's screen. It has no scripts,
-and every text in it is escaped.
+and every text in it is escaped. A narrow screen has no room for labels: a `compact` picture has all lanes and lines,
+and the text beside it says what they are.
 
 Cost: n log n in what is drawn. The caller bounds that: a person can read a few hundred messages at most.
 """
@@ -59,7 +60,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ClientCall:
-    """What a client asked and was told. `number` is its number in the evidence; 0 if it is not evidence."""
+    """What a client asked and was told. `number` is its number in the evidence; 0 if it is not evidence.
+
+    `why`: the reason for the answer, which only the text and a pointer at the call have room for.
+    """
 
     lane: str
     began_s: float
@@ -67,6 +71,11 @@ class ClientCall:
     text: str
     answer: str
     number: int = 0
+    why: str = ""
+
+    @property
+    def told(self) -> str:
+        return f"{self.answer}, because {self.why}" if self.why else self.answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +178,7 @@ def _rows(timeline: Timeline) -> Iterator[_Row]:
         if call.ended_s is not None:
             at_once = call.ended_s == call.began_s
             place = (3, number, 1) if at_once else (2, number, 0)
-            yield _Row(call.ended_s, place, call.lane, "is told", mark + call.answer)
+            yield _Row(call.ended_s, place, call.lane, "is told", mark + call.told)
     for number, one in enumerate(timeline.marks):
         yield _Row(one.time_s, (2, number, 0), one.lane, "knows", one.text)
     if timeline.broken_s is not None:
@@ -179,8 +188,9 @@ def _rows(timeline: Timeline) -> Iterator[_Row]:
 # --- as a picture -----------------------------------------------------------------------------------------------------
 
 _MARGIN_X: Final = 96  # where the seconds stand
+_COMPACT_MARGIN_X: Final = 66
+_COMPACT_LANE_X: Final = 34
 _LANE_X: Final = {Role.CLIENT: 190, Role.COORDINATOR: 190, Role.REPLICA: 176}  # the distance to the next lane
-_TOP_Y: Final = 74
 _BOTTOM_Y: Final = 40
 _CALL_HALF: Final = 6  # half the width of a client's call; then of a band, and of a lost message's cross
 _BAND_HALF: Final = 13
@@ -209,10 +219,18 @@ class _Label:
 class _Paper:
     """The positions of moments and lanes on the drawing."""
 
-    def __init__(self, timeline: Timeline, labels: Sequence[_Label], xs: dict[str, float]) -> None:
+    def __init__(self, timeline: Timeline, labels: Sequence[_Label], xs: dict[str, float], *, compact: bool) -> None:
         self.xs = xs
-        ends = [xs[band.lanes[-1]] + _BAND_HALF + _LETTER_X * (len(band.text) + 2) for band in timeline.bands]
-        self.width = max([*ends, max(xs.values(), default=0) + 190])
+        self.compact = compact
+        self.margin_x = _COMPACT_MARGIN_X if compact else _MARGIN_X
+        last_x = max(xs.values(), default=0)
+        longest = max((len(lane.name) for lane in timeline.lanes), default=0)
+        self.lanes_y = 14 + _LETTER_X * longest if compact else 44  # names stand aslant above their lanes
+        if compact:
+            self.width = max(last_x + 24, self.margin_x + _LETTER_X * len(timeline.broken) + 16)
+        else:
+            ends = [xs[band.lanes[-1]] + _BAND_HALF + _LETTER_X * (len(band.text) + 2) for band in timeline.bands]
+            self.width = max([*ends, last_x + 190])
         self.moments = timeline.moments()
         self._ys: dict[float, float] = {}
         waiting: dict[float | None, list[_Label]] = {}
@@ -220,7 +238,7 @@ class _Paper:
             waiting.setdefault(label.time_s, []).append(label)
         taken: dict[str, float] = {}  # by column: the lowest label so far
         unit_s = _GAP_UNIT_IN_MS_S if timeline.in_ms else _GAP_UNIT_S
-        y, before_s = float(_TOP_Y), None
+        y, before_s = self.lanes_y + 30.0, None
         for moment_s in self.moments:
             if before_s is not None:
                 y += _distance((moment_s - before_s) / unit_s)
@@ -254,11 +272,18 @@ def _distance(units: float) -> float:
     return min(high, max(low, 13 * math.log10(1 + units)))
 
 
-def to_svg(timeline: Timeline, *, standalone: bool = False) -> str:
-    """The `<svg>` element, for a page that has `STYLE`. `standalone`: with the style and a ground of its own."""
-    xs = _place_lanes(timeline.lanes)
+def to_svg(timeline: Timeline, *, standalone: bool = False, compact: bool = False, defined: bool = False) -> str:
+    """The `<svg>` element, for a page that has `STYLE`.
+
+    `standalone`: with the style and a ground of its own. `compact`: lanes side by side and no labels, for a narrow
+    screen; what is at a place is told by a pointer that rests there. `defined`: the page has `DEFINITIONS` elsewhere,
+    as it must where it may hide this picture.
+    """
+    xs = _place_lanes(timeline.lanes, compact=compact)
     labels = _stacked(
-        [
+        []
+        if compact
+        else [
             *_message_labels(timeline.messages, xs),
             *_call_labels(timeline.calls, xs),
             *(
@@ -267,7 +292,7 @@ def to_svg(timeline: Timeline, *, standalone: bool = False) -> str:
             ),
         ]
     )
-    paper = _Paper(timeline, labels, xs)
+    paper = _Paper(timeline, labels, xs, compact=compact)
     parts = [
         *_draw_lanes(timeline.lanes, paper),
         *_draw_bands(timeline.bands, paper),
@@ -279,11 +304,12 @@ def to_svg(timeline: Timeline, *, standalone: bool = False) -> str:
         *_draw_seconds(paper, in_ms=timeline.in_ms),
     ]
     size = f'viewBox="0 0 {paper.width:.0f} {paper.height:.0f}" width="{paper.width:.0f}" height="{paper.height:.0f}"'
-    return f'<svg class="spacetime" xmlns="http://www.w3.org/2000/svg" role="img" {size}>\n' + "\n".join(
+    kind = "spacetime compact" if compact else "spacetime"
+    return f'<svg class="{kind}" xmlns="http://www.w3.org/2000/svg" role="img" {size}>\n' + "\n".join(
         [
             "<title>Space-time diagram: lanes from left to right, time runs down</title>",
             *([f"<style>{STYLE}</style>", _GROUND] if standalone else []),
-            _DEFINITIONS,
+            *([] if defined else [_DEFINITIONS]),
             *parts,
             "</svg>",
         ]
@@ -299,19 +325,34 @@ _DEFINITIONS: Final = """<defs>
 </defs>"""
 
 
-def _place_lanes(lanes: Sequence[Lane]) -> dict[str, float]:
+DEFINITIONS: Final = (
+    f'<svg class="spacetime defined" width="0" height="0" style="position: absolute" aria-hidden="true">{_DEFINITIONS}'
+    "</svg>"
+)
+
+
+def width_of(timeline: Timeline) -> int:
+    """Of the picture that is not compact, in pixels."""
+    return round(_Paper(timeline, (), _place_lanes(timeline.lanes), compact=False).width)
+
+
+def _place_lanes(lanes: Sequence[Lane], *, compact: bool = False) -> dict[str, float]:
     xs: dict[str, float] = {}
-    x = float(_MARGIN_X + 30)
+    x = float(_COMPACT_MARGIN_X + 24 if compact else _MARGIN_X + 30)
     for lane in lanes:
         xs[lane.name] = x
-        x += _LANE_X[lane.role]
+        x += _COMPACT_LANE_X if compact else _LANE_X[lane.role]
     return xs
 
 
 def _draw_lanes(lanes: Sequence[Lane], paper: _Paper) -> Iterator[str]:
     for lane in lanes:
         x = paper.xs[lane.name]
-        yield f'<path class="lane" d="M{x:.1f} 44V{paper.end_y:.1f}"/>'
+        yield f'<path class="lane" d="M{x:.1f} {paper.lanes_y:.1f}V{paper.end_y:.1f}"/>'
+        if paper.compact:
+            aslant = f"translate({x + 4:.1f} {paper.lanes_y - 6:.1f}) rotate(-60)"
+            yield f'<text class="name {lane.role}" transform="{aslant}">{escape(lane.name)}</text>'
+            continue
         half = max(34.0, len(lane.name) * 4.4 + 12)
         yield f'<rect class="name {lane.role}" x="{x - half:.1f}" y="8" width="{half * 2:.1f}" height="28" rx="14"/>'
         yield _text(x, 27, lane.name, f"name {lane.role}", "middle")
@@ -330,6 +371,8 @@ def _draw_bands(bands: Sequence[Band], paper: _Paper) -> Iterator[str]:
                 f'<rect class="band {kind}" x="{x - _BAND_HALF:.1f}" y="{top:.1f}" width="{_BAND_HALF * 2}" '
                 f'height="{max(6.0, bottom - top):.1f}" rx="4"><title>{escape(band.text)}</title></rect>'
             )
+        if paper.compact:
+            continue
         x = paper.xs[band.lanes[-1]]
         y = top + 12
         while any(abs(y - other_y) < _LABEL_Y and x == other_x for other_x, other_y in taken):
@@ -344,8 +387,8 @@ def _draw_messages(messages: Sequence[Message], paper: _Paper) -> Iterator[str]:
         y1 = paper.y(message.sent_s)
         lost = message.is_lost
         y2 = y1 + 12 if lost else paper.y(message.arrived_s)
-        if lost:
-            x2 -= (x2 - x1) * 0.3
+        if lost:  # the cross is where it should have arrived
+            x2 -= math.copysign(_BAND_HALF, x2 - x1)
         kind = " ".join(["message", *(["answer"] if message.is_answer else []), *(["lost"] if lost else [])])
         told = f"{message.source} to {message.target}: {message.text}" + (", lost" if lost else "")
         end = "" if lost else ' marker-end="url(#head)"'
@@ -365,7 +408,7 @@ def _message_labels(messages: Iterable[Message], xs: dict[str, float]) -> Iterat
         to_the_left = xs[other] < xs[near]
         x = xs[near] + (-_BAND_HALF if to_the_left else _BAND_HALF)
         if lost and not message.is_answer:
-            x -= (xs[near] - xs[other]) * 0.3
+            x += -_CROSS_HALF - 4 if to_the_left else _CROSS_HALF + 4
         time_s = message.sent_s if message.is_answer or lost else message.arrived_s
         offset = 15.0 if message.is_answer else (0.0 if lost else -6.0)
         style = "label lost" if lost else ("label answer" if message.is_answer else "label")
@@ -379,7 +422,7 @@ def _draw_calls(calls: Sequence[ClientCall], lanes: Sequence[Lane], paper: _Pape
     for call in calls:
         x, top, bottom = paper.xs[call.lane], paper.y(call.began_s), paper.y(call.ended_s)
         kind = "call evidence" if call.number else "call"
-        told = escape(f"{call.text}: {call.answer}")
+        told = escape(f"{call.text}: {call.told}")
         yield (
             f'<rect class="{kind}" x="{x - _CALL_HALF}" y="{top:.1f}" width="{_CALL_HALF * 2}" '
             f'height="{max(4.0, bottom - top):.1f}" rx="3"><title>{told}</title></rect>'
@@ -414,7 +457,7 @@ def _draw_marks(marks: Sequence[Mark], paper: _Paper) -> Iterator[str]:
 def _draw_broken(timeline: Timeline, paper: _Paper) -> Iterator[str]:
     if timeline.broken_s is not None:
         y = paper.y(timeline.broken_s)
-        yield f'<path class="broken" d="M{_MARGIN_X - 14} {y:.1f}H{paper.width:.1f}"/>'
+        yield f'<path class="broken" d="M{paper.margin_x - 14} {y:.1f}H{paper.width:.1f}"/>'
         yield _text(paper.width - 8, y - 7, timeline.broken, "label broken", "end")
 
 
@@ -425,11 +468,11 @@ def _draw_seconds(paper: _Paper, *, in_ms: bool) -> Iterator[str]:
         y = paper.y(moment_s)
         if before_s is not None and moment_s - before_s >= _BREAK_S:
             middle = (y + paper.y(before_s)) / 2
-            yield _text(_MARGIN_X - 24, middle + 4, f"⋮ {moment_s - before_s:.1f} s", "seconds silence", "end")
+            yield _text(paper.margin_x - 24, middle + 4, f"⋮ {moment_s - before_s:.1f} s", "seconds silence", "end")
         if y - last_y >= _LABEL_Y:
-            yield f'<path class="tick" d="M{_MARGIN_X - 18} {y:.1f}h8"/>'
+            yield f'<path class="tick" d="M{paper.margin_x - 18} {y:.1f}h8"/>'
             told = f"{1000 * moment_s:.2f} ms" if in_ms else f"{moment_s:.4f}"
-            yield _text(_MARGIN_X - 24, y + 4, told, "seconds", "end")
+            yield _text(paper.margin_x - 24, y + 4, told, "seconds", "end")
             last_y = y
         before_s = moment_s
 
@@ -460,6 +503,7 @@ RULES: Final = """
 .spacetime rect.name.coordinator { fill: var(--ink); stroke: var(--ink); }
 .spacetime text.name { font-weight: 650; font-size: 13px; }
 .spacetime text.name.coordinator { fill: var(--card); }
+.spacetime.compact text.name { fill: var(--ink); font-size: 12px; }
 .spacetime .note, .spacetime .seconds { fill: var(--quiet); font-size: 11px; }
 .spacetime .silence { font-style: italic; }
 .spacetime .tick { stroke: var(--line); }

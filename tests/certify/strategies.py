@@ -36,11 +36,32 @@ class HalfIsEnough(Quorum):
         return newest(await replicas.fetch(key, need=len(replicas) // 2))
 
 
+class ReadsOne(Quorum):
+    """Believes the first replica."""
+
+    name = "reads-one"
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return newest(await replicas.fetch(key, need=1))
+
+
 class PromisesTooMuch(Async):
     """As asynchronous as it is, it says that it is linearizable."""
 
     name = "promises-too-much"
     promise = Promise.CP
+
+
+class LeavesRepair(Async):
+    """Sends a write to one replica alone, and mends nothing: anti-entropy has to bring it to the others."""
+
+    name = "leaves-repair"
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await replicas.store(write, need=1, in_order=True)
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return newest(await replicas.fetch(key, need=1))
 
 
 class Raises(Quorum):

@@ -62,6 +62,12 @@ def test_the_built_in_modes_keep_their_promises(mode: str, grade: Grade) -> None
     assert sum(certificate.faults.values()) > 5
 
 
+def test_repair_may_be_left_to_anti_entropy() -> None:
+    certificate = certify(f"{STRATEGIES}:LeavesRepair", seeds=range(1, 7), jobs=2, plan=SHORT)
+    assert certificate.is_kept, "\n".join(to_lines(certificate))
+    assert certificate.delivers is Grade.CONVERGENT
+
+
 def test_being_watched_changes_nothing() -> None:
     digests = {run.schedule.seed: run.digest for run in (simulate(Quorum(), seed, SHORT) for seed in (5, 6))}
     certificate = certify("quorum", seeds=(5, 6), jobs=2, plan=SHORT)
@@ -93,6 +99,7 @@ def test_a_broken_promise_is_caught_shrunk_and_drawn(strategy: str, seed: int) -
     assert left < sum(example.shrunk_from) / 5, told
     assert f"Play it again: trikv certify {STRATEGIES}:{strategy} --replay {seed}" in told
     assert re.search(r"\d s +w\d +(gets|misses) +store v\d+, from master", told)
+    assert example.finding.rule == certificate.broken[0].finding.rule
     assert "HERE THE PROMISE IS BROKEN" in told
     assert {call.number for call in example.timeline.calls if call.number} == set(
         range(1, len(example.finding.operations) + 1)
@@ -110,6 +117,36 @@ def test_the_command_shows_a_broken_promise_as_text_and_as_a_page(tmp_path: Path
     assert [one for one in svg.iter() if "evidence" in one.get("class", "").split()]
     assert "<script" not in html
     assert not re.search(r"""(src|href)\s*=""", html)
+
+
+def test_acknowledgements_and_answers_are_in_the_story() -> None:
+    certificate = certify(f"{STRATEGIES}:ReadsOne", seeds=[0], jobs=1, plan=DENSE, runs_max=0)
+    assert certificate.counterexample is not None
+    messages = certificate.counterexample.timeline.messages
+    for asked, answered in (("store", "stored"), ("fetch", "holds")):
+        calls = sum(one.text.startswith(f"{asked} ") or one.text == asked for one in messages)
+        answers = sum(one.text.startswith(answered) for one in messages)
+        assert answers > calls / 3
+
+
+def test_of_several_failing_seeds_the_shortest_story_is_told() -> None:
+    target = f"{STRATEGIES}:ReadsOne"
+    certificate = certify(target, seeds=range(3), jobs=2, plan=DENSE, runs_max=18)
+    assert len(certificate.broken) > 1
+    assert certificate.counterexample is not None
+    assert certificate.counterexample.seed in {one.seed for one in certificate.broken}
+    example = certificate.counterexample
+    assert len(example.schedule.requests) < example.shrunk_from[1]
+
+
+def test_the_first_failure_may_end_it_and_be_shown_as_it_is() -> None:
+    result = run_cli(f"{STRATEGIES}:ReadsOne", "--seeds", "50", "--stop-at-first", "--no-shrink", "--json")
+    told = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert told["runs"] < 20
+    assert told["seeds"]["last"] < 20
+    assert len(told["counterexample"]["requests"]) > 100
+    assert told["counterexample"]["seed"] == told["broken"][0]["seed"]
 
 
 def test_a_command_that_comes_to_nothing_leaves_the_former_page_alone(tmp_path: Path) -> None:

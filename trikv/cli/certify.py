@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     "--html", type=click.Path(dir_okay=False, writable=True, path_type=Path), metavar="FILE",
     help="Write the certificate there as a page, with a failure as a space-time diagram.",
 )  # fmt: skip
+@click.option("--stop-at-first", is_flag=True, help="Play no further seeds once one has broken the promise.")
+@click.option("--no-shrink", is_flag=True, help="Show a failure as it is, with all its requests and faults.")
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")
 def certify(
     strategy: str,
@@ -50,6 +52,8 @@ def certify(
     replay: int | None,
     schedule: Path | None,
     html: Path | None,
+    stop_at_first: bool,
+    no_shrink: bool,
     as_json: bool,
 ) -> None:
     """Test whether a strategy keeps its promise, in a simulated cluster with faults.
@@ -62,6 +66,7 @@ def certify(
     from trikv.testing.certify.certificate import certify as put_to_the_test
     from trikv.testing.certify.load import LoadError
     from trikv.testing.certify.report import to_html, to_lines
+    from trikv.testing.certify.shrink import RUNS_MAX
     from trikv.testing.sim.schedulefile import ScheduleFileError, read_schedule
 
     if replay is not None and seeds is not None:
@@ -78,7 +83,15 @@ def certify(
 
     def work(progress: CertifyProgress) -> Certificate:
         jobs_used = min(jobs, len(chosen))
-        return put_to_the_test(strategy, seeds=chosen, jobs=jobs_used, schedule=saved, progress=progress)
+        return put_to_the_test(
+            strategy,
+            seeds=chosen,
+            jobs=jobs_used,
+            schedule=saved,
+            runs_max=0 if no_shrink else RUNS_MAX,
+            stop_at_first=stop_at_first,
+            progress=progress,
+        )
 
     try:
         certificate = _with_progress(work)

@@ -19,7 +19,9 @@ since its author will want to know whether it delivers that. A strategy that alw
 certification also asks how it behaves (`misconduct.py`), whether anything was ever committed, and whether a seed gives
 the same run a second time, in another process with another hash seed.
 
-Of the runs that failed, the one with the lowest seed is shrunk (`shrink.py`) and drawn as a timeline (`failure.py`).
+Of the runs that failed, the first few are shrunk (`shrink.py`), and the one with the shortest timeline is drawn
+(`failure.py`). All of them together cost as many runs as one alone may: each is shrunk a little, and the most promising
+one further.
 Where a mode that promises convergence kept that, and a saved schedule was played, a run that was not linearizable is
 drawn in the same way: it is the price of the mode.
 
@@ -33,11 +35,11 @@ from __future__ import annotations
 
 import shlex
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
-from functools import partial
 from typing import Any, Final
 
 from trikv.api import Promise
@@ -59,6 +61,8 @@ SEEDS: Final = 200  # about a minute on two cores
 SEEDS_OF_SAVED: Final = 20  # of a saved schedule, in which less is drawn
 REPEATED: Final = 3  # how many seeds are played a second time
 WEAKENED_MAX: Final = 20  # how many seeds are played as if less had been promised
+SHRUNK_MAX: Final = 3  # how many failing seeds are shrunk
+_FIRST_SHARE: Final = 6  # each of them may first use up one in so many of the runs
 STUCK_MAX: Final = 3  # runs without an end, after which playing stops: each costs `HANG_S`
 
 _WORKER_S_COSTS_S: Final = (
@@ -133,6 +137,7 @@ class Certificate:
     seeds: tuple[int, int]  # the first and the last
     runs: int = 0
     stuck: int = 0
+    stopped_at_first: bool = False  # the seeds after a broken promise were left out
     faults: Counter[FaultKind] = field(default_factory=Counter)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     virtual_s: float = 0.0
@@ -259,6 +264,7 @@ def certify(
     plan: Plan | None = None,
     schedule: SavedSchedule | None = None,
     runs_max: int = RUNS_MAX,
+    stop_at_first: bool = False,
     hang_s: float | None = None,
     progress: CertifyProgress = _no_progress,
 ) -> Certificate:
@@ -266,7 +272,8 @@ def certify(
 
     `seeds`: 1 to `SEEDS`, or to `SEEDS_OF_SAVED` with a schedule, if there are none. `plan`: what runs are like.
     `schedule`: play this in each run instead, from its beginning under the mode that `target` names. `runs_max`: how
-    many runs the search for a small failing schedule may cost. `hang_s`: the time after which a run counts as hanging.
+    many runs the search for a small failing schedule may cost; with 0 the schedule is shown as it is. `stop_at_first`:
+    play no further seeds after one that broke the promise. `hang_s`: the time after which a run counts as hanging.
 
     Raises:
       LoadError: there is no such strategy, or none of a name that the schedule switches to.
@@ -291,11 +298,12 @@ def certify(
         schedule=schedule,
     )
     with ProcessPool(target, jobs, hang_s=hang_s) as pool:
-        _play_all(pool, certificate, source, seeds, progress)
+        seeds = _play_all(pool, certificate, source, seeds, stop_at_first, progress)
         if certificate.is_unsafe and strategy.promise is Promise.CP:
             certificate.weakened = _play_weakened(pool, source, seeds[:WEAKENED_MAX], progress)
         if certificate.broken:
-            certificate.counterexample = _find_smallest(pool, source, certificate.broken[0], runs_max, progress)
+            count = 1 if stop_at_first or not runs_max else SHRUNK_MAX
+            certificate.counterexample = _find_shortest(pool, source, certificate.broken, count, runs_max, progress)
         elif certificate.seeds_with_price and schedule is not None:
             certificate.price = _find_price(pool, source, min(certificate.seeds_with_price), runs_max, progress)
     if certificate.stuck < STUCK_MAX:
@@ -317,15 +325,21 @@ def _play_all(
     certificate: Certificate,
     source: SourceOfSchedules,
     seeds: Sequence[int],
+    stop_at_first: bool,
     progress: CertifyProgress,
-) -> None:
-    """Play every seed and enter its result."""
+) -> Sequence[int]:
+    """Play every seed and enter its result. Returns the seeds that were played: those up to the end, if it came early.
+
+    All seeds before the first failing one are among them, so that is the same one in every run.
+    """
     began_s = time.monotonic()
+    played_seeds: list[int] = []
 
     def tasks() -> Iterator[Task]:
         for seed in seeds:
-            if certificate.stuck >= STUCK_MAX:
+            if certificate.stuck >= STUCK_MAX or (stop_at_first and certificate.broken):
                 return
+            played_seeds.append(seed)
             yield Task(seed, source)
 
     for count, played in enumerate(pool.play(tasks()), start=1):
@@ -334,6 +348,9 @@ def _play_all(
     certificate.elapsed_s = time.monotonic() - began_s
     certificate.broken.sort(key=lambda one: one.seed)
     certificate.undecided.sort()
+    certificate.seeds = (min(played_seeds), max(played_seeds))
+    certificate.stopped_at_first = len(played_seeds) < len(seeds) and bool(certificate.broken) and stop_at_first
+    return played_seeds
 
 
 def _enter(certificate: Certificate, played: PlayedTask) -> None:
@@ -353,18 +370,20 @@ def _enter(certificate: Certificate, played: PlayedTask) -> None:
     if played.judgement is Judgement.VIOLATION:
         certificate.seeds_with_price.append(played.task.seed)
     if run.findings:
-        certificate.broken.append(Broken(played.task.seed, _weightiest(run), frozenset(map(Harm.of, run.findings))))
+        certificate.broken.append(
+            Broken(played.task.seed, _weightiest(run.findings), frozenset(map(Harm.of, run.findings)))
+        )
     elif run.undecided:
         certificate.undecided.append(played.task.seed)
 
 
-def _weightiest(run: Run) -> Finding:
+def _weightiest(findings: Sequence[Finding]) -> Finding:
     """The finding to show first: causes before what comes of them, operations before bookkeeping."""
 
     def weight(finding: Finding) -> tuple[Harm, bool, bool]:
         return Harm.of(finding), not finding.operations, "stamp" in finding.rule
 
-    return min(run.findings, key=weight)
+    return min(findings, key=weight)
 
 
 def _play_weakened(
@@ -389,63 +408,103 @@ def _play_again(pool: ProcessPool, certificate: Certificate, source: SourceOfSch
             certificate.seen_in[Misconduct.UNREPEATABLE] += 1
 
 
-def _find_smallest(
-    pool: ProcessPool, source: SourceOfSchedules, broken: Broken, runs_max: int, progress: CertifyProgress
+def _find_shortest(
+    pool: ProcessPool,
+    source: SourceOfSchedules,
+    broken: Sequence[Broken],
+    count: int,
+    runs_max: int,
+    progress: CertifyProgress,
 ) -> Counterexample | None:
-    """The smallest failing schedule of this seed. None: it does not fail a second time."""
-    harm = Harm.of(broken.finding)
+    """Of the first `count` seeds that failed most gravely, the one with the shortest timeline.
 
-    def fails(played: PlayedTask) -> bool:
-        """Does it fail in the same way, roughly? A wrong answer must not be traded for a missing one."""
-        found = played.run.findings if played.run is not None else []
-        return any(Harm.of(finding) is harm for finding in found)
+    None: none of them fails a second time.
+    """
+    gravest = min(Harm.of(one.finding) for one in broken)
+    chosen = [one for one in broken if Harm.of(one.finding) is gravest][:count]
+    searches = [_FailureSearch(pool, source, one, progress) for one in chosen]
+    searches = [search for search in searches if search.begins()]
+    if not searches:
+        return None
+    if len(searches) > 1:
+        for search in searches:
+            search.shrink(runs_max // _FIRST_SHARE)
+    best = min(searches, key=lambda search: search.size)
+    best.shrink(runs_max - sum(search.runs for search in searches))
+    return min(filter(None, (search.tell() for search in searches)), key=_length_of, default=None)
 
-    def show(run: Run) -> Finding | None:
-        return with_last_read(_weightiest(run), run.history) if run.findings else None
 
-    return _Search(pool, source, broken.seed, runs_max, progress).smallest(fails, show)
+def _length_of(example: Counterexample) -> int:
+    """How much there is to read."""
+    schedule, timeline = example.schedule, example.timeline
+    events = len(timeline.messages) + 2 * len(timeline.calls) + 2 * len(timeline.bands)
+    return len(schedule.faults) + len(schedule.requests) + events
 
 
 def _find_price(
     pool: ProcessPool, source: SourceOfSchedules, seed: int, runs_max: int, progress: CertifyProgress
 ) -> Counterexample | None:
     """The smallest schedule of this seed whose history is not linearizable, though the promise is kept."""
-
-    def is_not_linearizable(played: PlayedTask) -> bool:
-        return played.judgement is Judgement.VIOLATION and played.run is not None and not played.run.findings
-
-    def show(run: Run) -> Finding | None:
-        return next(iter(linear.check(run.history).findings), None)
-
-    example = _Search(pool, source, seed, runs_max, progress).smallest(is_not_linearizable, show)
+    search = _PriceSearch(pool, source, seed, progress)
+    if not search.begins():
+        return None
+    search.shrink(runs_max)
+    example = search.tell()
     return example and replace(example, timeline=replace(example.timeline, broken="from here on not linearizable"))
 
 
-class _Search:
-    """Plays a seed again with its history and trace kept, and shrinks its schedule."""
+class _Search(ABC):
+    """Plays a seed again with its history and trace kept, and shrinks its schedule, in one go or in several."""
 
-    def __init__(
-        self, pool: ProcessPool, source: SourceOfSchedules, seed: int, runs_max: int, progress: CertifyProgress
-    ) -> None:
+    def __init__(self, pool: ProcessPool, source: SourceOfSchedules, seed: int, progress: CertifyProgress) -> None:
+        self.runs = 0
         self._pool = pool
         self._source = source
         self._seed = seed
-        self._runs = 0
-        self._runs_max = runs_max
         self._progress = progress
+        self._whole: Run | None = None
+        self._best: Schedule | None = None
+        self._failed_s = 0.0
+        self._tried = self._total = 0  # for the progress
 
-    def smallest(
-        self, fails: Callable[[PlayedTask], bool], show: Callable[[Run], Finding | None]
-    ) -> Counterexample | None:
-        """The smallest schedule that `fails`. `show`: the finding to draw. None: the seed fails no second time."""
+    @abstractmethod
+    def fails(self, played: PlayedTask) -> bool:
+        """Does this candidate still show what is looked for?"""
+
+    @abstractmethod
+    def show(self, run: Run) -> Finding | None:
+        """The finding to draw."""
+
+    @property
+    def size(self) -> int:
+        assert self._best is not None
+        return len(self._best.faults) + len(self._best.requests)
+
+    def begins(self) -> bool:
+        """Play the seed as it is. Does it fail a second time?"""
         whole = self._play_full()
-        finding = None if whole is None else show(whole)
+        finding = None if whole is None else self.show(whole)
         if whole is None or finding is None:
-            return None
-        failed_s = finding.at_s or max((one.returned_s or 0.0 for one in finding.operations), default=whole.virtual_s)
-        shrunk = shrink(whole.schedule, partial(self._first_failing, fails), failed_s=failed_s, runs_max=self._runs_max)
-        smallest = self._play_full(shrunk.schedule)
-        finding = None if smallest is None else show(smallest)
+            return False
+        self._whole, self._best = whole, whole.schedule
+        self._failed_s = max((one.returned_s or 0.0 for one in finding.operations), default=whole.virtual_s)
+        return True
+
+    def shrink(self, runs_max: int) -> None:
+        """Look for a smaller schedule that fails, for at most so many runs."""
+        assert self._best is not None
+        if runs_max <= 0:
+            return
+        self._tried, self._total = 0, runs_max
+        shrunk = shrink(self._best, self._first_failing, failed_s=self._failed_s, runs_max=runs_max)
+        self._best = shrunk.schedule
+        self.runs += shrunk.runs
+
+    def tell(self) -> Counterexample | None:
+        """The smallest that was found. None: it fails no second time."""
+        assert self._whole is not None
+        smallest = self._play_full(self._best)
+        finding = None if smallest is None else self.show(smallest)
         if smallest is None or finding is None:
             return None
         return Counterexample(
@@ -454,20 +513,20 @@ class _Search:
             finding=finding,
             timeline=draw_failure(smallest, finding),
             digest=smallest.digest,
-            runs=shrunk.runs,
-            shrunk_from=(len(whole.schedule.faults), len(whole.schedule.requests)),
+            runs=self.runs,
+            shrunk_from=(len(self._whole.schedule.faults), len(self._whole.schedule.requests)),
         )
 
-    def _first_failing(self, fails: Callable[[PlayedTask], bool], candidates: Sequence[Schedule]) -> int | None:
+    def _first_failing(self, candidates: Sequence[Schedule]) -> int | None:
         pool = self._pool
         for start in range(0, len(candidates), pool.size):
             window = candidates[start : start + pool.size]
             tasks = [
                 Task(self._seed, self._source, number, schedule) for number, schedule in enumerate(window, start=start)
             ]
-            failing = sorted(played.task.number for played in pool.play(tasks) if fails(played))
-            self._runs += len(tasks)
-            self._progress(CertifyStage.SHRINKING, min(self._runs, self._runs_max), self._runs_max)
+            failing = sorted(played.task.number for played in pool.play(tasks) if self.fails(played))
+            self._tried += len(tasks)
+            self._progress(CertifyStage.SHRINKING, min(self._tried, self._total), self._total)
             if failing:
                 return failing[0]
         return None
@@ -475,3 +534,28 @@ class _Search:
     def _play_full(self, schedule: Schedule | None = None) -> Run | None:
         (played,) = self._pool.play([Task(self._seed, self._source, schedule=schedule, full=True)])
         return played.run
+
+
+class _FailureSearch(_Search):
+    """Looks for a broken promise, by the rule that was broken at first: the story is to be that of the summary."""
+
+    def __init__(self, pool: ProcessPool, source: SourceOfSchedules, broken: Broken, progress: CertifyProgress) -> None:
+        super().__init__(pool, source, broken.seed, progress)
+        self._rule = broken.finding.rule
+
+    def fails(self, played: PlayedTask) -> bool:
+        return played.run is not None and any(one.rule == self._rule for one in played.run.findings)
+
+    def show(self, run: Run) -> Finding | None:
+        found = [one for one in run.findings if one.rule == self._rule]
+        return with_last_read(_weightiest(found), run.history) if found else None
+
+
+class _PriceSearch(_Search):
+    """Looks for a history that is not linearizable, while the promise is kept."""
+
+    def fails(self, played: PlayedTask) -> bool:
+        return played.judgement is Judgement.VIOLATION and played.run is not None and not played.run.findings
+
+    def show(self, run: Run) -> Finding | None:
+        return next(iter(linear.check(run.history).findings), None)

@@ -47,10 +47,16 @@ def draw_failure(run: Run, finding: Finding) -> Timeline:
     if finding.at_s is not None:
         ended = [finding.at_s]
     until_s = broken_s = max(ended, default=run.virtual_s)
-    operations = [op for op in run.history if _concerns(op, key) and op.invoked_s < until_s]
+    evidence = {_place_of(op) for op in finding.operations}
+    operations = [
+        op for op in run.history if _place_of(op) in evidence or (_concerns(op, key) and op.invoked_s < until_s)
+    ]
     messages = [one for one in _messages(run, key, until_s + _AFTER_S) if one.sent_s <= until_s][-MESSAGES_MAX:]
     if len(messages) == MESSAGES_MAX:
-        operations = [op for op in operations if op.returned_s is None or op.returned_s >= messages[0].sent_s]
+        from_s = messages[0].sent_s
+        operations = [
+            op for op in operations if _place_of(op) in evidence or op.returned_s is None or op.returned_s >= from_s
+        ]
     until_s += _AFTER_S
     from_s = min([*(op.invoked_s for op in operations), *(one.sent_s for one in messages), until_s]) - _BEFORE_S
     concerned = {MASTER} | {name for one in messages for name in (one.source, one.target)}
@@ -83,8 +89,13 @@ def _concerns(operation: Operation, key: str) -> bool:
     return operation.key == key or (operation.kind is Kind.SCAN and key.startswith(operation.key))
 
 
+def _place_of(operation: Operation) -> tuple[str, int]:
+    """What names an operation in a history. The get that a judge made of a scan has the scan's."""
+    return operation.client, operation.began
+
+
 def _call(operation: Operation, finding: Finding, until_s: float) -> ClientCall:
-    evidence = {(op.client, op.began): number for number, op in enumerate(finding.operations, start=1)}
+    evidence = {_place_of(op): number for number, op in enumerate(finding.operations, start=1)}
     ended_s = operation.returned_s
     if ended_s is not None and ended_s > until_s:
         ended_s = None
@@ -94,7 +105,8 @@ def _call(operation: Operation, finding: Finding, until_s: float) -> ClientCall:
         ended_s=ended_s,
         text=_asked(operation),
         answer=_told(operation, finding.key),
-        number=evidence.get((operation.client, operation.began), 0),
+        number=evidence.get(_place_of(operation), 0),
+        why=operation.why or "",
     )
 
 

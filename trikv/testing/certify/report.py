@@ -17,9 +17,11 @@ from trikv.core.errors import Outcome
 from trikv.core.text import escape as escape_for_terminal
 from trikv.testing.certify.certificate import PROMISED, Certificate, Counterexample, Grade
 from trikv.testing.sim import Schedule, ScheduledRequest
-from trikv.timeline import STYLE, to_svg, to_text
+from trikv.timeline import DEFINITIONS, STYLE, to_svg, to_text, width_of
 
 _BROKEN_SHOWN: Final = 8
+_SCALE_LEAST: Final = 0.75  # of the picture, so that its labels can be read
+_AROUND_PICTURE: Final = 110  # the margins of the page and of the figure, in pixels
 _PRICE: Final = (
     "The price of the mode: it promises less than linearizability, and this is what clients can see of that."
 )
@@ -52,6 +54,8 @@ def facts_of(certificate: Certificate) -> list[tuple[str, str]]:
     rate = certificate.runs / certificate.elapsed_s if certificate.elapsed_s else 0.0
     first, last = certificate.seeds
     seeds = f"seed {first}" if first == last else f"seeds {first:,} to {last:,}"
+    if certificate.stopped_at_first:
+        seeds += "; the first that fails ends it"
     facts = [
         ("strategy", f"{certificate.mode}, from {certificate.origin}"),
         ("promises", f"{certificate.promise}: {PROMISED[certificate.promise]}"),
@@ -122,10 +126,11 @@ def _asked(request: ScheduledRequest) -> str:
 
 def _size_of(example: Counterexample) -> str:
     faults, requests = len(example.schedule.faults), len(example.schedule.requests)
-    return (
-        f"{_count(faults, 'fault')} and {_count(requests, 'request')}, of {example.shrunk_from[0]} and "
-        f"{example.shrunk_from[1]}; the smallest found in {_count(example.runs, 'run')}"
-    )
+    size = f"{_count(faults, 'fault')} and {_count(requests, 'request')}"
+    if not example.runs:
+        return f"{size}, as the seed has them"
+    of = f"of {example.shrunk_from[0]} and {example.shrunk_from[1]}"
+    return f"{size}, {of}; the smallest found in {_count(example.runs, 'run')}"
 
 
 def to_lines(certificate: Certificate) -> list[str]:
@@ -152,10 +157,12 @@ def to_html(certificate: Certificate) -> str:
     """A whole page. It has no scripts and loads nothing."""
     title = verdict_of(certificate)
     body = "\n".join(_body(certificate, title))
+    example = certificate.counterexample or certificate.price
+    style = _PAGE_STYLE if example is None else _PAGE_STYLE + _style_for(width_of(example.timeline))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
-        f"<style>{STYLE}{_PAGE_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<style>{STYLE}{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -175,14 +182,23 @@ def _body(certificate: Certificate, title: str) -> Iterator[str]:
 
 def _example(example: Counterexample, certificate: Certificate) -> Iterator[str]:
     finding = example.finding
-    why = re.sub(r"\[(\d+)\]", r'<b class="badge">\1</b>', escape(finding.why[:1].upper() + finding.why[1:]))
-    yield f"<section><h2>{escape(finding.rule.capitalize())}, key {escape(finding.key)}</h2><p>{why}.</p>"
+    numbers = {str(number) for number in range(1, 1 + len(finding.operations))}
+
+    def badge(match: re.Match[str]) -> str:
+        return f'<b class="badge">{match[1]}</b>' if match[1] in numbers else match[0]
+
+    why = re.sub(r"\[(\d+)\]", badge, escape(finding.why))
+    yield f"<section><h2>{escape(finding.rule)}, key {escape(finding.key)}</h2><p>{why}</p>"
     yield '<ol class="evidence">'
     for number, operation in enumerate(finding.operations, start=1):
         yield f'<li><b class="badge">{number}</b> {escape(str(operation))}</li>'
     yield "</ol></section>"
     yield '<section><h2>What happened</h2><p class="quiet">Time runs down, in simulated seconds, and is not to scale.'
-    yield f"{_LEGEND}</p><figure>{to_svg(example.timeline)}</figure></section>"
+    timeline = example.timeline
+    wide, compact = to_svg(timeline, defined=True), to_svg(timeline, compact=True, defined=True)
+    yield f"{DEFINITIONS}{_LEGEND}</p><figure>{wide}{compact}</figure><details open><summary>Line by line</summary>"
+    lines = "".join(f"<span>{escape(line)}</span>" for line in to_text(timeline).splitlines())
+    yield f'<pre class="lines">{lines}</pre></details></section>'
     yield f"<section><h2>The schedule</h2><p>Seed {example.seed}: {escape(_size_of(example))}.</p>"
     yield f"<pre>{escape(chr(10).join(schedule_lines(example.schedule)))}</pre>"
     yield f"<p>Play it again: <code>{escape(certificate.replay_command)}</code></p></section>"
@@ -202,6 +218,17 @@ _LEGEND: Final = "\n".join(
         _key('<rect class="k down" x=".5" y=".5" width="13" height="11" rx="3"/>', 14, "down"),
     )
 )
+
+
+def _style_for(width: int) -> str:
+    """How a picture of this width is shown: scaled down as far as it can be read, and compact on what is narrower."""
+    narrow = round(width * _SCALE_LEAST) + _AROUND_PICTURE
+    return f"""
+body {{ max-width: max(92rem, {width + _AROUND_PICTURE}px); }}
+@media (min-width: {narrow}px) {{ figure svg.compact {{ display: none; }} }}
+@media not all and (min-width: {narrow}px) {{ figure svg.spacetime:not(.compact) {{ display: none; }} }}
+"""
+
 
 _PAGE_STYLE: Final = """
 *, *::before, *::after { box-sizing: border-box; }
@@ -223,7 +250,10 @@ figure {
   margin: 1rem 0; padding: 1.25rem .75rem; overflow-x: auto; background: var(--card); border: 1px solid var(--line);
   border-radius: 12px;
 }
-figure svg { display: block; }
+figure svg { display: block; max-width: 100%; height: auto; }
+summary { cursor: pointer; }
+pre.lines span { display: block; padding-left: 2em; text-indent: -2em; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { pre.lines span { white-space: normal; } }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.5rem; margin: 0; }
 dt { color: var(--quiet); }
 dd { margin: 0; overflow-wrap: anywhere; }

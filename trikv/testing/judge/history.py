@@ -76,6 +76,7 @@ class Operation:
     result: str | None = None  # what a get saw, None for absence
     stamp: Version | None = None  # of what it wrote or saw
     rows: tuple[ScannedRow, ...] = ()  # what a scan found
+    why: str | None = None  # why it did not commit, in words that depend on the version of trikv
 
     @property
     def writes(self) -> bool:
@@ -101,7 +102,8 @@ class Operation:
             deed = f"{self.kind.value} {self.key}"
         until = "no answer" if self.returned_s is None else f"{self.returned_s:.3f} s"
         stamp = f" at {self.stamp}" if self.stamp is not None else ""
-        code = f" ({self.code})" if self.code is not None else ""
+        reason = ": ".join(filter(None, (self.code, self.why)))
+        code = f" ({reason})" if reason else ""
         return f"{self.client} {deed}, {self.invoked_s:.3f} s to {until}, {self.outcome.value}{code}{stamp}"
 
 
@@ -284,7 +286,7 @@ def _to_json(operation: Operation) -> dict[str, Any]:
         "invoked_s": operation.invoked_s,
         "outcome": operation.outcome.value,
     }
-    for name in ("value", "expect", "ended", "returned_s", "code", "result"):
+    for name in ("value", "expect", "ended", "returned_s", "code", "result", "why"):
         if getattr(operation, name) is not None:
             item[name] = getattr(operation, name)
     if operation.stamp is not None:
@@ -310,6 +312,7 @@ def _from_json(item: dict[str, Any]) -> Operation:
         result=item.get("result"),
         stamp=_parse_stamp(item.get("stamp")),
         rows=tuple(ScannedRow(key, value, _parse_stamp(stamp)) for key, value, stamp in item.get("rows", ())),
+        why=item.get("why"),
     )
 
 

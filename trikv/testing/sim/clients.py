@@ -84,6 +84,7 @@ class Clients:
         master = world.master
         if master is None:
             self._end(operation, Outcome.REFUSED, code="unreachable")
+            operation.why = "there is no master"
             return operation
         life = world.network.hosts["master"].life
         try:
@@ -91,13 +92,16 @@ class Clients:
         except TrikvError as error:
             crashed = life is None or life.dead
             self._end(operation, Outcome.UNKNOWN if crashed else error.kind.outcome, code=error.kind.code)
+            operation.why = "the master crashed" if crashed else error.detail  # only now, so no digest has the words
         except ConfigStoreError:
             if life is not None and not life.dead:
                 raise
             self._end(operation, Outcome.UNKNOWN)  # it died while its document was being written
+            operation.why = "the master crashed"
         else:
             if life is None or life.dead:
                 self._end(operation, Outcome.UNKNOWN)
+                operation.why = "the master crashed"
             else:
                 self._end_committed(operation, answer)
         late_s = trio.current_time() - operation.invoked_s - _TIMEOUT_S

@@ -77,7 +77,15 @@ class Trace:
     def _told(self, connection: int, data: bytes) -> Iterator[tuple[str, str, Record | None, Fault | None]]:
         buffer = frames.FrameBuffer()
         buffer.feed(data)
-        match buffer.next_frame():
+        frame = buffer.next_frame()
+        if isinstance(frame, frames.NoFrame):
+            yield "torn frame", "", None, None
+        while not isinstance(frame, frames.NoFrame):
+            yield from self._told_of(connection, frame)
+            frame = buffer.next_frame()
+
+    def _told_of(self, connection: int, frame: list[Any]) -> Iterator[tuple[str, str, Record | None, Fault | None]]:
+        match frame:
             case [1, list(calls)]:
                 for call_id, _, op, *arguments in calls:
                     asked = self._calls[connection, call_id] = _asked(op, arguments, self._names)
@@ -88,8 +96,10 @@ class Trace:
                     if call == "fetch" and fault == Fault.OK:
                         record = fetched_from_wire(payload)
                     yield f"{call} answer", key, record, Fault(fault)
-            case frames.NoFrame():
-                yield "torn frame", "", None, None
+            case [3, list(acknowledged)]:  # each is a call's id alone: what it asked for is done, or there is nothing
+                for call_id in acknowledged:
+                    call, key, record = self._calls.get((connection, call_id), ("call", "", None))
+                    yield f"{call} answer", key, record, Fault.OK
             case [*_]:
                 yield "greeting", "", None, None
 

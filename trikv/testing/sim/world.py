@@ -265,14 +265,15 @@ class World:
         )
 
     def is_whole(self) -> bool:
-        """Is everything mended?
+        """Is everything mended, and do the replicas hold the same?"""
+        return self.is_mended() and not self.differing()
 
-        Then nothing is in doubt, all partitions are settled with their number of replicas, and these hold the same.
-        """
+    def is_mended(self) -> bool:
+        """Is nothing in doubt, and is every partition settled with its number of replicas?"""
         master = self.master
         if master is None or self.operators.waiting or not self._all_up(master) or not master.reconciler.at_rest:
             return False
-        return not self.wounded() and not self.differing()
+        return not self.wounded()
 
     def wounded(self) -> list[int]:
         """Partitions that are not whole."""
