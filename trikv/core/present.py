@@ -70,11 +70,14 @@ def say_short(state: State) -> str:
 
 
 def say_crowded(state: State) -> str:
-    """How many partitions have two replicas in a zone where they could have them in two; empty if none has."""
+    """How many partitions have more replicas in one zone than they must, and why; empty if none has."""
     parts = state["partitions"]
     if not parts.get("crowded"):
         return ""
-    return f"{say_count(parts['crowded'], parts['total'])} partitions are not spread over the zones as they could be"
+    return (
+        f"{say_count(parts['crowded'], parts['total'])} partitions have more replicas in one zone than they must: they "
+        "are being moved, or a zone has too few workers for as much load as the others have"
+    )
 
 
 @dataclass(frozen=True, slots=True)
