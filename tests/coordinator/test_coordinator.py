@@ -488,6 +488,7 @@ async def test_a_write_whose_need_cannot_be_met_is_refused_before_anything_is_se
     await cluster.until_down(tail)
     await cluster.coordinator.put(KEY, b"2")
     await cluster.restart(tail)
+    await cluster.until_all_up()
     await cluster.kill(head)
     await cluster.until_down(head)
     with pytest.raises(Refused) as refused:

@@ -221,18 +221,27 @@ def test_bounds_come_before_zones_and_what_is_spread_stays(
     assert count_crowded(table, workers, zones) <= count_crowded(plain, workers, zones)
 
 
-@pytest.mark.parametrize("zones", [zoned(a=2, b=2, c=2), zoned(a=3, b=3, c=3), zoned(a=2, b=2, c=1), zoned(a=5, b=4)])
-def test_with_zones_a_join_and_a_leave_move_little(zones: dict[str, str]) -> None:
-    """At most 1.25 times what no table within the bounds can do without, and one that was away moves as much back."""
+@pytest.mark.parametrize(
+    ("zones", "factor"),
+    [
+        (zoned(a=2, b=2, c=2), 1.1),
+        (zoned(a=3, b=3, c=3), 1.1),
+        (zoned(a=2, b=2, c=1), 1.1),
+        (zoned(a=5, b=4), 1.5),  # the newcomer is the first of its zone
+        (zoned(a=7, b=7, c=6), 1.3),
+    ],
+)
+def test_with_zones_a_join_and_a_leave_move_little(zones: dict[str, str], factor: float) -> None:
+    """Against what no table within the bounds can do without; and one that was away moves as little when it is back."""
     workers = list(zones)
     table = place(workers, 3, zones=zones)
     left = place(workers[1:], 3, previous=table, zones=zones)
-    assert moved(table, left) <= 1.25 * least_moves(table, workers[1:], 3)
+    assert moved(table, left) <= factor * least_moves(table, workers[1:], 3)
     back = place(workers, 3, previous=left, zones=zones)
-    assert moved(left, back) <= 1.25 * least_moves(left, workers, 3)
+    assert moved(left, back) <= factor * least_moves(left, workers, 3)
     more = {**zones, "w-new": "c"}
     joined = place(list(more), 3, previous=table, zones=more)
-    assert moved(table, joined) <= 1.25 * least_moves(table, list(more), 3)
+    assert moved(table, joined) <= factor * least_moves(table, list(more), 3)
 
 
 def test_workers_that_are_given_zones_move_what_must_be_spread_and_no_more() -> None:
