@@ -227,7 +227,7 @@ def test_bounds_come_before_zones_and_what_is_spread_stays(
         (zoned(a=2, b=2, c=2), 1.1),
         (zoned(a=3, b=3, c=3), 1.1),
         (zoned(a=2, b=2, c=1), 1.1),
-        (zoned(a=5, b=4), 1.5),  # the newcomer is the first of its zone
+        (zoned(a=5, b=4), 1.2),  # the newcomer is the first of its zone
         (zoned(a=7, b=7, c=6), 1.3),
     ],
 )
