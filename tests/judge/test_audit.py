@@ -10,6 +10,7 @@ import pytest
 from trikv.core.errors import Outcome
 from trikv.testing.judge.audit import (
     HeldAlone,
+    check_compares,
     check_convergence,
     check_final,
     check_origins,
@@ -52,6 +53,24 @@ def test_origins(told: Told) -> None:
 )
 def test_final_reads(told: Told, lines: tuple[str, ...], final: str | None, expected: list[str]) -> None:
     assert rules(check_final(told(*lines), {"x": final})) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        (("0-1 c1 put x=a", "2-3 c1 cas x=a>b", "4-5 c2 cas x=b>c"), None),
+        (("0-1 c1 put x=a", "2-5 c1 cas x=a>b", "3-6 c2 cas x=a>c"), "[1] and [2] both replaced a"),
+        (("0-1 c1 put x=a", "2-5 c1 cas x=a>b", "3-6 c2 cas x=a>c ?"), None),  # it may have failed
+        (("0-1 c1 put x=a", "2-5 c1 cas x=a>b", "3-6 c2 cas x=a>c #"), None),
+        (("0-1 c1 put x=a", "2-3 c1 put x=b", "4-5 c2 cas x=a>c"), "[2] replaced a, which [1] had replaced before"),
+        (("0-1 c1 put x=a", "2-3 c1 delete x", "4-5 c2 cas x=a>c"), "[2] replaced a, which [1] had replaced before"),
+        (("0-1 c1 put x=a", "2-5 c1 put x=b", "4-6 c2 cas x=a>c"), None),  # the put may have come later
+        (("0-3 c1 put x=a", "2-4 c1 put x=b", "5-6 c2 cas x=a>c"), None),  # the put may have come first
+        (("0-1 c1 cas x=->a", "2-3 c1 cas x=->b"), None),  # what was deleted may be made again
+    ],
+)
+def test_compare_and_sets(told: Told, lines: tuple[str, ...], why: str | None) -> None:
+    assert [finding.why for finding in check_compares(told(*lines))] == ([] if why is None else [why])
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ from trikv.testing.certify.pool import HANG_S, PlayedTask, ProcessPool, Task
 from trikv.testing.certify.shrink import RUNS_MAX, shrink
 from trikv.testing.judge import linear
 from trikv.testing.judge.history import Finding, Judgement
-from trikv.testing.sim import CERTIFYING, FaultKind, Plan, Run, Schedule
+from trikv.testing.sim import CERTIFYING, FaultKind, Run, Schedule
 from trikv.testing.sim.plan import SourceOfSchedules
 from trikv.testing.sim.schedulefile import SavedSchedule
 from trikv.timeline import Timeline
@@ -261,7 +261,7 @@ def certify(
     *,
     seeds: Sequence[int] | None = None,
     jobs: int = 2,
-    plan: Plan | None = None,
+    plan: SourceOfSchedules | None = None,
     schedule: SavedSchedule | None = None,
     runs_max: int = RUNS_MAX,
     stop_at_first: bool = False,

@@ -183,7 +183,7 @@ def _bands(run: Run, from_s: float, until_s: float) -> Iterator[Band]:
 
 
 def _all_bands(run: Run) -> Iterator[Band]:
-    faults = {str(fault): fault for fault in run.schedule.faults}
+    faults = {str(fault): fault for fault in run.struck}
     open_bands: dict[str, Band] = {}
     for event in run.trace:
         fault = faults.get(event.text)

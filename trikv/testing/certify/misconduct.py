@@ -146,7 +146,7 @@ class WatchedStrategy(Strategy):
         vars(self).update(
             name=inner.name,
             promise=promise,
-            compare_and_set=inner.compare_and_set and promise is Promise.CP,
+            compare_and_set=inner.compare_and_set and promise is inner.promise,
             gives_up=inner.gives_up,
             use_when=inner.use_when,
             protocol=inner.protocol,

@@ -17,6 +17,7 @@ Left out: a strategy that hangs inside an extension module, where no signal reac
 
 from __future__ import annotations
 
+import copy
 import logging
 import multiprocessing
 import os
@@ -218,6 +219,8 @@ def _serve(target: str, pipe: Connection, hang_s: float) -> None:
 def play_task(strategy: Strategy, watch: Watch, task: Task) -> PlayedTask:
     """Play the task in this process. Clocks and dice are watched only if `install` was called."""
     watch.noticed = {}
+    with suppress(Exception):  # what cannot be copied is used as it is
+        strategy = copy.deepcopy(strategy)  # what it keeps between runs would make a seed play otherwise
     watched = WatchedStrategy(strategy, watch, task.promise)
     try:
         schedule = task.schedule or task.plan.draw(watched, task.seed)

@@ -121,7 +121,9 @@ def schedule_lines(schedule: Schedule) -> list[str]:
 
 def _asked(request: ScheduledRequest) -> str:
     value = "" if request.value is None else f" = {request.value}"
-    return f"{request.kind.value} {request.key}{value}"
+    size = "" if request.size_bytes is None else f", a value of {request.size_bytes:,} bytes"
+    batch = f", in batch {request.batch}" if request.batch else ""
+    return f"{request.kind.value} {request.key}{value}{size}{batch}"
 
 
 def _size_of(example: Counterexample) -> str:

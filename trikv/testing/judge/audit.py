@@ -5,6 +5,10 @@ For every mode:
 - `check_final`: what clients read when all faults are over. No acknowledged write is lost, no deleted value is back.
 - `check_convergence`: all replicas hold the same.
 
+For modes that promise convergence and say that they can compare and set:
+- `check_compares`: no compare-and-set replaced a value that had certainly been replaced before. (In linearizable modes
+  the checker sees that.)
+
 For linearizable modes there is a cheap first pass, since every answer carries its record's stamp:
 - `check_stamps`: one stamp has one value, two writes never share a stamp, and stamps grow in real time. It is evidence
   about the store's own bookkeeping; the verdict of linear.py does not rest on it.
@@ -109,6 +113,37 @@ def check_convergence(replicas: Mapping[str, Mapping[str, str | None]]) -> list[
             shown = ", ".join(f"{name} holds {'nothing' if value is None else value}" for name, value in held.items())
             findings.append(Finding("replicas differ", key, shown))
     return findings
+
+
+def check_compares(operations: Iterable[Operation]) -> list[Finding]:
+    """Judge the compare-and-sets that succeeded. At most one finding for each key.
+
+    Each value is written once. So of two that replaced one value, one was wrong; and so was one that replaced a value
+    after another write had been acknowledged, which began when that value had certainly been written.
+    """
+    findings = []
+    for key, ops in sorted(by_key(operations).items()):
+        finding = _wrong_compare(key, ops)
+        if finding is not None:
+            findings.append(finding)
+    return findings
+
+
+def _wrong_compare(key: str, ops: Sequence[Operation]) -> Finding | None:
+    past = _Past(ops)
+    replaced: dict[str, Operation] = {}
+    for op in ops:
+        if op.kind is not Kind.CAS or op.outcome is not Outcome.COMMITTED or op.expect is None:
+            continue
+        first = replaced.setdefault(op.expect, op)
+        if first is not op:
+            return Finding("compared with an old value", key, f"[1] and [2] both replaced {op.expect}", (first, op))
+        known_from = past.value_from(op.expect)
+        for newer in past.acknowledged:
+            if known_from is not None and known_from < newer.began and _end(newer) < op.began:
+                why = f"[2] replaced {op.expect}, which [1] had replaced before"
+                return Finding("compared with an old value", key, why, (newer, op))
+    return None
 
 
 def check_stamps(operations: Iterable[Operation]) -> list[Finding]:

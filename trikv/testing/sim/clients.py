@@ -5,27 +5,35 @@ itself is not simulated. If that master crashes while a call is in flight, the c
 unknown.
 
 A compare-and-set expects what the clients saw last of its key, like a client that read it a moment ago.
+
+Requests of one batch are sent together, as `POST /v1/batch` does: those of one key in their order, others at once.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import groupby
 
 import trio
 
 from trikv.coordinator.coordinator import Coordinator
+from trikv.coordinator.deadlines import SharedLimit, limit_of_task
 from trikv.coordinator.scan import ScanPage
+from trikv.coordinator.steps import carry_out
 from trikv.core.errors import Outcome, TrikvError
 from trikv.core.precondition import Expect
 from trikv.core.record import Record, Version
 from trikv.master.configstore import ConfigStoreError
 from trikv.testing.judge.history import Finding, Kind, Operation, Recorder, ScannedRow
 from trikv.testing.sim.clock import sleep
-from trikv.testing.sim.names import Names
+from trikv.testing.sim.names import EMPTY, Names, sized
+from trikv.testing.sim.network import Life
 from trikv.testing.sim.plan import Expected, ScheduledRequest
 from trikv.testing.sim.world import World
+from trikv.web.batch import AT_ONCE_MAX
 
 _SLACK_S = 0.05  # an answer is late if it comes this long after its deadline
 _TIMEOUT_S = 2.0
@@ -34,6 +42,7 @@ _PAGE = 100
 _NEVER_SEEN = ("another version", Version(0, 0))
 
 ClientAnswer = Record | Version | ScanPage | None
+Call = Callable[..., Awaitable[ClientAnswer]]  # takes `timeout_s`
 
 
 class Clients:
@@ -56,11 +65,11 @@ class Clients:
     async def _run_one(self, began_s: float, number: int, requests: list[ScheduledRequest]) -> None:
         schedule = self._world.schedule
         dice = random.Random(f"{schedule.seed}/client/{number}")
-        for request in requests:
-            await sleep(max(0.0, began_s + request.at_s - trio.current_time()) + schedule.think_s * dice.random())
+        for together in _batches(requests):
+            await sleep(max(0.0, began_s + together[0].at_s - trio.current_time()) + schedule.think_s * dice.random())
             if self._world.master is None:  # a request without a master proves nothing
                 await self._world.wait_until(lambda: self._world.master is not None, _PATIENCE_S)
-            await self.ask(f"c{number + 1}", request.kind, request.key, request.value, expected=request.expected)
+            await self.ask_together(f"c{number + 1}", together)
 
     def last_seen(self, key: str) -> str | None:
         """The value that a compare-and-set expects if it begins now; None for absence."""
@@ -71,28 +80,61 @@ class Clients:
         self, client: str, kind: Kind, key: str, value: str | None = None, *, expected: Expected = Expected.LAST_SEEN
     ) -> Operation:
         """One request, from its beginning to its end. It writes `value`, or a fresh value if there is none."""
+        (operation,) = await self.ask_together(client, [ScheduledRequest(0.0, 0, kind, key, value, expected)])
+        return operation
+
+    async def ask_together(self, client: str, requests: Sequence[ScheduledRequest]) -> list[Operation]:
+        """One request, or several as a batch, from the beginning to the end."""
+        world = self._world
+        asked = [self._begin(client, request) for request in requests]
+        operations = [operation for operation, _ in asked]
+        master = world.master
+        if master is None:
+            for operation in operations:
+                self._end(operation, Outcome.REFUSED, code="unreachable")
+                operation.why = "there is no master"
+            return operations
+        life = world.network.hosts["master"].life
+        calls = [(op, _call(master.coordinator, op, seen, world.names)) for op, seen in asked]
+        if len(calls) == 1:
+            ((operation, call),) = calls
+            await self._answer(operation, life, partial(master.tasks.run_detached, partial(call, timeout_s=_TIMEOUT_S)))
+        else:
+            with suppress(TrikvError):  # the master ended meanwhile
+                await master.tasks.run_detached(partial(self._carry_out, calls, life))
+        for operation in operations:
+            if operation.returned_s is None:
+                self._end(operation, Outcome.UNKNOWN)
+                operation.why = "the master crashed"
+            late_s = trio.current_time() - operation.invoked_s - _TIMEOUT_S
+            if late_s > _SLACK_S:
+                why = f"[1] ended {late_s:.3f} s too late"
+                world.findings.append(Finding("late answer", operation.key, why, (operation,)))
+        return operations
+
+    def _begin(self, client: str, request: ScheduledRequest) -> tuple[Operation, tuple[str, Version] | None]:
+        """The operation, and what it expects to find if it is a compare-and-set."""
         world, recorder = self._world, self.recorder
+        kind, key, value = request.kind, request.key, request.value
         if value is None and kind in (Kind.PUT, Kind.CAS):
             value = recorder.fresh_value()
+            if request.size_bytes is not None:
+                value = sized(value, request.size_bytes)
         seen = None
-        if kind is Kind.CAS and expected is not Expected.ABSENCE:
-            seen = self._seen.get(key) if expected is Expected.LAST_SEEN else _NEVER_SEEN
+        if kind is Kind.CAS and request.expected is not Expected.ABSENCE:
+            seen = self._seen.get(key) if request.expected is Expected.LAST_SEEN else _NEVER_SEEN
         operation = recorder.begin(
             client, kind, key, trio.current_time(), value=value, expect=None if seen is None else seen[0]
         )
         world.trace.note(operation.invoked_s, "begin", client, f"{kind.value} {key} {value}")
-        master = world.master
-        if master is None:
-            self._end(operation, Outcome.REFUSED, code="unreachable")
-            operation.why = "there is no master"
-            return operation
-        life = world.network.hosts["master"].life
+        return operation, seen
+
+    async def _answer(self, operation: Operation, life: Life | None, call: Call) -> None:
+        """Wait for the answer, and record it."""
         try:
-            answer = await master.tasks.run_detached(_call(master.coordinator, operation, seen, world.names))
+            answer = await call()
         except TrikvError as error:
-            crashed = life is None or life.dead
-            self._end(operation, Outcome.UNKNOWN if crashed else error.kind.outcome, code=error.kind.code)
-            operation.why = "the master crashed" if crashed else error.detail  # only now, so no digest has the words
+            self._end_failed(operation, life, error)
         except ConfigStoreError:
             if life is not None and not life.dead:
                 raise
@@ -104,10 +146,38 @@ class Clients:
                 operation.why = "the master crashed"
             else:
                 self._end_committed(operation, answer)
-        late_s = trio.current_time() - operation.invoked_s - _TIMEOUT_S
-        if late_s > _SLACK_S:
-            world.findings.append(Finding("late answer", key, f"[1] ended {late_s:.3f} s too late", (operation,)))
-        return operation
+
+    async def _carry_out(self, calls: Sequence[tuple[Operation, Call]], life: Life | None) -> None:
+        """A batch: those of one key in turn, different keys at once."""
+        until_s = trio.current_time() + _TIMEOUT_S
+        by_key: dict[str, list[tuple[Operation, Call]]] = {}
+        for operation, call in calls:
+            by_key.setdefault(operation.key, []).append((operation, call))
+
+        async def work(scope: trio.CancelScope, some: list[tuple[Operation, Call]]) -> None:
+            limit = SharedLimit(scope)
+            limit_of_task.set(limit)
+            for operation, call in some:
+                left_s = until_s - trio.current_time()
+                if left_s <= 0:
+                    return
+                try:
+                    await self._answer(operation, life, partial(call, timeout_s=left_s))
+                finally:
+                    if limit.failure is not None and operation.returned_s is None:
+                        self._end_failed(operation, life, limit.failure)
+
+        with trio.CancelScope(deadline=until_s) as scope:
+            await carry_out((partial(work, scope, some) for some in by_key.values()), at_once=AT_ONCE_MAX)
+        for operation, _ in calls:
+            if operation.returned_s is None and life is not None and not life.dead:
+                self._end(operation, Outcome.REFUSED, code="unanswered")
+                operation.why = "the time for the batch was over before its turn came"
+
+    def _end_failed(self, operation: Operation, life: Life | None, error: TrikvError) -> None:
+        crashed = life is None or life.dead
+        self._end(operation, Outcome.UNKNOWN if crashed else error.kind.outcome, code=error.kind.code)
+        operation.why = "the master crashed" if crashed else error.detail  # only now, so no digest has the words
 
     def _end_committed(self, operation: Operation, answer: ClientAnswer) -> None:
         key, decode = operation.key, self._world.names.decode
@@ -141,21 +211,28 @@ class Clients:
         self._world.trace.note(now_s, "end", operation.client, str(operation))
 
 
-def _call(
-    coordinator: Coordinator, operation: Operation, seen: tuple[str, Version] | None, names: Names
-) -> Callable[[], Awaitable[ClientAnswer]]:
+def _batches(requests: Sequence[ScheduledRequest]) -> Iterator[list[ScheduledRequest]]:
+    """The requests of one client in their order, those of a batch together."""
+    for batch, some in groupby(requests, key=lambda one: one.batch):
+        if batch:
+            yield list(some)
+        else:
+            yield from ([one] for one in some)
+
+
+def _call(coordinator: Coordinator, operation: Operation, seen: tuple[str, Version] | None, names: Names) -> Call:
     key = names.encode(operation.key)
-    value = names.encode(operation.value or "")
+    value = names.encode(EMPTY if operation.value is None else operation.value)
     if operation.kind is Kind.GET:
-        return partial(coordinator.get, key, timeout_s=_TIMEOUT_S)
+        return partial(coordinator.get, key)
     if operation.kind is Kind.PUT:
-        return partial(coordinator.put, key, value, timeout_s=_TIMEOUT_S)
+        return partial(coordinator.put, key, value)
     if operation.kind is Kind.DELETE:
-        return partial(coordinator.delete, key, timeout_s=_TIMEOUT_S)
+        return partial(coordinator.delete, key)
     if operation.kind is Kind.SCAN:
-        return partial(coordinator.scan, key, limit=_PAGE, timeout_s=_TIMEOUT_S)
+        return partial(coordinator.scan, key, limit=_PAGE)
     expect = Expect.absent() if seen is None else Expect.one_of([seen[1]])
-    return partial(coordinator.put, key, value, expect=expect, timeout_s=_TIMEOUT_S)
+    return partial(coordinator.put, key, value, expect=expect)
 
 
 def _data(record: Record) -> bytes:

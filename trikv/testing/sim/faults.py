@@ -5,6 +5,9 @@ Holds of a wire are counted and delays added up; other properties have the value
 machine that is off cannot be switched off, so such a fault is skipped and not counted. A disk is lost only if the
 promise covers the loss at that moment; otherwise its machine merely crashes.
 
+A fault that hits a replica of a key hits the worker that is in that place of the key's list when the fault strikes. The
+list is that of the durable document, since there may be no master then.
+
 An operator's request goes, once, to the master that serves at that moment. Without a master, nothing happens.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -57,11 +61,16 @@ class Faults:
             self._mend(fault)
         self._world.start_all()
 
-    def _strike(self, fault: ScheduledFault) -> None:
+    def _strike(self, scheduled: ScheduledFault) -> None:
         world = self._world
-        mend = None if self._over else self._carry_out(fault)
+        nodes = [world.node_of(node) for node in scheduled.nodes]
+        if self._over or None in nodes:
+            return
+        fault = replace(scheduled, nodes=tuple(filter(None, nodes)))
+        mend = self._carry_out(fault)
         if mend is None:
             return
+        world.struck.append(fault)
         world.injected[fault.kind] += 1
         world.trace.note(world.clock.now_s, "fault", fault.nodes[0], str(fault))
         self._healers[fault] = mend

@@ -20,6 +20,7 @@ the last terms. A document with other configurations is beyond the promise.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -35,6 +36,7 @@ from trikv.testing.judge.history import Kind
 from trikv.testing.sim.names import Names
 
 MASTER: Final = "master"
+_REPLICA: Final = re.compile(r"replica (\d+) of (.*)", re.DOTALL)
 
 
 class FaultKind(StrEnum):
@@ -108,7 +110,8 @@ class Expected(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ScheduledFault:
-    """`nodes` are those that it hits; for a fault on a link, its source and target. A node stays down for `lasts_s`.
+    """`nodes` are those that it hits; for a fault on a link, its source and target. A node may also be a replica of a
+    key (`replica_of`), whichever that is when the fault strikes. A node stays down for `lasts_s`.
 
     `after_steps`: the node dies only after this many further sends and begun writes, counted from `at_s`. `linger_s`:
     how long its sent bytes are held up on their way. `mode`: the mode that a switch asks for. `delay_s`: by how much a
@@ -134,7 +137,8 @@ class ScheduledFault:
 class ScheduledRequest:
     """One client's request, at `at_s` or when its last request has ended. For a scan, `key` is the prefix.
 
-    `value`: what it writes; None: a fresh value. `expected`: of a compare-and-set.
+    `value`: what it writes; None: a fresh value, of `size_bytes` if that is said. `expected`: of a compare-and-set.
+    `batch`: if it is not 0, the client sends it together with its other requests of that number.
     """
 
     at_s: float
@@ -143,6 +147,8 @@ class ScheduledRequest:
     key: str
     value: str | None = None
     expected: Expected = Expected.LAST_SEEN
+    size_bytes: int | None = None
+    batch: int = 0
 
 
 class ScalingStep(StrEnum):
@@ -437,8 +443,16 @@ SWITCHING: Final = replace(
 # The default plan.
 USUAL: Final = Plan(now_and_then=(CROWDED,))
 
-# The plan for certifying a strategy. Workers come and go, too. The mode is not switched, since it is on trial.
-CERTIFYING: Final = Plan(now_and_then=(CROWDED, replace(CHANGING, modes=())))
+
+def replica_of(key: str, place: int) -> str:
+    """In place of a node: the replica in this place of the key's preference list, from 1 on."""
+    return f"replica {place} of {key}"
+
+
+def parse_replica(node: str) -> tuple[str, int] | None:
+    """The key and the place, if the node is one of those."""
+    match = _REPLICA.fullmatch(node)
+    return None if match is None else (match[2], int(match[1]))
 
 
 def draw_between(dice: random.Random, low: float, high: float) -> float:

@@ -7,7 +7,8 @@
 
 Modes that promise consistency must be linearizable, the last reads included, through all switches between them. Modes
 that promise convergence must converge: in the end all replicas hold the same on their disks. And no acknowledged write
-is missing, except those that one disk alone held when it was lost or put back from a copy.
+is missing, except those that one disk alone held when it was lost or put back from a copy. If they say that they can
+compare and set, no compare-and-set replaced an old value.
 
 For all modes: no refused write is ever seen, every value that is seen was written, no answer comes after its deadline,
 and no node fails without a reason. When nothing is broken any more, everything is available, every partition is
@@ -29,6 +30,7 @@ from trikv.core.errors import Outcome
 from trikv.healing.antientropy import PERIOD_S
 from trikv.testing.judge.audit import (
     Staleness,
+    check_compares,
     check_convergence,
     check_final,
     check_origins,
@@ -40,7 +42,7 @@ from trikv.testing.sim.clients import Clients
 from trikv.testing.sim.clock import SimClock, run_repeatably, sleep
 from trikv.testing.sim.faults import Faults
 from trikv.testing.sim.names import Names
-from trikv.testing.sim.plan import USUAL, FaultKind, Schedule, SourceOfSchedules
+from trikv.testing.sim.plan import USUAL, FaultKind, Schedule, ScheduledFault, SourceOfSchedules
 from trikv.testing.sim.scaling import Scaled, ScalingWorld
 from trikv.testing.sim.trace import Trace, TraceEvent
 from trikv.testing.sim.world import World
@@ -65,7 +67,8 @@ class Verdict(StrEnum):
 
 @dataclass(slots=True)
 class Run:
-    """What came of one run. `trace` is empty unless it was asked for."""
+    """What came of one run. `struck`: its faults, with the nodes that they hit. `trace` is empty unless it was asked
+    for."""
 
     mode: str
     schedule: Schedule
@@ -77,6 +80,7 @@ class Run:
     findings: list[Finding]
     undecided: list[str] = field(default_factory=list)  # keys
     staleness: Staleness | None = None  # of modes that allow stale reads
+    struck: list[ScheduledFault] = field(default_factory=list)
     trace: list[TraceEvent] = field(default_factory=list)
     scaling: Scaled | None = None  # of a cluster that scales by itself
 
@@ -156,6 +160,8 @@ async def _play(world: World, clients: Clients, nursery: trio.Nursery, scaling: 
     if len(promises) == 1:
         gone = world.gone if promises == {Promise.AP} else ()
         world.findings += check_final(clients.recorder.operations, final, gone)
+        if promises == {Promise.AP} and not gone:  # what was lost with a disk may be replaced once more
+            world.findings += check_compares(clients.recorder.operations)
     for key in world.schedule.keys:
         await _ask_until_committed(world, clients, "c1", Kind.PUT, key)
 
@@ -232,6 +238,7 @@ def _judge(world: World, history: list[Operation]) -> Run:
         outcomes=Counter(operation.outcome for operation in history),
         virtual_s=world.clock.now_s,
         findings=[*world.findings, *check_origins(history)],
+        struck=world.struck,
         trace=world.trace.events,
     )
     findings, run.undecided = check_strong_periods(history, world.operators.strong_periods)

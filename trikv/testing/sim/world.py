@@ -26,6 +26,7 @@ from trikv.core.configuration import Cluster, Configuration, Member
 from trikv.core.labels import ZONE
 from trikv.core.quorums import Availability
 from trikv.core.record import Version
+from trikv.core.ring import partition_of
 from trikv.master.master import Master
 from trikv.net.doors import Doors
 from trikv.registry import Registry, load_registry
@@ -35,7 +36,7 @@ from trikv.testing.sim.clock import SimClock
 from trikv.testing.sim.disk import ConfigDisk, Disk, SimConfigStore, SimProgress, SimStorage
 from trikv.testing.sim.network import Life, Network, SimTransport
 from trikv.testing.sim.operators import Operators
-from trikv.testing.sim.plan import MASTER, FaultKind, Schedule
+from trikv.testing.sim.plan import MASTER, FaultKind, Schedule, ScheduledFault, parse_replica
 from trikv.testing.sim.trace import Trace
 from trikv.worker.worker import Worker
 
@@ -61,6 +62,7 @@ class World:
         self.master: Master | None = None  # the living master, once it serves
         self.findings: list[Finding] = []
         self.injected: Counter[FaultKind] = Counter()
+        self.struck: list[ScheduledFault] = []  # each with the nodes that it hit
         self.disks_lost = 0
         self.gone: list[HeldAlone] = []  # what was lost with those disks
         self._put_back: set[tuple[str, bytes]] = (
@@ -131,6 +133,18 @@ class World:
             self.disks[host.name].crash(life.dice, share_kept)
         self.network.bury(life, linger_s=linger_s, silent=silent)
         life.scope.cancel()
+
+    def node_of(self, node: str) -> str | None:
+        """The node that a fault names; None if it names a replica of a key in a place that is empty now."""
+        replica = parse_replica(node)
+        if replica is None:
+            return node
+        key, place = replica
+        partitions = Cluster.from_document(cbor2.loads(self.config.body)).partitions
+        if not partitions:
+            return None
+        members = partitions[partition_of(self.names.encode(key), len(partitions))].active.members
+        return members[place - 1].worker if place <= len(members) else None
 
     def lose_disk(self, name: str) -> None:
         """Give this machine, which is off, a new disk in place of its old one."""

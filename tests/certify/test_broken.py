@@ -1,0 +1,76 @@
+"""Every strategy that is broken on purpose is caught within the seeds that `trikv certify` plays by default.
+
+Each plays the seed that is written down for it, up to the moment at which it was caught, and must be caught by the same
+rule.
+
+    TRIKV_BROKEN_SEEDS=200 python -m pytest -n 0 tests/certify/test_broken.py
+
+searches from seed 1 on, up to that many, and says at the end what to write down, and how many seconds it took.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+import pytest
+
+from tests.certify.broken import ALL, BROKEN, Broken
+from trikv.api import Strategy
+from trikv.testing.certify.certificate import SEEDS
+from trikv.testing.certify.misconduct import Watch
+from trikv.testing.certify.pool import PlayedTask, Task, play_task
+from trikv.testing.judge.history import Finding
+from trikv.testing.sim import CERTIFYING, Schedule
+
+LONG_SEARCH = "TRIKV_BROKEN_SEEDS"
+_SLACK_S = 0.5
+
+
+def until(schedule: Schedule, end_s: float) -> Schedule:
+    """The schedule without what comes later."""
+    return replace(
+        schedule,
+        requests=tuple(request for request in schedule.requests if request.at_s <= end_s),
+        faults=tuple(fault for fault in schedule.faults if fault.at_s <= end_s),
+    )
+
+
+def told_by(played: PlayedTask) -> dict[str, Finding | None]:
+    """The rules that were broken and the misconduct that was noticed, with the findings."""
+    assert played.run is not None, played.misconduct
+    return {kind.value: None for kind in played.misconduct} | {one.rule: one for one in played.run.findings}
+
+
+def _ended_s(finding: Finding) -> float:
+    return finding.at_s or max((op.returned_s or 0.0 for op in finding.operations), default=60.0)
+
+
+@pytest.mark.parametrize("broken", [] if LONG_SEARCH in os.environ else BROKEN, ids=str)
+def test_its_seed_catches(broken: Broken) -> None:
+    strategy = broken.strategy()
+    schedule = until(CERTIFYING.draw(strategy, broken.seed), broken.until_s)
+    told = told_by(play_task(strategy, Watch(), Task(broken.seed, CERTIFYING, schedule=schedule)))
+    assert broken.by in told, f"{told}; {LONG_SEARCH}={SEEDS} finds another seed"
+
+
+@pytest.mark.parametrize("strategy", ALL if LONG_SEARCH in os.environ else [], ids=lambda strategy: strategy.__name__)
+def test_a_search_catches(strategy: type[Strategy], found: list[str]) -> None:
+    began_s = time.process_time()
+    for seed in range(1, 1 + int(os.environ.get(LONG_SEARCH, "0"))):
+        told = told_by(play_task(strategy(), Watch(), Task(seed, CERTIFYING)))
+        if told:
+            break
+    else:
+        pytest.fail(f"{strategy.__name__} was not caught")
+    ends_s = {by: 60.0 if finding is None else _ended_s(finding) for by, finding in told.items()}
+    by = min(ends_s, key=lambda one: ends_s[one])
+    until_s = ends_s[by] + _SLACK_S
+    took_s = time.process_time() - began_s
+    found.append(f'    Broken({strategy.__name__}, {seed}, "{by}", {until_s:.1f}, took_s={took_s:.1f}),')
+
+
+def test_every_broken_strategy_has_its_seed_within_the_default_ones() -> None:
+    assert [broken.strategy for broken in BROKEN] == ALL
+    assert max(broken.seed for broken in BROKEN) <= SEEDS
