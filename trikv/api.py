@@ -174,8 +174,8 @@ class Strategy(ABC):
     def copies(self, n: int) -> int:
         """W: a committed write is on at least this many of `n` replicas. From 1 to n.
 
-        `n` is the number of replicas that the cluster was founded with, or fewer. If workers are missing, a partition
-        may go on with fewer replicas, unless this method raises for so few.
+        `n` is the number of replicas that the cluster was founded with, or fewer, down to 1. If workers are missing, a
+        partition may go on with fewer replicas, though not with fewer than the master's `--min-copies`.
         """
 
     @abstractmethod

@@ -261,8 +261,8 @@ dt { color: var(--quiet); }
 dd { margin: 0; overflow-wrap: anywhere; }
 pre, code { font: .875em/1.6 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre {
-  margin: .5rem 0; padding: 1rem 1.25rem; overflow-x: auto; background: var(--card); border: 1px solid var(--line);
-  border-radius: 12px;
+  margin: .5rem 0; padding: 1rem 1.25rem; background: var(--card); border: 1px solid var(--line); border-radius: 12px;
+  white-space: pre-wrap; overflow-wrap: anywhere;
 }
 .evidence { margin: .5rem 0; padding: 0; list-style: none; }
 .evidence li { margin: .25rem 0; overflow-wrap: anywhere; }
