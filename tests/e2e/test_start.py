@@ -120,3 +120,11 @@ def test_a_memory_worker_that_restarts_is_another_member_and_is_filled_again(tri
         found = client.get(b"key")  # of the two that are left, one came back empty
         assert found is not None
         assert found.value == b"value"
+
+
+def test_a_worker_tells_its_labels(trikv: Trikv) -> None:
+    with LocalCluster(workers=1, replicas=1, labels=["zone=a", "disk=ssd"]) as cluster:
+        assert b"disk=ssd, zone=a" in trikv("status", url=cluster.url).stdout
+    wrong = trikv("worker", "0", "--label", "zone=a", "--label", "Disk=ssd")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith(b"error: --label: a label's name is a small letter")

@@ -46,6 +46,12 @@ def test_a_worker_of_which_little_is_known() -> None:
     assert (shown["last_heard"], shown["notes"]) == ("0.2 s ago", [])
 
 
+def test_a_worker_shows_its_labels() -> None:
+    worker = worker_of(labels={"zone": "a", "disk": "ssd"})
+    (shown,) = view_of(state_of(workers=[worker]))["workers"]
+    assert shown["labels_spelled"] == "disk=ssd, zone=a"
+
+
 def test_what_is_under_way_is_said_with_how_much_is_left() -> None:
     assert view_of(state_of())["settling"] is None
     shown = view_of(state_of(progress=progress_of(24)))["settling"]

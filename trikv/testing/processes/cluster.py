@@ -77,6 +77,7 @@ class LocalCluster:
       down_after_s, settle_rate_mb, min_copies: the master's settings of that name. Default: the master's own.
       proxied: put a proxy in front of each worker.
       metrics: have each worker serve its metrics, at its `http_port`.
+      labels: of each worker, like zone=a.
       master_options: further words of the master's command line.
     """
 
@@ -97,6 +98,7 @@ class LocalCluster:
         min_copies: int | None = None,
         proxied: bool = False,
         metrics: bool = False,
+        labels: Sequence[str] = (),
         master_options: Sequence[str] = (),
     ) -> None:
         self._janitor: subprocess.Popen[bytes] | None = None
@@ -129,7 +131,8 @@ class LocalCluster:
                 "--master": "none" if proxied else self.master.address, "--storage": storage, "--max-keys": max_keys,
                 "--metrics": f"127.0.0.1:{node.http_port}" if metrics else None,
             }  # fmt: skip
-            return ["worker", str(node.port), *_flags(options), "--data-dir", str(self.data_dir(node))]
+            labelled = [word for label in labels for word in ("--label", label)]
+            return ["worker", str(node.port), *_flags(options), *labelled, "--data-dir", str(self.data_dir(node))]
 
         self.master = NodeProcess("master", master_command, log=directory / "master.log")
         self.master.port, self.master.http_port = master_port, http_port
