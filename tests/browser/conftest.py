@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from importlib.resources import files
 from typing import Any, Final, Literal, Protocol
 
 import pytest
@@ -27,6 +28,7 @@ WORKERS: Final = 3
 WIDE: Final = 1280
 NARROW: Final = 390
 
+_AXE: Final = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 _NAMES: Final = ("chromium", "chromium-browser", "google-chrome")
 _OPTIONS: Final = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
 # Chromium writes a line for each of these too, but the event has the directive and the address.
@@ -182,6 +184,22 @@ def press_send(page: Page, press: Callable[[], None]) -> str:
         press()
     expect(page.locator("#request-send")).to_be_enabled()
     return page.locator("#request-answer .outcome").inner_text().lower()
+
+
+def violations_of(page: Page) -> list[str]:
+    """What axe-core takes for serious or critical, with the first places where it found it.
+
+    axe-core comes with the package `axe-playwright-python`; of that, only the script is used. It runs in the page by
+    way of the debugger, to which the page's Content-Security-Policy does not apply, so the policy stays in force.
+    """
+    if not page.evaluate("() => 'axe' in window"):
+        page.evaluate(_AXE)
+    found: list[dict[str, Any]] = page.evaluate("() => axe.run({ resultTypes: ['violations'] })")["violations"]
+    return [
+        f"{one['id']}: {one['help']}; {len(one['nodes'])} times, at {[node['target'] for node in one['nodes'][:3]]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
 
 
 def overflow_of(page: Page) -> int:

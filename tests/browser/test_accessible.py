@@ -1,33 +1,14 @@
-"""The page can be used by everybody: axe-core finds nothing serious, and nothing scrolls sideways on a small screen.
-
-axe-core comes with the package `axe-playwright-python`; of that, only the script is used. It runs in the page by way of
-the debugger, to which the page's Content-Security-Policy does not apply, so the policy stays in force.
-"""
+"""The page can be used by everybody: axe-core finds nothing serious, and nothing scrolls sideways on a small screen."""
 
 from __future__ import annotations
 
-from importlib.resources import files
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import NARROW, WIDE, OpenPage, overflow_of, send
+from tests.browser.conftest import NARROW, WIDE, OpenPage, overflow_of, send, violations_of
 from trikv.testing.processes.cluster import LocalCluster
-
-AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-
-
-def violations_of(page: Page) -> list[str]:
-    """What axe-core takes for serious or critical, with the first places where it found it."""
-    if not page.evaluate("() => 'axe' in window"):
-        page.evaluate(AXE)
-    found: list[dict[str, Any]] = page.evaluate("() => axe.run({ resultTypes: ['violations'] })")["violations"]
-    return [
-        f"{one['id']}: {one['help']}; {len(one['nodes'])} times, at {[node['target'] for node in one['nodes'][:3]]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
 
 
 def open_dialog(page: Page) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browser.conftest import NARROW, WIDE, overflow_of
-from tests.browser.test_accessible import violations_of
+from tests.browser.conftest import NARROW, WIDE, overflow_of, violations_of
 from trikv.api import Promise
 from trikv.core.errors import Outcome
 from trikv.testing.certify.certificate import Broken, Certificate, Counterexample, Harm
