@@ -178,6 +178,7 @@ def test_without_zones_every_table_is_what_it_has_always_been() -> None:
 TABLES = [3246380372, 1734837950, 1169794414]  # of version 0.1
 
 
+@settings(max_examples=20)
 @given(memberships(12), REPLICAS)
 def test_one_zone_for_all_is_as_good_as_none(workers: list[str], replicas: int) -> None:
     assert place(workers, replicas, partitions=64, zones=dict.fromkeys(workers, "a")) == place(
@@ -203,7 +204,7 @@ def test_where_zones_are_of_a_size_every_partition_is_spread(zones: dict[str, st
     assert_within_bounds(table, list(zones), replicas)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4).filter(any), REPLICAS, st.randoms(use_true_random=False))
 def test_bounds_come_before_zones_and_what_is_spread_stays(
     sizes: list[int], replicas: int, dice: random.Random
