@@ -190,9 +190,10 @@ class Strategy(ABC):
         """Which of `n` replicas a write, and a read, cannot do without, for every `n` for which `copies` answers.
 
         `Needs(write=Need(n), read=HEAD)`: a write needs all of them, a read the first. `Need(n // 2 + 1, places=(0,))`
-        is a majority with the head in it. A request whose need is not up is refused before anything is sent, and the
-        client is told which worker is missing; the status and `trikv demo --once` judge by it. State what no course of
-        events can do without: a read that asks a second replica only now and then needs one.
+        is a majority with the head in it. A write whose need is not up is refused before anything is sent, and the
+        client is told which worker is missing; no configuration is made that could not serve; the status, plans and
+        `trikv demo --once` judge by it. State what no course of events can do without: a read that asks a second
+        replica only now and then needs one.
 
         None: trikv assumes that a write needs any `copies(n)`, and that a read needs so many replicas that they hold
         every committed write, and `copies(n)` at least; under AP it needs one.
