@@ -201,7 +201,7 @@ def _serve(target: str, pipe: Connection, hang_s: float) -> None:
 
     os._exit = report_exit
     signal.signal(signal.SIGALRM, report_hang)
-    with suppress(EOFError):
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # nobody waits for it any more
         while True:
             task = pipe.recv()
             assert task is not None
