@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from trikv.api import Batch, Storage, Write
+from trikv.api import HEAD, Batch, Need, Needs, Promise, ReplicaSet, Storage, Strategy, Write, newest
 from trikv.coordinator.partition import Doubt, PartitionState, Surroundings
 from trikv.coordinator.replicas import Target
 from trikv.core import ring
@@ -306,6 +306,27 @@ async def lay_down(
 
 
 # --- a cluster, and what it holds -------------------------------------------------------------------------------------
+
+
+class HeadLast(Strategy):
+    """A majority without the head first, then the head: without it, a write would end unknown."""
+
+    name = "head-last"
+    promise = Promise.CP
+    gives_up = use_when = protocol = "A sentence."
+
+    def copies(self, n: int) -> int:
+        return n // 2 + 1
+
+    def needs(self, n: int) -> Needs:
+        return Needs(write=Need(n // 2 + 1, places=(0,)), read=HEAD)
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await replicas.rest.store(write, need=len(replicas) // 2)
+        await replicas.head.store(write)
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        return newest(await replicas.head.fetch(key))
 
 
 async def fill(cluster: InProcessCluster, value: bytes = b"v") -> None:

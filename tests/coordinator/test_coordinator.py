@@ -11,8 +11,8 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.helpers import partition_of
-from trikv.api import HEAD, Batch, Need, Needs, Promise, ReplicaSet, Strategy, Write, newest
+from tests.helpers import HeadLast, partition_of
+from trikv.api import Batch, Promise, ReplicaSet, Strategy, Write
 from trikv.coordinator.coordinator import IN_FLIGHT_MAX, LARGE_BYTES_MAX, SCANS_MAX
 from trikv.coordinator.partition import PENDING_BYTES_MAX, PENDING_MAX
 from trikv.core.calls import Op
@@ -455,27 +455,6 @@ async def test_a_strategy_that_raises_is_judged_by_what_was_sent(
     odd.before, odd.after = None, error
     assert await outcome(cluster.coordinator.put(KEY, b"2")) == "unknown"
     assert (held(cluster), cluster.coordinator.pending) == ([b"2"] * 3, 1)
-
-
-class HeadLast(Strategy):
-    """A majority without the head first, then the head: without it, a write would end unknown."""
-
-    name = "head-last"
-    promise = Promise.CP
-    gives_up = use_when = protocol = "A sentence."
-
-    def copies(self, n: int) -> int:
-        return n // 2 + 1
-
-    def needs(self, n: int) -> Needs:
-        return Needs(write=Need(n // 2 + 1, places=(0,)), read=HEAD)
-
-    async def write(self, write: Write, replicas: ReplicaSet) -> None:
-        await replicas.rest.store(write, need=len(replicas) // 2)
-        await replicas.head.store(write)
-
-    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
-        return newest(await replicas.head.fetch(key))
 
 
 async def test_a_write_whose_need_cannot_be_met_is_refused_before_anything_is_sent(

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.helpers import WorkerHarness, partition_of
+from tests.helpers import HeadLast, WorkerHarness, partition_of
 from trikv.api import Room
 from trikv.core.calls import Full, Op, vitals_from_wire
 from trikv.core.errors import Fault, Refused
@@ -31,7 +31,7 @@ class SmallDisk(MemoryStorage):
 
 
 async def start(nursery: trio.Nursery, mode: str) -> InProcessCluster:
-    cluster = await InProcessCluster.start(nursery, mode=mode, workers=0)
+    cluster = await InProcessCluster.start(nursery, mode=mode, workers=0, strategies=[HeadLast()])
     for _ in range(3):
         await cluster.add_worker(storage=SmallDisk())
     await cluster.until(lambda: cluster.master.cluster.formed and len(cluster.master.cluster.workers) == 3)
@@ -83,7 +83,8 @@ async def test_with_all_disks_full_values_are_refused_and_the_rest_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("mode", "code"), [("sync", "full"), ("chain", "full"), ("quorum", "committed"), ("async", "committed")]
+    ("mode", "code"),
+    [("sync", "full"), ("chain", "full"), ("head-last", "full"), ("quorum", "committed"), ("async", "committed")],
 )
 async def test_one_full_disk_refuses_what_cannot_be_committed_without_it(
     nursery: trio.Nursery, autojump_clock: MockClock, mode: str, code: str
