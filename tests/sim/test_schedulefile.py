@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trikv.api import Strategy
+from trikv.coordinator.coordinator import RESERVED
 from trikv.core.record import KEY_BYTES_MAX, VALUE_BYTES_MAX
 from trikv.core.ring import PARTITION_COUNT
 from trikv.testing.certify.failure import draw_failure
@@ -75,7 +76,8 @@ def test_steps_may_stand_in_any_order() -> None:
     assert parse(document(end, begin)) == parse(document(begin, end))
 
 
-KEYS = st.binary(min_size=1, max_size=20) | st.text(min_size=1, max_size=10).map(lambda text: text.encode())
+ANY_KEYS = st.binary(min_size=1, max_size=20) | st.text(min_size=1, max_size=10).map(lambda text: text.encode())
+KEYS = ANY_KEYS.filter(lambda key: not key.startswith(RESERVED))  # others are refused
 VALUES = st.binary(max_size=20) | st.text(max_size=10).map(lambda text: text.encode())
 TIMES = st.floats(0, 50)
 REQUESTS = st.one_of(
