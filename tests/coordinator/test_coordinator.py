@@ -417,8 +417,8 @@ class Odd(Strategy):
     gives_up = use_when = protocol = "Nothing, never, nohow."
 
     def __init__(self) -> None:
-        self.before: Exception | None = None
-        self.after: Exception | None = None
+        self.before: BaseException | None = None
+        self.after: BaseException | None = None
         self.answer: Any = None
 
     def copies(self, n: int) -> int:
@@ -432,7 +432,7 @@ class Odd(Strategy):
             raise self.after
 
     async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
-        if isinstance(self.answer, Exception):
+        if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer  # type: ignore[no-any-return]  # that is what is odd about it
 
@@ -443,10 +443,17 @@ async def start_odd(nursery: trio.Nursery) -> tuple[InProcessCluster, Odd]:
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("bug"), Refused("unavailable", "says who?"), ExceptionGroup("both", [ValueError("bug")])]
+    "error",
+    [
+        RuntimeError("bug"),
+        Refused("unavailable", "says who?"),
+        ExceptionGroup("both", [ValueError("bug")]),
+        SystemExit(1),
+        BaseExceptionGroup("both", [SystemExit(1), ValueError("bug")]),
+    ],
 )
 async def test_a_strategy_that_raises_is_judged_by_what_was_sent(
-    error: Exception, nursery: trio.Nursery, autojump_clock: MockClock
+    error: BaseException, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     cluster, odd = await start_odd(nursery)
     odd.before = error
@@ -472,13 +479,16 @@ async def test_a_write_whose_need_cannot_be_met_is_refused_before_anything_is_se
     await cluster.until_down(head)
     with pytest.raises(Refused) as refused:
         await cluster.coordinator.put(KEY, b"3")
-    assert "needs 2 of 3 replicas, the first replica among them for a write, and " in refused.value.detail
+    assert "needs 2 of 3 replicas, the first replica among them, and " in refused.value.detail
     assert head.worker.id in refused.value.detail
     assert cluster.coordinator.pending == 0
     assert b"3" not in held(cluster)
 
 
-@pytest.mark.parametrize("answer", [RuntimeError("bug"), b"bytes", ("a", "tuple"), 7])
+@pytest.mark.parametrize(
+    "answer",
+    [RuntimeError("bug"), SystemExit(1), BaseExceptionGroup("one", [SystemExit(1)]), b"bytes", ("a", "tuple"), 7],
+)
 async def test_a_strategy_that_answers_junk_answers_nobody(
     answer: object, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

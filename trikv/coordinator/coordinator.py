@@ -74,6 +74,9 @@ _MAY_GO_ON: Final = ("unavailable", "unanswered")  # as the next configuration m
 # Looking up a member of an enumeration takes five times as long as a name of this module, and operations do it often.
 _NO, _COMMITTED = Full.NO, Outcome.COMMITTED
 
+# What a strategy may raise, a stranger's code that it is; cancellation is what is left.
+_BROKEN: Final = (Exception, SystemExit)
+
 _log = logging.getLogger(__name__)
 
 
@@ -433,11 +436,13 @@ class Coordinator:
             state.note_committed(key, record)
         except NotEnough as error:
             raise WriteFailed(str(error)) from error
-        except Exception as error:  # a strategy is a stranger's code, and a client must still be told the truth
+        except _BROKEN as error:  # a strategy is a stranger's code, and a client must still be told the truth
             _log.exception("strategy %s failed in write", state.strategy.name)
             raise WriteFailed(f"strategy {state.strategy.name} failed: {error!r}") from error
         except BaseExceptionGroup as group:
-            raise _cancellation_in(group, state.strategy.name) from None
+            if (cancelled := _cancellation_in(group, state.strategy.name)) is not None:
+                raise cancelled from None
+            raise WriteFailed(f"strategy {state.strategy.name} failed: {group!r}") from group
         finally:
             if key in state.pending:
                 self.in_doubt.set()
@@ -477,11 +482,13 @@ class Coordinator:
                 continue
             except TrikvError:
                 raise
-            except Exception as error:  # as in own_write
+            except _BROKEN as error:  # as in own_write
                 _log.exception("strategy %s failed in read", state.strategy.name)
                 raise Refused("unanswered", f"strategy {state.strategy.name} failed: {error!r}") from error
             except BaseExceptionGroup as group:
-                raise _cancellation_in(group, state.strategy.name) from None
+                if (cancelled := _cancellation_in(group, state.strategy.name)) is not None:
+                    raise cancelled from None
+                raise Refused("unanswered", f"strategy {state.strategy.name} failed: {group!r}") from group
             if record is not None and not isinstance(record, Record):
                 raise Refused("unanswered", f"strategy {state.strategy.name} answered {record!r}, which is no record")
             return record
@@ -547,8 +554,8 @@ class Coordinator:
                 down = [t.member.worker for t in state.targets if t.availability is Availability.DOWN]
                 raise Refused(
                     "unavailable",
-                    f"mode {state.strategy.name} needs {state.needs.write.describe(len(state.targets))} for a write, "
-                    f"and {', '.join(down)} cannot be reached",
+                    f"for a write, mode {state.strategy.name} needs "
+                    f"{state.needs.write.describe(len(state.targets))}, and {', '.join(down)} cannot be reached",
                 )
             await self.changed.wait()
 
@@ -650,13 +657,12 @@ def _describe_mismatch(current: Record | None) -> str:
     return "there is no such key" if stamp is None else f"the key's stamp is {stamp}"
 
 
-def _cancellation_in(group: BaseExceptionGroup[BaseException], strategy: str) -> BaseException:
+def _cancellation_in(group: BaseExceptionGroup[BaseException], strategy: str) -> BaseException | None:
     """What a strategy raises out of its nursery if it fails while it is cancelled: without its own errors, so that the
-    operation ends as any other that is cancelled."""
-    broken, cancelled = group.split(Exception)
+    operation ends as any other that is cancelled. None: it was not cancelled."""
+    broken, cancelled = group.split(_BROKEN)
     if broken is not None:
-        _log.error("strategy %s failed while it was cancelled", strategy, exc_info=broken)
-    assert cancelled is not None, group  # else it were an ExceptionGroup
+        _log.error("strategy %s failed in a nursery of its own", strategy, exc_info=broken)
     return cancelled
 
 
