@@ -78,6 +78,18 @@ def test_what_the_plan_draws_stays_apart_from_that() -> None:
             assert Counter(one.kind for one in varied.requests) == Counter(one.kind for one in plain.requests)
 
 
+def test_some_requests_are_sent_together_by_one_client() -> None:
+    batches: dict[tuple[int, int], list[ScheduledRequest]] = {}
+    for schedule in schedules():
+        for one in schedule.requests:
+            if one.batch:
+                batches.setdefault((schedule.seed, one.batch), []).append(one)
+    assert max(map(len, batches.values())) > 2
+    for batch in batches.values():
+        assert len({(one.client, one.at_s) for one in batch}) == 1
+        assert all(one.kind is not Kind.SCAN for one in batch)
+
+
 def one_batch(*requests: ScheduledRequest) -> Schedule:
     return Schedule(
         seed=1,
