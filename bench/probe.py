@@ -15,8 +15,8 @@ Two ratios are printed for each round, and their medians and quartiles at the en
   less. Linux only.
 
 A machine that others share changes its speed by more than the probe costs, so one round says nothing; look at the
-quartiles. A third figure is steady: how many operations of the probe there were for one of a client. One costs
-as much as three or four of a client's: it comes over no connection, but shares few frames with others.
+quartiles. A third figure is steady: how many operations of the probe there were for one of a client. One costs less
+than one of a client's, since it comes over no connection and shares a task and frames with seven others.
 
 The load comes from this process, and shares the machine with the cluster. There is no threshold here.
 """

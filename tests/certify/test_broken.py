@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.certify.broken import ALL, BROKEN, Broken
+from tests.certify.broken import ALL, BROKEN
 from trikv.api import Strategy
 from trikv.testing.certify.certificate import SEEDS
 from trikv.testing.certify.misconduct import Watch
@@ -27,6 +27,7 @@ from trikv.testing.sim import CERTIFYING, Schedule
 
 LONG_SEARCH = "TRIKV_BROKEN_SEEDS"
 _SLACK_S = 0.5
+_WRITTEN_DOWN = {broken.strategy: broken for broken in BROKEN}
 
 
 def until(schedule: Schedule, end_s: float) -> Schedule:
@@ -48,17 +49,15 @@ def _ended_s(finding: Finding) -> float:
     return finding.at_s or max((op.returned_s or 0.0 for op in finding.operations), default=60.0)
 
 
-@pytest.mark.parametrize("broken", [] if LONG_SEARCH in os.environ else BROKEN, ids=str)
-def test_its_seed_catches(broken: Broken, found: list[str]) -> None:
-    strategy = broken.strategy()
-    schedule = until(CERTIFYING.draw(strategy, broken.seed), broken.until_s)
-    if broken.by not in told_by(play_task(strategy, Watch(), Task(broken.seed, CERTIFYING, schedule=schedule))):
-        found.append(search(broken.strategy, SEEDS))
-
-
-@pytest.mark.parametrize("strategy", ALL if LONG_SEARCH in os.environ else [], ids=lambda strategy: strategy.__name__)
-def test_a_search_catches(strategy: type[Strategy], found: list[str]) -> None:
-    found.append(search(strategy, int(os.environ.get(LONG_SEARCH, "0"))))
+@pytest.mark.parametrize("strategy", ALL, ids=lambda strategy: strategy.__name__)
+def test_it_is_caught(strategy: type[Strategy], found: list[str]) -> None:
+    broken = _WRITTEN_DOWN.get(strategy)
+    if broken is None or LONG_SEARCH in os.environ:
+        found.append(search(strategy, int(os.environ.get(LONG_SEARCH, SEEDS))))
+        return
+    schedule = until(CERTIFYING.draw(strategy(), broken.seed), broken.until_s)
+    if broken.by not in told_by(play_task(strategy(), Watch(), Task(broken.seed, CERTIFYING, schedule=schedule))):
+        found.append(search(strategy, SEEDS))
 
 
 def search(strategy: type[Strategy], seeds: int) -> str:

@@ -282,7 +282,7 @@ def test_misconduct_is_named(strategy: str, misconduct: Misconduct, detail: str)
 @pytest.mark.parametrize(
     ("strategy", "misconduct", "detail"),
     [
-        ("Spins", Misconduct.HANGS, r"did not let go for 2 s at strategies.py:\d+"),
+        ("Spins", Misconduct.HANGS, r"did not let go for 1 s at strategies.py:\d+"),
         ("EndsProcess", Misconduct.ENDS, r"os._exit\(3\) at strategies.py:\d+ \(os._exit\(3\)\)"),
         ("KillsProcess", Misconduct.ENDS, r"the process that played seed \d+ ended by itself, with exit code -9"),
     ],
@@ -290,7 +290,7 @@ def test_misconduct_is_named(strategy: str, misconduct: Misconduct, detail: str)
 def test_a_run_without_an_end_is_given_up_and_few_of_them_are_enough(
     strategy: str, misconduct: Misconduct, detail: str
 ) -> None:
-    certificate = certify(f"{STRATEGIES}:{strategy}", seeds=range(1, 50), jobs=1, plan=SHORT, hang_s=2.0)
+    certificate = certify(f"{STRATEGIES}:{strategy}", seeds=range(1, 50), jobs=1, plan=SHORT, hang_s=1.0)
     assert re.search(detail, certificate.noticed[misconduct]), certificate.noticed
     assert (certificate.runs, certificate.stuck) == (0, STUCK_MAX)
     assert certificate.delivers is Grade.UNDECIDED

@@ -67,7 +67,7 @@ class Forgetful(Quorum):
         if record != last:
             former, last = self.held[key] = last, record
         self.reads += 1
-        return former if self.reads % 500 == 0 else record
+        return former if self.reads % 100 == 0 else record
 
 @hookimpl
 def trikv_strategies():
