@@ -72,7 +72,7 @@ def test_bounds_hold_where_there_is_little_room(workers: list[str], replicas: in
     assert_within_bounds(table, workers, replicas, partitions)
 
 
-@pytest.mark.parametrize(("most", "factor", "examples"), [(9, 1.2, 30), (20, 2.0, 20)])
+@pytest.mark.parametrize(("most", "factor", "examples"), [(9, 1.2, 20), (20, 2.0, 10)])
 def test_joins_and_leaves_move_little(most: int, factor: float, examples: int) -> None:
     """Up to 9 workers at most 1.2 times the minimum, up to 20 at most 2.0 times, for all that come and go.
 

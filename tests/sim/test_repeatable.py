@@ -20,7 +20,7 @@ from trikv.api import Strategy
 from trikv.testing.sim import CERTIFYING, Plan, run_schedule, simulate
 from trikv.testing.sim.clock import SimClock, run_repeatably
 
-SEEDS = int(os.environ.get("TRIKV_REPEATED_SEEDS", "2"))
+SEEDS = int(os.environ.get("TRIKV_REPEATED_SEEDS", "1"))
 
 # What lies in memory before and between the runs differs with the number, and so do the addresses of all that is made.
 _PROGRAM = """
