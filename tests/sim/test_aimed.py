@@ -6,7 +6,7 @@ import pytest
 
 from trikv.api import Strategy
 from trikv.testing.judge.history import Kind
-from trikv.testing.sim import FaultKind, Schedule, run_schedule
+from trikv.testing.sim import CERTIFYING, FaultKind, Schedule, run_schedule
 from trikv.testing.sim.aimed import Aimed
 from trikv.testing.sim.plan import MASTER, ScheduledFault, ScheduledRequest, parse_replica, replica_of
 from trikv_async import Async
@@ -74,3 +74,10 @@ def test_a_fault_hits_the_worker_that_is_in_that_place_when_it_strikes(strategie
     assert cut.nodes[0] == MASTER
     assert evicted.nodes[0] in {"w1", "w2", "w3", "w4"}
     assert cut.nodes[1] in {"w1", "w2", "w3", "w4"} - set(evicted.nodes)
+
+
+def test_what_an_evicted_worker_alone_holds_may_be_gone_once_a_tombstone_of_the_partition_was_forgotten() -> None:
+    """The others are off while a write is acknowledged by one alone. That is evicted, and what it holds is not taken
+    when it returns, since it may have been deleted meanwhile."""
+    strategy = Async()
+    assert run_schedule(strategy, CERTIFYING.draw(strategy, 765)).findings == []

@@ -137,6 +137,8 @@ class Faults:
             )
             if fault.kind in _LOSE_DISKS and world.can_lose(name):
                 world.lose_disk(name)
+            elif fault.kind in (FaultKind.EVICTION, FaultKind.EVICTION_EMPTY):
+                world.note_evicted(name)
             dice = random.Random(f"{world.schedule.seed}/copy/{fault.at_s}")
             if fault.kind is FaultKind.OLD_DISK and world.can_lose(name):
                 world.put_disk_back(name, 1 - dice.random() ** 2)

@@ -158,7 +158,7 @@ async def _play(world: World, clients: Clients, nursery: trio.Nursery, scaling: 
             world.findings += check_convergence(values)
     promises = {strategy.promise for strategy in world.modes.values()}
     if len(promises) == 1:
-        gone = world.gone if promises == {Promise.AP} else ()
+        gone = world.what_may_be_gone() if promises == {Promise.AP} else []
         world.findings += check_final(clients.recorder.operations, final, gone)
         if promises == {Promise.AP} and not gone:  # what was lost with a disk may be replaced once more
             world.findings += check_compares(clients.recorder.operations)

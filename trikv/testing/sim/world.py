@@ -25,7 +25,7 @@ from trikv.api import Promise, Record, Strategy
 from trikv.core.configuration import Cluster, Configuration, Member
 from trikv.core.labels import ZONE
 from trikv.core.quorums import Availability
-from trikv.core.record import Version
+from trikv.core.record import Version, generation_of
 from trikv.core.ring import partition_of
 from trikv.master.master import Master
 from trikv.net.doors import Doors
@@ -65,6 +65,7 @@ class World:
         self.struck: list[ScheduledFault] = []  # each with the nodes that it hit
         self.disks_lost = 0
         self.gone: list[HeldAlone] = []  # what was lost with those disks
+        self._evicted: list[tuple[int, Record, HeldAlone]] = []  # what evicted workers alone held then
         self._put_back: set[tuple[str, bytes]] = (
             set()
         )  # (worker, incarnation) whose disk was put back from an older copy
@@ -166,13 +167,32 @@ class World:
     def _note_gone(self, name: str) -> None:
         """Note what is about to be lost with this disk: all that no other disk holds."""
         self.disks_lost += 1
+        self.gone += [alone for _, _, alone in self._held_alone(name)]
+
+    def note_evicted(self, name: str) -> None:
+        """Note what the others lack while they replace this worker, which keeps its disk."""
+        self._evicted += self._held_alone(name)
+
+    def _held_alone(self, name: str) -> list[tuple[int, Record, HeldAlone]]:
+        """What no other disk holds: each record with its partition."""
         others = [disk.records for host, disk in self.disks.items() if host != name]
+        found = []
         for where, record in self.disks[name].records.items():
             held = max((records[where] for records in others if where in records), default=None, key=_version)
             if held is None or held.version < record.version:
-                self.gone.append(
-                    HeldAlone(self.names.decode(where[1]), None if held is None else held.stamp, record.stamp)
-                )
+                stamp = None if held is None else held.stamp
+                found.append((where[0], record, HeldAlone(self.names.decode(where[1]), stamp, record.stamp)))
+        return found
+
+    def what_may_be_gone(self) -> list[HeldAlone]:
+        """What an AP mode may have lost: what lost disks alone held, and what evicted workers alone held from before a
+        tombstone of the partition was forgotten. That is not taken when they return, as it may have been deleted."""
+        partitions = Cluster.from_document(cbor2.loads(self.config.body)).partitions
+        return self.gone + [
+            alone
+            for partition, record, alone in self._evicted
+            if generation_of(record.version.epoch) < partitions[partition].forgot
+        ]
 
     def put_document_back(self, starts: int) -> None:
         """Make the document as it was this many starts of a master ago, or fewer, while the master is off.
