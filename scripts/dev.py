@@ -82,9 +82,8 @@ def test(arguments: list[str]) -> int:
     find_browser()
     find_fake_clock()
     os.chdir(ROOT)  # pytest finds its settings and the tests from there
-    # One more than there are cores, since many tests wait for processes; `-n 0` is one at a time, for a debugger.
-    at_once = str(1 + (os.cpu_count() or 1))
-    become([BIN / "python", "-m", "pytest", "-n", at_once, "--dist", "worksteal", *arguments])
+    # On all cores; `-n 0` runs one test at a time, as a debugger needs it.
+    become([BIN / "python", "-m", "pytest", "-n", "auto", "--dist", "worksteal", *arguments])
 
 
 def lint(arguments: list[str]) -> int:
