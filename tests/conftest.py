@@ -7,11 +7,12 @@ a seed that the head of the report names, so that `--hypothesis-seed` brings the
 test says nothing about time.
 """
 
+import logging
 import os
 import random
 import shutil
 import tomllib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from trikv.storage.rocksdb import RocksEngine
 
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, print_blob=True)
 settings.register_profile("explore", max_examples=2000, database=None, deadline=None, print_blob=True)
+FOUND = "found by search"
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "repeatable")
 settings.load_profile(PROFILE)
 
@@ -39,6 +41,36 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     seed = config.getoption("--hypothesis-seed")
     return f"examples: {PROFILE}" + (f", --hypothesis-seed={seed}" if seed is not None else "")
+
+
+@pytest.fixture
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Simulated nodes that die by design say much about it."""
+    caplog.set_level(logging.CRITICAL, logger="trikv")  # and back, after the test
+
+
+@pytest.fixture
+def found(record_property: Callable[[str, object], None]) -> Iterator[list[str]]:
+    """Lines for the end of the report: what a search found, with which seed."""
+    lines: list[str] = []
+    yield lines
+    for line in lines:
+        record_property(FOUND, line)  # so it travels with the test's report, from whatever process ran it
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    lines = [
+        line
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "teardown"
+        for name, line in report.user_properties
+        if name == FOUND
+    ]
+    if lines:
+        terminalreporter.section(FOUND)
+        for line in lines:
+            terminalreporter.line(str(line))
 
 
 @pytest.fixture

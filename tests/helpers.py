@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,7 +46,21 @@ VALUES = {key: b"value of " + key for key in KEYS}
 MANY = 1024  # partitions: so many that they move in several steps
 MASTER = Hello("master", "c-1", "term-3", "c-1")
 
+COMMAND_DEADLINE_S = 120.0
+
 Reply = tuple[int, list[Any]]
+
+
+def run_trikv(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The command line as a process of its own, with that environment (default: ours), until it has ended."""
+    return subprocess.run(
+        [sys.executable, "-m", "trikv", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_DEADLINE_S,
+        check=False,
+    )
 
 
 def partition_of(key: bytes) -> int:

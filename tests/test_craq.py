@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.helpers import run_trikv
+
 ROOT = Path(__file__).resolve().parent.parent
-DEADLINE_S = 120.0
 
 Installed = dict[str, str]
 
@@ -21,13 +20,6 @@ def craq(install_beside: Callable[[Path], dict[str, str]]) -> Installed:
 
 
 def test_it_is_served_and_keeps_its_promise_when_a_worker_dies(craq: Installed) -> None:
-    tour = subprocess.run(
-        [sys.executable, "-m", "trikv", "demo", "--once", "--mode", "craq"],
-        env=craq,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    tour = run_trikv("demo", "--once", "--mode", "craq", environment=craq)
     assert tour.returncode == 0, tour.stdout + tour.stderr
     assert "mode craq kept its promise" in tour.stdout

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import run_trikv
 
 
 @pytest.fixture
@@ -28,14 +28,8 @@ WHY = (
 )
 
 
-def trikv(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "trikv", *arguments], env=env, capture_output=True, text=True, check=False
-    )
-
-
 def test_the_list_has_it_once_and_with_the_reason(broken: dict[str, str]) -> None:
-    listed = trikv(broken, "plugins", "--json")
+    listed = run_trikv("plugins", "--json", environment=broken)
     assert (listed.returncode, listed.stderr) == (0, "")
     rows = json.loads(listed.stdout)
     assert {"quorum", "memory", "local"} <= {row["name"] for row in rows}
@@ -45,15 +39,15 @@ def test_the_list_has_it_once_and_with_the_reason(broken: dict[str, str]) -> Non
 
 
 def test_it_is_refused_where_it_is_asked_for(broken: dict[str, str], tmp_path: Path) -> None:
-    certified = trikv(broken, "certify", "broken")
+    certified = run_trikv("certify", "broken", environment=broken)
     assert certified.returncode == 2
     assert WHY in certified.stderr
-    worker = trikv(broken, "worker", "0", "--storage", "broken", "--data-dir", str(tmp_path / "w"))
+    worker = run_trikv("worker", "0", "--storage", "broken", "--data-dir", str(tmp_path / "w"), environment=broken)
     assert worker.returncode == 2
     assert WHY in worker.stderr
 
 
 def test_another_strategy_is_certified_beside_it(broken: dict[str, str]) -> None:
-    certified = trikv(broken, "certify", "quorum", "--replay", "1", "--json")
+    certified = run_trikv("certify", "quorum", "--replay", "1", "--json", environment=broken)
     assert certified.returncode == 0, certified.stderr
     assert json.loads(certified.stdout)["misconduct"] == {}

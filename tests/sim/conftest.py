@@ -1,9 +1,7 @@
-"""Shared by the simulation's tests: the modes, how far the search goes, and at the end what it took to find mutants."""
+"""Shared by the simulation's tests: the modes, and scripts. Simulated nodes are quiet."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ from trikv.registry import load_registry
 from trikv.testing.sim.script import Script, read
 
 SCRIPTS = Path(__file__).parent / "scripts"
-_CAUGHT = "mutant"
 
 
 def read_script(file: Path) -> Script:
@@ -26,30 +23,5 @@ def strategies() -> dict[str, Strategy]:
 
 
 @pytest.fixture(autouse=True)
-def _quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Nodes that die by design say much about it."""
-    caplog.set_level(logging.CRITICAL, logger="trikv")  # and back, after the test
-
-
-@pytest.fixture
-def caught(record_property: Callable[[str, object], None]) -> Iterator[list[str]]:
-    """Lines for the end of the report: which mutant was caught how."""
-    lines: list[str] = []
-    yield lines
-    for line in lines:
-        record_property(_CAUGHT, line)  # so it travels with the test's report, from whatever process ran it
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    caught = [
-        line
-        for report in reports
-        if isinstance(report, pytest.TestReport) and report.when == "teardown"
-        for name, line in report.user_properties
-        if name == _CAUGHT
-    ]
-    if caught:
-        terminalreporter.section("mutants caught by search")
-        for line in caught:
-            terminalreporter.line(str(line))
+def _quiet(quiet: None) -> None:
+    """In every test."""

@@ -24,7 +24,7 @@ LONG_SEARCH = "TRIKV_MUTANT_SEEDS"
 
 
 @pytest.mark.parametrize("mutant", [mutant for mutant in MUTANTS if mutant.by_search], ids=str)
-def test_search_catches(mutant: Mutant, strategies: dict[str, Strategy], caught: list[str]) -> None:
+def test_search_catches(mutant: Mutant, strategies: dict[str, Strategy], found: list[str]) -> None:
     long = os.environ.get(LONG_SEARCH)
     seeds = range(int(long)) if long else chain([mutant.seed or 0], range(SEARCH_SEEDS))
     with mutant.breaks():
@@ -35,7 +35,7 @@ def test_search_catches(mutant: Mutant, strategies: dict[str, Strategy], caught:
         else:
             pytest.fail(f"{mutant} was not caught by any of these seeds; {LONG_SEARCH}=N tries so many")
     note = "" if seed == mutant.seed else f" (written down is {mutant.seed})"
-    caught.append(f"{mutant}, {mutant.strategy.name}: seed {seed}{note}, by {run.findings[0].rule}")
+    found.append(f"{mutant}, {mutant.strategy.name}: seed {seed}{note}, by {run.findings[0].rule}")
 
     real = strategies[mutant.strategy.name]
     assert simulate(real, seed, mutant.plan).findings == [], f"seed {seed} is against the unbroken code too"

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.helpers import run_trikv
 from trikv.testing.processes.cluster import LocalCluster, wait_until
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "trikv", *words], capture_output=True, text=True, timeout=60)
 
 
 def test_it_is_told_everywhere() -> None:
@@ -28,10 +23,10 @@ def test_it_is_told_everywhere() -> None:
             assert web.get("/v1/cluster").json()["probe"]["verdict"] == "kept"
             assert "\ntrikv_probe_violations_total 0.0\n" in web.get("/metrics").text
             assert web.get("/v1/kv", params={"limit": 1000}).json()["items"] == []
-        said = run("probe", "--url", cluster.url)
+        said = run_trikv("probe", "--url", cluster.url)
         assert (said.returncode, said.stderr) == (0, "")
         assert "kept: no operation contradicted the promise" in said.stdout
-        as_json = run("probe", "--json", "--url", cluster.url)
+        as_json = run_trikv("probe", "--json", "--url", cluster.url)
         assert json.loads(as_json.stdout)["verdict"] == "kept"
 
 
@@ -39,7 +34,7 @@ def test_where_there_is_none_that_is_said_with_the_remedy(web: httpx.Client, clu
     assert web.get("/v1/probe").raise_for_status().json()["enabled"] is False
     assert web.get("/v1/cluster").json()["probe"] is None
     assert web.get("/v1/probe?x=1").status_code == 400
-    said = run("probe", "--url", cluster.url)
+    said = run_trikv("probe", "--url", cluster.url)
     assert said.returncode == 1
     assert "start the master with --probe" in said.stderr
 
@@ -93,15 +88,15 @@ def test_a_strategy_that_lies_is_told_everywhere_with_the_traces(
         violation = told["violations"][0]
         assert len(violation["operations"]) == 2
         for operation in violation["operations"]:
-            said = run("trace", operation["trace"], "--url", cluster.url)
+            said = run_trikv("trace", operation["trace"], "--url", cluster.url)
             assert said.returncode == 0, said.stderr
             assert operation["what"] in said.stdout
-        said = run("probe", "--url", cluster.url)
+        said = run_trikv("probe", "--url", cluster.url)
         assert said.returncode == 1
         assert violation["told"] in said.stdout
         assert (
             "forgetful has broken its promise"
-            in run("events", "--no-follow", "--after", "0", "--url", cluster.url).stdout
+            in run_trikv("events", "--no-follow", "--after", "0", "--url", cluster.url).stdout
         )
 
 

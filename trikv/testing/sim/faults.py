@@ -34,6 +34,7 @@ _CRASHES: Final = (
     FaultKind.OLD_DOCUMENT,
 )
 _LOSE_DISKS: Final = (FaultKind.DISK_LOSS, FaultKind.EVICTION_EMPTY)
+_EVICT: Final = (FaultKind.EVICTION, FaultKind.EVICTION_EMPTY)
 
 _SLOW_LINK_S = 0.6
 _LOSS = 0.3
@@ -129,7 +130,7 @@ class Faults:
         if life is None:
             return None
         power_cut = fault.kind is FaultKind.POWER_CUT
-        silent = power_cut or (fault.kind in (FaultKind.EVICTION, FaultKind.EVICTION_EMPTY) and not fault.linger_s)
+        silent = power_cut or (fault.kind in _EVICT and not fault.linger_s)
 
         def crash() -> None:
             world.crash(
@@ -137,7 +138,7 @@ class Faults:
             )
             if fault.kind in _LOSE_DISKS and world.can_lose(name):
                 world.lose_disk(name)
-            elif fault.kind in (FaultKind.EVICTION, FaultKind.EVICTION_EMPTY):
+            elif fault.kind in _EVICT:
                 world.note_evicted(name)
             dice = random.Random(f"{world.schedule.seed}/copy/{fault.at_s}")
             if fault.kind is FaultKind.OLD_DISK and world.can_lose(name):
