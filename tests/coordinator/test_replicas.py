@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -403,6 +404,10 @@ async def test_what_was_listed_is_not_fetched(scene: Scene, autojump_clock: Mock
     assert {a.record for a in await request.replicas.fetch(KEY, need=3)} == {None}  # too few were listed: all are asked
 
 
+def calls_of(request: ServedRequest) -> list[int]:
+    return [target.calls for target in request.targets if isinstance(target, Replica)]
+
+
 async def test_a_fetch_asks_one_more_as_soon_as_its_hedge_says(scene: Scene, autojump_clock: MockClock) -> None:
     scene.hold(1)
     began_s = trio.current_time()
@@ -417,14 +422,26 @@ async def test_a_fetch_with_a_hedge_of_nothing_asks_all_at_once(scene: Scene, au
     assert (scene.numbers(answers), trio.current_time()) == ([3], began_s)
 
 
+async def test_a_hedge_of_nothing_waits_for_no_pass_of_the_scheduler_between_two_replicas(
+    scene: Scene, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await trio.sleep(10)  # the replicas of a new cluster are compared first
+    scene.hold(1, 2, 3)
+    request = scene.request()
+    before = calls_of(request)
+    nursery.start_soon(partial(request.replicas.fetch, KEY, need=1, hedge_after_s=0))
+    await trio.lowlevel.checkpoint()
+    await trio.lowlevel.checkpoint()
+    assert [more - less for less, more in zip(before, calls_of(request), strict=True)] == [1, 1, 1]
+
+
 async def test_a_hedge_sends_nothing_more_where_the_first_are_in_time(scene: Scene, autojump_clock: MockClock) -> None:
     await trio.sleep(10)  # the replicas of a new cluster are compared first
     request = scene.request()
-    before = [target.calls for target in request.targets if isinstance(target, Replica)]
+    before = calls_of(request)
     assert scene.numbers(await request.replicas.fetch(KEY, need=1, hedge_after_s=0.02)) == [1]
     await trio.sleep(0.05)
-    after = [target.calls for target in request.targets if isinstance(target, Replica)]
-    assert [more - less for less, more in zip(before, after, strict=True)] == [1, 0, 0]
+    assert [more - less for less, more in zip(before, calls_of(request), strict=True)] == [1, 0, 0]
 
 
 @pytest.mark.parametrize("hedge_after_s", [-0.1, math.inf, math.nan])

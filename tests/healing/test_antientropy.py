@@ -246,3 +246,23 @@ async def test_being_fenced_during_a_sweep_is_survived(nursery: trio.Nursery, au
     await cluster.until(lambda: cluster.master.cluster.term == 41)
     assert {term_of(state.epoch) for state in cluster.coordinator.partitions} == {41}
     assert (await cluster.coordinator.get(KEYS[0])) is not None
+
+
+async def test_a_partition_that_is_replaced_before_its_key_is_mended_is_not_called_compared(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster = await start(nursery, "quorum")
+    await lay_down(cluster, nursery, cluster.replicas_of(KEYS[0])[0], KEYS[0], LATER, b"remains")
+    state = cluster.coordinator.partitions[partition_of(KEYS[0])]
+    reports: list[dict[str, int]] = []
+
+    async def compare() -> None:
+        reports.append(await AntiEntropy(cluster.coordinator).repair(dry_run=False))
+
+    with await state.locks.exclusive(KEYS[0]):
+        nursery.start_soon(compare)
+        await trio.sleep(2.5)  # it has looked again, has listed what differs, and waits for the key
+        await cluster.master.operations.switch_mode("sync")
+        assert cluster.coordinator.partitions[state.index] is not state
+    await cluster.until(lambda: bool(reports))
+    assert (reports[0]["partitions"], reports[0]["differing"], reports[0]["repaired"]) == (PARTITIONS - 1, 1, 0)

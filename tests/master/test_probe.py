@@ -243,13 +243,14 @@ def test_it_does_the_less_the_more_clients_have_to_wait() -> None:
 
 
 class Held(Quorum):
-    """Quorum, but for what a test wants: writes and deletes that fail when they are sent, reads that wait before they
-    ask, and what reads return."""
+    """Quorum, but for what a test wants: writes and deletes that fail, or wait for ever, when they are sent, reads that
+    wait before they ask, and what reads return."""
 
     name = "held"
 
     def __init__(self) -> None:
         self.fails = False
+        self.waits = False
         self.gates: dict[bytes, trio.Event] = {}  # by key, what the next read of it waits for
         self.returns: Callable[[bytes, Record | None], Record | None] = lambda key, record: record
 
@@ -257,6 +258,8 @@ class Held(Quorum):
         await super().write(write, replicas)
         if self.fails:
             raise RuntimeError("the test wants it so")
+        if self.waits:
+            await trio.sleep_forever()
 
     async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
         if (gate := self.gates.pop(key, None)) is not None:
@@ -285,6 +288,29 @@ async def test_a_read_that_outlives_its_key_is_not_judged(
     gate.set()
     await trio.sleep(1)
     assert probe.describe()["violations"] == []
+
+
+async def test_what_gets_no_decision_in_time_is_counted_and_not_left_out(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that was sent is unknown, a read is refused; both end with the turn that began them."""
+    monkeypatch.setattr("trikv.master.probe.KEYS", 4)
+    strategy = Held()
+    cluster = await InProcessCluster.start(nursery, mode="held", strategies=[strategy], timeout_s=1.0)
+    probe = await start(nursery, cluster)
+    await trio.sleep(5)
+    before = probe.describe()
+    assert (before["refused"], before["unknown"]) == (0, 0)
+    strategy.gates = {RESERVED + b"probe/" + one.key.encode(): trio.Event() for one in probe._session.registers}
+    await cluster.until(lambda: not strategy.gates)
+    await trio.sleep(1.5)
+    assert probe.describe()["refused"] == 4
+    strategy.waits = True
+    await trio.sleep(3)
+    now = probe.describe()
+    assert now["unknown"] > 0
+    assert now["reads"] > before["reads"]
+    assert (now["verdict"], now["violations"]) == ("kept", [])
 
 
 async def test_what_it_uses_is_bounded_however_long_all_is_in_doubt(
