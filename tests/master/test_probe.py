@@ -15,7 +15,7 @@ from trikv.api import Answer, Promise, Record, ReplicaSet, Strategy, Write
 from trikv.coordinator.coordinator import RESERVED
 from trikv.core.errors import Refused, Unknown
 from trikv.core.probe import DOUBTFUL_MAX, NEVER_WRITTEN, STALE, VIOLATIONS_KEPT
-from trikv.master.probe import CALM_S, FEW_RATE, KEYS, LATE_S, RATE_LEAST, RATE_MOST, SHARE, Probe, rate_beside
+from trikv.master.probe import AT_ONCE, CALM_S, FEW_RATE, KEYS, LATE_S, RATE_LEAST, RATE_MOST, SHARE, Probe, rate_beside
 from trikv.testing.inprocess import InProcessCluster
 from trikv_quorum import Quorum
 
@@ -244,13 +244,15 @@ def test_it_does_the_less_the_more_clients_have_to_wait() -> None:
 
 class Held(Quorum):
     """Quorum, but for what a test wants: writes and deletes that fail, or wait for ever, when they are sent, reads that
-    wait before they ask, and what reads return."""
+    wait for a while or for ever before they ask, and what reads return."""
 
     name = "held"
 
     def __init__(self) -> None:
         self.fails = False
         self.waits = False
+        self.reads_wait = False
+        self.waiting = 0  # reads
         self.gates: dict[bytes, trio.Event] = {}  # by key, what the next read of it waits for
         self.returns: Callable[[bytes, Record | None], Record | None] = lambda key, record: record
 
@@ -264,6 +266,9 @@ class Held(Quorum):
     async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
         if (gate := self.gates.pop(key, None)) is not None:
             await gate.wait()
+        if self.reads_wait:
+            self.waiting += 1
+            await trio.sleep_forever()
         return self.returns(key, await super().read(key, replicas))
 
 
@@ -311,6 +316,19 @@ async def test_what_gets_no_decision_in_time_is_counted_and_not_left_out(
     assert now["unknown"] > 0
     assert now["reads"] > before["reads"]
     assert (now["verdict"], now["violations"]) == ("kept", [])
+
+
+async def test_no_more_is_under_way_at_once_however_long_reads_wait(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    strategy = Held()
+    cluster = await InProcessCluster.start(nursery, mode="held", strategies=[strategy], timeout_s=60.0)
+    probe = await start(nursery, cluster)
+    await trio.sleep(5)
+    strategy.reads_wait = True
+    await trio.sleep(20)
+    assert strategy.waiting == AT_ONCE
+    assert probe.describe()["violations"] == []
 
 
 async def test_what_it_uses_is_bounded_however_long_all_is_in_doubt(
