@@ -29,13 +29,13 @@ from trikv.testing.judge.history import Kind
 from trikv.testing.sim.names import sized
 from trikv.testing.sim.plan import Plan, Schedule, ScheduledRequest, draw_between
 
-_REPLICAS: Final = {2: 15, 3: 45, 4: 20, 5: 20}  # by their number: how often, in a hundred seeds
+_REPLICAS: Final = {2: 20, 3: 55, 4: 15, 5: 10}  # by their number: how often, in a hundred seeds
 _OTHER_KEYS: Final = 0.4  # the share of keys that get another length
 _OTHER_VALUES: Final = 8  # so many values of a run are of another size
 _LONG_KEY_BYTES: Final = 32
 _MEDIUM_BYTES: Final = (32, 40_000)
 _LARGE_BYTES: Final = 64 * 1024
-_LARGE_EVERY: Final = 5
+_LARGE_EVERY: Final = 10
 _BATCHES: Final = (2, 5)
 _BATCH_OF: Final = (2, 8)
 _BATCH_S: Final = 1.0  # requests that are further apart are not sent together
