@@ -420,6 +420,12 @@ class Odd(Strategy):
         self.before: BaseException | None = None
         self.after: BaseException | None = None
         self.answer: Any = None
+        self.lists: BaseException | None = None
+
+    def listing(self, replicas: ReplicaSet) -> ReplicaSet | None:
+        if self.lists is not None:
+            raise self.lists
+        return None
 
     def copies(self, n: int) -> int:
         return n
@@ -497,6 +503,18 @@ async def test_a_strategy_that_answers_junk_answers_nobody(
     assert await outcome(cluster.coordinator.get(KEY)) == "unanswered"
     assert await outcome(cluster.coordinator.put(KEY, b"1", expect=Expect.absent())) == "unanswered"
     assert held(cluster) == [None] * 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), SystemExit(1)])
+async def test_a_strategy_that_fails_in_listing_fails_the_scan_alone(
+    error: BaseException, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster, odd = await start_odd(nursery)
+    odd.lists = error
+    with pytest.raises(Refused, match="strategy odd failed: "):
+        await cluster.coordinator.scan()
+    odd.lists = None
+    assert (await cluster.coordinator.scan()).items == []
 
 
 # --- clients that go away -----------------------------------------------------------------------------------------

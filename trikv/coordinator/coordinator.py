@@ -40,7 +40,7 @@ import trio
 
 from trikv.api import Write
 from trikv.coordinator.deadlines import Limit, limit_of_task
-from trikv.coordinator.partition import PENDING_BYTES_MAX, PENDING_MAX, Doubt, PartitionState, Stage
+from trikv.coordinator.partition import MAY_RAISE, PENDING_BYTES_MAX, PENDING_MAX, Doubt, PartitionState, Stage
 from trikv.coordinator.repair import fetch_history
 from trikv.coordinator.replicas import NotEnough, Target
 from trikv.coordinator.scan import PAGE_MAX, ScanPage, scan_page
@@ -73,9 +73,6 @@ _MAY_GO_ON: Final = ("unavailable", "unanswered")  # as the next configuration m
 
 # Looking up a member of an enumeration takes five times as long as a name of this module, and operations do it often.
 _NO, _COMMITTED = Full.NO, Outcome.COMMITTED
-
-# What a strategy may raise, a stranger's code that it is; cancellation is what is left.
-_BROKEN: Final = (Exception, SystemExit)
 
 _log = logging.getLogger(__name__)
 
@@ -436,7 +433,7 @@ class Coordinator:
             state.note_committed(key, record)
         except NotEnough as error:
             raise WriteFailed(str(error)) from error
-        except _BROKEN as error:  # a strategy is a stranger's code, and a client must still be told the truth
+        except MAY_RAISE as error:  # a strategy is a stranger's code, and a client must still be told the truth
             _log.exception("strategy %s failed in write", state.strategy.name)
             raise WriteFailed(f"strategy {state.strategy.name} failed: {error!r}") from error
         except BaseExceptionGroup as group:
@@ -482,7 +479,7 @@ class Coordinator:
                 continue
             except TrikvError:
                 raise
-            except _BROKEN as error:  # as in own_write
+            except MAY_RAISE as error:  # as in own_write
                 _log.exception("strategy %s failed in read", state.strategy.name)
                 raise Refused("unanswered", f"strategy {state.strategy.name} failed: {error!r}") from error
             except BaseExceptionGroup as group:
@@ -660,7 +657,7 @@ def _describe_mismatch(current: Record | None) -> str:
 def _cancellation_in(group: BaseExceptionGroup[BaseException], strategy: str) -> BaseException | None:
     """What a strategy raises out of its nursery if it fails while it is cancelled: without its own errors, so that the
     operation ends as any other that is cancelled. None: it was not cancelled."""
-    broken, cancelled = group.split(_BROKEN)
+    broken, cancelled = group.split(MAY_RAISE)
     if broken is not None:
         _log.error("strategy %s failed in a nursery of its own", strategy, exc_info=broken)
     return cancelled

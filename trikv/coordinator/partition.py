@@ -15,6 +15,7 @@ repair must finish it before it looks: such a record may still be on its way to 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
@@ -26,6 +27,7 @@ from trikv.coordinator.replicas import Copies, NotEnough, Replicas, ServedReques
 from trikv.coordinator.trace import Traces
 from trikv.core import quorums
 from trikv.core.configuration import Configuration, Member, Partition
+from trikv.core.errors import Refused
 from trikv.core.quorums import Availability, Electorate
 from trikv.core.record import Record, Version, generation_of, make_epoch, make_seq, size_of
 from trikv.core.ring import PARTITION_COUNT, partition_of
@@ -36,7 +38,10 @@ PENDING_MAX: Final = 4_096  # keys in doubt in one partition; beyond it, writes 
 SENT_KEYS_MAX: Final = 65_536  # that are remembered while tombstones are forgotten; beyond it, that has to wait
 PENDING_BYTES_MAX: Final = 256 * 1024 * 1024  # in all partitions together; beyond it, every write is
 
+MAY_RAISE: Final = (Exception, SystemExit)  # a strategy, a stranger's code that it is; cancellation is what is left
 _OVERHEAD_BYTES: Final = 512  # of a key in a dictionary, a record, its two versions and their numbers
+
+_log = logging.getLogger(__name__)
 
 
 class Stage(Enum):
@@ -212,8 +217,16 @@ class PartitionState:
         return self.partition.settled or key in self.anchored
 
     def named_to_list(self) -> Collection[Member] | None:
-        """The members whose listing equals a read, where the strategy names them."""
-        alone = self.strategy.listing(self.request(0.0).replicas)
+        """The members whose listing equals a read, where the strategy names them.
+
+        Raises:
+          Refused: the strategy failed over it.
+        """
+        try:
+            alone = self.strategy.listing(self.request(0.0).replicas)
+        except MAY_RAISE as error:
+            _log.exception("strategy %s failed in listing", self.strategy.name)
+            raise Refused("unanswered", f"strategy {self.strategy.name} failed: {error!r}") from error
         return alone.members if isinstance(alone, Replicas) else None
 
     def choose_to_list(self) -> list[Target] | None:
