@@ -189,14 +189,14 @@ def test_what_others_ask_of_a_stage(stage: Stage, served: bool, blocked: bool, u
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_a_state_is_writable_where_the_judge_says_so_and_it_is_not_closed(stage: Stage) -> None:
+def test_a_state_is_writable_where_the_judge_says_so_and_it_is_fenced_and_not_closed(stage: Stage) -> None:
     around = Around()
     state = state_in(stage, around)
     for voters in product(Availability, repeat=len(state.targets)):
         for target, availability in zip(state.targets, voters, strict=True):
             around.replica(target.member.worker).availability = availability
         won = state.judge_write() is TallyVerdict.WON
-        assert state.is_writable is (won and stage is not Stage.CLOSED), voters
+        assert state.is_writable is (won and state.is_fenced and stage is not Stage.CLOSED), voters
 
 
 @pytest.mark.parametrize("stage", Stage)

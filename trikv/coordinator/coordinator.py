@@ -22,6 +22,11 @@ In two cases the key does not tell whether the first copy was ever seen, and the
 stand on what was compared before: nothing can have its place just before that one. And where the key is absent, and
 tombstones were forgotten since, the copy may have been read and deleted.
 
+Where several masters share the document, this one may have been deposed without knowing it. An answer that rests on at
+least W replicas is safe: R members of the configuration have promised a newer epoch before anything newer is served,
+and one of them would be among those W. An answer that rests on fewer replicas is given only while the lease holds
+(`master/leadership.py`), looked at after the answer has come; otherwise the read is refused.
+
 Bounds: `IN_FLIGHT_MAX` operations at once, `WRITING_BYTES_MAX` of values on their way, `PENDING_MAX` keys in doubt in a
 partition and `PENDING_BYTES_MAX` in all; beyond any of them a caller is refused at once. Large values may take
 `LARGE_BYTES_MAX` of what is on its way, so that small ones always find room. Scans wait for each other, `SCANS_MAX` at
@@ -118,6 +123,8 @@ class Coordinator:
         self._compared: dict[int, Version] = {}
         self.longest: set[Longest] = set()  # those that are measuring now
         self._before_first_store = before_first_store
+        # Can no other master have begun to lead by now? None: there can be no other one.
+        self.holds_lease: Callable[[], bool] | None = None
         self.doubt = Doubt()
         # Set when a write ends without a commit; `healing/finish.py` then makes a new one.
         self.in_doubt = trio.Event()
@@ -359,7 +366,9 @@ class Coordinator:
         while True:
             states = self.partitions
             try:
-                return await scan_page(states, read, self.changed.wait, prefix, after, limit, deadline_s, hidden=hidden)
+                return await scan_page(
+                    states, read, self.changed.wait, self.check_answer, prefix, after, limit, deadline_s, hidden=hidden
+                )
             except Refused as error:
                 if self.partitions is states or error.kind.code not in _MAY_GO_ON:
                     raise
@@ -374,6 +383,7 @@ class Coordinator:
         with await state.locks.exclusive(key):
             if state.reads_directly(key):
                 return await self.own_read(state, key, deadline_s, exclusive=True)
+            await self._await_fence(state)
             return await self.repair(state, key, deadline_s)
 
     async def repair(
@@ -401,6 +411,7 @@ class Coordinator:
             except (NotEnough, PeerError) as error:
                 raise Refused("unavailable", f"the key needs a repair, and too few replicas answer: {error}") from error
             if found is None:
+                self.check_answer(state, state.configuration.recovery)
                 return None
             # Under AP a member that could not be asked may hold a newer one: let that win.
             record = found if state.is_ap else Record(state.next_version(), found.stamp, found.value)
@@ -409,6 +420,20 @@ class Coordinator:
         except WriteFailed as error:
             raise Refused("unanswered", f"the key was under repair, and that was not finished: {error}") from error
         return record
+
+    def check_answer(self, state: PartitionState, heard: int) -> None:
+        """Check that an answer of so many members may be given, now that it has come.
+
+        Raises:
+          Refused: another master may have committed something that they do not know of.
+        """
+        if self.holds_lease is None or state.is_ap or heard >= state.copies or self.holds_lease():
+            return
+        raise Refused(
+            "unavailable",
+            f"this master could not renew its lease, so another one may lead, and mode {state.strategy.name} answers "
+            f"from {heard} of {len(state.targets)} replicas",
+        )
 
     # --- the strategy's path ------------------------------------------------------------------------------------------
 
@@ -466,6 +491,8 @@ class Coordinator:
         while True:
             # What `agree` stores was sent before, and noted then.
             request = state.request(deadline_s, on_send=_note_nothing, tracked=True, repair=repair, listed=listed)
+            if self.holds_lease is not None:
+                request.heard = set()
             try:
                 record = await state.strategy.read(key, request.replicas)
                 note_promised(state.strategy.name, state.epoch)
@@ -488,6 +515,8 @@ class Coordinator:
                 raise Refused("unanswered", f"strategy {state.strategy.name} failed: {group!r}") from group
             if record is not None and not isinstance(record, Record):
                 raise Refused("unanswered", f"strategy {state.strategy.name} answered {record!r}, which is no record")
+            if request.heard is not None:
+                self.check_answer(state, len(request.heard))
             return record
 
     # --- around an operation ------------------------------------------------------------------------------------------
@@ -545,8 +574,9 @@ class Coordinator:
         while True:
             state = self._state_of(key)
             verdict = state.judge_write()
-            if verdict is TallyVerdict.WON and state.stage is not Stage.CLOSED:
+            if verdict is TallyVerdict.WON and state.stage is not Stage.CLOSED and state.is_fenced:
                 return state
+            self._check_fence(state)
             if verdict is TallyVerdict.LOST:
                 down = [t.member.worker for t in state.targets if t.availability is Availability.DOWN]
                 raise Refused(
@@ -555,6 +585,24 @@ class Coordinator:
                     f"{state.needs.write.describe(len(state.targets))}, and {', '.join(down)} cannot be reached",
                 )
             await self.changed.wait()
+
+    async def _await_fence(self, state: PartitionState) -> None:
+        """Return once its earlier configurations can commit nothing more; refuse if that cannot be had."""
+        while not state.is_fenced:
+            if self.partitions[state.index] is not state:
+                raise Refused("unavailable", "its configuration was replaced before it was served")
+            self._check_fence(state)
+            await self.changed.wait()
+
+    @staticmethod
+    def _check_fence(state: PartitionState) -> None:
+        if not state.is_fenced and not state.can_be_fenced:
+            down = sorted({t.member.worker for t in state.to_fence() if t.availability is Availability.DOWN})
+            raise Refused(
+                "unavailable",
+                "its configuration has changed, and too few members of an earlier one can be reached to end that: "
+                + ", ".join(down),
+            )
 
 
 class Attempt:

@@ -9,6 +9,11 @@ nothing was committed: the next one takes its place, and it is not kept in the h
 that nothing is stored under it any more. A blocked partition is refused until an operator decides. Only the methods
 here move a state from one stage to the next, and no other module assigns its fields.
 
+*The fence.* A master that was deposed may still serve under an earlier configuration. So nothing is served under a
+changed one before R members of every earlier configuration have promised its epoch: from then on nothing can be
+committed, or read by a quorum, under theirs. Configurations of an AP mode promise nothing that this would keep. A
+settled partition has no earlier configuration.
+
 `pending` holds, for each key, the newest record that was sent and is not known to be committed. A compare-and-set or a
 repair must finish it before it looks: such a record may still be on its way to the replica that is about to be read.
 """
@@ -121,9 +126,9 @@ class PartitionState:
     """One partition in one epoch. `made_here`: its active configuration is of this coordinator's making."""
 
     __slots__ = (
-        "_copies", "_count", "_doubt", "_marks", "_sent_keys", "_surroundings", "anchored", "blocked_because",
-        "copies", "epoch", "history", "index", "locks", "missed", "needs", "partition", "pending", "promised", "stage",
-        "strategy", "targets", "untouched", "up_to_write",
+        "_copies", "_count", "_doubt", "_marks", "_promised_by", "_sent_keys", "_surroundings", "anchored",
+        "blocked_because", "copies", "epoch", "history", "index", "is_fenced", "locks", "missed", "needs", "partition",
+        "pending", "promised", "stage", "strategy", "targets", "untouched", "up_to_write",
     )  # fmt: skip
 
     def __init__(
@@ -154,6 +159,8 @@ class PartitionState:
         self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
         self.stage = _SETTLED if partition.settled else Stage.UNUSED if made_here else Stage.SETTLING
         self._marks = Marks(self.epoch, self.pending, alike=False)
+        self._promised_by: set[Member] = set()  # members of earlier configurations that have promised this epoch
+        self.is_fenced = not self.to_fence()  # may anything be served under its active configuration?
         self.untouched = True  # nothing was sent to its members to be stored, in this epoch
         self._sent_keys: set[bytes] | None = (
             None  # keys of which something was sent; kept only while tombstones are forgotten
@@ -189,7 +196,7 @@ class PartitionState:
         for target in self.targets:
             if target.availability is _UP:
                 up += 1
-        return up >= self.up_to_write and self.stage is not _CLOSED
+        return up >= self.up_to_write and self.is_fenced and self.stage is not _CLOSED
 
     def judge_write(self) -> TallyVerdict:
         """Would those that are up commit a write, or may they, once it is clear which of the others answer?"""
@@ -293,6 +300,7 @@ class PartitionState:
         assert partition == self.partition.as_settled(), (partition, self.partition)
         self.partition = partition
         self.history = self.history[-1:]
+        self.is_fenced = True
         self.anchored = set()
         if self.copies == len(self.targets) and not self.is_ap:
             self._note_alike()  # all of them were heard, and whatever differed was written anew, to all
@@ -322,6 +330,30 @@ class PartitionState:
     def _check_open(self) -> None:
         if self.stage is _CLOSED:
             raise NotEnough("its configuration was replaced before anything was committed under it")
+
+    # --- the fence ----------------------------------------------------------------------------------------------------
+
+    def to_fence(self) -> list[Target]:
+        """The members of earlier configurations whose promise of this epoch is still waited for."""
+        lacking = [e for e in self.history[:-1] if not e.is_ap and self._lacks(e) > 0]
+        return list({t.member: t for e in lacking for t in e.voters if t.member not in self._promised_by}.values())
+
+    def note_promise(self, member: Member) -> None:
+        """The member has promised this epoch, durably."""
+        self._promised_by.add(member)
+        self.is_fenced = self.is_fenced or not self.to_fence()
+
+    @property
+    def can_be_fenced(self) -> bool:
+        """Are enough members left that may promise this epoch?"""
+        waited_for = {t.member for t in self.to_fence() if t.availability is not Availability.DOWN}
+        return all(
+            e.is_ap or self._lacks(e) <= sum(t.member in waited_for for t in e.voters) for e in self.history[:-1]
+        )
+
+    def _lacks(self, electorate: Electorate[Target]) -> int:
+        """How many more of its members must promise this epoch."""
+        return electorate.configuration.recovery - sum(t.member in self._promised_by for t in electorate.voters)
 
     # --- writes -------------------------------------------------------------------------------------------------------
 

@@ -96,7 +96,7 @@ class ServedRequest:
     """What the views of one request share."""
 
     __slots__ = (
-        "copies", "count_copies", "deadline_s", "epoch", "listed", "marks", "on_missed", "on_send", "on_stale",
+        "copies", "count_copies", "deadline_s", "epoch", "heard", "listed", "marks", "on_missed", "on_send", "on_stale",
         "partition", "repair", "sent_to", "targets", "traces",
     )  # fmt: skip
 
@@ -130,6 +130,7 @@ class ServedRequest:
         self.listed = listed  # what replicas listed a moment ago, within this request: a fetch of it costs nothing
         self.traces = traces  # where the trace of a write is, of which a copy is sent later
         self.marks = marks
+        self.heard: set[str] | None = None  # if it matters: the replicas on whose answers the request's result rests
         self.sent_to: list[Member] = []
 
     @property
@@ -259,6 +260,8 @@ class Replicas:
                 if target.member.worker in request.listed
             ]
             if len(listed) >= need:
+                if request.heard is not None:
+                    request.heard.update(answer.replica for answer in listed)
                 return listed
         able = _require(self._targets, need)
         round_ = Round(need, len(able), request.on_stale)
@@ -272,6 +275,8 @@ class Replicas:
             target.call(_FETCH, arguments, request.deadline_s, done, _OVERHEAD_BYTES + len(key))
 
         await _ask_in_turn(round_, able, need, ask, late_s)
+        if request.heard is not None:
+            request.heard.update(target.member.worker for target, _ in round_.answers)
         return [
             Answer(target.member.worker, fetched_from_wire(payload, request.epoch))
             for target, payload in round_.answers
@@ -294,6 +299,8 @@ class Replicas:
                     "call it on the whole preference list"
                 )
             await Replicas(request, others).store(Write(key, top), need=lacking)
+            if request.heard is not None:  # so many have acknowledged, whichever they are
+                request.heard.update(target.member.worker for target in others[:lacking])
             return top
         if request.repair is None:
             raise NotEnough("the key needs a repair, and a write cannot ask for one")

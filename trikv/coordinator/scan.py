@@ -46,6 +46,7 @@ async def scan_page(
     states: list[PartitionState],
     read: Read,
     wait_change: Callable[[], Any],
+    check: Callable[[PartitionState, int], None],
     prefix: bytes,
     after: bytes | None,
     limit: int,
@@ -54,7 +55,7 @@ async def scan_page(
     hidden: bytes | None = None,
 ) -> ScanPage:
     """The first `limit` live keys that start with `prefix` and come after `after`, without those that start with
-    `hidden`.
+    `hidden`. `check` may refuse what so many members of a partition have listed.
 
     Raises:
       Refused: a partition cannot answer.
@@ -69,6 +70,8 @@ async def scan_page(
             plan, prefix=prefix, after=after, limit=limit + 1, with_values=True, deadline_s=deadline_s
         )
         sources = _sources(plan)
+        for state in states:
+            check(state, len(sources[state.index]))
         for key in sorted(listing.rows):
             if listing.bound is not None and key > listing.bound:
                 break

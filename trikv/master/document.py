@@ -5,8 +5,9 @@ One change at a time (`changing`), durable before it takes effect: the config st
 
 *A change in doubt.* A change that fails may have been made all the same (`configstore.py`). It is written again until
 that is known, and nothing else is changed meanwhile; what was closed for it stays closed, and the rest is served as
-before, as while any change is being written. If it cannot be known, the master ends (`run` raises), and the next one
-reads what the store holds.
+before, as while any change is being written. If it cannot be known in time, the master ends (`run` raises), and the
+next one reads what the store holds. A store that masters share is waited for without end, since no other master could
+do more while it is away.
 """
 
 from __future__ import annotations
@@ -33,18 +34,27 @@ _log = logging.getLogger(__name__)
 class Document:
     """
     Args:
+      doubt_s: how long a change in doubt is written again.
       name: this master's, unlike any other's: it marks its changes.
       install: makes a document effective; told whether its new configurations are of this coordinator's making.
     """
 
     def __init__(
-        self, cluster: Cluster, revision: int, store: ConfigStore, name: str, install: Callable[[Cluster, bool], None]
+        self,
+        cluster: Cluster,
+        revision: int,
+        store: ConfigStore,
+        name: str,
+        install: Callable[[Cluster, bool], None],
+        *,
+        doubt_s: float = DOUBT_S,
     ) -> None:
         self.cluster = cluster
         self.changing = trio.Lock()
         self.changed = Signal()
         self.write_times = Histogram()  # of changes, those that failed included
         self.failures = 0  # of writes: refused by the store, or in doubt
+        self._doubt_s = doubt_s
         self._revision = revision
         self._store = store
         self._name = name
@@ -91,12 +101,12 @@ class Document:
         try:
             self._revision = await self._write(document)
         except ConfigConflict as error:
-            self._end(error)
+            self.end(error)
             raise Refused("stopping", "another master has taken over") from error
         except NotChanged as error:
             raise Refused("unavailable", f"the master cannot write the cluster's document: {error}") from error
         except ConfigStoreError as error:
-            self._end(error)
+            self.end(error)
             raise Unknown(str(error)) from error
         self.install(changed, made_here=made_here)
 
@@ -129,7 +139,7 @@ class Document:
           ConfigStoreError: that cannot be known.
         """
         doubt: ConfigStoreError | None = None
-        until_s = trio.current_time() + DOUBT_S
+        until_s = trio.current_time() + self._doubt_s
         while True:
             with trio.CancelScope(shield=True):  # never stop between writing the document and installing it
                 try:
@@ -158,7 +168,7 @@ class Document:
             try:
                 await trio.sleep(DOUBT_AGAIN_S)
             except trio.Cancelled:
-                self._end(doubt)  # also where only the caller was cancelled: the next change must not build on it
+                self.end(doubt)  # also where only the caller was cancelled: the next change must not build on it
                 raise
 
     async def _compare_and_set(self, document: dict[str, Any]) -> int:
@@ -171,7 +181,7 @@ class Document:
         finally:
             self.write_times.note(trio.current_time() - began_s)
 
-    def _end(self, error: Exception) -> None:
-        """Let `run` end with that error."""
+    def end(self, error: Exception) -> None:
+        """Let `run` end with that error, and change nothing more."""
         self._error = self._error or error
         self._ended.set()

@@ -1,9 +1,10 @@
 """Being fenced: what this master does about workers that know more than its document.
 
-A worker that knows of another master of this term, or of a higher one, makes this master take a term beyond it: the
-document was restored from a backup. Until a worker has said that it knows of none, it is sent nothing. A generation
-that the document does not know blocks that partition, since there may have been configurations that the document does
-not know.
+A worker that knows of another master of this term, or of a higher one, makes this master take a term beyond it, by
+compare-and-set. If that succeeds, the document was restored from a backup; if it fails, the other master has taken
+over, and this one ends. Until a worker has said that it knows of none, it is sent nothing. A generation that the
+document of the highest term does not know blocks that partition, since there may have been configurations that the
+document does not know.
 
 A worker is believed up to `PROMISED_MAX` beyond what is known, so that one broken packet cannot become a term or
 generation that no later one can exceed.
@@ -49,11 +50,11 @@ class Fencing:
             )
             if current.is_blocked and not was_blocked:
                 _log.error("%s", current.blocked_because)
-        elif term_of(promised) > self._document.cluster.term:
+        if term_of(promised) > self._document.cluster.term:
             self.note_rival(term_of(promised))
 
     def note_rival(self, term: int) -> None:
-        """A worker knows a master of this term that is not this one: the document was restored from a backup."""
+        """A worker knows a master of this term or a later one that is not this one."""
         known = self._document.cluster.term
         if term > known + PROMISED_MAX:
             _log.error("a worker names term %d, far beyond %d: it is not believed", term, known)

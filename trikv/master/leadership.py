@@ -10,9 +10,9 @@ only if `holds()` is true after the answer has arrived. So `holds()` may be true
 begun to lead: it counts from before the last successful renewal was *sent*, less a margin for clocks that run at
 different rates, and by a clock that counts the time of a suspended machine.
 
-*What the lease is not for.* Leadership does not end with it. While the store cannot be reached no other master can begin
-to lead either, so the leader goes on with what needs no lease. It ends when the store says that another master leads,
-or that the document has changed.
+*What the lease is not for.* Leadership does not end with it. While the store cannot be reached, no other master can
+begin to lead either, so the leader goes on with what needs no lease. It ends when the store says that another master
+leads, or that the document has changed.
 """
 
 from __future__ import annotations

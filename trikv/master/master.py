@@ -12,7 +12,8 @@ worker knows more than the document. `healing/` makes the partitions whole.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,12 +36,13 @@ from trikv.healing.antientropy import AntiEntropy
 from trikv.healing.finish import finish_forever
 from trikv.healing.hints import Hints
 from trikv.healing.hung import Hung
+from trikv.healing.retiring import Retiring
 from trikv.healing.settle import Settling
 from trikv.healing.tombstones import MIN_AGE_S, Forgetting
 from trikv.master.autoscale import Autoscaler
 from trikv.master.breaking import Breaking
 from trikv.master.configstore import ConfigConflict, ConfigStore, ConfigStoreError
-from trikv.master.document import Document
+from trikv.master.document import DOUBT_S, Document
 from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
 from trikv.master.fencing import Fencing
@@ -85,6 +87,7 @@ class Master:
         settle_rate_bytes: float,
         min_copies: int,
         forget_after_s: float,
+        holds_lease: Callable[[], bool] | None,
     ) -> None:
         name = doors.new_id(16)
         self._name = name
@@ -92,8 +95,10 @@ class Master:
         self.registry = registry
         self.events = EventLog(cluster.term)
         self.tasks = Tasks()
-        self.document = document = Document(cluster, revision, store, name, self._install)
+        doubt_s = DOUBT_S if holds_lease is None else math.inf
+        self.document = document = Document(cluster, revision, store, name, self._install, doubt_s=doubt_s)
         self.coordinator = coordinator = Coordinator(timeout_s=timeout_s, before_first_store=self._note_first_store)
+        coordinator.holds_lease = holds_lease
         self.membership = membership = Membership(
             self.hello,
             doors,
@@ -126,6 +131,7 @@ class Master:
             note_unheard=self.reconciler.note_up,
             rate_bytes=settle_rate_bytes,
         )
+        self.retiring = Retiring(coordinator)
         self.hints = Hints(coordinator)
         self.antientropy = AntiEntropy(coordinator, expects=self.hints.expects)
         self.tombstones = Forgetting(coordinator, self.reconciler.renew, min_age_s=forget_after_s)
@@ -190,12 +196,13 @@ class Master:
         min_copies: int = MIN_COPIES,
         forget_after_s: float = MIN_AGE_S,
         partitions: int = PARTITION_COUNT,
+        holds_lease: Callable[[], bool] | None = None,
     ) -> Master:
         """Found the cluster, or take up the one that the document describes, under a new term.
 
         `mode`, `replicas` and `partitions` found a cluster. A later start that names another mode or other replicas
         comes up with the cluster's own, and says so in one warning: a supervisor repeats the founding command line also
-        after the mode was switched.
+        after the mode was switched. `holds_lease`: where several masters share the store, see `leadership.py`.
 
         Raises:
           StartError: the mode cannot work with so many replicas, or the cluster's mode is not installed.
@@ -224,6 +231,7 @@ class Master:
             settle_rate_bytes=settle_rate_bytes,
             min_copies=min_copies,
             forget_after_s=forget_after_s,
+            holds_lease=holds_lease,
         )
 
     def start_workers(
@@ -303,6 +311,7 @@ class Master:
                 serve = partial(serve_links, frame_bytes_max=SMALL_FRAME_BYTES_MAX)  # workers only ask to be enlisted
                 await nursery.start(serve, listening.listener, self.hello, self._judge, self._handle)
                 self.enlisting.start()
+                nursery.start_soon(self.retiring.run)
                 nursery.start_soon(finish_forever, self.coordinator)
                 nursery.start_soon(self.hints.run)
                 nursery.start_soon(self.hung.run)
