@@ -34,7 +34,7 @@ from trikv.coordinator.coordinator import Coordinator
 from trikv.core.labels import Labels
 from trikv.core.quorums import Availability
 from trikv.core.ring import partition_of
-from trikv.master.configstore import ConfigStore, MemoryConfigStore
+from trikv.master.configstore import ConfigConflict, ConfigStore, MemoryConfigStore
 from trikv.master.master import Master
 from trikv.net.doors import Doors, Listening, Transport, join_address, split_address
 from trikv.registry import Registry, load_registry
@@ -282,8 +282,11 @@ class InProcessCluster:
         scope, stopped = self._master_scope, self._master_stopped = trio.CancelScope(), trio.Event()
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            async with _ended(scope, stopped, listening):
-                await master.run(listening, task_status=task_status)
+            try:
+                async with _ended(scope, stopped, listening):
+                    await master.run(listening, task_status=task_status)
+            except* ConfigConflict:
+                pass  # another master has taken over: `_master_stopped` tells
 
         await self._nursery.start(run)
 
