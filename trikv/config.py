@@ -39,6 +39,9 @@ DATA_ROOT: Final = Path("trikv-data")
 PORT_MAX: Final = 65_535
 DOWN_AFTER_LEAST_S: Final = 1.5  # three heartbeats; with less, one lost packet would move data
 DOWN_AFTER_MOST_S: Final = 3_600.0
+LEASE_S: Final = 3.0
+LEASE_LEAST_S: Final = 1.0
+LEASE_MOST_S: Final = 60.0
 
 
 class SettingsError(ValueError):
@@ -86,6 +89,13 @@ class MasterSettings:
     worker_storage: str = "rocksdb"  # the engine of those that are started
     probe: bool = False  # whether the mode's promise is measured all the time
     break_it: bool = False  # whether faults may be injected on request
+    config_store: str | None = None  # where several masters share the document; None: a file of this master's
+    config_store_ca: Path | None = None  # TLS: the certificates that it is checked by
+    config_store_cert: Path | None = None  # and the master's own, with its key
+    config_store_key: Path | None = None
+    lease_s: float = LEASE_S  # how long a leader that is silent goes on to be one
+    advertise: str | None = None  # where other masters and workers reach this one, if not where it listens
+    advertise_http: str | None = None  # where clients are sent to
     min_copies: int = 2  # a configuration does not shrink below it, however many workers are gone
     log: str | None = None  # as a worker's
     insecure: bool = False
@@ -117,6 +127,16 @@ def master_settings(
     """The settings of a master; as `worker_settings`."""
     settings = MasterSettings(**_gather("master", flags, environ, config))
     _check_reach(settings.insecure, settings.host, split_address(settings.http)[0])
+    if settings.config_store is None:
+        for name in ("config_store_ca", "config_store_cert", "config_store_key", "advertise", "advertise_http"):
+            if getattr(settings, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise SettingsError(f"{flag} is for a master among several: give --config-store with it")
+    elif settings.start_workers or settings.autoscale is not None:
+        raise SettingsError(
+            "--start-workers and --autoscale are for a master alone; with --config-store, start workers with "
+            "trikv worker PORT --master A,B,C"
+        )
     if settings.autoscale is None and (settings.max_load is not None or settings.max_keys is not None):
         raise SettingsError("--max-load and --max-keys say when to scale: give --autoscale MIN..MAX with them")
     if settings.autoscale is not None:
@@ -385,6 +405,13 @@ _READERS: Final[dict[str, Callable[[object], object]]] = {
     "down_after_s": lambda value: _between(value, "a time in seconds", DOWN_AFTER_LEAST_S, DOWN_AFTER_MOST_S),
     "settle_rate_mb": lambda value: _between(value, "a number of MB per second", 0.1, 10_000),
     "min_copies": lambda value: _whole(value, "a number of copies", 1),
+    "config_store": _text,
+    "config_store_ca": _path,
+    "config_store_cert": _path,
+    "config_store_key": _path,
+    "lease_s": lambda value: _between(value, "a time in seconds", LEASE_LEAST_S, LEASE_MOST_S),
+    "advertise": _address,
+    "advertise_http": _address,
     "probe": _switch,
     "break_it": _switch,
     "insecure": _switch,

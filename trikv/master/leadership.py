@@ -26,8 +26,6 @@ import trio
 from trikv.master.configstore import ConfigStore
 from trikv.net.signal import Signal
 
-LEASE_S: Final = 3.0  # the default of --lease
-LEASE_LEAST_S: Final = 1.0
 LEASE_MARGIN: Final = 0.1  # of the lease, for clocks that run at different rates
 
 

@@ -26,8 +26,9 @@ from typing import Any, Final
 import cbor2
 import trio
 
+from trikv.config import LEASE_S
 from trikv.master.configstore import ConfigConflict, ConfigStoreError, NotChanged
-from trikv.master.leadership import LEASE_MARGIN, LEASE_S, Candidate, Leader, SharedConfigStore
+from trikv.master.leadership import LEASE_MARGIN, Candidate, Leader, SharedConfigStore
 from trikv.net.signal import Signal
 
 _RENEWALS_PER_LEASE: Final = 3
@@ -171,7 +172,7 @@ class MemorySharedConfigStore(SharedConfigStore):
         while True:
             again_s = state.now() + state.lease_s / _RENEWALS_PER_LEASE
             if state.changed.count == self._seen and not self._is_cut:
-                await state.changed.wait(min(again_s, state.next_end_s) - state.now())
+                await state.changed.wait(max(0.0, min(again_s, state.next_end_s) - state.now()))
             try:
                 async with self._turn:
                     await self._renew()
