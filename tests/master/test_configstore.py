@@ -1,13 +1,14 @@
-"""The config store's door, held open by both of its makers; and what only a file can get wrong."""
+"""The config store's door, held open by each of its makers; and what only a file can get wrong."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,23 @@ import pytest
 import trio
 
 from trikv.master.configstore import ConfigConflict, ConfigStore, ConfigStoreError, MemoryConfigStore, SqliteConfigStore
+from trikv.master.etcd import EtcdConfigStore
+from trikv.net.etcdurl import parse_config_store
+from trikv.testing.processes.etcd import EtcdCluster, etcd_missing
 
 Open = Callable[[], Awaitable[ConfigStore]]
 DOCUMENT: dict[str, Any] = {"term": 1 << 40, "name": "é", "none": None, "bytes": b"\0\xff", "list": [[1, [True]], {}]}
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    if (missing := etcd_missing()) is not None:
+        pytest.skip(missing)
+    with EtcdCluster(tmp_path_factory.mktemp("etcd")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["memory", "sqlite", "etcd"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     async def memory() -> ConfigStore:
         return MemoryConfigStore()
@@ -28,7 +40,12 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     async def sqlite() -> ConfigStore:
         return await SqliteConfigStore.open(tmp_path / "config.sqlite")
 
-    return memory if request.param == "memory" else sqlite
+    async def etcd() -> ConfigStore:
+        address = request.getfixturevalue("etcd").members[0].address
+        prefix = re.sub(r"\W+", "-", request.node.name).strip("-")
+        return await EtcdConfigStore.open(parse_config_store(f"etcd://{address}/{prefix}"))
+
+    return {"memory": memory, "sqlite": sqlite, "etcd": etcd}[request.param]
 
 
 async def test_an_empty_store_is_at_revision_zero(open_store: Open) -> None:

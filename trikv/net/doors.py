@@ -3,12 +3,15 @@
 All higher floors reach the network through `Transport`, draw through `Doors.dice`, and read the time through
 `trio.current_time`, which Trio's own MockClock replaces. So the same code runs on real sockets and in a simulated
 world, where time is virtual, and network and dice follow a seed. Nothing else in trikv opens a socket between nodes.
+
+`boottime` is the one other clock. Trio's stands still while the machine is suspended, and a lease goes on.
 """
 
 from __future__ import annotations
 
 import errno
 import random
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -85,6 +88,11 @@ class Doors:
     def new_id(self, digits: int = 8) -> str:
         """Hexadecimal digits, drawn, for names that must not collide, such as incarnations."""
         return f"{self.dice.getrandbits(4 * digits):0{digits}x}"
+
+
+def boottime() -> float:
+    """Seconds since some moment, those of a suspended machine included where the system counts them (Linux does)."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def unresolved(host: str, error: OSError | UnicodeError, remedy: str = "") -> OSError:
