@@ -39,10 +39,11 @@ from typing import Any, Final, TypeVar
 import cbor2
 import trio
 
+from trikv.config import LEASE_S
 from trikv.master.configstore import CHANGE, ConfigConflict, ConfigStoreError, NotChanged
 from trikv.master.etcdgateway import EtcdGateway, EtcdRefusal, Nonsense, member, members, text, whole
 from trikv.master.etcdroster import KeyState, Roster, write_leader, write_master
-from trikv.master.leadership import LEASE_MARGIN, LEASE_S, Candidate, Leader, SharedConfigStore
+from trikv.master.leadership import LEASE_MARGIN, Candidate, Leader, SharedConfigStore
 from trikv.net.doors import Doors, boottime
 from trikv.net.etcdurl import EtcdSettings
 from trikv.net.signal import Signal

@@ -186,7 +186,7 @@ class EtcdGateway:
             raise ConfigStoreError(f"{self.name}: {endpoint.address} does not answer like an etcd: {error}") from error
 
     def describe(self) -> list[dict[str, Any]]:
-        return [{"address": each.address, "answers": each.answers, "error": each.error} for each in self._endpoints]
+        return [{"endpoint": each.address, "reachable": each.answers, "error": each.error} for each in self._endpoints]
 
     async def close(self) -> None:
         await self._http.aclose()
