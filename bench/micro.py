@@ -57,6 +57,7 @@ from trikv.storage.memory import MemoryEngine
 from trikv.storage.rocksdb import RocksEngine
 from trikv.testing.inprocess import InProcessCluster, MemoryTransport
 from trikv.testing.machine import describe_machine
+from trikv.web.desk import OwnDesk
 from trikv.web.lane import ExpressLane
 from trikv.worker.worker import Worker
 
@@ -436,7 +437,7 @@ async def lane_layer() -> AsyncIterator[Sequence[Case]]:
     async with trio.open_nursery() as nursery:
         cluster = await InProcessCluster.start(nursery, workers=0)
         services = replace(services_of(cluster.master), coordinator=cast("Coordinator", AnswersAtOnce()))
-        lane = ExpressLane(services, loopback_only=True)
+        lane = ExpressLane(OwnDesk(services), loopback_only=True)
         nursery.start_soon(lane.run)
         yield [
             through(lane, "a put, without a coordinator", "put", 1),
@@ -453,7 +454,7 @@ async def cluster_layer(mode: str) -> AsyncIterator[Sequence[Case]]:
     async with trio.open_nursery() as nursery:
         cluster = await InProcessCluster.start(nursery, mode=mode, workers=WORKERS)
         coordinator = cluster.coordinator
-        lane = ExpressLane(services_of(cluster.master), loopback_only=True)
+        lane = ExpressLane(OwnDesk(services_of(cluster.master)), loopback_only=True)
         nursery.start_soon(lane.run)
         for key in NAMES:
             await coordinator.put(key, VALUE)

@@ -244,6 +244,7 @@ def services_of(master: Master) -> Services:
         operations=master.operations,
         enlisting=master.enlisting,
         breaking=master.breaking,
+        passed_on=master.passed_on,
         events=master.events,
         sampling=master.sampling,
         run_detached=master.tasks.run_detached,

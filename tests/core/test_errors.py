@@ -65,5 +65,7 @@ def test_faults_that_travel_are_positive_and_those_made_here_negative() -> None:
         Fault.STORAGE,
         Fault.BAD_CALL,
         Fault.FULL,
+        Fault.NOT_LEADING,
+        Fault.NO_ROOM,
     }
     assert {fault for fault in Fault if fault < 0} == {Fault.NOT_SENT, Fault.LOST, Fault.LATE, Fault.CROWDED}

@@ -16,6 +16,7 @@ from tests.web.conftest import read_to_end
 from trikv.daemon import services_of
 from trikv.testing.inprocess import InProcessCluster
 from trikv.web.app import create_app
+from trikv.web.desk import OwnDesk
 from trikv.web.lane import ExpressLane
 from trikv.web.server import serve_app
 
@@ -137,7 +138,7 @@ class Served:
     def __init__(self, cluster: InProcessCluster) -> None:
         self.cluster = cluster
         self.services = services_of(cluster.master)
-        self.lane = ExpressLane(self.services, loopback_only=True)
+        self.lane = ExpressLane(OwnDesk(self.services), loopback_only=True)
         self.stop = trio.Event()
         self.stopped = trio.Event()
         self.sock = socket.create_server(("127.0.0.1", 0))

@@ -18,11 +18,20 @@ answer it. This table lists all that a node can be asked.
     CONFIRM    [incarnation, start]               (master to worker)      -> []
     RENEW      [incarnation, start, reason]       (master to worker)      -> []
     ENLIST     [address]                     (worker to master)           -> [], or a sentence
+    PASS_ON    [request id, method, route, path, query, headers, body, parts]     (standby to master)
+                                                                          -> [status, headers, body, rest]
+    PASS_PART  [parts, piece]                (standby to master)          -> []
+    PASS_REST  [rest]                        (standby to master)          -> [piece, rest]
 
 A record is [version epoch, version seq, stamp epoch, stamp seq, value or None]. It lies flat in a call or an answer: a
 list within a list costs as much to encode, decode and check as five numbers. `onward` is the rest of a chain, as
 [[worker, incarnation, address], ...]. A row is [partition, key, *record]. A LIST without values carries an empty value
 in place of each value.
+
+The three last calls pass an HTTP request on. `route` is the path of its route. `headers` is [name, value, ...]. A body
+of more than `PIECE_BYTES` goes ahead in pieces, which PASS_ON names by the number `parts`; 0: there are none. A large
+answer comes in pieces too: while `rest` is not 0, PASS_REST asks for the next one. A master that does not lead answers
+all four calls to a master with the fault NOT_LEADING and [address of the leader], or [] if it knows none.
 
 `labels` is [[name, value], ...], and left out where a worker has none. FORGET removes a record if it is a tombstone of
 exactly that version. It is acknowledged in either case. CONFIRM and RENEW are for one start of a worker
@@ -31,7 +40,8 @@ exactly that version. It is acknowledged in either case. CONFIRM and RENEW are f
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from types import MappingProxyType
@@ -46,6 +56,8 @@ from trikv.core.session import PeerError, is_name
 
 LIST_LIMIT_MAX: Final = 10_000
 REASON_MAX: Final = 200  # characters of the reason, which a person reads
+PIECE_BYTES: Final = 1024 * 1024 + 64 * 1024  # of a body that is passed on: a value of the largest size is one piece
+HEADERS_MAX: Final = 128
 LIST_BYTES_MAX: Final = 4 * 1024 * 1024  # one more row of the largest size still fits the frame
 
 
@@ -60,7 +72,13 @@ class Op(IntEnum):
     FORGET = 8
     CONFIRM = 9
     RENEW = 10
+    PASS_ON = 11
+    PASS_PART = 12
+    PASS_REST = 13
 
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,256}")
+_HEADER_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")
 
 # Plain integers compare twice as fast as members, and `tuple.__new__` takes half the time of a tuple's own class.
 _STORE: Final = int(Op.STORE)
@@ -151,6 +169,45 @@ class Enlist(NamedTuple):
     address: str
 
 
+class PassOn(NamedTuple):
+    """An HTTP request that a standby passes on. `path`, `query` and `headers` are as in the front's own request."""
+
+    request_id: str
+    method: str
+    route: tuple[str, str]  # its method and path
+    path: bytes
+    query: bytes
+    headers: Mapping[str, str]
+    body: bytes
+    parts: int = 0
+
+    def to_wire(self) -> list[Any]:
+        flat = [text for header in self.headers.items() for text in header]
+        return [self.request_id, self.method, *self.route, self.path, self.query, flat, self.body, self.parts]
+
+
+class PassPart(NamedTuple):
+    parts: int
+    piece: bytes
+
+
+class PassRest(NamedTuple):
+    rest: int
+
+
+class PassedAnswer(NamedTuple):
+    """The answer to a request that was passed on. `rest` 0: `body` is all of it."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    rest: int = 0
+
+    def to_wire(self) -> list[Any]:
+        flat = [text for header in self.headers.items() for text in header]
+        return [self.status, flat, self.body, self.rest]
+
+
 class Vitals(NamedTuple):
     """What a worker says of itself with every heartbeat.
 
@@ -177,7 +234,10 @@ class Vitals(NamedTuple):
         return [*wire, [[name, value] for name, value in self.labels.items()]] if self.labels else wire
 
 
-RpcRequest = Store | Fetch | List | Discard | Digest | Forget | Confirm | Renew | Heartbeat | Enlist
+RpcRequest = (
+    Store | Fetch | List | Discard | Digest | Forget | Confirm | Renew | Heartbeat | Enlist
+    | PassOn | PassPart | PassRest
+)  # fmt: skip
 
 
 def record_to_wire(record: Record) -> list[Any]:
@@ -250,6 +310,22 @@ def digests_from_wire(payload: list[Any]) -> tuple[list[tuple[int, int]], dict[i
     raise PeerError("digests that are none")
 
 
+def passed_from_wire(payload: list[Any]) -> PassedAnswer:
+    """A PASS_ON's answer. Its headers can be sent to a client as they are."""
+    match payload:
+        case [int(status), list(headers), bytes(body), int(rest)] if 200 <= status <= 599 and _is_count(rest):
+            return PassedAnswer(status, _headers(headers), body, rest)
+    raise PeerError("an answer to a request that is none")
+
+
+def rest_from_wire(payload: list[Any]) -> tuple[bytes, int]:
+    """A PASS_REST's answer: the next piece, and the number under which to ask for the one after it, or 0."""
+    match payload:
+        case [bytes(piece), int(rest)] if piece and _is_count(rest):
+            return piece, rest
+    raise PeerError("a piece of an answer that is none")
+
+
 def is_epoch(payload: list[Any]) -> bool:
     """Is this the payload of STALE, the epoch that was promised?"""
     return len(payload) == 1 and type(payload[0]) is int and 0 <= payload[0] <= EPOCH_MAX
@@ -317,6 +393,15 @@ def parse(op: int, arguments: list[Any]) -> RpcRequest:
             return Renew(incarnation, _start(start), reason[:REASON_MAX])
         case Op.ENLIST, [str(address)] if is_name(address):
             return Enlist(address)
+        case Op.PASS_ON, [
+            str(request_id), str(method), str(of_route), str(route), bytes(path), bytes(query), list(headers),
+            bytes(body), int(parts),
+        ] if _is_count(parts):  # fmt: skip
+            return PassOn(request_id, method, (of_route, route), path, query, _headers(headers), body, parts)
+        case Op.PASS_PART, [int(parts), bytes(piece)] if _is_count(parts):
+            return PassPart(parts, piece)
+        case Op.PASS_REST, [int(rest)] if _is_count(rest):
+            return PassRest(rest)
     raise PeerError(f"a call (op {op}) that this protocol does not have, or of another shape")
 
 
@@ -344,6 +429,17 @@ def _labels(pairs: Any) -> dict[str, str]:
                 check_labels(labels)
                 return labels
     raise PeerError("labels that are none")
+
+
+def _headers(flat: list[Any]) -> dict[str, str]:
+    """Headers of a request or an answer, each at most once, and none that could end a line."""
+    if len(flat) % 2 == 0 and len(flat) <= 2 * HEADERS_MAX and all(isinstance(text, str) for text in flat):
+        headers = dict(zip(flat[::2], flat[1::2], strict=True))
+        if 2 * len(headers) == len(flat) and all(
+            _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value) for name, value in headers.items()
+        ):
+            return headers
+    raise PeerError("headers that are none")
 
 
 def _hop(hop: Any) -> Hop:

@@ -80,6 +80,7 @@ KINDS: Final[dict[str, ErrorKind]] = {
         ("unavailable", _R, 503, 4, "Too few replicas can be reached", "Bring workers back, or try again."),
         ("unanswered", _R, 503, 4, "No truthful answer within the deadline", "Try again, or allow more time."),
         ("overloaded", _R, 503, 4, "Too much is waiting already", "Try again after a moment."),
+        ("no_leader", _R, 503, 4, "No master leads just now", "Try again in a few seconds; trikv masters shows them."),
         ("stopping", _R, 503, 4, "This node is shutting down", "Try again when it is back."),
         ("recover", _R, 503, 4, "This partition's past is in doubt", "Start the master on its newest data directory."),
         (
@@ -139,6 +140,8 @@ class Fault(IntEnum):
     STORAGE = 5  # its disk failed; it may have stored
     BAD_CALL = 6  # it did not understand the call
     FULL = 7  # its disk is full; it did nothing
+    NOT_LEADING = 8  # this master does not lead; it did nothing, and names the address of the one that may
+    NO_ROOM = 9  # it did what was asked, and cannot keep the answer
     NOT_SENT = -1  # there was no link; nothing left this node
     LOST = -2  # the link broke while the call was under way
     LATE = -3  # the deadline passed first

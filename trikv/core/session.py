@@ -59,7 +59,10 @@ class PeerError(Exception):
 
 
 class Hello(NamedTuple):
-    """The identity that a greeting carries. `cluster` is None for a node that belongs to none yet."""
+    """The identity that a greeting carries. `cluster` is None for a node that belongs to none yet.
+
+    Roles are `master` (the one that leads), `standby` (a master that does not) and `worker`.
+    """
 
     role: str
     node: str
@@ -127,9 +130,9 @@ class SessionState(Enum):
 class Session:
     """One side of one link. `receive` takes what arrives; the other methods return the bytes to send."""
 
-    def __init__(self, me: Hello, *, dialer: bool, frame_bytes_max: int = frames.FRAME_BYTES_MAX) -> None:
+    def __init__(self, me: Hello, *, dialer: bool) -> None:
         self.state = SessionState.START
-        self._frame_bytes_max = frame_bytes_max
+        self._frame_bytes_max = frames.FRAME_BYTES_MAX
         self._me = me
         self._dialer = dialer
         self._buffer = frames.FrameBuffer(bytes_max=GREETING_BYTES_MAX)
@@ -139,9 +142,10 @@ class Session:
         self.state = SessionState.GREETING
         return self._greeting()
 
-    def accept(self) -> bytes:
-        """The bytes that greet back."""
+    def accept(self, frame_bytes_max: int = frames.FRAME_BYTES_MAX) -> bytes:
+        """The bytes that greet back. From now on the peer may send frames of that size."""
         assert (self._dialer, self.state) == (False, SessionState.JUDGING), self.state
+        self._frame_bytes_max = frame_bytes_max
         self._open()
         return self._greeting()
 

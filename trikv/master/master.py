@@ -24,13 +24,13 @@ import trio
 from trikv.api import Provisioner, Strategy
 from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.partition import PartitionState, Surroundings
-from trikv.core.calls import Enlist, Heartbeat, parse
+from trikv.core.calls import Enlist, Heartbeat, PassOn, PassPart, PassRest, parse
 from trikv.core.configuration import Cluster, Partition
 from trikv.core.errors import Refused, Unknown
 from trikv.core.record import MARK_BITS, make_epoch
 from trikv.core.ring import PARTITION_COUNT
 from trikv.core.scaling import Limits
-from trikv.core.session import SMALL_FRAME_BYTES_MAX, Call, Hello, MasterId, PeerError
+from trikv.core.session import Call, Hello, MasterId, PeerError
 from trikv.core.suspicion import DOWN_AFTER_S
 from trikv.healing.antientropy import AntiEntropy
 from trikv.healing.finish import finish_forever
@@ -50,9 +50,11 @@ from trikv.master.fleet import Fleet
 from trikv.master.lives import Lives
 from trikv.master.membership import Membership
 from trikv.master.operations import Operations
+from trikv.master.passing import PassedOn
 from trikv.master.probe import Probe
 from trikv.master.reconcile import Reconciler
 from trikv.master.sampling import Sampling
+from trikv.master.standby import frame_bytes_max_of, judge
 from trikv.master.status import Status
 from trikv.master.tasks import Tasks
 from trikv.net.doors import Doors, Listening
@@ -148,6 +150,7 @@ class Master:
             antientropy=self.antientropy,
             tombstones=self.tombstones,
         )
+        self.passed_on = PassedOn()
         self.breaking = Breaking(document, self.events)
         self.status = Status(
             document,
@@ -308,7 +311,8 @@ class Master:
                 await nursery.start(self.tasks.run)
                 await nursery.start(self.membership.run)
                 self.document.install(self.cluster)
-                serve = partial(serve_links, frame_bytes_max=SMALL_FRAME_BYTES_MAX)  # workers only ask to be enlisted
+                await nursery.start(self.passed_on.run)
+                serve = partial(serve_links, frame_bytes_max=frame_bytes_max_of)
                 await nursery.start(serve, listening.listener, self.hello, self._judge, self._handle)
                 self.enlisting.start()
                 nursery.start_soon(self.retiring.run)
@@ -366,21 +370,16 @@ class Master:
 
     def _judge(self, hello: Hello) -> str | None:
         """Why that node has no business here, or None."""
-        if hello.role != "worker":
-            return f"a master talks to workers, not to a {hello.role!r}"
-        if hello.cluster not in (None, self.cluster.cluster):
-            return (
-                f"worker {hello.node} belongs to cluster {hello.cluster}, and this is {self.cluster.cluster}; "
-                "start it with another --data-dir to have it join this one"
-            )
-        return None
+        return judge(hello, self.cluster.cluster)
 
     def _handle(self, link: Link, incoming: list[Call]) -> None:
-        for call_id, _, op, *arguments in incoming:
+        for call_id, budget_ms, op, *arguments in incoming:
             request = parse(op, arguments)
-            if not isinstance(request, Enlist | Heartbeat):
+            if isinstance(request, PassOn | PassPart | PassRest) and link.peer.role == "standby":
+                self.passed_on.handle(link, call_id, budget_ms, request)
+            elif not isinstance(request, Enlist | Heartbeat):
                 raise PeerError("asked a master for records")
-            if isinstance(request, Enlist):
+            elif isinstance(request, Enlist):
                 self.enlisting.answer(link, call_id, request.address)
 
 

@@ -59,6 +59,7 @@ class Status:
         self.fleet: Callable[[], dict[str, Any]] | None = None  # where this master starts workers
         self.autoscale: Callable[[], dict[str, Any]] | None = None  # where the cluster scales by itself
         self.probe: Probe | None = None  # where the promise is measured
+        self.masters: Callable[[], dict[str, Any] | None] = lambda: None  # where several share a config store
         self._document = document
         self._membership = membership
         self._coordinator = coordinator
@@ -153,6 +154,7 @@ class Status:
             ],
             "unsettled": unsettled,
             "progress": self._operations.progress(),
+            "masters": self.masters(),
             "fleet": None if self.fleet is None else self.fleet(),
             "autoscale": None if self.autoscale is None else self.autoscale(),
             "probe": None if self.probe is None else self.probe.summarise(),

@@ -448,17 +448,17 @@ async def accept(
     me: Hello,
     judge: Callable[[Hello], str | None],
     handler: Handler | None,
-    frame_bytes_max: int = FRAME_BYTES_MAX,
+    frame_bytes_max: Callable[[Hello], int] = lambda _peer: FRAME_BYTES_MAX,
 ) -> Link:
     """Greet over a fresh stream, as the side that was dialled.
 
-    `judge` says why a peer is not welcome, or None. `frame_bytes_max` bounds what the peer may send in one frame. The
+    `judge` says why a peer is not welcome, or None. `frame_bytes_max` says how large a frame of this peer may be. The
     stream is closed if no link comes of it. A peer that does not speak the protocol is told so in a sentence.
 
     Raises:
       LinkError: see there.
     """
-    session = Session(me, dialer=False, frame_bytes_max=frame_bytes_max)
+    session = Session(me, dialer=False)
     try:
         with trio.fail_after(GREETING_TIMEOUT_S):
             try:
@@ -471,7 +471,7 @@ async def accept(
             if reason := judge(event.hello):
                 await stream.send_all(session.turn_away(reason))
                 raise LinkError(reason)
-            await stream.send_all(session.accept())
+            await stream.send_all(session.accept(frame_bytes_max(event.hello)))
             return Link(stream, session, event.hello, handler)
     except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
         await trio.aclose_forcefully(stream)

@@ -30,12 +30,13 @@ async def serve_links(
     judge: Callable[[Hello], str | None],
     handler: Handler,
     *,
-    frame_bytes_max: int = FRAME_BYTES_MAX,
+    frame_bytes_max: Callable[[Hello], int] = lambda _peer: FRAME_BYTES_MAX,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled.
 
-    `judge` says why a peer is not welcome, or None. `handler` takes its calls, in frames of `frame_bytes_max` at most.
+    `judge` says why a peer is not welcome, or None. `handler` takes its calls, in frames of `frame_bytes_max` at most,
+    which may be another size for each peer.
     """
 
     links: dict[Link, None] = {}  # in the order of their greeting

@@ -40,8 +40,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, MapAdapter
 
 from trikv.config import is_loopback
-from trikv.core.errors import Refused, TrikvError, Unknown
+from trikv.core.errors import Refused, TrikvError
 from trikv.core.serving import request_id
+from trikv.web.desk import Desk, OwnDesk, answer_passed, internal_error
 from trikv.web.events import make_stream
 from trikv.web.guard import refuse_foreign
 from trikv.web.lane import ExpressLane
@@ -57,11 +58,12 @@ from trikv.web.message import (
 )
 from trikv.web.page import EVENTS_SHOWN, PAGE_HEADERS, REFRESH_S, TOO_MANY_TO_SHOW, view_of
 from trikv.web.routes import BODY_BYTES_MAX, ROUTES, SMALL_BODY_BYTES_MAX, Route
-from trikv.web.server import serve_app
+from trikv.web.server import GRACE_S, serve_app
 from trikv.web.services import Services
 from trikv.web.streams import STREAM_HEADERS, Stream, Streams
 
 BODY_TIMEOUT_S: Final = 30
+APART: Final = ("/", "/v1/events", "/v1/live")  # what is not in `ROUTES`
 
 _STATIC: Final = Path(__file__).parent / "static"
 _STATIC_FILES: Final = frozenset(str(file.relative_to(_STATIC)) for file in _STATIC.rglob("*") if file.is_file())
@@ -163,10 +165,33 @@ def create_app(
     streams: Streams | None = None,
     feed: LiveFeed | None = None,
 ) -> QuartTrio:
-    """The app. `loopback_only`: refuse a `Host` that does not name this machine's loopback (see `guard.py`).
+    """The app of a master that leads. `feed` is to be run beside it; without, the live stream says nothing."""
+    streams = streams or Streams()
+    feed = feed or LiveFeed(services)
+    apart: dict[str, Callable[[], Awaitable[quart.Response]]] = {
+        "/": partial(_serve_page, services),
+        "/v1/events": partial(_serve_stream, lambda request: make_stream(streams, services.events, request)),
+        "/v1/live": partial(_serve_stream, lambda request: feed.make_stream(streams, request)),
+    }
+    return _make_app(OwnDesk(services), apart, loopback_only=loopback_only)
 
-    `feed` is to be run beside it; without, the live stream says nothing.
-    """
+
+def create_standby_app(
+    desk: Desk, redirect: Callable[[Request], Awaitable[Response]], *, loopback_only: bool = True
+) -> QuartTrio:
+    """The app of a master that stands by. `redirect` answers what is not passed on (`APART`)."""
+
+    async def view() -> quart.Response:
+        return _to_quart(await redirect(await _read_request(0)))
+
+    return _make_app(desk, dict.fromkeys(APART, view), loopback_only=loopback_only)
+
+
+def _make_app(
+    desk: Desk, apart: Mapping[str, Callable[[], Awaitable[quart.Response]]], *, loopback_only: bool
+) -> QuartTrio:
+    """`apart`: the views of what is not in `ROUTES`. `loopback_only`: refuse a `Host` that does not name this machine's
+    loopback (see `guard.py`)."""
     app = _App("trikv.web", template_folder="templates", static_folder="static")
     app.config.update(MAX_CONTENT_LENGTH=BODY_BYTES_MAX, BODY_TIMEOUT=BODY_TIMEOUT_S, RESPONSE_TIMEOUT=None)
     app.url_map.merge_slashes = False
@@ -177,7 +202,7 @@ def create_app(
         app.add_url_rule(
             _PART.sub(_spell_part, route.path),
             endpoint=endpoint,
-            view_func=partial(_serve, services, route),
+            view_func=partial(_serve, desk, route),
             methods=[route.method],
             strict_slashes=False,
             provide_automatic_options=False,
@@ -187,19 +212,12 @@ def create_app(
     for rule in app.url_map.iter_rules():
         if rule.endpoint in changing and rule.methods is not None:
             rule.methods.discard("HEAD")  # Quart adds it to GET, and HEAD must change nothing
-    streams = streams or Streams()
-    feed = feed or LiveFeed(services)
-    apart: dict[str, Callable[[], Awaitable[quart.Response]]] = {
-        "/": partial(_serve_page, services),
-        "/v1/events": partial(_serve_stream, lambda request: make_stream(streams, services.events, request)),
-        "/v1/live": partial(_serve_stream, lambda request: feed.make_stream(streams, request)),
-    }
     for path, view_func in apart.items():
         app.add_url_rule(path, path, view_func, methods=["GET"], provide_automatic_options=False)
     app.before_request(partial(_name_request, RequestIds()))
     app.before_request(partial(_guard, loopback_only))
     app.after_request(_make_safe)
-    app.after_request(partial(_count, services))
+    app.after_request(partial(_count, desk))
     app.register_error_handler(TrikvError, _answer_error)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(Exception, _answer_surprise)
@@ -218,24 +236,30 @@ async def serve_http(
     streams = Streams()
     feed = LiveFeed(services)
     app = create_app(services, loopback_only=loopback_only, streams=streams, feed=feed)
+    passed_on = services.passed_on
     async with trio.open_nursery() as nursery:
         nursery.start_soon(streams.end_all, stop)
         nursery.start_soon(feed.run)
-        lane = ExpressLane(services, loopback_only=loopback_only)
-        await serve_app(app, sock, stop, lane=lane, task_status=task_status)
+        lane = ExpressLane(OwnDesk(services), loopback_only=loopback_only)
+        with passed_on.served_by(partial(answer_passed, services)):
+            nursery.start_soon(_call_at, stop, passed_on.stop)
+            await serve_app(app, sock, stop, lane=lane, task_status=task_status)
+            with trio.move_on_after(GRACE_S):
+                await passed_on.wait_idle()
         nursery.cancel_scope.cancel()
+
+
+async def _call_at(event: trio.Event, call: Callable[[], None]) -> None:
+    await event.wait()
+    call()
 
 
 # --- translation ------------------------------------------------------------------------------------------------------
 
 
-async def _serve(services: Services, route: Route, **_path: str) -> quart.Response:
+async def _serve(desk: Desk, route: Route, **_path: str) -> quart.Response:
     request = await _read_request(route.body_bytes_max)
-    if route.detached:
-        answer = await services.run_detached(partial(route.handle, services, request))
-    else:
-        answer = await route.handle(services, request)
-    return _to_quart(answer)
+    return _to_quart(await (desk.answer_detached if route.detached else desk.answer)(route, request))
 
 
 async def _serve_page(services: Services) -> quart.Response:
@@ -309,10 +333,10 @@ async def _make_safe(response: quart.Response) -> quart.Response:
     return response
 
 
-async def _count(services: Services, response: quart.Response) -> quart.Response:
+async def _count(desk: Desk, response: quart.Response) -> quart.Response:
     rule = quart.request.url_rule
     method, route = ("", "none") if rule is None else (quart.request.method, rule.endpoint.rpartition(" ")[2])
-    services.answered[method, route, response.status_code] += 1
+    desk.answered[method, route, response.status_code] += 1
     return response
 
 
@@ -344,4 +368,4 @@ async def _answer_http_error(error: HTTPException) -> quart.Response:
 
 async def _answer_surprise(error: Exception) -> quart.Response:
     _log.error("%s %s failed", quart.request.method, quart.request.path, exc_info=error)
-    return await _answer_error(Unknown("this node met a condition that its authors did not foresee", code="internal"))
+    return await _answer_error(internal_error())

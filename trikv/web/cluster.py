@@ -2,6 +2,7 @@
 
     GET  /v1/cluster, /status        the whole state, as JSON
     GET  /v1/history                 the last quarter of an hour in numbers, a sample a second
+    GET  /v1/masters                 the masters, which one leads, and since when
     GET  /v1/locate?key=             which workers hold a key, in the order of its preference list
     GET  /livez                      this process answers
     GET  /readyz                     the cluster has formed, and every partition can be read; 503 otherwise
@@ -34,6 +35,11 @@ async def describe(services: Services, request: Request) -> Response:
     return json_response(services.status.describe())
 
 
+async def masters(services: Services, request: Request) -> Response:
+    parse_query(request.query)
+    return json_response(services.status.masters() or {"leader": None, "masters": [], "config_store": None})
+
+
 async def history(services: Services, request: Request) -> Response:
     parse_query(request.query)
     return json_response({"step_s": STEP_S, "columns": services.sampling.columns()})
@@ -56,7 +62,7 @@ async def readyz(services: Services, request: Request) -> Response:
     if "safe_to_stop" in parameters:
         name = parameters["safe_to_stop"].decode(errors="replace")
         safe, detail = await services.operations.safe_to_stop_soon(find_worker(services.status.workers, name))
-        return _answer_probe({"safe": safe, "detail": detail}, safe)
+        return answer_readiness({"safe": safe, "detail": detail}, safe)
     state = services.status.describe()
     forming, partitions = state["forming"], state["partitions"]
     ready = forming is None and partitions["readable"] == partitions["total"]
@@ -67,10 +73,12 @@ async def readyz(services: Services, request: Request) -> Response:
     else:
         unreadable = partitions["total"] - partitions["readable"]
         detail = f"{unreadable:,} of {partitions['total']:,} partitions cannot be read"
-    return _answer_probe({"ready": ready, "detail": detail, "forming": forming, "partitions": partitions}, ready)
+    document = {"ready": ready, "role": "leader", "detail": detail, "forming": forming, "partitions": partitions}
+    return answer_readiness(document, ready)
 
 
-def _answer_probe(document: dict[str, Any], good: bool) -> Response:
+def answer_readiness(document: dict[str, Any], good: bool) -> Response:
+    """The document of a probe, with the status that tells a load balancer whether it is good."""
     if good:
         return json_response(document)
     return json_response(document, status=503, **{"retry-after": str(RETRY_AFTER_S)})

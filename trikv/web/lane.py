@@ -39,10 +39,10 @@ from trikv.core.serving import epoch, request_id
 from trikv.net.linger import linger
 from trikv.net.sockets import receive, send_now
 from trikv.web import keys
+from trikv.web.desk import Desk, internal_error
 from trikv.web.guard import refuse_foreign
 from trikv.web.message import SAFE_HEADERS, Request, RequestIds, Response, problem_response
 from trikv.web.routes import ROUTES, Route
-from trikv.web.services import Services
 
 BODY_BYTES_MAX: Final = 64 * 1024
 HEAD_BYTES_MAX: Final = 16 * 1024
@@ -81,8 +81,8 @@ class PlainRequest(NamedTuple):
 class ExpressLane:
     """The lane of one server. `run` looks after its connections."""
 
-    def __init__(self, services: Services, *, loopback_only: bool) -> None:
-        self.services = services
+    def __init__(self, desk: Desk, *, loopback_only: bool) -> None:
+        self._desk = desk
         self._loopback_only = loopback_only
         self.connections: set[LaneConnection] = set()
         self.deadlines = Deadlines()
@@ -158,15 +158,14 @@ class ExpressLane:
     # --- answers ------------------------------------------------------------------------------------------------------
 
     async def serve_plain(self, plain: PlainRequest) -> Response:
-        """The answer to the request, as its handler gives it."""
+        """The answer to the request, as the desk gives it."""
         try:
-            return await plain.route.handle(self.services, plain.request)
+            return await self._desk.answer(plain.route, plain.request)
         except TrikvError as error:
             return problem_response(error)
         except Exception:  # noqa: BLE001 any error is this request's alone
             _log.exception("%s %s failed", plain.request.method, plain.request.path)
-            unforeseen = "this node met a condition that its authors did not foresee"
-            return problem_response(Unknown(unforeseen, code="internal"))
+            return problem_response(internal_error())
 
     def begin(self) -> str:
         """A request begins in this task; the answer's name for it."""
@@ -177,7 +176,7 @@ class ExpressLane:
 
     def spell_head(self, plain: PlainRequest, named: str, answer: Response) -> bytes:
         """What comes before the answer's body, as the framework's side would spell it."""
-        self.services.answered[plain.request.method, plain.route.path, answer.status] += 1
+        self._desk.answered[plain.request.method, plain.route.path, answer.status] += 1
         return self._encode_head(answer, named)
 
     def _encode_head(self, answer: Response, named: str) -> bytes:

@@ -30,6 +30,7 @@ class Route(NamedTuple):
       body_bytes_max: 0: the handler takes no body, and what is sent is dropped.
       detached: the handler changes something, so it runs to its end when its client goes away. A HEAD request is served
         as the GET of its path, unless that is detached.
+      timed: the handler takes `timeout`; a request without it has the master's own deadline.
     """
 
     method: str
@@ -37,15 +38,17 @@ class Route(NamedTuple):
     handle: Callable[[Services, Request], Awaitable[Response]]
     body_bytes_max: int = 0
     detached: bool = False
+    timed: bool = False
 
 
 ROUTES: Final = (
-    Route("GET", "/v1/kv/{key...}", keys.get),
-    Route("PUT", "/v1/kv/{key...}", keys.put, VALUE_BYTES_MAX, detached=True),
-    Route("DELETE", "/v1/kv/{key...}", keys.delete, detached=True),
-    Route("GET", "/v1/kv", keys.scan),
-    Route("POST", "/v1/batch", batch.batch, batch.BODY_BYTES_MAX, detached=True),
+    Route("GET", "/v1/kv/{key...}", keys.get, timed=True),
+    Route("PUT", "/v1/kv/{key...}", keys.put, VALUE_BYTES_MAX, detached=True, timed=True),
+    Route("DELETE", "/v1/kv/{key...}", keys.delete, detached=True, timed=True),
+    Route("GET", "/v1/kv", keys.scan, timed=True),
+    Route("POST", "/v1/batch", batch.batch, batch.BODY_BYTES_MAX, detached=True, timed=True),
     Route("GET", "/v1/cluster", cluster.describe),
+    Route("GET", "/v1/masters", cluster.masters),
     Route("GET", "/v1/history", cluster.history),
     Route("GET", "/v1/locate", cluster.locate),
     Route("GET", "/v1/mode", operate.show_mode),
@@ -66,9 +69,9 @@ ROUTES: Final = (
     Route("GET", "/metrics", metrics.metrics),
     Route("GET", "/livez", cluster.livez),
     Route("GET", "/readyz", cluster.readyz),
-    Route("GET", "/put", keys.put_by_query, SMALL_BODY_BYTES_MAX, detached=True),
-    Route("POST", "/put", keys.put_by_query, SMALL_BODY_BYTES_MAX, detached=True),
-    Route("GET", "/get", keys.get_by_query),
+    Route("GET", "/put", keys.put_by_query, SMALL_BODY_BYTES_MAX, detached=True, timed=True),
+    Route("POST", "/put", keys.put_by_query, SMALL_BODY_BYTES_MAX, detached=True, timed=True),
+    Route("GET", "/get", keys.get_by_query, timed=True),
     Route("GET", "/status", cluster.describe),
     Route("POST", "/config", operate.set_mode, SMALL_BODY_BYTES_MAX, detached=True),
 )

@@ -17,6 +17,7 @@ from trikv.master.breaking import Breaking
 from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
 from trikv.master.operations import Operations
+from trikv.master.passing import PassedOn
 from trikv.master.sampling import Sampling
 from trikv.master.status import Status
 
@@ -32,14 +33,15 @@ class RunDetached(Protocol):
 @dataclass(frozen=True, slots=True)
 class Services:
     """`coordinator`: keys. `status`: what the cluster says of itself. `operations`, `enlisting`, `breaking`: operators'
-    changes. `sampling`: the last quarter of an hour in numbers. `answered`: how many HTTP requests were, by method,
-    route and status."""
+    changes. `passed_on`: requests that standbys pass on. `sampling`: the last quarter of an hour in numbers.
+    `answered`: how many HTTP requests were, by method, route and status."""
 
     coordinator: Coordinator
     status: Status
     operations: Operations
     enlisting: Enlisting
     breaking: Breaking
+    passed_on: PassedOn
     events: EventLog
     sampling: Sampling
     run_detached: RunDetached

@@ -46,6 +46,9 @@ from trikv.core.calls import (
     Hop,
     List,
     Op,
+    PassOn,
+    PassPart,
+    PassRest,
     Renew,
     RpcRequest,
     Store,
@@ -355,8 +358,8 @@ class Worker:
         if isinstance(request, Heartbeat):
             link.answer(call_id, Fault.OK, self.vitals().to_wire())
             return False
-        if isinstance(request, Enlist):
-            raise PeerError("asked a worker to enlist someone")
+        if isinstance(request, Enlist | PassOn | PassPart | PassRest):
+            raise PeerError("asked a worker what masters are asked")
         is_of_lives = isinstance(request, Confirm | Renew)
         if request.incarnation != self.incarnation or not (is_of_lives or lineage.is_confirmed(self.starts)):
             self._refuse(link, call_id, request, Fault.OTHER_MEMBER)
