@@ -75,7 +75,7 @@ def main() -> None:
     print(f"{machine}; load of the machine before: {load_before:.1f}; seed {options.seed}\n{title}", flush=True)
     cluster = LocalCluster(mode=options.mode, workers=5, storage="rocksdb", down_after_s=DOWN_AFTER_S)
     load = Load(
-        cluster.master,
+        cluster.masters,
         seed=options.seed,
         clients=options.clients,
         rate=options.rate,

@@ -51,7 +51,8 @@ from trikv.core.record import Record, Version, make_epoch, make_seq
 from trikv.core.ring import partition_of
 from trikv.core.session import Acks, Calls, Greeted, Hello, Session
 from trikv.core.tally import Tally
-from trikv.daemon import COLLECTOR_THRESHOLDS, services_of
+from trikv.daemon import COLLECTOR_THRESHOLDS
+from trikv.masterprocess import services_of
 from trikv.net.doors import Doors
 from trikv.storage.memory import MemoryEngine
 from trikv.storage.rocksdb import RocksEngine

@@ -94,7 +94,7 @@ def main() -> int:
     master_options = ("--autoscale", f"{FEWEST}..{MOST}", "--max-load", str(max_load))
     cluster = LocalCluster(mode=options.mode, workers=FEWEST, storage="rocksdb", master_options=master_options)
     load = Load(
-        cluster.master,
+        cluster.masters,
         seed=options.seed,
         clients=CLIENTS,
         rate=options.rate,

@@ -84,7 +84,7 @@ class Chaos:
             directory=options.directory,
         )
         load = Load(
-            cluster.master,
+            cluster.masters,
             seed=options.seed,
             clients=options.clients,
             rate=options.rate,

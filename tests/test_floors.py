@@ -32,7 +32,7 @@ FLOORS = {
     "trikv.healing": 5,
     "trikv.master": 6,
     "trikv.web": 7, "trikv.testing": 7, "trikv.client": 7,
-    "trikv.cli": 8, "trikv.daemon": 8, "trikv.__main__": 8,
+    "trikv.cli": 8, "trikv.daemon": 8, "trikv.masterprocess": 8, "trikv.process": 8, "trikv.__main__": 8,
 }  # fmt: skip
 
 CLOCKS_AND_DICE = {"time", "datetime", "random", "secrets", "uuid"}
@@ -84,7 +84,11 @@ def complaints(source: str, module: str) -> list[str]:
             found.append(f"{module} (floor {floor}) imports {name} (floor {floor_of(name)})")
         if module.startswith("trikv.core") and top in NOT_IN_CORE:
             found.append(f"{module} imports {name}: the core decides, it does not look outside")
-        if module.startswith(BEHIND_DOORS) and module != DOORS and top in NOT_BEHIND_DOORS:
+        if (
+            f"{module}.".startswith(tuple(f"{package}." for package in BEHIND_DOORS))
+            and module != DOORS
+            and top in NOT_BEHIND_DOORS
+        ):
             found.append(f"{module} imports {name}: use {DOORS}, or trio's clock")
         if module.startswith(FRONTS) and name == "trikv.master.master":
             found.append(f"{module} imports {name}: a front takes the parts that it needs, as trikv.web.services")

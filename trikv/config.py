@@ -33,6 +33,7 @@ from trikv.core.configuration import WORKERS_MAX
 from trikv.core.labels import Labels, parse_labels
 from trikv.core.scaling import Limits
 from trikv.net.doors import split_address
+from trikv.net.etcdurl import PASSWORD_VARIABLE, EtcdSettings, parse_config_store
 
 CONFIG_FILE: Final = Path("trikv.toml")
 DATA_ROOT: Final = Path("trikv-data")
@@ -89,9 +90,10 @@ class MasterSettings:
     worker_storage: str = "rocksdb"  # the engine of those that are started
     probe: bool = False  # whether the mode's promise is measured all the time
     break_it: bool = False  # whether faults may be injected on request
-    config_store: str | None = None  # where several masters share the document; None: a file of this master's
-    config_store_ca: Path | None = None  # TLS: the certificates that it is checked by
-    config_store_cert: Path | None = None  # and the master's own, with its key
+    # Where several masters share the document; None: it is a file of this master's. The other three are in its value.
+    config_store: EtcdSettings | None = None
+    config_store_ca: Path | None = None
+    config_store_cert: Path | None = None
     config_store_key: Path | None = None
     lease_s: float = LEASE_S  # how long a leader that is silent goes on to be one
     advertise: str | None = None  # where other masters and workers reach this one, if not where it listens
@@ -125,7 +127,10 @@ def master_settings(
     flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None = None
 ) -> MasterSettings:
     """The settings of a master; as `worker_settings`."""
-    settings = MasterSettings(**_gather("master", flags, environ, config))
+    gathered = _gather("master", flags, environ, config)
+    if (url := gathered.pop("config_store", None)) is not None:
+        gathered["config_store"] = _config_store(url, gathered, environ)
+    settings = MasterSettings(**gathered)
     _check_reach(settings.insecure, settings.host, split_address(settings.http)[0])
     if settings.config_store is None:
         for name in ("config_store_ca", "config_store_cert", "config_store_key", "advertise", "advertise_http"):
@@ -149,6 +154,19 @@ def master_settings(
                 f"--start-workers {settings.start_workers} is more than --autoscale allows, {limits.most}; change one"
             )
     return settings
+
+
+def _config_store(url: str, gathered: Mapping[str, Any], environ: Mapping[str, str]) -> EtcdSettings:
+    try:
+        return parse_config_store(
+            url,
+            ca=gathered.get("config_store_ca"),
+            certificate=gathered.get("config_store_cert"),
+            key=gathered.get("config_store_key"),
+            password=environ.get(PASSWORD_VARIABLE),
+        )
+    except ValueError as error:
+        raise SettingsError(f"--config-store: {error}") from None
 
 
 def is_loopback(host: str) -> bool:

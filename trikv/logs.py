@@ -239,6 +239,7 @@ def start_log(style: str | None = None, *, stream: TextIO | None = None) -> Node
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request
     logging.captureWarnings(True)
     return NodeLog(handler, formatter, style)
 

@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from tests.browser.conftest import NARROW, WIDE, OpenPage, overflow_of
 from trikv.core.ring import PARTITION_COUNT, VNODES
-from trikv.daemon import services_of
+from trikv.masterprocess import services_of
 from trikv.testing.inprocess import InProcessCluster
 from trikv.testing.processes.cluster import LocalCluster
 from trikv.web.live import LiveFeed

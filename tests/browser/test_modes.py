@@ -58,7 +58,7 @@ def test_a_switch_under_load_ends_with_the_new_promise_and_the_certificate(
     page = open_page(switched)
     expect(page.locator("#mode-name")).to_contain_text("async")
     expect(page.locator("#mode-name")).to_contain_text("AP")
-    with Load(switched.master, seed=SEED, clients=4, rate=60.0, keys=60, fill=True) as load:
+    with Load(switched.masters, seed=SEED, clients=4, rate=60.0, keys=60, fill=True) as load:
         load.filled()
         dialog = page.get_by_role("dialog", name="Switch from async to quorum?")
 

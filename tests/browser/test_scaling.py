@@ -28,7 +28,7 @@ def test_a_worker_comes_onto_the_ring_under_load_and_goes_again(growing: LocalCl
     at_first = on_ring(page)
     assert len(at_first) == 2
     expect(page.locator("#scaling-range")).to_contain_text("2 to 3 workers")
-    with Load(growing.master, seed=SEED, clients=3, rate=80.0, keys=50) as load:
+    with Load(growing.masters, seed=SEED, clients=3, rate=80.0, keys=50) as load:
         wait_until(lambda: len(on_ring(page)) == 3, what="a third worker is on the ring", deadline_s=PATIENCE_S)
         expect(page.locator("#scaling-range")).to_contain_text("there are 3")
         expect(page.locator("tr[data-worker] .state")).to_have_text(["up", "up", "up"])

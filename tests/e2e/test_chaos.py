@@ -32,7 +32,7 @@ def await_writes(load: Load, cluster: LocalCluster) -> None:
 def test_the_cluster_heals_whatever_is_done_to_it() -> None:
     print(f"seed {SEED}")
     cluster = LocalCluster(mode="sync", workers=4, storage="rocksdb", down_after_s=DOWN_AFTER_S, proxied=True)
-    load = Load(cluster.master, seed=SEED, rate=40.0, keys=60)
+    load = Load(cluster.masters, seed=SEED, rate=40.0, keys=60)
     nemesis = Nemesis(cluster, load, random.Random(SEED), say=print)
     with cluster, load, cluster.client() as client:
         victim = cluster.workers[1]

@@ -58,7 +58,7 @@ def test_a_master_enlists_the_workers_that_its_command_line_names(tmp_path: Path
         return ["master", *data, str(node.port), *(worker.address for worker in cluster.workers)]
 
     cluster = LocalCluster(workers=0, directory=tmp_path)
-    cluster.master = NodeProcess("master", master_command, log=tmp_path / "master.log")
+    cluster.masters = [NodeProcess("master", master_command, log=tmp_path / "master.log")]
     cluster.workers = [NodeProcess(f"worker-{i}", worker_command, log=tmp_path / f"worker-{i}.log") for i in range(2)]
     try:
         for node in cluster.workers:

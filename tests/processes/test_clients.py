@@ -29,14 +29,14 @@ def listener() -> Iterator[socket.socket]:
 
 
 def test_a_master_that_does_not_listen_refuses_everything(free_tcp_port: int) -> None:
-    with Load(master_at(free_tcp_port), seed=1, clients=2, rate=200.0, keys=5) as load:
+    with Load([master_at(free_tcp_port)], seed=1, clients=2, rate=200.0, keys=5) as load:
         wait_until(lambda: len(load.history) >= 10, what="some requests were tried")
     assert {(op.outcome, op.code) for op in load.history} == {(Outcome.REFUSED, "unreachable")}
 
 
 def test_an_error_in_the_block_ends_the_clients_at_once(listener: socket.socket) -> None:
     before = threading.active_count()
-    load = Load(master_at(listener.getsockname()[1]), seed=1, rate=200.0)
+    load = Load([master_at(listener.getsockname()[1])], seed=1, rate=200.0)
 
     def fail_while_it_waits_for_an_answer() -> None:
         with load:
@@ -50,7 +50,7 @@ def test_an_error_in_the_block_ends_the_clients_at_once(listener: socket.socket)
 
 def test_an_error_of_a_client_is_raised_where_the_block_ends(listener: socket.socket) -> None:
     def answer_what_no_master_answers() -> None:
-        with Load(master_at(listener.getsockname()[1]), seed=1, clients=1):
+        with Load([master_at(listener.getsockname()[1])], seed=1, clients=1):
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65_536)

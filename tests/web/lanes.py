@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from tests.web.conftest import read_to_end
-from trikv.daemon import services_of
+from trikv.masterprocess import services_of
 from trikv.testing.inprocess import InProcessCluster
 from trikv.web.app import create_app
 from trikv.web.desk import OwnDesk

@@ -6,10 +6,10 @@ import socket
 
 import trio
 
-from trikv.daemon import services_of
 from trikv.master.leadership import Candidate
 from trikv.master.passing import Passing
 from trikv.master.standby import serve_standby_links
+from trikv.masterprocess import services_of
 from trikv.testing.inprocess import InProcessCluster
 from trikv.testing.sharedstore import MemorySharedConfigStore, SharedState
 from trikv.web.app import serve_http

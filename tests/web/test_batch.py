@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from trikv.api import Promise, Record, ReplicaSet, Strategy, Write
 from trikv.core.errors import Outcome
 from trikv.core.record import VALUE_BYTES_MAX
-from trikv.daemon import services_of
+from trikv.masterprocess import services_of
 from trikv.testing.inprocess import InProcessCluster
 from trikv.web.batch import AT_ONCE_MAX, BODY_BYTES_MAX, batch, spell_json
 from trikv.web.message import Request, json_response

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from trikv.daemon import services_of
+from trikv.masterprocess import services_of
 from trikv.testing.inprocess import InProcessCluster
 from trikv.testing.processes.cluster import LocalCluster, wait_until
 from trikv.web.live import KEPT_MAX, STEP_S, LiveFeed, merge_patch

@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from trikv.core.errors import TrikvError
-from trikv.daemon import services_of
+from trikv.masterprocess import services_of
 from trikv.testing.inprocess import InProcessCluster
 from trikv.web.app import create_app
 from trikv.web.message import Request, Response, problem_response

@@ -72,6 +72,19 @@ def _settings(
 @click.option("--worker-storage", metavar="ENGINE", help="The storage engine of workers it starts. Default: rocksdb.")
 @click.option("--probe", is_flag=True, default=None, help="Measure all the time whether the mode keeps its promise.")
 @click.option("--break-it", is_flag=True, default=None, help="Allow faults to be injected (see trikv break).")
+@click.option(
+    "--config-store",
+    metavar="URL",
+    help="Be one of several masters that share an etcd: etcd://HOST:PORT[,HOST:PORT...][/PREFIX].",
+)
+@click.option("--config-store-ca", metavar="FILE", help="With etcds://: the certificates that etcd's is checked by.")
+@click.option("--config-store-cert", metavar="FILE", help="With etcds://: this master's certificate for etcd.")
+@click.option("--config-store-key", metavar="FILE", help="With etcds://: the key of that certificate.")
+@click.option(
+    "--lease", "lease_s", metavar="SECONDS", help="Silence after which another master takes the lead. Default: 3."
+)
+@click.option("--advertise", metavar="HOST:PORT", help="Where other masters and workers reach it, if not at --host.")
+@click.option("--advertise-http", metavar="HOST:PORT", help="Where clients reach it, if not at --http.")
 @click.option("--min-copies", metavar="N", help="Never go on with fewer replicas of a key than N. Default: 2.")
 @node_options
 def master(config: Path | None, **flags: Any) -> None:

@@ -2,7 +2,7 @@
 
 A handler needs the coordinator for keys, and a few parts beside it. It never sees the master that they belong to. So a
 request cannot reach a part that is not named here, and a front that is not HTTP can take the same value.
-`trikv.daemon.services_of` makes it from a master.
+`trikv.masterprocess.services_of` makes it from a master.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Clients of a real cluster: each sends one request after the other over HTTP and records the answers as a history.
 
-    with Load(cluster.master, seed=1) as load:
+    with Load(cluster.masters, seed=1) as load:
         cluster.workers[0].kill()
         ...
     verdict = linear.check(load.history)
@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Mix:
 class Load:
     """
     Args:
-      master: the node that serves HTTP; its port is asked at each connection.
+      masters: the nodes that serve HTTP. Each connection is to one that is drawn, at the port that it has then.
       clients, rate: the number of clients, and the requests per second of all of them together.
       keys: the number of keys.
       value_bytes: shorter values are padded to this length.
@@ -67,7 +68,7 @@ class Load:
 
     def __init__(
         self,
-        master: NodeProcess,
+        masters: Sequence[NodeProcess],
         *,
         seed: int | str,
         clients: int = 8,
@@ -82,7 +83,8 @@ class Load:
         self.keys = [f"key-{number:05d}" for number in range(keys)]
         self.recorder = Recorder()
         self.commits = 0  # committed writes so far
-        self._master = master
+        self._masters = masters
+        self._dice = random.Random(f"{seed}/masters")
         self._seed = seed
         self._clients = clients
         self._interval_s = clients / rate
@@ -169,7 +171,7 @@ class Load:
                     await trio.sleep(AGAIN_S)
 
     def _connection(self) -> HttpConnection:
-        return HttpConnection(lambda: self._master.http_port)
+        return HttpConnection(lambda: self._dice.choice(self._masters).http_port)
 
     def _draw(self, dice: random.Random) -> tuple[Kind, str]:
         keys = self.keys[:HOT_KEYS] if dice.random() < self._hot else self.keys

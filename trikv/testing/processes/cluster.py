@@ -71,7 +71,9 @@ class LocalCluster:
       replicas: copies of each key.
       storage: the workers' engine.
       directory: for data and logs, which stay. Default: a temporary directory, which is removed at the end.
-      master_port, http_port: 0 asks the system for a free port.
+      master_port, http_port: 0 asks the system for a free port. With several masters they are the first one's.
+      masters: their number. More than one need a `config_store`.
+      config_store: where they share the document, as of `--config-store`. Default: the master keeps it itself.
       timeout_s: the deadline of a request that names none.
       max_keys: the limit of each worker.
       down_after_s, settle_rate_mb, min_copies: the master's settings of that name. Default: the master's own.
@@ -91,6 +93,8 @@ class LocalCluster:
         directory: Path | None = None,
         master_port: int = 0,
         http_port: int = 0,
+        masters: int = 1,
+        config_store: str | None = None,
         timeout_s: float = 2.0,
         max_keys: int | None = None,
         down_after_s: float | None = None,
@@ -115,26 +119,23 @@ class LocalCluster:
             options = {
                 "--mode": mode, "--replicas": replicas, "--http": http, "--timeout": timeout_s,
                 "--down-after": down_after_s, "--settle-rate": settle_rate_mb, "--min-copies": min_copies,
+                "--config-store": config_store, "--data-dir": None if config_store else directory / node.name,
             }  # fmt: skip
-            return [
-                "master",
-                str(node.port),
-                *_flags(options),
-                *master_options,
-                "--data-dir",
-                str(directory / "master"),
-            ]
+            return ["master", str(node.port), *_flags(options), *master_options]
 
         def worker_command(node: NodeProcess) -> list[str]:
             # A worker enlists itself at its own address. Behind a proxy we enlist it, at the proxy's address.
             options = {
-                "--master": "none" if proxied else self.master.address, "--storage": storage, "--max-keys": max_keys,
+                "--master": "none" if proxied else ",".join(master.address for master in self.masters),
+                "--storage": storage, "--max-keys": max_keys,
                 "--metrics": f"127.0.0.1:{node.http_port}" if metrics else None,
             }  # fmt: skip
             labelled = [word for label in labels for word in ("--label", label)]
             return ["worker", str(node.port), *_flags(options), *labelled, "--data-dir", str(self.data_dir(node))]
 
-        self.master = NodeProcess("master", master_command, log=directory / "master.log")
+        assert masters == 1 or config_store, "several masters share a config store"
+        names = ["master", *(f"master-{number}" for number in range(2, masters + 1))]
+        self.masters = [NodeProcess(name, master_command, log=directory / f"{name}.log") for name in names]
         self.master.port, self.master.http_port = master_port, http_port
         self._worker_command = worker_command
         self._named = 0
@@ -145,8 +146,20 @@ class LocalCluster:
         self.workers = [self._make_worker() for _ in range(workers)]
 
     @property
+    def master(self) -> NodeProcess:
+        """The master, or the first of several."""
+        return self.masters[0]
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.master.http_port}"
+        """Of the master; several have commas between them."""
+        return ",".join(f"http://127.0.0.1:{master.http_port}" for master in self.masters)
+
+    def leader(self) -> NodeProcess | None:
+        """The master that leads, as the masters say themselves; None while they name none that runs."""
+        with self.client() as client:
+            leader = client.cluster()["masters"]["leader"]
+        return next((m for m in self.masters if m.running and leader and m.address == leader["address"]), None)
 
     def client(self, **options: Any) -> Client:
         """A new client of this cluster; the options are `Client`'s."""
@@ -185,8 +198,11 @@ class LocalCluster:
         """
         if self._proxied and self._portal is None:
             self._portal = self._thread.enter_context(start_blocking_portal("trio"))
-        if not self.master.running:
-            self.master.start()
+        waiting = [master for master in self.masters if not master.running]
+        for master in waiting:
+            master.spawn()
+        for master in waiting:
+            master.await_listening()
         waiting = [node for node in self.workers if not node.running]
         for node in waiting:
             node.spawn()
@@ -291,15 +307,15 @@ class LocalCluster:
 
     def kill_all(self) -> None:
         """SIGKILL to the master and every worker, all before the first has ended."""
-        for node in (self.master, *self.workers):
+        for node in (*self.masters, *self.workers):
             node.signal(signal.SIGKILL)
-        for node in (self.master, *self.workers):
+        for node in (*self.masters, *self.workers):
             node.wait(STOP_DEADLINE_S)
 
     def stop(self) -> None:
-        """Stop all processes. The master goes first, since it needs the workers to finish what it began. Never
-        raises."""
-        for nodes in ([self.master], self.workers):
+        """Stop all processes. The masters go first, since they need the workers to finish what they began.
+        Never raises."""
+        for nodes in (self.masters, self.workers):
             started = [node for node in nodes if node.started]
             for node in started:
                 node.ask_to_stop()
