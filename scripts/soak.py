@@ -5,6 +5,7 @@
     python scripts/soak.py --mode all --seeds 17..18 --story     one seed, with all that happened in it
     python scripts/soak.py --plan changing --seeds 0..1000       configurations change all the time
     python scripts/soak.py --plan zoned --seeds 0..1000          the same, and the workers are in three zones
+    python scripts/soak.py --plan masters --seeds 0..1000        three masters share the document
     python scripts/soak.py --plan scaling --seeds 0..1000        the cluster scales by itself, with crashes
     python scripts/soak.py --switch sync,quorum                  from the first mode to the second, and back, ...
 
@@ -26,7 +27,7 @@ from functools import partial
 from itertools import permutations
 
 from trikv.registry import load_registry
-from trikv.testing.sim import CHANGING, SCALING, SWITCHING, USUAL, Run, Verdict, simulate
+from trikv.testing.sim import CHANGING, MASTERS, SCALING, SWITCHING, USUAL, Run, Verdict, simulate
 from trikv.testing.sim.plan import SourceOfSchedules
 
 PLANS: dict[str, SourceOfSchedules] = {
@@ -34,6 +35,7 @@ PLANS: dict[str, SourceOfSchedules] = {
     "changing": CHANGING,
     "switching": SWITCHING,
     "scaling": SCALING,
+    "masters": MASTERS,
     "zoned": replace(CHANGING, zones=3),
 }
 _FINDINGS_SHOWN = 3
@@ -45,7 +47,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0..100", help="A..B: from A up to, not including, B")
     parser.add_argument("--plan", choices=PLANS, default="usual")
     parser.add_argument("--switch", metavar="A,B", help="found in mode A, and switch between the two; all: every pair")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("-j", "--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--story", action="store_true", help="print every event of every run")
     arguments = parser.parse_args()
     first, _, end = arguments.seeds.partition("..")
@@ -72,11 +74,15 @@ def soak(mode: str, plan: SourceOfSchedules, seeds: range, processes: int, *, st
     outcomes: Counter[str] = Counter()
     modes = {mode: None}
     faults: Counter[str] = Counter()
+    deposed: Counter[str] = Counter()
+    takeovers = 0
     virtual_s = cpu_s = 0.0
     for seed, run, spent_s in _runs(mode, plan, seeds, processes, story):
         verdicts[run.verdict] += 1
         outcomes.update(run.outcomes)
         faults.update(run.faults)
+        deposed.update(run.deposed)
+        takeovers += run.takeovers
         modes |= dict.fromkeys(run.schedule.modes)
         virtual_s += run.virtual_s
         cpu_s += spent_s
@@ -89,7 +95,8 @@ def soak(mode: str, plan: SourceOfSchedules, seeds: range, processes: int, *, st
     wall_s = time.perf_counter() - began_s
     print(
         f"{' and '.join(modes)}: {len(seeds):,} histories, {_counted(verdicts)}; {sum(outcomes.values()):,} operations "
-        f"({_counted(outcomes)}); {sum(faults.values()):,} faults ({_counted(faults)}); "
+        f"({_counted(outcomes)}); {_of_masters(takeovers, deposed)}"
+        f"{sum(faults.values()):,} faults ({_counted(faults)}); "
         f"{virtual_s / 3600:.1f} simulated hours in {wall_s:.0f} s, {len(seeds) / cpu_s:.1f} histories per CPU second",
         flush=True,
     )
@@ -112,6 +119,13 @@ def _run_one(mode: str, plan: SourceOfSchedules, story: bool, seed: int) -> tupl
     run = simulate(load_registry().strategy(mode), seed, plan, trace=story)
     run.history.clear()  # it is judged already, and costly to send
     return seed, run, time.process_time() - began_s
+
+
+def _of_masters(takeovers: int, deposed: Counter[str]) -> str:
+    if not takeovers:
+        return ""
+    asked = f"{sum(deposed.values()):,} of them asked of a deposed one ({_counted(deposed)})"
+    return f"{takeovers:,} times a master began to lead, {asked}; "
 
 
 def _counted(counts: Counter[str] | Counter[Verdict]) -> str:

@@ -7,7 +7,7 @@ import signal
 import pytest
 import trio
 
-from trikv.testing.sim.clock import TICKS_PER_S, SimClock, run_repeatably, sleep
+from trikv.testing.sim.clock import TICKS_PER_S, SimClock, Stopped, run_repeatably, sleep
 
 
 def test_a_sleeper_wakes_at_the_first_tick_that_is_not_too_early() -> None:
@@ -55,3 +55,30 @@ def test_the_keyboard_interrupts_a_run_though_it_seldom_asks_for_news() -> None:
     finally:
         signal.signal(signal.SIGINT, handler)
     assert clock.now_s < 1_000
+
+
+def test_tasks_that_are_stopped_go_on_where_they_were_with_late_timers() -> None:
+    clock = SimClock()
+    happened: list[tuple[str, float]] = []
+
+    async def tick(name: str, scope: trio.CancelScope) -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                for _ in range(3):
+                    await trio.sleep(1)
+                    happened.append((name, trio.current_time()))
+                nursery.cancel_scope.cancel()
+
+    async def main() -> None:
+        stopped_scope = trio.CancelScope()
+        held: list[Stopped] = []
+        clock.at(1.5, lambda: held.append(Stopped(stopped_scope)))
+        clock.at(10.0, lambda: held[0].resume())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tick, "stopped", stopped_scope)
+            nursery.start_soon(tick, "other", trio.CancelScope())
+
+    run_repeatably(main, clock, 1)
+    assert [round(at_s) for name, at_s in happened if name == "other"] == [1, 2, 3]
+    assert [round(at_s) for name, at_s in happened if name == "stopped"] == [1, 10, 11]

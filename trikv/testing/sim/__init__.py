@@ -7,7 +7,7 @@
 The production code runs unchanged. `plan.py` says, as data, what happens; `certifying.py` says it for a strategy that
 is on trial. `run.py` plays and judges it. They rest on
 the world (`world.py`), its faults (`faults.py`), its clients (`clients.py`) and operators (`operators.py`), and its
-doors: `network.py`, `disk.py`, `clock.py`. `script.py` plays scenarios that are written as text instead of drawn,
+doors: `network.py`, `disk.py`, `sharedstore.py`, `clock.py`. `script.py` plays scenarios that are written as text instead of drawn,
 and `schedulefile.py` reads schedules that a person saved.
 """
 
@@ -15,6 +15,7 @@ from trikv.testing.sim.certifying import CERTIFYING
 from trikv.testing.sim.plan import (
     CHANGING,
     CROWDED,
+    MASTERS,
     SWITCHING,
     USUAL,
     FaultKind,
@@ -31,6 +32,7 @@ __all__ = [
     "CERTIFYING",
     "CHANGING",
     "CROWDED",
+    "MASTERS",
     "SCALING",
     "SWITCHING",
     "USUAL",

@@ -27,6 +27,7 @@ from trikv.core.errors import Outcome, TrikvError
 from trikv.core.precondition import Expect
 from trikv.core.record import Record, Version
 from trikv.master.configstore import ConfigStoreError
+from trikv.master.master import Master
 from trikv.testing.judge.history import Finding, Kind, Operation, Recorder, ScannedRow
 from trikv.testing.sim.clock import sleep
 from trikv.testing.sim.names import EMPTY, Names, sized
@@ -39,8 +40,11 @@ _SLACK_S = 0.05  # an answer is late if it comes this long after its deadline
 _TIMEOUT_S = 2.0
 _PATIENCE_S = 5.0  # how long a client waits for a master before it sends its request; without one it is refused
 _PAGE = 100
+_ASK_DEPOSED = 0.5  # of the requests, while a deposed master believes that it leads
+_LONG_PATIENCE_S = 8.0  # of a client that waits for a master that is stopped
 _NEVER_SEEN = ("another version", Version(0, 0))
 
+Asked = tuple[Operation, tuple[str, Version] | None]  # what a compare-and-set expects to find
 ClientAnswer = Record | Version | ScanPage | None
 Call = Callable[..., Awaitable[ClientAnswer]]  # takes `timeout_s`
 
@@ -51,6 +55,8 @@ class Clients:
     def __init__(self, world: World) -> None:
         self.recorder = Recorder(world.names.fresh)
         self._world = world
+        self.deposed: list[Operation] = []  # those that a deposed master was asked for
+        self._dice = random.Random(f"{world.schedule.seed}/clients")
         self._seen: dict[str, tuple[str, Version] | None] = {}  # by key: value and stamp, None for absence
 
     async def run(self) -> None:
@@ -88,13 +94,18 @@ class Clients:
         world = self._world
         asked = [self._begin(client, request) for request in requests]
         operations = [operation for operation, _ in asked]
-        master = world.master
-        if master is None:
-            for operation in operations:
-                self._end(operation, Outcome.REFUSED, code="unreachable")
-                operation.why = "there is no master"
-            return operations
-        life = world.network.hosts["master"].life
+        if world.schedule.masters > 1:
+            await self._ask_some_master(asked)
+        elif world.master is None:
+            self._end_unreachable(operations)
+        else:
+            await self._ask_master(world.master, asked)
+        return operations
+
+    async def _ask_master(self, master: Master, asked: Sequence[Asked]) -> None:
+        world = self._world
+        life = world.life_of(master)
+        asked_s = trio.current_time()
         calls = [(op, _call(master.coordinator, op, seen, world.names)) for op, seen in asked]
         if len(calls) == 1:
             ((operation, call),) = calls
@@ -102,18 +113,67 @@ class Clients:
         else:
             with suppress(TrikvError):  # the master ended meanwhile
                 await master.tasks.run_detached(partial(self._carry_out, calls, life))
-        for operation in operations:
+        for operation, _ in asked:
             if operation.returned_s is None:
                 self._end(operation, Outcome.UNKNOWN)
                 operation.why = "the master crashed"
-            late_s = trio.current_time() - operation.invoked_s - _TIMEOUT_S
-            if late_s > _SLACK_S:
+            late_s = trio.current_time() - asked_s - _TIMEOUT_S
+            if late_s > _SLACK_S and (life is None or life.woken_s < asked_s):
                 why = f"[1] ended {late_s:.3f} s too late"
                 world.findings.append(Finding("late answer", operation.key, why, (operation,)))
-        return operations
 
-    def _begin(self, client: str, request: ScheduledRequest) -> tuple[Operation, tuple[str, Version] | None]:
-        """The operation, and what it expects to find if it is a compare-and-set."""
+    # --- several masters ----------------------------------------------------------------------------------------------
+
+    async def _ask_some_master(self, asked: Sequence[Asked]) -> None:
+        """Ask one of several masters, until the client's patience is over.
+
+        A master that was deposed and does not know it gets more than its share, since it is what is tested.
+        """
+        world, dice = self._world, self._dice
+        operations = [operation for operation, _ in asked]
+        deposed = [name for name, master in world.serving.items() if world.is_deposed(master)]
+        some = deposed if deposed and dice.random() < _ASK_DEPOSED else list(world.schedule.master_ids)
+        patience_s = dice.choice((_TIMEOUT_S + _SLACK_S, _LONG_PATIENCE_S))
+        with trio.move_on_after(patience_s):
+            await self._ask_machine(dice.choice(some), asked)
+        for operation in operations:
+            if operation.returned_s is None:
+                self._end(operation, Outcome.UNKNOWN)
+                operation.why = "there was no answer"
+
+    async def _ask_machine(self, name: str, asked: Sequence[Asked]) -> None:
+        """Ask that machine's master. If it stands by, it passes on to the master that leads by what it last heard."""
+        world = self._world
+        leader = name
+        if name not in world.serving:
+            told = name in world.stores and world.network.hosts[name].life is not None and world.stores[name].leader
+            if not told:
+                self._end_unreachable([operation for operation, _ in asked])
+                return
+            leader = next(
+                one for one in world.schedule.master_ids if world.network.hosts[one].address == told.master.address
+            )
+            await self._carry(name, leader)
+        master = world.serving.get(leader)
+        if master is None:
+            self._end_unreachable([operation for operation, _ in asked])
+            return
+        if world.is_deposed(master):
+            self.deposed += [operation for operation, _ in asked]
+        await self._ask_master(master, asked)
+
+    async def _carry(self, source: str, target: str) -> None:
+        """Wait for as long as a message takes from one machine to another."""
+        arrived = trio.Event()
+        self._world.network.post(source, target, arrived.set)
+        await arrived.wait()
+
+    def _end_unreachable(self, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            self._end(operation, Outcome.REFUSED, code="unreachable")
+            operation.why = "there is no master"
+
+    def _begin(self, client: str, request: ScheduledRequest) -> Asked:
         world, recorder = self._world, self.recorder
         kind, key, value = request.kind, request.key, request.value
         if value is None and kind in (Kind.PUT, Kind.CAS):

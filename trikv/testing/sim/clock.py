@@ -110,6 +110,49 @@ async def sleep(delay_s: float) -> None:
     await trio.lowlevel.wait_task_rescheduled(abort)
 
 
+class Stopped(trio.abc.Instrument):
+    """Tasks that do not run until `resume`, as those of a process that gets SIGSTOP, and then SIGCONT.
+
+    They are all tasks in a nursery of `scope`, or below one. What wakes them meanwhile (messages, timers, cancellation)
+    is noted, and they run when all of them go on, in an order that is drawn. So a timer is late, and what was waiting
+    to be sent before the stop may be sent before anything new is heard.
+
+    Both must be called by an event of the clock: then no task is in the middle of a step.
+    """
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+        self._woken: list[trio.lowlevel.Task] = []
+        self._is_inside: dict[trio.lowlevel.Task, bool] = {}
+        trio.lowlevel.add_instrument(self)
+
+    def resume(self) -> None:
+        trio.lowlevel.remove_instrument(self)
+        _runner().runq.extend(self._woken)
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        """Trio's call after it has put a task at the end of its queue."""
+        inside = self._is_inside.get(task)
+        if inside is None:
+            inside = self._is_inside[task] = self._holds(task)
+        if inside:
+            last = _runner().runq.pop()
+            assert last is task
+            self._woken.append(task)
+
+    def _holds(self, task: trio.lowlevel.Task) -> bool:
+        status: Any = task._cancel_status
+        while status is not None:
+            if status._scope is self._scope:
+                return True
+            status = status._parent
+        return False
+
+
+def _runner() -> Any:
+    return trio._core._run.GLOBAL_RUN_CONTEXT.runner
+
+
 def run_repeatably(main: Callable[[], Awaitable[T]], clock: SimClock, seed: int) -> T:
     """`trio.run` with an order of tasks that depends on `seed` alone.
 

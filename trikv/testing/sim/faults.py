@@ -20,7 +20,7 @@ from functools import partial
 from typing import Final
 
 from trikv.testing.sim.network import Wire
-from trikv.testing.sim.plan import MASTER, FaultKind, ScheduledFault
+from trikv.testing.sim.plan import MASTER, STORE, FaultKind, ScheduledFault
 from trikv.testing.sim.world import World
 
 _CRASHES: Final = (
@@ -98,6 +98,15 @@ class Faults:
             return _stay
         if kind is FaultKind.MASTER_STOP:
             return self._stop(fault)
+        if kind is FaultKind.STOP:
+            return self._stop_and_go_on(fault)
+        if kind is FaultKind.PARTED:
+            pairs = [(first, other) for other in fault.nodes[1:] if other != first]
+            return _hold([world.network.wire(*ends) for one, other in pairs for ends in ((one, other), (other, one))])
+        if kind is FaultKind.STORE_DOWN:
+            return self._take_store_down(fault)
+        if kind is FaultKind.LATE_STORE:
+            return _all_of(_delay(wire, fault.delay_s) for wire in self._wires_across((STORE,)))
         if kind in (FaultKind.PAUSE, FaultKind.PARTITION):
             return _hold(self._wires_across(fault.nodes))
         if kind is FaultKind.ONE_WAY:
@@ -166,6 +175,27 @@ class Faults:
         life.scope.cancel()
         return partial(world.start, name)
 
+    def _stop_and_go_on(self, fault: ScheduledFault) -> Callable[[], None] | None:
+        world, name = self._world, fault.nodes[0]
+        if not world.stop(name):
+            return None
+        life = world.network.hosts[name].life
+        assert life is not None
+        release = _hold([world.network.wire(STORE, name)]) if fault.linger_s else _stay
+
+        def go_on() -> None:
+            world.go_on(life)
+            world.clock.after(0.0 if self._over else fault.linger_s, release)
+
+        return go_on
+
+    def _take_store_down(self, fault: ScheduledFault) -> Callable[[], None] | None:
+        store = self._world.store
+        if store.is_down:
+            return None
+        store.go_down(refuses=random.Random(f"{self._world.schedule.seed}/store/{fault.at_s}").random() < 0.5)
+        return store.come_up
+
     def _doubt_document(self) -> Callable[[], None]:
         config = self._world.config
         config.doubtful = True
@@ -189,7 +219,8 @@ class Faults:
     def _wires_across(self, nodes: Iterable[str]) -> list[Wire]:
         """All wires between these nodes and all others."""
         world, inside = self._world, tuple(nodes)
-        outside = [name for name in (MASTER, *world.workers) if name not in inside]
+        store = () if world.schedule.masters == 1 else (STORE,)
+        outside = [name for name in (*world.schedule.master_ids, *store, *world.workers) if name not in inside]
         return [
             world.network.wire(*ends) for one in inside for other in outside for ends in ((one, other), (other, one))
         ]
@@ -208,6 +239,16 @@ def _hold(wires: list[Wire]) -> Callable[[], None]:
             wire.release()
 
     return release
+
+
+def _all_of(ends: Iterable[Callable[[], None]]) -> Callable[[], None]:
+    some = list(ends)
+
+    def end() -> None:
+        for one in some:
+            one()
+
+    return end
 
 
 def _delay(wire: Wire, delay_s: float) -> Callable[[], None]:

@@ -19,6 +19,7 @@ Left out: back pressure. A `send_all` never waits.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ class Life:
         self.number = number
         self.dice = dice
         self.dead = False
+        self.stopped = False  # its tasks do not run (`clock.Stopped`)
+        self.woken_s = -math.inf  # when it went on for the last time
         self.disk_failed = False  # the node was told so, and may end for that reason
         self.has_successor = False  # when this life has ended by itself, the next one begins
         self.scope = trio.CancelScope()
@@ -365,6 +368,24 @@ class Network:
     def next_number(self) -> int:
         self._number += 1
         return self._number
+
+    def post(
+        self, source: str, target: str, arrive: Callable[[], None], *, lost: Callable[[], None] = lambda: None
+    ) -> None:
+        """Send a message that belongs to no connection. It may be lost where the wire is lossy, and overtake others."""
+        wire = self.wire(source, target)
+        if wire.loss and wire.dice.random() < wire.loss * _CUT_SHARE:
+            lost()
+            return
+
+        def knock() -> None:
+            if wire.holds:
+                wire.waiting.append(knock)
+            else:
+                self.trace.note_arrival(self.clock.now_s, wire.route, b"")
+                arrive()
+
+        self.clock.after(wire.draw_latency_s(), knock)
 
     # --- opening ------------------------------------------------------------------------------------------------------
 

@@ -24,8 +24,7 @@ from trikv.master.master import Master
 from trikv.testing.judge.history import Finding
 from trikv.testing.judge.strong_periods import StrongPeriod
 from trikv.testing.sim.clock import SimClock
-from trikv.testing.sim.network import Network
-from trikv.testing.sim.plan import MASTER
+from trikv.testing.sim.network import Life, Network
 from trikv.testing.sim.trace import Trace
 
 _GLANCE_S: Final = 0.1
@@ -34,13 +33,17 @@ _GLANCE_S: Final = 0.1
 class OperatorsWorld(Protocol):
     """What operators see of the simulated world (`world.py`)."""
 
-    master: Master | None
     strategy: Strategy
     modes: dict[str, Strategy]
     network: Network
     trace: Trace
     clock: SimClock
     findings: list[Finding]
+
+    @property
+    def master(self) -> Master | None: ...
+
+    def life_of(self, master: Master) -> Life | None: ...
 
 
 class Operators:
@@ -82,7 +85,7 @@ class Operators:
     async def _ask(self, master: Master, call: Callable[[Master], Awaitable[Any]]) -> Any:
         """The master's answer; None if it is empty, or a refusal."""
         world = self._world
-        life = world.network.hosts[MASTER].life
+        life = world.life_of(master)
         try:
             answer = await master.tasks.run_detached(partial(call, master))
         except (TrikvError, ConfigStoreError) as error:

@@ -27,6 +27,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 from trikv.api import Promise, Strategy
+from trikv.config import LEASE_S
 from trikv.core.placement import place
 from trikv.core.ring import partition_of
 from trikv.core.scaling import Limits
@@ -35,7 +36,9 @@ from trikv.healing.tombstones import MIN_AGE_S
 from trikv.testing.judge.history import Kind
 from trikv.testing.sim.names import Names
 
-MASTER: Final = "master"
+MASTER: Final = "master"  # where several masters share the document, the first of them
+LEADER: Final = "leader"  # in a fault: the master that leads when it strikes
+STORE: Final = "store"  # the machine of the store that several masters share
 _REPLICA: Final = re.compile(r"replica (\d+) of (.*)", re.DOTALL)
 
 
@@ -66,6 +69,11 @@ class FaultKind(StrEnum):
     MODE_SWITCH = "mode switch"  # an operator asks for another mode
     EVICTION = "eviction"  # a worker is off for so long that the others replace it, and comes back with its disk
     EVICTION_EMPTY = "eviction with disk loss"  # the same, and comes back with an empty disk
+    # Where several masters share the document:
+    STOP = "stop and go on"  # a master's process is stopped, and goes on later; it hears of the store later still
+    PARTED = "parted"  # nothing passes between the first node and each of the others
+    STORE_DOWN = "store down"
+    LATE_STORE = "late store"  # requests to the store and its answers are late by `delay_s`
 
 
 _MIX: Final[Mapping[Kind, float]] = {Kind.GET: 44, Kind.PUT: 34, Kind.CAS: 12, Kind.DELETE: 7, Kind.SCAN: 3}
@@ -95,6 +103,14 @@ _CHANGES: Final[Mapping[FaultKind, float]] = {
     FaultKind.EVICTION: 2.0,
     FaultKind.EVICTION_EMPTY: 1.0,
 }
+_TAKEOVERS: Final[Mapping[FaultKind, float]] = {
+    FaultKind.MASTER_CRASH: 1.0,
+    FaultKind.MASTER_STOP: 1.0,
+    FaultKind.STOP: 3.0,
+    FaultKind.PARTED: 4.0,
+    FaultKind.STORE_DOWN: 1.0,
+    FaultKind.LATE_STORE: 1.0,
+}
 _ON_LINKS: Final = (FaultKind.ONE_WAY, FaultKind.SLOW_LINK, FaultKind.LOSSY_LINK)
 _ON_MASTER: Final = (FaultKind.MASTER_CRASH, FaultKind.MASTER_STOP, FaultKind.OLD_DOCUMENT)
 _LOSE_DISKS: Final = (FaultKind.DISK_LOSS, FaultKind.OLD_DISK)
@@ -115,7 +131,8 @@ class ScheduledFault:
 
     `after_steps`: the node dies only after this many further sends and begun writes, counted from `at_s`. `linger_s`:
     how long its sent bytes are held up on their way. `mode`: the mode that a switch asks for. `delay_s`: by how much a
-    late link's messages are late.
+    late link's messages are late. Of a node that is stopped, `linger_s` says how long after it goes on it still hears
+    nothing of the store.
     """
 
     at_s: float
@@ -215,7 +232,8 @@ class Schedule:
     `joiners`: further workers, which are off until a fault starts them. `modes`: those that a switch may lead to.
     `ids`: of the workers, if they are not w1, w2 and so on. `lasts_s`: for how long faults may strike, at least; they
     may while requests are made. `think_s`: the most by which a client delays a request. `scaling`: if the cluster
-    scales by itself. `zones`: over how many zones the workers are spread; 0: they have none.
+    scales by itself. `zones`: over how many zones the workers are spread; 0: they have none. `masters`: how many share
+    the document; `lease_s`: the leader's lease, if there are several.
     """
 
     seed: int
@@ -238,6 +256,8 @@ class Schedule:
     think_s: float = 0.02
     scaling: Scaling | None = None
     zones: int = 0
+    masters: int = 1
+    lease_s: float = LEASE_S
 
     def zone_of(self, worker: str) -> str | None:
         """Where the worker w1, w2 and so on is, if there are zones."""
@@ -247,6 +267,10 @@ class Schedule:
     def worker_ids(self) -> tuple[str, ...]:
         """Of the workers that are there from the beginning."""
         return self.ids or tuple(f"w{number}" for number in range(1, self.workers + 1))
+
+    @property
+    def master_ids(self) -> tuple[str, ...]:
+        return (MASTER, *(f"{MASTER}{number}" for number in range(2, self.masters + 1)))
 
 
 class SourceOfSchedules(Protocol):
@@ -260,7 +284,8 @@ class Plan:
     """What runs are like. A latency or fsync is drawn between its two bounds, evenly on a logarithmic scale.
 
     `changes`: how many changes of the cluster there are, without those that directly follow one. `modes`: the installed
-    modes that an operator may switch to. `zones`: see `Schedule`.
+    modes that an operator may switch to. `zones`, `masters`: see `Schedule`. `takeovers`: how often, with several
+    masters, something befalls the leader or the store.
     """
 
     lasts_s: float = 60.0  # until the last faults are over; forming and the last phase come on top
@@ -284,6 +309,9 @@ class Plan:
     forget_after_s: float = MIN_AGE_S
     modes: tuple[str, ...] = ()
     zones: int = 0
+    masters: int = 1
+    takeovers: tuple[int, int] = (0, 0)
+    takeover_weights: Mapping[FaultKind, float] = field(default_factory=lambda: dict(_TAKEOVERS))
     now_and_then: tuple[Plan, ...] = ()  # every fourth seed follows one of these instead
 
     def draw(self, strategy: Strategy, seed: int) -> Schedule:
@@ -295,7 +323,7 @@ class Plan:
         cold = [f"cold{number}" for number in range(self.cold_keys)]
         last_s = self.lasts_s - self.storm_s - 4
         storms = [0.5 + dice.random() * last_s for _ in range(dice.randint(*self.storms))]
-        return Schedule(
+        schedule = Schedule(
             seed=seed,
             workers=self.workers,
             replicas=self.replicas,
@@ -316,7 +344,23 @@ class Plan:
             joiners=self.joiners,
             modes=self.modes,
             zones=self.zones,
+            masters=self.masters,
         )
+        return schedule if self.masters == 1 else self._with_takeovers(schedule, storms)
+
+    def _with_takeovers(self, schedule: Schedule, storms: Sequence[float]) -> Schedule:
+        """The same with several masters: what would befall the one befalls the leader or another, and there is more."""
+        dice = random.Random(f"masters/{schedule.seed}")
+        faults = [_on_some_master(fault, schedule.master_ids, dice) for fault in schedule.faults]
+        weights = {kind: weight * dice.random() for kind, weight in self.takeover_weights.items()}
+        for _ in range(dice.randint(*self.takeovers)):
+            at_s = dice.choice(storms) + dice.random() * self.storm_s
+            for _ in range(dice.choice((1, 1, 2))):  # the second after the first one's successor leads, or before
+                (kind,) = dice.choices(list(weights), list(weights.values()))
+                some = _draw_takeover(kind, at_s, schedule, dice)
+                faults += some
+                at_s += dice.random() * (schedule.lease_s + 2)
+        return replace(schedule, faults=tuple(sorted(faults, key=lambda fault: fault.at_s)))
 
     def _draw_requests(
         self, strategy: Strategy, dice: random.Random, storms: Sequence[float], hot: list[str], cold: list[str]
@@ -440,6 +484,31 @@ SWITCHING: Final = replace(
     joiners=1,
 )
 
+# Three masters share the document, and something befalls the leader or the store all the time. Every fourth seed also
+# switches modes.
+_MASTERS: Final = replace(
+    CHANGING,
+    clients=6,
+    requests=300,
+    faults=6,
+    storms=(3, 5),
+    storm_s=5.0,
+    cold_keys=2,
+    weights={
+        kind: weight
+        for kind, weight in _WEIGHTS.items()
+        if kind not in (FaultKind.DOUBTFUL_DOCUMENT, FaultKind.OLD_DOCUMENT)
+    },
+    changes=(1, 3),
+    change_weights={**_CHANGES, FaultKind.MODE_SWITCH: 0.0},
+    modes=(),
+    masters=3,
+    takeovers=(3, 6),
+)
+MASTERS: Final = replace(
+    _MASTERS, now_and_then=(replace(_MASTERS, change_weights=dict(_CHANGES), modes=("sync", "chain", "quorum")),)
+)
+
 # The default plan.
 USUAL: Final = Plan(now_and_then=(CROWDED,))
 
@@ -458,6 +527,40 @@ def parse_replica(node: str) -> tuple[str, int] | None:
 def draw_between(dice: random.Random, low: float, high: float) -> float:
     """Drawn evenly on a logarithmic scale."""
     return float(low * (high / low) ** dice.random())
+
+
+def _on_some_master(fault: ScheduledFault, masters: Sequence[str], dice: random.Random) -> ScheduledFault:
+    """A fault of the one master, as one of the leader or of any."""
+    if MASTER not in fault.nodes:
+        return fault
+    master = LEADER if dice.random() < 0.6 else dice.choice(masters)
+    return replace(fault, nodes=tuple(master if node == MASTER else node for node in fault.nodes))
+
+
+def _draw_takeover(kind: FaultKind, at_s: float, schedule: Schedule, dice: random.Random) -> list[ScheduledFault]:
+    """What befalls the leader or the store. A deposed leader may go on for some seconds with some of the workers."""
+    lasts_s = 0.5 + dice.random() * 8
+    if kind is FaultKind.MASTER_CRASH:
+        return [ScheduledFault(at_s, kind, (LEADER,), lasts_s, dice.choice((0, dice.randint(1, 40))))]
+    if kind is FaultKind.MASTER_STOP:
+        return [ScheduledFault(at_s, kind, (LEADER,), dice.random() * 2)]
+    if kind is FaultKind.STOP:
+        return [ScheduledFault(at_s, kind, (LEADER,), lasts_s, linger_s=dice.choice((0.0, dice.random() * 5)))]
+    if kind is FaultKind.STORE_DOWN:
+        return [ScheduledFault(at_s, kind, (STORE,), lasts_s)]
+    if kind is FaultKind.LATE_STORE:
+        return [ScheduledFault(at_s, kind, (STORE,), lasts_s, delay_s=dice.random() ** 2 * 3)]
+    assert kind is FaultKind.PARTED, kind
+    workers = list(schedule.worker_ids)
+    dice.shuffle(workers)
+    cut = dice.choice((0, 1, len(workers) - 1, dice.randint(0, len(workers))))  # of the workers, from the leader
+    others = [name for name in schedule.master_ids if dice.random() < 0.5]
+    faults = [ScheduledFault(at_s, kind, (LEADER, STORE, *workers[:cut]), lasts_s + schedule.lease_s)]
+    if dice.random() < 0.6:  # the others lose the rest, or one of it
+        rest = workers[cut:][: dice.choice((1, len(workers)))]
+        if rest:
+            faults += [ScheduledFault(at_s, kind, (name, *rest), lasts_s + schedule.lease_s + 2) for name in others]
+    return faults
 
 
 def _draw_fault(kind: FaultKind, at_s: float, workers: Sequence[str], dice: random.Random) -> ScheduledFault:

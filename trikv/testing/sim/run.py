@@ -83,6 +83,8 @@ class Run:
     struck: list[ScheduledFault] = field(default_factory=list)
     trace: list[TraceEvent] = field(default_factory=list)
     scaling: Scaled | None = None  # of a cluster that scales by itself
+    takeovers: int = 0  # of several masters: how often one began to lead
+    deposed: Counter[Outcome] = field(default_factory=Counter)  # of operations that a deposed master was asked for
 
     @property
     def verdict(self) -> Verdict:
@@ -109,6 +111,8 @@ def run_schedule(strategy: Strategy, schedule: Schedule, *, trace: bool = False)
                 with nullcontext() if schedule.scaling is None else closing(ScalingWorld(world)) as scaling:
                     await _play(world, clients, nursery, scaling)
                     run = _judge(world, clients.recorder.operations)
+                    run.takeovers = world.store.takeovers
+                    run.deposed.update(operation.outcome for operation in clients.deposed)
                     if scaling is not None:
                         run.scaling = scaling.tell()
                     nursery.cancel_scope.cancel()

@@ -16,7 +16,7 @@ import random
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
-from functools import cache
+from functools import cache, partial
 
 import cbor2
 import trio
@@ -27,20 +27,25 @@ from trikv.core.labels import ZONE
 from trikv.core.quorums import Availability
 from trikv.core.record import Version, generation_of
 from trikv.core.ring import partition_of
+from trikv.master.configstore import ConfigStoreError
+from trikv.master.leadership import Candidate
 from trikv.master.master import Master
+from trikv.master.node import take_turns
 from trikv.net.doors import Doors
 from trikv.registry import Registry, load_registry
 from trikv.testing.judge.audit import HeldAlone
 from trikv.testing.judge.history import Finding
-from trikv.testing.sim.clock import SimClock
+from trikv.testing.sim.clock import SimClock, Stopped
 from trikv.testing.sim.disk import ConfigDisk, Disk, SimConfigStore, SimProgress, SimStorage
 from trikv.testing.sim.network import Life, Network, SimTransport
 from trikv.testing.sim.operators import Operators
-from trikv.testing.sim.plan import MASTER, FaultKind, Schedule, ScheduledFault, parse_replica
+from trikv.testing.sim.plan import LEADER, MASTER, STORE, FaultKind, Schedule, ScheduledFault, parse_replica
+from trikv.testing.sim.sharedstore import SimSharedConfigStore, StoreMachine
 from trikv.testing.sim.trace import Trace
 from trikv.worker.worker import Worker
 
 MASTER_ADDRESS = "master:8000"
+_SUPERVISOR_S = 1.0  # after a master has ended itself
 
 
 class World:
@@ -59,7 +64,7 @@ class World:
         joiners = range(schedule.workers + 1, schedule.workers + schedule.joiners + 1)
         machines = [*self.workers, *(f"w{number}" for number in joiners)]
         self.disks: dict[str, Disk] = {}
-        self.master: Master | None = None  # the living master, once it serves
+        self.serving: dict[str, Master] = {}  # by machine: the living masters that believe that they lead
         self.findings: list[Finding] = []
         self.injected: Counter[FaultKind] = Counter()
         self.struck: list[ScheduledFault] = []  # each with the nodes that it hit
@@ -76,7 +81,15 @@ class World:
         self.operators = Operators(self, nursery)
         founded = Cluster("c-simulated", strategy.name, schedule.replicas, schedule.partitions)
         self.config = ConfigDisk(founded.to_document(), schedule.fsync_s)
+        self.stopped: dict[Life, Stopped] = {}
+        self.store = StoreMachine(self.config, schedule.lease_s, clock)  # where several masters share the document
+        self.stores: dict[str, SimSharedConfigStore] = {}  # by machine: its master's client
+        self._document = (0, founded)  # the document, parsed, and its revision
         self.network.add_host(MASTER, MASTER_ADDRESS)
+        for number, name in enumerate(schedule.master_ids[1:], start=2):
+            self.network.add_host(name, f"{name}:{8100 + number}")
+        if schedule.masters > 1:
+            self.network.add_host(STORE, f"{STORE}:2379")
         for name in machines:
             self.add_machine(name)
 
@@ -104,11 +117,33 @@ class World:
         dice = random.Random(f"{self.schedule.seed}/{name}/{host.lives}")
         life = host.life = Life(host, host.lives, dice)
         self.trace.note(self.clock.now_s, "start", name, f"life {host.lives}")
-        self._nursery.start_soon(self._live, life, self._run_master if name == MASTER else self._run_worker)
+        run = self._run_worker
+        if name in self.schedule.master_ids:
+            run = self._run_master if self.schedule.masters == 1 else self._run_candidate
+        self._nursery.start_soon(self._live, life, run)
 
     def start_all(self) -> None:
-        for name in (MASTER, *self.workers):
+        for name in (*self.schedule.master_ids, *self.workers):
             self.start(name)
+
+    def stop(self, name: str) -> bool:
+        """Stop the node's process, as SIGSTOP does; False: it is off, or stopped already."""
+        life = self.network.hosts[name].life
+        if life is None or life in self.stopped:
+            return False
+        life.stopped = True
+        self.stopped[life] = Stopped(life.scope)
+        self.trace.note(self.clock.now_s, "down", name, "stopped")
+        self.store.drop_watch(name)  # nobody reads there
+        return True
+
+    def go_on(self, life: Life) -> None:
+        """Let a process that is stopped go on. It may have died meanwhile."""
+        if stopped := self.stopped.pop(life, None):
+            life.stopped = False
+            life.woken_s = self.clock.now_s
+            stopped.resume()
+            self.trace.note(self.clock.now_s, "start", life.host.name, "goes on")
 
     def join(self, name: str) -> None:
         """Start a further worker for the first time."""
@@ -121,14 +156,16 @@ class World:
         """End the node, at this instant. Unflushed batches survive with probability `share_kept`."""
         if life.dead:
             return
+        self.go_on(life)
         host = life.host
         life.dead = True
         host.life = None
         host.silent = silent
         self.trace.note(self.clock.now_s, "down", host.name, why)
-        if host.name == MASTER:
-            self.master = None
-            self.config.crash(life.dice)
+        if host.name in self.schedule.master_ids:
+            self.serving.pop(host.name, None)
+            if self.schedule.masters == 1:
+                self.config.crash(life.dice)
             self.on_master_down()
         else:
             self.disks[host.name].crash(life.dice, share_kept)
@@ -136,7 +173,15 @@ class World:
         life.scope.cancel()
 
     def node_of(self, node: str) -> str | None:
-        """The node that a fault names; None if it names a replica of a key in a place that is empty now."""
+        """The node that a fault names; None if it names a replica of a key in a place that is empty now, or the leader
+        while there is none."""
+        if node == LEADER:
+            leader = self.store.leader
+            return (
+                None
+                if leader is None
+                else next(h.name for h in self.network.hosts.values() if h.address == leader.address)
+            )
         replica = parse_replica(node)
         if replica is None:
             return node
@@ -216,7 +261,8 @@ class World:
         """Does the promise cover the loss of this disk now? Then R members of every configuration keep theirs."""
         if any(strategy.promise is Promise.AP for strategy in self.modes.values()):
             return not self.disks_lost
-        bodies = [body for body in (self.config.body, self.config.under_way) if body is not None]
+        may_be = (self.config.body, self.config.under_way, *self.store.sent.values())
+        bodies = [body for body in may_be if body is not None]
         histories = [p.history for body in bodies for p in Cluster.from_document(cbor2.loads(body)).partitions]
         return all(
             sum(member.worker != name and self._keeps_disk(member) for member in configuration.members)
@@ -258,9 +304,49 @@ class World:
         async with trio.open_nursery() as nursery:
             await nursery.start(master.run, listening)
             if not life.dead:
-                self.master = master
+                self.serving[MASTER] = master
             if self.beside_master is not None:
                 nursery.start_soon(self.beside_master, master, life)
+
+    async def _run_candidate(self, life: Life) -> None:
+        """One of several masters: it stands by, and leads, and stands by again."""
+        doors = Doors(SimTransport(self.network, life), life.dice)
+        name, address = life.host.name, life.host.address
+        rate = random.Random(f"{self.schedule.seed}/{name}/clock").uniform(0.96, 1.04)
+        store = self.stores[name] = SimSharedConfigStore(self.store, life, self.network, rate)
+
+        async def lead() -> None:
+            master = await Master.open(
+                store,
+                Registry(self.modes),
+                doors,
+                down_after_s=self.schedule.down_after_s,
+                forget_after_s=self.schedule.forget_after_s,
+                holds_lease=store.holds,
+            )
+            listening = await doors.transport.listen(address)
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(master.run, listening)
+                    if not life.dead:
+                        self.serving[name] = master
+            finally:
+                if self.serving.get(name) is master:
+                    del self.serving[name]
+
+        me = Candidate(doors.new_id(16), address, address)
+        while True:
+            try:
+                await take_turns(
+                    store,
+                    me,
+                    stand_by=trio.sleep_forever,
+                    lead=lead,
+                    wall_clock=lambda: f"{self.clock.now_s:.3f}",
+                )
+            except* ConfigStoreError:  # the store could not be reached at the start; a supervisor starts it again
+                pass
+            await trio.sleep(_SUPERVISOR_S)
 
     async def _run_worker(self, life: Life) -> None:
         name = life.host.name
@@ -275,9 +361,31 @@ class World:
             labels={} if zone is None else {ZONE: zone},
             progress=SimProgress(self.disks[name]),
         )
-        await worker.run(await doors.transport.listen(life.host.address), master=MASTER_ADDRESS)
+        run = partial(worker.run, await doors.transport.listen(life.host.address), master=MASTER_ADDRESS)
+        if self.schedule.masters == 1:
+            await run()
+            return
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run)
+            for other in self.schedule.master_ids[1:]:
+                nursery.start_soon(worker._enlist_forever, self.network.hosts[other].address, life.host.address)
 
     # --- what can be seen from outside --------------------------------------------------------------------------------
+
+    @property
+    def master(self) -> Master | None:
+        """The living master, once it serves; of several, the one of the highest term."""
+        return max(self.serving.values(), key=lambda master: master.cluster.term, default=None)
+
+    def life_of(self, master: Master) -> Life | None:
+        """Of the machine where it serves."""
+        return next((self.network.hosts[name].life for name, one in self.serving.items() if one is master), None)
+
+    def is_deposed(self, master: Master) -> bool:
+        """Has another master taken a later term?"""
+        if self._document[0] != self.config.revision:
+            self._document = (self.config.revision, Cluster.from_document(cbor2.loads(self.config.body)))
+        return master.cluster.term < self._document[1].term
 
     async def wait_until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until `holds` is true, looking ten times a second."""
@@ -305,7 +413,13 @@ class World:
     def is_mended(self) -> bool:
         """Is nothing in doubt, and is every partition settled with its number of replicas?"""
         master = self.master
-        if master is None or self.operators.waiting or not self._all_up(master) or not master.reconciler.at_rest:
+        if (
+            len(self.serving) > 1
+            or master is None
+            or self.operators.waiting
+            or not self._all_up(master)
+            or not master.reconciler.at_rest
+        ):
             return False
         return not self.wounded()
 
