@@ -5,10 +5,10 @@
     assert run.verdict is Verdict.HELD, run.findings
 
 The production code runs unchanged. `plan.py` says, as data, what happens; `certifying.py` says it for a strategy that
-is on trial. `run.py` plays and judges it. They rest on
-the world (`world.py`), its faults (`faults.py`), its clients (`clients.py`) and operators (`operators.py`), and its
-doors: `network.py`, `disk.py`, `sharedstore.py`, `clock.py`. `script.py` plays scenarios that are written as text instead of drawn,
-and `schedulefile.py` reads schedules that a person saved.
+is on trial. `run.py` plays and judges it. They rest on the world (`world.py`), its faults (`faults.py`), its clients
+(`clients.py`) and operators (`operators.py`), and its doors: `network.py`, `disk.py`, `sharedstore.py`, `clock.py`.
+`script.py` plays scenarios that are written as text instead of drawn, and `schedulefile.py` reads schedules that a
+person saved.
 """
 
 from trikv.testing.sim.certifying import CERTIFYING
