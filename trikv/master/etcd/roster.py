@@ -22,7 +22,6 @@ class KeyState(NamedTuple):
     key: str
     value: bytes | None
     revision: int
-    lease: int = 0
 
 
 class Roster:
@@ -36,38 +35,38 @@ class Roster:
         self.leader: Leader | None = None
         self.masters: tuple[Candidate, ...] = ()
         self._leader_key = leader_key
-        self._entries: dict[str, KeyState] = {}  # those of the last list, and what changed since, deletions included
+        self._states: dict[str, KeyState] = {}  # those of the last list, and what changed since, deletions included
 
     @property
-    def leader_entry(self) -> KeyState | None:
+    def leader_state(self) -> KeyState | None:
         """The last that was heard of the leader's key; None: it was in no list, and nothing was heard since."""
-        return self._entries.get(self._leader_key)
+        return self._states.get(self._leader_key)
 
-    def take_list(self, entries: Iterable[KeyState], revision: int) -> bool:
+    def take_list(self, states: Iterable[KeyState], revision: int) -> bool:
         """All keys at that revision. Has what is known become different?"""
         if revision < self.revision:
             return False
-        newer = {key: entry for key, entry in self._entries.items() if entry.revision > revision}
+        newer = {key: state for key, state in self._states.items() if state.revision > revision}
         self.revision = revision
-        self._entries = {entry.key: entry for entry in entries} | newer
+        self._states = {state.key: state for state in states} | newer
         return self._look()
 
-    def take(self, entry: KeyState) -> bool:
+    def take(self, state: KeyState) -> bool:
         """One change. Has what is known become different?"""
-        known = self._entries.get(entry.key)
-        if entry.revision <= (self.revision if known is None else max(known.revision, self.revision)):
+        known = self._states.get(state.key)
+        if state.revision <= (self.revision if known is None else max(known.revision, self.revision)):
             return False
-        self._entries[entry.key] = entry
+        self._states[state.key] = state
         return self._look()
 
     def forget(self) -> None:
         """The store went back in time (it was restored from a backup): the next list counts, whatever it says."""
         self.revision = 0
-        self._entries.clear()
+        self._states.clear()
 
     def _look(self) -> bool:
         before = self.leader, self.masters
-        there = {key: entry.value for key, entry in self._entries.items() if entry.value is not None}
+        there = {key: state.value for key, state in self._states.items() if state.value is not None}
         self.leader = read_leader(there.pop(self._leader_key, None))
         self.masters = tuple(sorted(master for value in there.values() if (master := read_master(value)) is not None))
         return before != (self.leader, self.masters)
