@@ -3,8 +3,8 @@
 Numbers of 64 bits are texts, keys and values are base64. Each reader here raises `Nonsense` for what has another shape,
 so that an answer of something else than etcd is an error of one line, whatever it is.
 
-An error of etcd's has a code of gRPC's. `NotCarriedOut` is one that says that the request was not carried out; all others
-leave that open.
+An error of etcd's has a code of gRPC's. `NotCarriedOut` is one that says that the request was not carried out; all
+others leave that open.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import httpx
@@ -45,6 +45,7 @@ from trikv.net.etcdurl import EtcdSettings
 
 ANSWER_BYTES_MAX: Final = 8 << 20  # a document of etcd's limit (1.5 MiB) is 2 MiB of base64
 LINE_BYTES_MAX: Final = 1 << 20
+ERROR_BYTES_MAX: Final = 64 << 10
 CONNECT_S: Final = 0.7  # at most, of the time of one attempt
 
 
@@ -261,24 +262,40 @@ class EtcdGateway:
         Raises:
           _Unsent, Unanswered, NotCarriedOut, Nonsense
         """
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
         if self._token is not None:
             headers["Authorization"] = self._token
         timeout = httpx.Timeout(None, connect=min(CONNECT_S, timeout_s / 2))
+        request = self._http.build_request("POST", endpoint.url + path, headers=headers, timeout=timeout)
+        request.stream = _Content(content)
+        failure: Exception | None = None
         try:
-            async with self._http.stream(
-                "POST", endpoint.url + path, content=content, headers=headers, timeout=timeout
-            ) as response:
+            response = await self._http.send(request, stream=True)
+            try:
                 if response.headers.get("content-encoding", "identity") != "identity":
                     raise Nonsense("what it sends is compressed")
-                if response.status_code != 200:
-                    raise await _error_in(response)
+                error = bytearray()
                 async for piece in response.aiter_raw():
-                    take(piece)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol) as error:
-            raise _Unsent(_why(error)) from error
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error:
-            raise Unanswered(_why(error)) from error
+                    try:
+                        if response.status_code == 200:
+                            take(piece)
+                        elif len(error) < ERROR_BYTES_MAX:
+                            error.extend(piece)
+                        else:
+                            raise Nonsense("an error does not end")
+                    except (Nonsense, Unanswered, NotCarriedOut, ConfigStoreError) as found:
+                        failure = failure or found
+                        await response.aclose()  # the next piece fails then; a generator left alone would be a warning
+                if response.status_code != 200:
+                    raise read_error(response.status_code, bytes(error))
+            finally:
+                await response.aclose()
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol) as error_:
+            raise _Unsent(_why(error_)) from error_
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error_:
+            raise failure or Unanswered(_why(error_)) from error_
+        if failure is not None:
+            raise failure
 
     # --- what is known of them ----------------------------------------------------------------------------------------
 
@@ -301,13 +318,19 @@ class EtcdGateway:
         return f"{self.name} cannot be used: {'; '.join(tried)}; start etcd, or correct --config-store"
 
 
-async def _error_in(response: httpx.Response) -> NotCarriedOut | Unanswered | Nonsense:
-    body = bytearray()
-    async for piece in response.aiter_raw():
-        body.extend(piece)
-        if len(body) > LINE_BYTES_MAX:
-            break
-    return read_error(response.status_code, bytes(body))
+class _Content(httpx.AsyncByteStream):
+    """What a request sends. httpx's own is a generator, which a cancelled request would leave to the collector."""
+
+    def __init__(self, content: bytes) -> None:
+        self._pieces = [content]
+
+    def __aiter__(self) -> _Content:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._pieces:
+            raise StopAsyncIteration
+        return self._pieces.pop()
 
 
 def _not_etcd(why: object) -> str:
@@ -343,8 +366,9 @@ def _of_a_file(flag: str, file: object, error: OSError) -> str:
 
 def _why(error: Exception) -> str:
     """What httpx says, as a sentence with the remedy where there is one."""
-    cause: BaseException | None = error
-    while cause is not None:
+    if isinstance(error, httpx.ConnectTimeout):
+        return "it cannot be reached in time"
+    for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"no trust in its certificate: {cause.verify_message}; name what signed it with --config-store-ca"
         if isinstance(cause, ssl.SSLError):
@@ -354,7 +378,14 @@ def _why(error: Exception) -> str:
             return f"TLS failed: {spell(reason)}; write etcd:// if it serves no TLS"
         if isinstance(cause, ConnectionRefusedError):
             return "nobody listens there"
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, httpx.ConnectTimeout):
-        return "it cannot be reached in time"
+        if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, ConfigStoreError):
+            return spell(cause.strerror)
     return spell(str(error)) or type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what brought it about; of attempts that failed together, the last."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.exceptions[-1] if isinstance(cause, BaseExceptionGroup) else cause.__cause__ or cause.__context__
