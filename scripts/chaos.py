@@ -3,12 +3,14 @@
 
     python scripts/chaos.py --minutes 30 --seed 1
     python scripts/chaos.py --minutes 2 --modes sync,async --history /tmp/history.jsonl
+    python scripts/chaos.py --masters 3 --minutes 30
 
 The cluster has a master and five workers on real disks, every worker behind a proxy. Eight clients put, get, delete
 and compare-and-set some hundred keys. The faults follow from the seed; their times depend on the machine. Workers are
-killed, paused, cut off, lose their disks, join and are drained. The master is killed and paused. The mode goes through
-every switch between the named modes, some of them with another fault in the middle. After each fault the cluster has to
-become whole by itself, and at the end all replicas have to hold the same.
+killed, paused, cut off, lose their disks, join and are drained. The master is killed and paused. Of several masters it
+is the one that leads, which is also stopped cleanly; and members of their etcd are killed, or all of it is stopped for
+a while. The mode goes through every switch between the named modes, some of them with another fault in the middle.
+After each fault the cluster has to become whole by itself, and at the end all replicas have to hold the same.
 
 Then the history is judged. Under sync, chain and quorum, and through the switches between them, it must be
 linearizable: no acknowledged write was lost, no refused write was seen. Under async the lost writes are counted, and
@@ -52,6 +54,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=160.0, help="operations per second, of all clients")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--keys", type=int, default=300)
+    parser.add_argument("--masters", type=int, default=1, help="more than one share an etcd of three members")
     parser.add_argument("--down-after", type=float, default=5.0)
     parser.add_argument("--directory", type=Path, help="keep data and logs there")
     parser.add_argument("--history", type=Path, help="write the history there, as JSON lines")
@@ -81,6 +84,8 @@ class Chaos:
             storage="rocksdb",
             down_after_s=options.down_after,
             proxied=True,
+            masters=options.masters,
+            etcd_members=3 if options.masters > 1 else 0,
             directory=options.directory,
         )
         load = Load(
@@ -147,6 +152,15 @@ class Chaos:
             nemesis.kill_master,
             nemesis.pause_master,
         ]
+        if nemesis.cluster.etcd is not None:
+            kinds += [
+                nemesis.kill_master,
+                nemesis.pause_master,
+                nemesis.pause_master,
+                nemesis.hand_over,
+                nemesis.kill_etcd_member,
+                nemesis.stop_etcd,
+            ]
         # In the middle of a switch partitions are not settled, so no disk is lost then.
         amid: list[Callable[[], None] | None] = [
             None, None, nemesis.kill_master, kill_briefly, nemesis.kill, nemesis.pause, nemesis.cut

@@ -8,6 +8,9 @@ The demo is one master that starts the workers itself. So they can be broken fro
 `FURTHER_WORKERS` under load. It shows a live line for each worker with its pid, so that a visitor can kill one and
 watch: nothing starts it again, and no other worker is started in its place, so that what the mode does is seen.
 
+With `--masters N` there are N masters on an etcd of one member, which the demo starts too; it says so where none is
+installed. Then the demo starts the workers, as no master does, and nothing scales. Each master has its live line.
+
 The tour kills a worker and starts it again itself, so its master starts none. It puts some keys, kills the first holder
 of one of them, and writes and reads every key again. Then it starts the worker again and reads every key once more. It
 judges what it saw by what the mode itself declares:
@@ -28,7 +31,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +42,7 @@ from trikv.core.present import mode_of
 from trikv.core.quorums import Need
 from trikv.testing.judge.expectations import Expectations, Reads
 from trikv.testing.processes.cluster import LocalCluster, NodeFailed, NodeProcess, wait_until
+from trikv.testing.processes.etcd import EtcdFailed, etcd_missing
 from trikv.testing.processes.process import START_DEADLINE_S
 
 MASTER_PORT: Final = 8000
@@ -49,25 +53,35 @@ FURTHER_WORKERS: Final = 3
 MAX_LOAD: Final = 300
 TOUR_KEYS: Final = 60  # enough that some need the worker that dies, and some do not
 
+_BREAKABLE: Final = ("--break-it", "--probe")
 _LIVE_INTERVAL_S: Final = 1.0
 _PLAIN_INTERVAL_S: Final = 10.0
 
 
-def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | None, http_port: int) -> int:
+def run_demo(
+    *, mode: str | None, workers: int, storage: str, data_dir: Path | None, http_port: int, masters: int = 1
+) -> int:
     """Run until Ctrl-C or SIGTERM; return the exit code. `mode` None: quorum, or the mode in force in kept data."""
+    if masters > 1 and (missing := etcd_missing()) is not None:
+        print(f"error: {masters} masters share an etcd, and {missing}", file=sys.stderr)
+        return 1
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end it in the same way
 
     def make(ports: Sequence[int]) -> LocalCluster:
         cluster = LocalCluster(
             mode=mode,
-            workers=0,
+            workers=workers if masters > 1 else 0,
+            storage=storage,
             replicas=min(3, workers),
             directory=data_dir,
             master_port=ports[0],
             http_port=ports[1],
-            master_options=demo_options(workers, storage),
+            masters=masters,
+            etcd_members=1 if masters > 1 else 0,
+            master_options=_BREAKABLE if masters > 1 else demo_options(workers, storage),
         )
-        print(f"starting a master and {workers} workers in {cluster.directory} ...", flush=True)
+        what = "a master" if masters == 1 else f"an etcd, {masters} masters"
+        print(f"starting {what} and {workers} workers in {cluster.directory} ...", flush=True)
         return cluster
 
     try:
@@ -82,13 +96,19 @@ def run_demo(*, mode: str | None, workers: int, storage: str, data_dir: Path | N
             print(f"{error}; free ports are taken instead", flush=True)  # another demo started at the same time
             cluster = make([0] * len(ports))
         with cluster, cluster.client(patience_s=3.0) as client:
-            _await_workers(client)
-            print(f"the page is {cluster.url}, the master {cluster.master.address} (pid {cluster.master.pid})")
-            print(f"try it: curl '{cluster.url}/put?key=k&value=v'; Ctrl-C stops everything", flush=True)
+            if masters == 1:
+                _await_workers(client)
+            first, *_ = cluster.url.split(",")
+            print(f"the page is {first}, the master {cluster.master.address} (pid {cluster.master.pid})")
+            for node, url in zip(cluster.masters[1:], cluster.url.split(",")[1:], strict=True):
+                print(f"another master is {url} (pid {node.pid}); the pages of all lead to the one that leads")
+            print(f"try it: curl '{first}/put?key=k&value=v'; Ctrl-C stops everything", flush=True)
+            if masters > 1:
+                print("kill the master that leads (kill -9 PID), and ask another one", flush=True)
             if mode not in (None, now := client.mode()["mode"]):
                 print(f"the mode is {now}, not {mode}, since the data is of a cluster in that mode", flush=True)
             _watch(cluster, client)
-    except (NodeFailed, TimeoutError, TrikvError) as error:
+    except (EtcdFailed, NodeFailed, TimeoutError, TrikvError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -102,7 +122,7 @@ def demo_options(workers: int, storage: str) -> list[str]:
         "--start-workers": workers, "--worker-port": FIRST_WORKER_PORT, "--worker-storage": storage,
         "--autoscale": f"{workers}..{workers + FURTHER_WORKERS}", "--max-load": MAX_LOAD,
     }  # fmt: skip
-    return [*(str(word) for option in options.items() for word in option), "--break-it", "--probe"]
+    return [*(str(word) for option in options.items() for word in option), *_BREAKABLE]
 
 
 def _await_workers(client: Client) -> None:
@@ -152,10 +172,23 @@ def _live_rows(cluster: LocalCluster, client: Client) -> list[tuple[str, ...]]:
     try:
         state = client.cluster()
     except TrikvError as error:
-        master = cluster.master
-        return [(str(master.pid) if master.running else "gone", "master", master.address, error.kind.title.lower())]
-    pids = [str(worker["pid"] or worker["process"]) for worker in state["workers"]]
-    return [(pid, *row) for pid, row in zip(pids, worker_rows(state), strict=True)]
+        return _master_rows(cluster, error.kind.title.lower())
+    own = {node.id: node.pid if node.running else "gone" for node in cluster.workers}
+    pids = [str(own.get(worker["id"]) or worker["pid"] or worker["process"]) for worker in state["workers"]]
+    masters = [] if state["masters"] is None else _master_rows(cluster, "stands by", state["masters"]["leader"])
+    return [*masters, *((pid, *row) for pid, row in zip(pids, worker_rows(state), strict=True))]
+
+
+def _master_rows(cluster: LocalCluster, what: str, leader: Mapping[str, Any] | None = None) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(master.pid) if master.running else "gone",
+            "master",
+            master.address,
+            "leads" if leader is not None and leader["address"] == master.address else what if master.running else "",
+        )
+        for master in cluster.masters
+    ]
 
 
 # --- the guided tour --------------------------------------------------------------------------------------------------

@@ -128,18 +128,31 @@ def worker(config: Path | None, **flags: Any) -> None:
 @click.command()
 @click.option("--mode", help="The mode of the cluster, when it is founded. Default: quorum.")
 @click.option("--workers", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option(
+    "--masters",
+    type=click.IntRange(min=1, max=9),
+    default=1,
+    show_default=True,
+    help="Several masters share an etcd, which is started too.",
+)
 @click.option("--storage", default="rocksdb", show_default=True, help="The workers' storage engine.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Keep data and logs there. Default: nothing is kept.")
 @click.option("--http", default="127.0.0.1:8080", show_default=True, help="Where the page is: a loopback address.")
 @click.option("--once", is_flag=True, help="The guided tour: kill a worker, see whether the mode keeps its promise.")
-def demo(mode: str | None, workers: int, storage: str, data_dir: Path | None, http: str, once: bool) -> None:
+def demo(
+    mode: str | None, workers: int, masters: int, storage: str, data_dir: Path | None, http: str, once: bool
+) -> None:
     """Run a whole cluster in one terminal; Ctrl-C stops it and leaves nothing behind."""
     from trikv.cli.demo import run_demo, run_tour
 
+    if once and masters > 1:
+        raise click.UsageError("--once is the tour of a worker's death, with one master; leave --masters out")
     if once:
         code = run_tour(mode=mode or "quorum", workers=workers, storage=storage, data_dir=data_dir)
     else:
-        code = run_demo(mode=mode, workers=workers, storage=storage, data_dir=data_dir, http_port=_port(http))
+        code = run_demo(
+            mode=mode, workers=workers, storage=storage, data_dir=data_dir, http_port=_port(http), masters=masters
+        )
     click.get_current_context().exit(code)
 
 

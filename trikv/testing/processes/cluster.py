@@ -39,6 +39,7 @@ from typing import Any, Final
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from trikv.client import Client
+from trikv.testing.processes.etcd import EtcdCluster
 from trikv.testing.processes.process import START_DEADLINE_S, STOP_DEADLINE_S, NodeFailed, NodeProcess, wait_until
 from trikv.testing.processes.proxy import Direction, ProxyLink, serve_link
 
@@ -72,8 +73,8 @@ class LocalCluster:
       storage: the workers' engine.
       directory: for data and logs, which stay. Default: a temporary directory, which is removed at the end.
       master_port, http_port: 0 asks the system for a free port. With several masters they are the first one's.
-      masters: their number. More than one need a `config_store`.
-      config_store: where they share the document, as of `--config-store`. Default: the master keeps it itself.
+      masters: their number. More than one share the document in an etcd.
+      etcd_members: of how many processes that etcd is. 0: the one master keeps the document itself.
       timeout_s: the deadline of a request that names none.
       max_keys: the limit of each worker.
       down_after_s, settle_rate_mb, min_copies: the master's settings of that name. Default: the master's own.
@@ -94,7 +95,7 @@ class LocalCluster:
         master_port: int = 0,
         http_port: int = 0,
         masters: int = 1,
-        config_store: str | None = None,
+        etcd_members: int = 0,
         timeout_s: float = 2.0,
         max_keys: int | None = None,
         down_after_s: float | None = None,
@@ -119,7 +120,8 @@ class LocalCluster:
             options = {
                 "--mode": mode, "--replicas": replicas, "--http": http, "--timeout": timeout_s,
                 "--down-after": down_after_s, "--settle-rate": settle_rate_mb, "--min-copies": min_copies,
-                "--config-store": config_store, "--data-dir": None if config_store else directory / node.name,
+                "--config-store": self.etcd and self.etcd.url,
+                "--data-dir": None if self.etcd else directory / node.name,
             }  # fmt: skip
             return ["master", str(node.port), *_flags(options), *master_options]
 
@@ -133,7 +135,8 @@ class LocalCluster:
             labelled = [word for label in labels for word in ("--label", label)]
             return ["worker", str(node.port), *_flags(options), *labelled, "--data-dir", str(self.data_dir(node))]
 
-        assert masters == 1 or config_store, "several masters share a config store"
+        assert masters == 1 or etcd_members, "several masters share an etcd"
+        self.etcd = EtcdCluster(directory / "etcd", members=etcd_members) if etcd_members else None
         names = ["master", *(f"master-{number}" for number in range(2, masters + 1))]
         self.masters = [NodeProcess(name, master_command, log=directory / f"{name}.log") for name in names]
         self.master.port, self.master.http_port = master_port, http_port
@@ -193,11 +196,14 @@ class LocalCluster:
         """Start each process that does not run, and return when the master knows every worker as up.
 
         Raises:
+          EtcdFailed: etcd is not installed, or did not start.
           NodeFailed: a process did not start.
           TimeoutError: the processes started, and the cluster did not form in time.
         """
         if self._proxied and self._portal is None:
             self._portal = self._thread.enter_context(start_blocking_portal("trio"))
+        if self.etcd is not None and not any(member.running for member in self.etcd.members):
+            self.etcd.start()
         waiting = [master for master in self.masters if not master.running]
         for master in waiting:
             master.spawn()
@@ -321,6 +327,8 @@ class LocalCluster:
                 node.ask_to_stop()
             for node in started:
                 node.stop()
+        if self.etcd is not None:
+            self.etcd.stop()
         for task, _ in self._links.values():
             task.cancel()
         self._links.clear()

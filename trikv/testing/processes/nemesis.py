@@ -167,26 +167,69 @@ class Nemesis:
         self._note("drain", node, began_s)
         self._await(lambda: self._place(node.id) is None, f"{node.name} is let go")
 
-    # --- the master ---------------------------------------------------------------------------------------------------
+    # --- the masters --------------------------------------------------------------------------------------------------
 
     def kill_master(self) -> None:
-        began_s = self._now()
+        """SIGKILL to the master that leads, and a start."""
+        began_s, master = self._now(), self._leading()
         time.sleep(self._dice.random())
-        self.cluster.master.kill()
-        time.sleep(self._dice.random())
-        self.cluster.master.start()
+        master.kill()
+        time.sleep(self._dice.random() if len(self.cluster.masters) == 1 else 5 * self._dice.random())
+        master.start()
         self._note("kill master", None, began_s)
         self.await_whole()
 
-    def pause_master(self) -> None:
-        began_s = self._now()
-        self.cluster.master.pause()
+    def pause_master(self, for_s: float | None = None) -> None:
+        """SIGSTOP to the master that leads, for 1 to 10 s."""
+        began_s, master = self._now(), self._leading()
+        master.pause()
         try:
-            time.sleep(1 + 9 * self._dice.random())
+            time.sleep(1 + 9 * self._dice.random() if for_s is None else for_s)
         finally:
-            self.cluster.master.resume()
+            master.resume()
         self._note("pause master", None, began_s)
         self.await_whole()
+
+    def hand_over(self) -> None:
+        """SIGTERM to the master that leads, and a start."""
+        began_s, master = self._now(), self._leading()
+        master.stop()
+        master.start()
+        self._note("stop master", None, began_s)
+        self.await_whole()
+
+    # --- etcd ---------------------------------------------------------------------------------------------------------
+
+    def kill_etcd_member(self, for_s: float | None = None) -> None:
+        """SIGKILL to a member of etcd, and a start after 1 to 6 s."""
+        assert self.cluster.etcd is not None
+        began_s, member = self._now(), self._dice.choice(self.cluster.etcd.members)
+        member.kill()
+        time.sleep(1 + 5 * self._dice.random() if for_s is None else for_s)
+        member.start()
+        self.cluster.etcd.await_healthy()
+        self._note("kill etcd member", None, began_s)
+        self.await_whole()
+
+    def stop_etcd(self, for_s: float | None = None) -> None:
+        """SIGSTOP to all of etcd, for 1 to 20 s."""
+        assert self.cluster.etcd is not None
+        began_s = self._now()
+        self.cluster.etcd.pause()
+        try:
+            time.sleep(20 ** self._dice.random() if for_s is None else for_s)
+        finally:
+            self.cluster.etcd.resume()
+        self._note("stop etcd", None, began_s)
+        self.await_whole()
+
+    def _leading(self) -> NodeProcess:
+        """The master that leads, as soon as one does."""
+        if len(self.cluster.masters) == 1:
+            return self.cluster.master
+        leader = wait_until(self.cluster.leader, what="a master leads", deadline_s=HEAL_DEADLINE_S)
+        assert leader is not None
+        return leader
 
     # --- the mode -----------------------------------------------------------------------------------------------------
 
