@@ -63,8 +63,10 @@ def test_labels_come_as_a_list_as_a_text_or_as_a_table(given: object) -> None:
 
 
 def test_a_worker_may_wait_for_its_master() -> None:
-    assert worker_settings({"port": 1, "master": "none"}, {}).master is None
-    assert worker_settings({"port": 1}, {"TRIKV_WORKER_MASTER": "h:1", "TRIKV_WORKER_MAX_KEYS": "none"}).master == "h:1"
+    assert worker_settings({"port": 1, "master": "none"}, {}).master == ()
+    assert worker_settings({"port": 1, "master": "a:1,b:2, a:1"}, {}).master == ("a:1", "b:2")
+    assert worker_settings({"port": 1}, {"TRIKV_WORKER_MASTER": "h:1 i:2"}).master == ("h:1", "i:2")
+    assert worker_settings({"port": 1}, {"TRIKV_WORKER_MAX_KEYS": "none"}).max_keys is None
 
 
 def test_the_file_is_the_named_one() -> None:
@@ -87,6 +89,7 @@ def test_the_file_is_the_named_one() -> None:
         ({"port": True}, "PORT: True is not a port"),
         ({"port": 1, "master": "8000"}, "--master: '8000' is not an address; write HOST:PORT"),
         ({"port": 1, "master": "localhost:70000"}, "--master: 'localhost:70000' is not an address"),
+        ({"port": 1, "master": ","}, "--master: ',' names no master; write HOST:PORT"),
         ({"port": 1, "max_keys": 0}, "--max-keys: 0 is not a number of keys, 1 or more"),
         ({"port": 1, "labels": ("zone",)}, "--label: 'zone' is not NAME=VALUE, like zone=a"),
         ({"port": 1, "labels": ("zone=a", "zone=b")}, "--label: the label zone is given twice"),

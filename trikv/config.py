@@ -53,7 +53,7 @@ class SettingsError(ValueError):
 class WorkerSettings:
     port: int
     host: str = "127.0.0.1"
-    master: str | None = "127.0.0.1:8000"  # None ("none" in text): wait until a master enlists it
+    master: tuple[str, ...] = ("127.0.0.1:8000",)  # one leads; empty ("none" in text): wait until a master enlists it
     data_dir: Path | None = None
     storage: str = "rocksdb"
     max_keys: int | None = None
@@ -362,6 +362,14 @@ def _addresses(value: object) -> tuple[str, ...]:
     return tuple(map(_address, several))
 
 
+def _masters(value: object) -> tuple[str, ...]:
+    if value == "none":
+        return ()
+    if not (masters := _addresses(value)):
+        raise ValueError(f"{value!r} names no master; write HOST:PORT[,HOST:PORT...], or none")
+    return tuple(dict.fromkeys(masters))
+
+
 def _labels(value: object) -> dict[str, str]:
     """A list of texts like zone=a, a text that has commas or spaces between them, or a table."""
     if isinstance(value, Mapping):
@@ -405,7 +413,7 @@ _READERS: Final[dict[str, Callable[[object], object]]] = {
     "http": _address,
     "metrics": _or_none(_address),
     "log": lambda value: None if value == "auto" else _one_of(value, "auto", "console", "json"),
-    "master": _or_none(_address),
+    "master": _masters,
     "workers": _addresses,
     "labels": _labels,
     "data_dir": _path,

@@ -149,7 +149,7 @@ async def _serve_worker(
         log.identify(lambda: {"role": "worker", "node": worker.id, "term": worker.term})
         async with trio.open_nursery() as nursery:
             stop = await nursery.start(watch_for_stop, settings.exit_with_stdin)
-            await nursery.start(partial(worker.run, listening, master=settings.master))
+            await nursery.start(partial(worker.run, listening, masters=settings.master))
             where = ""
             if metrics is not None:
                 from trikv.web.worker_metrics import serve_metrics  # a worker without them need not pay for it

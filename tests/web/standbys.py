@@ -8,12 +8,11 @@ import trio
 
 from trikv.master.leadership import Candidate
 from trikv.master.passing import Passing
-from trikv.master.standby import serve_standby_links
 from trikv.masterprocess import services_of
 from trikv.testing.inprocess import InProcessCluster
 from trikv.testing.sharedstore import MemorySharedConfigStore, SharedState
 from trikv.web.app import serve_http
-from trikv.web.standby import StandbyDesk, serve_standby_http
+from trikv.web.standby import stand_by
 
 
 class StandingBy:
@@ -35,13 +34,10 @@ class StandingBy:
         self.me = self.me._replace(address=listening.address)
         name = self._cluster.master.cluster.cluster
         self.passing = Passing(self.store, self.me, lambda: name, self._cluster.doors)
-        self.desk = StandbyDesk(self.passing, self._timeout_s)
         with self.scope:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.store.run, self.me)
-                nursery.start_soon(self.passing.run)
-                await nursery.start(serve_standby_links, self.passing, listening)
-                await nursery.start(serve_standby_http, self.desk, self.sock)
+                await nursery.start(stand_by, self.passing, listening, self.sock, self._timeout_s)
                 task_status.started()
         self.stopped.set()
 

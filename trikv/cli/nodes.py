@@ -102,7 +102,11 @@ def master(config: Path | None, **flags: Any) -> None:
 
 @click.command()
 @click.argument("port", required=False)
-@click.option("--master", metavar="HOST:PORT", help="The master to enlist with, or none. Default: 127.0.0.1:8000.")
+@click.option(
+    "--master",
+    metavar="HOST:PORT[,...]",
+    help="The masters, one of which leads and enlists it; or none. Default: 127.0.0.1:8000.",
+)
 @click.option("--storage", metavar="ENGINE", help="The storage engine (see trikv plugins). Default: rocksdb.")
 @click.option("--max-keys", metavar="N", help="Take no further keys beyond so many.")
 @click.option(

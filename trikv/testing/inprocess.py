@@ -351,7 +351,7 @@ class InProcessCluster:
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
             async with _ended(node.scope, node.stopped, listening):
                 await node.worker.run(
-                    listening, master=self.master_address if enlist else None, task_status=task_status
+                    listening, masters=(self.master_address,) if enlist else (), task_status=task_status
                 )
 
         await self._nursery.start(run)

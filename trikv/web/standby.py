@@ -34,6 +34,8 @@ from trikv.core.errors import Outcome, Refused, TrikvError
 from trikv.core.serving import request_id
 from trikv.master.masters import describe_masters
 from trikv.master.passing import GRACE_S, Passing
+from trikv.master.standby import serve_standby_links
+from trikv.net.doors import Listening
 from trikv.web.app import create_standby_app
 from trikv.web.cluster import answer_readiness
 from trikv.web.desk import Desk
@@ -103,6 +105,26 @@ class StandbyDesk(Desk):
             make, len(request.body), writes=route.detached, deadline_s=now + timeout_s, patience_s=patience_s
         )
         return Response(*answered)
+
+
+async def stand_by(
+    passing: Passing,
+    listening: Listening,
+    sock: socket.socket,
+    timeout_s: float,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """All that a standby does: keep the link to the leader, and serve the RPC port and HTTP, until cancelled.
+
+    At the end, requests that wait for a leader are refused, and those without an answer yet end as they would if the
+    leader were lost. Their answers have `END_S` to be sent.
+    """
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(passing.run)
+        await nursery.start(serve_standby_links, passing, listening)
+        await nursery.start(serve_standby_http, StandbyDesk(passing, timeout_s), sock)
+        task_status.started()
 
 
 async def serve_standby_http(

@@ -61,9 +61,10 @@ from trikv.core.record import JUMP_MAX, TERM_MAX, Record, size_of
 from trikv.core.session import Call, Hello, MasterId, PeerError
 from trikv.net.doors import Doors, Listening
 from trikv.net.link import Link
-from trikv.net.peers import NOT_DIALLED, Peer
+from trikv.net.peers import Peer
 from trikv.net.serve import serve_links
 from trikv.worker.counts import CallCounts
+from trikv.worker.enlist import Enlistment
 from trikv.worker.progress import ProgressMarker
 from trikv.worker.registers import Registers
 
@@ -73,8 +74,6 @@ LARGE_ANSWERS_BYTES_MAX: Final = 16 * 1024 * 1024  # that wait for one link; bey
 ANSWERS_BYTES_MAX: Final = 64 * 1024 * 1024  # a frame of fetches can ask for more than a peer can read in time
 LISTS_MAX: Final = 64  # a master sends some ten at once
 BUDGET_MOST_S: Final = 60.0  # the longest timeout that a client can ask for
-ENLIST_TIMEOUT_S: Final = 5.0
-ENLIST_AGAIN_S: Final = 1.0
 _OVERHEAD_BYTES: Final = 128  # the cost of a queued item beside its key and value
 
 _log = logging.getLogger(__name__)
@@ -244,18 +243,19 @@ class Worker:
         self,
         listening: Listening,
         *,
-        master: str | None = None,
+        masters: Sequence[str] = (),
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve until cancelled, and enlist with `master` whenever there is a new link to it."""
+        """Serve until cancelled, and be enlisted with that of the `masters` that leads (`enlist.py`)."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._commit_forever)
             if self._progress is not None:
                 nursery.start_soon(self._note_progress_forever, self._progress)
             await nursery.start(serve_links, listening.listener, self.hello, self.judge, self.handle)
-            if master is not None:
-                nursery.start_soon(self._enlist_forever, master, listening.address)
+            if masters:
+                enlistment = Enlistment(masters, listening.address, self.hello, self._judge_master, self._doors)
+                nursery.start_soon(enlistment.run)
             task_status.started()
 
     # --- who may talk to us -------------------------------------------------------------------------------------------
@@ -290,29 +290,11 @@ class Worker:
         """Is this a master of the highest term that this worker knows?"""
         return hello.role == "master" and MasterId.parse(hello.incarnation).term >= MasterId.parse(self._master).term
 
-    async def _enlist_forever(self, master: str, address: str) -> None:
-        assert self._nursery is not None
-        peer = Peer(master, self.hello, self._doors, judge=self._judge_master)
-        self._nursery.start_soon(peer.run)
-        said = ""
-        while True:
-            while peer.link is None:
-                if peer.why_not not in (said, NOT_DIALLED):
-                    said = peer.why_not
-                    _log.info("no link to the master at %s: %s", master, said)
-                await peer.wait_changed()
-            fault, payload = await peer.ask(Op.ENLIST, [address], ENLIST_TIMEOUT_S)
-            if fault == Fault.OK and not payload:
-                said = ""
-                _log.info("enlisted with the master at %s, cluster %s", master, self.cluster)
-                while peer.link is not None:
-                    await peer.wait_changed()
-            elif payload and str(payload[0]) != said:
-                said = str(payload[0])
-                _log.warning("the master at %s does not take this worker: %s", master, said)
-            await trio.sleep(ENLIST_AGAIN_S)
-
     def _judge_master(self, hello: Hello) -> str | None:
+        if hello.role == "standby":  # it says which master leads, and that is all
+            if None in (hello.cluster, self.cluster) or hello.cluster == self.cluster:
+                return None
+            return f"that master belongs to cluster {hello.cluster}, and worker {self.id} to {self.cluster}"
         if hello.role != "master":
             return f"a {hello.role} answers there, not a master; --master wants the master's RPC address"
         return self.judge(hello)

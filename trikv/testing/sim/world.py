@@ -16,7 +16,7 @@ import random
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
-from functools import cache, partial
+from functools import cache
 
 import cbor2
 import trio
@@ -361,14 +361,8 @@ class World:
             labels={} if zone is None else {ZONE: zone},
             progress=SimProgress(self.disks[name]),
         )
-        run = partial(worker.run, await doors.transport.listen(life.host.address), master=MASTER_ADDRESS)
-        if self.schedule.masters == 1:
-            await run()
-            return
-        async with trio.open_nursery() as nursery:
-            await nursery.start(run)
-            for other in self.schedule.master_ids[1:]:
-                nursery.start_soon(worker._enlist_forever, self.network.hosts[other].address, life.host.address)
+        masters = [self.network.hosts[each].address for each in self.schedule.master_ids]
+        await worker.run(await doors.transport.listen(life.host.address), masters=masters)
 
     # --- what can be seen from outside --------------------------------------------------------------------------------
 
