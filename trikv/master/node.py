@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 
+from trikv.core.errors import TrikvError
 from trikv.master.configstore import ConfigConflict, ConfigStoreError
 from trikv.master.leadership import Candidate, SharedConfigStore
 
@@ -80,11 +81,16 @@ async def _lead_until_deposed(store: SharedConfigStore, lead: Callable[[], Await
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(watch)
+        ended = False
         try:
             await lead()
         except* (ConfigConflict, ConfigStoreError) as group:
+            ended = True
             for error in _flat(group):
                 _log.warning("%s", error)
+        except* TrikvError:
+            if not ended:  # else what waited for the change that failed has failed with it
+                raise
         nursery.cancel_scope.cancel()
 
 
