@@ -256,18 +256,21 @@ async def test_an_outage_is_waited_out_with_a_line_at_its_begin_and_at_its_end(
     async with running(f"etcd://{relay.address}/{prefix}", ONE) as one:
         assert await one.take_lead("today")
         relay.is_cut = True
+        heard = len(relay.heard)
         await until(lambda: not one.holds() and one.describe()["error"])
         assert one.leads
         assert one.describe()["endpoints"] == [
             {"endpoint": relay.address, "reachable": False, "error": "no answer within 0.25 s"}
         ]
         await trio.sleep(LEASE_S)
+        unanswered = len(relay.heard) - heard
         relay.is_cut = False
         await until(lambda: one.describe()["error"] is None)
         await until(one.holds)
-    began, ended = [record.getMessage() for record in caplog.records if record.name.startswith("trikv")]
-    assert "no answer within 0.25 s; start etcd, or correct --config-store; trying again" in began
-    assert "answers again, after" in ended
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("trikv")]
+    assert "no answer within 0.25 s; start etcd, or correct --config-store; trying again" in lines[0]
+    assert "answers again, after" in lines[-1]
+    assert unanswered > len(lines)  # a busy machine may make two outages of it
 
 
 async def test_a_watch_survives_the_end_of_its_member_and_a_compaction(url: str, member: EtcdMember) -> None:

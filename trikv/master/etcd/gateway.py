@@ -22,6 +22,7 @@ the client has it already and it speaks Trio. What it leaves out: gRPC's own res
 from __future__ import annotations
 
 import json
+import math
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
@@ -47,6 +48,7 @@ ANSWER_BYTES_MAX: Final = 8 << 20  # a document of etcd's limit (1.5 MiB) is 2 M
 LINE_BYTES_MAX: Final = 1 << 20
 ERROR_BYTES_MAX: Final = 64 << 10
 CONNECT_S: Final = 0.7  # at most, of the time of one attempt
+TOKEN_S: Final = 1.0  # at least, for a token: etcd hashes the password at leisure
 
 
 class EtcdRefusal(NotChanged):
@@ -97,6 +99,7 @@ class EtcdGateway:
         scheme = "https" if settings.tls else "http"
         self._order = [Endpoint(address, f"{scheme}://{address}") for address in settings.endpoints]
         self._endpoints = tuple(self._order)
+        self._answered_s = -math.inf
         self._token: str | None = None
         self._authenticating = trio.Lock()
         self._http = httpx.AsyncClient(
@@ -109,12 +112,13 @@ class EtcdGateway:
         )
 
     async def call(self, path: str, body: Mapping[str, Any], timeout_s: float) -> EtcdAnswer:
-        """Each endpoint may take `timeout_s`, and up to twice as much again where the user's token has to be renewed.
+        """Each endpoint may take `timeout_s`, and three times as much, or `TOKEN_S`, where a token has to be renewed.
 
         Raises:
           EtcdRefusal, NotChanged, ConfigStoreError: see above; one line with the remedy.
         """
         content = json.dumps(body).encode()
+        began_s = trio.current_time()
         was_sent = False
         for endpoint in tuple(self._order):
             try:
@@ -134,7 +138,8 @@ class EtcdGateway:
                 self._answered(endpoint)
                 return EtcdAnswer(found, was_sent)
         text = self._unreachable()
-        self._noted(text)
+        if began_s >= self._answered_s:  # else it is known by now that an endpoint answers again
+            self._noted(text)
         raise (ConfigStoreError if was_sent else NotChanged)(text)
 
     async def follow(
@@ -152,7 +157,7 @@ class EtcdGateway:
         rest = bytearray()
 
         def take(piece: bytes) -> None:
-            patience.deadline = float("inf")
+            patience.deadline = math.inf
             *lines, last = piece.split(b"\n")
             for line in lines:
                 message = read_object(bytes(rest + line)) if rest + line else {}
@@ -217,6 +222,7 @@ class EtcdGateway:
         """
         if self._settings.user is None or self._token is not None:
             return
+        timeout_s = max(timeout_s, TOKEN_S)
         with trio.move_on_after(timeout_s):
             async with self._authenticating:
                 if self._token is None:
@@ -291,15 +297,16 @@ class EtcdGateway:
             finally:
                 await response.aclose()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol) as error_:
-            raise _Unsent(_why(error_)) from error_
+            raise _Unsent(_why(error_, self._settings.tls)) from error_
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error_:
-            raise failure or Unanswered(_why(error_)) from error_
+            raise failure or Unanswered(_why(error_, self._settings.tls)) from error_
         if failure is not None:
             raise failure
 
     # --- what is known of them ----------------------------------------------------------------------------------------
 
     def _answered(self, endpoint: Endpoint) -> None:
+        self._answered_s = trio.current_time()
         endpoint.reachable = True
         endpoint.error = None
         if self._order[0] is not endpoint:
@@ -364,7 +371,10 @@ def _of_a_file(flag: str, file: object, error: OSError) -> str:
     return f"{file}: {why}; correct {flag}"
 
 
-def _why(error: Exception) -> str:
+_GIVE_CERTIFICATE: Final = "give --config-store-cert and --config-store-key"
+
+
+def _why(error: Exception, tls: bool) -> str:
     """What httpx says, as a sentence with the remedy where there is one."""
     if isinstance(error, httpx.ConnectTimeout):
         return "it cannot be reached in time"
@@ -374,13 +384,17 @@ def _why(error: Exception) -> str:
         if isinstance(cause, ssl.SSLError):
             reason = (cause.reason or str(cause)).lower().replace("_", " ")
             if "certificate required" in reason or "bad certificate" in reason:
-                return "it wants a client's certificate; give --config-store-cert and --config-store-key"
+                return f"it wants a client's certificate; {_GIVE_CERTIFICATE}"
             return f"TLS failed: {spell(reason)}; write etcd:// if it serves no TLS"
         if isinstance(cause, ConnectionRefusedError):
             return "nobody listens there"
         if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, ConfigStoreError):
             return spell(cause.strerror)
-    return spell(str(error)) or type(error).__name__
+    if str(error) and "disconnected" not in str(error):
+        return spell(str(error))
+    # So ends a connection of which one side only speaks TLS, and one whose client's certificate is missing.
+    hint = f"if it wants a client's certificate, {_GIVE_CERTIFICATE}" if tls else "if it speaks TLS, write etcds://"
+    return f"it ended the connection; {hint}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
