@@ -27,6 +27,7 @@ import click
 
 from trikv import __version__
 from trikv.cli.certify import certify
+from trikv.cli.configstore import config_store
 from trikv.cli.nodes import demo, master, worker
 from trikv.cli.operate import break_it, events, mode, probe, recover, repair, trace, workers
 from trikv.cli.shared import (
@@ -383,5 +384,7 @@ def completion(shell: str) -> None:
     click.echo(completer(main, {}, "trikv", "_TRIKV_COMPLETE").source())
 
 
-for command in (master, worker, demo, certify, mode, workers, events, trace, probe, break_it, repair, recover):
+for command in (
+    master, worker, demo, certify, config_store, mode, workers, events, trace, probe, break_it, repair, recover,
+):  # fmt: skip
     main.add_command(command)

@@ -67,15 +67,15 @@ def parse_config_store(
     if not is_etcd_url(text):
         raise ValueError(f"this is no config store; {_SYNTAX}")
     tls = scheme == "etcds"
-    where, slash, prefix = rest.rpartition("@")[2].partition("/")
+    where, _, prefix = rest.rpartition("@")[2].partition("/")
     user, password = _credentials(rest.rpartition("@")[0], password) if "@" in rest else (None, None)
-    if slash and (not _PREFIX.fullmatch(prefix) or len(prefix) > _PREFIX_CHARS_MAX):
+    if prefix and (not _PREFIX.fullmatch(prefix) or len(prefix) > _PREFIX_CHARS_MAX):
         raise ValueError(
             f"{prefix!r} cannot be the prefix of a cluster's keys; take letters, digits and . _ ~ - with / between them"
         )
-    endpoints = tuple(map(_endpoint, where.split(",")))
+    endpoints = tuple(_endpoint(n, each) for n, each in enumerate(where.split(","), 1))
     if len(set(endpoints)) != len(endpoints):
-        raise ValueError(f"{where!r} names an endpoint twice; name each once")
+        raise ValueError("an endpoint is named twice; name each once")
     if len(endpoints) > _ENDPOINTS_MAX:
         raise ValueError(f"{len(endpoints)} endpoints are too many; name at most {_ENDPOINTS_MAX}")
     if not tls and (ca or certificate or key):
@@ -96,11 +96,12 @@ def _credentials(text: str, password: str | None) -> tuple[str, str]:
     return unquote(user), unquote(own) if colon else password or ""
 
 
-def _endpoint(text: str) -> str:
+def _endpoint(number: int, text: str) -> str:
+    """The text is not in the message: without an @ it may be a password."""
     try:
         host, port = split_address(text)
-    except ValueError as error:
-        raise ValueError(f"{error}; {_SYNTAX}".replace("localhost:8001", "localhost:2379")) from None
+    except ValueError:
+        host, port = "", 0
     if not _HOST.fullmatch(host) or port == 0:
-        raise ValueError(f"{text!r} is not an address; {_SYNTAX}")
+        raise ValueError(f"endpoint {number} of the config store is not HOST:PORT; {_SYNTAX}")
     return join_address(host, port)

@@ -101,6 +101,14 @@ class EtcdConfigStore(SharedConfigStore):
     async def compare_and_set(self, document: dict[str, Any], revision: int) -> int:
         return await self._document.compare_and_set(document, revision)
 
+    async def list_running(self) -> Sequence[Candidate]:
+        """Which masters run now, read through the consensus; a leader whose own key is missing counts too."""
+        states, _ = await self._calls.commit_roster()
+        roster = Roster(self._keys.leader)
+        roster.take_list(states, 1)
+        leader = () if roster.leader is None else (roster.leader.master,)
+        return tuple(sorted({*roster.masters, *leader}))
+
     async def close(self) -> None:
         with trio.CancelScope(shield=True):
             await self._gateway.close()
