@@ -81,6 +81,7 @@ def demo(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     find_browser()
     find_fake_clock()
+    find_etcd()
     os.chdir(ROOT)  # pytest finds its settings and the tests from there
     # On all cores; `-n 0` runs one test at a time, as a debugger needs it.
     become([BIN / "python", "-m", "pytest", "-n", "auto", "--dist", "worksteal", *arguments])
@@ -176,12 +177,19 @@ def find_fake_clock() -> None:
         say("no libfaketime below /usr/lib, so the test of clocks that jump will be skipped")
 
 
+def find_etcd() -> None:
+    """Install etcd if it can be: several masters share one, and their tests are skipped without."""
+    if not shutil.which("etcd") and not apt_install("etcd-server"):
+        say("no etcd on the PATH, so the tests of several masters will be skipped")
+
+
 def apt_install(package: str) -> bool:
     """Install a Debian package if this is root on a Debian; False if it is not, or if that failed."""
     if not shutil.which("apt-get") or os.geteuid() != 0:
         return False
     say(f"installing {package} (apt-get) ...")
-    install_it = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package]
+    # In runlevel 1 Debian's scripts start no service of a package that is installed.
+    install_it = ["env", "RUNLEVEL=1", "apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package]
     if run(install_it, quiet=True) == 0:
         return True
     run(["apt-get", "update"], quiet=True)  # a fresh image has no list of packages, or an old one
