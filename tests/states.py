@@ -39,3 +39,22 @@ def worker_of(state: str = "up", place: str = "member", note: str = "", **change
         "last_heard_s": 0.25, "process": "running", "pid": 7, "link": "whole", "delay_ms": 0.0, "labels": {},
         **changes,
     }  # fmt: skip
+
+
+def masters_of(leader: int | None = 0, count: int = 3, silent: int = 0) -> dict[str, Any]:
+    """So many masters, of which one leads, or none. `silent`: endpoints of their store that cannot be reached."""
+    masters = [
+        {"name": f"m-{n}", "address": f"h:800{n}", "http": f"h:808{n}", "role": "leader" if n == leader else "standby",
+         "answers": n == 0}
+        for n in range(count)
+    ]  # fmt: skip
+    endpoints = [
+        {"endpoint": f"e:{n}", "reachable": n >= silent, "error": "refused" if n < silent else None} for n in range(3)
+    ]
+    return {
+        "leader": None
+        if leader is None
+        else {**{name: masters[leader][name] for name in ("name", "address", "http")}, "since": "today", "term": 4},
+        "masters": masters,
+        "config_store": {"kind": "etcd", "endpoints": endpoints, "error": "no answer" if silent == 3 else None},
+    }

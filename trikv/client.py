@@ -4,10 +4,14 @@
         stamp = client.put(b"k", b"v")
         client.put(b"k", b"w", if_match=stamp)
 
+A client may know several masters: `Client("http://a:8080,http://b:8080")`. It asks the one that answered last, and goes
+on to the next one where that is safe: nothing was sent, or the answer says that nothing was done since that master does
+not lead, or the request only reads and no answer came. A request that may have been carried out is never repeated.
+
 Every failure is one exception, `TrikvError`. Its `kind` is a row of the error table, which tells the outcome (certainly
 not done, or perhaps done) and the CLI's exit code. That holds also for failures of which the cluster says nothing. If
 no connection could be made, nothing was sent, and the request is refused. If a connection broke after a write was sent,
-the outcome is unknown. Nothing is retried, since only the caller knows whether that is safe.
+the outcome is unknown. Nothing else is retried, since only the caller knows whether that is safe.
 
 The URL may lead to something else: a login page, a gateway's error, another service on that port. Every answer of a
 trikv server has the header `Trikv`. An answer without it, or without the expected content, is not believed, whatever
@@ -70,7 +74,7 @@ class Change(NamedTuple):
 class Client:
     """
     Args:
-      url: the master's HTTP address.
+      url: the master's HTTP address, or those of several masters, with commas between them.
       timeout_s: the deadline of a request for keys, up to 60, instead of the cluster's own (2 s, or as its master is
         set).
       patience_s: how long to wait for an answer, beyond `timeout_s`, before the request fails.
@@ -79,12 +83,17 @@ class Client:
     def __init__(
         self, url: str = DEFAULT_URL, *, timeout_s: float | None = None, patience_s: float = PATIENCE_S
     ) -> None:
-        self.url = _checked(url).rstrip("/")
+        urls = [each.strip() for each in url.split(",")]
+        self.urls = tuple(dict.fromkeys(_checked(each).rstrip("/") for each in urls if each or len(urls) == 1))
+        if not self.urls:
+            raise TrikvError("bad_request", f"{url!r} names no address like {DEFAULT_URL}")
+        self._first = 0  # which of them is asked first: the one that answered last
         self._patience_s = patience_s
         self._unhurried = httpx.Timeout(patience_s, read=None)  # for requests that take longer with more data
         self._deadline = {} if timeout_s is None else {"timeout": f"{timeout_s:g}"}
         # Reading the authorities' certificates takes longer than a whole `trikv get`. Plain HTTP does not need them.
-        context = ssl.create_default_context() if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        is_plain = all(each.startswith("http:") for each in self.urls)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if is_plain else ssl.create_default_context()
         self._http = httpx.Client(
             timeout=patience_s + (timeout_s or 0.0),
             trust_env=False,
@@ -182,6 +191,10 @@ class Client:
         """The cluster's state: mode, forming, partitions, workers. README.md has the fields."""
         return self._document(self._ask("GET", "/v1/cluster"))
 
+    def masters(self) -> dict[str, Any]:
+        """The masters that share a config store, which one leads, and since when; any of them answers."""
+        return self._document(self._ask("GET", "/v1/masters"))
+
     def probe(self) -> dict[str, Any]:
         """Whether the mode keeps its promise, as the probe measured it; `enabled` says whether there is a probe."""
         return self._document(self._ask("GET", "/v1/probe"))
@@ -268,10 +281,16 @@ class Client:
         """
         query = {"follow": "true" if follow else "false"} | ({} if after is None else {"after": after})
         patience = httpx.Timeout(self._patience_s, read=EVENTS_SILENCE_S)
-        with self._answer("GET", "/v1/events", params=query, timeout=patience) as answer:
-            for line in answer.iter_lines():
-                if line.startswith("data:"):
-                    yield json.loads(line.removeprefix("data:"))
+        for url, attempt in self._in_turn(reads=True):
+            with (
+                attempt,
+                self._answer(url, "GET", "/v1/events", params=query, timeout=patience, follow_redirects=True) as answer,
+            ):  # a stream is not passed on: a master that stands by names the leader's address
+                for line in answer.iter_lines():
+                    attempt.is_last = True  # what comes after that event is the caller's to ask for
+                    if line.startswith("data:"):
+                        yield json.loads(line.removeprefix("data:"))
+                return
 
     def _ask_for_key(self, method: str, key: bytes, **request: Any) -> httpx.Response:
         path, query = _key_path(key)
@@ -279,34 +298,31 @@ class Client:
 
     def _ask(self, method: str, path: str, *, also: int = 200, **request: Any) -> httpx.Response:
         """The answer, read to its end, if it is a success or has the status `also`."""
-        with self._answer(method, path, also=also, **request) as answer:
-            answer.read()
-            return answer
+        reads = method == "GET" or not {"plan", "dry_run"}.isdisjoint(request.get("params") or ())
+        for url, attempt in self._in_turn(reads=reads):
+            with attempt, self._answer(url, method, path, also=also, **request) as answer:
+                answer.read()
+                return answer
+        raise AssertionError("the last attempt raises")
+
+    def _in_turn(self, *, reads: bool) -> Iterator[tuple[str, _Attempt]]:
+        """The URLs to ask, one after another, each as an attempt to be entered. The last one raises for all."""
+        first, failures = self._first, list[TrikvError]()
+        for turn in range(len(self.urls)):
+            self._first = (first + turn) % len(self.urls)
+            url = self.urls[self._first]
+            yield url, _Attempt(url, failures, reads, turn == len(self.urls) - 1)
 
     @contextmanager
-    def _answer(self, method: str, path: str, *, also: int = 200, **request: Any) -> Iterator[httpx.Response]:
+    def _answer(self, url: str, method: str, path: str, *, also: int = 200, **request: Any) -> Iterator[httpx.Response]:
         """The answer, not read yet. If it is not of a trikv server, nothing of it is read."""
-        with self._in_our_words(), self._http.stream(method, self.url + path, **request) as answer:
+        with _in_our_words(url), self._http.stream(method, url + path, **request) as answer:
             if _OURS not in answer.headers:
                 raise self._not_ours(answer)
             if not answer.is_success and answer.status_code != also:
                 answer.read()
                 raise self._refusal(answer, self._document(answer))
             yield answer
-
-    @contextmanager
-    def _in_our_words(self) -> Iterator[None]:
-        """Raise a failure of httpx as a `TrikvError`."""
-        try:
-            yield
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise TrikvError("unreachable", f"{self.url} ({_why(error)})") from error
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:  # it cannot be a host's name
-            raise TrikvError("bad_request", f"{self.url!r} is not an address like {DEFAULT_URL}") from error
-        except httpx.RequestError as error:
-            if _reads(error.request):
-                raise TrikvError("unanswered", f"no answer came from {self.url} ({_why(error)})") from error
-            raise TrikvError("unknown", f"the request was sent to {self.url}, and {_why(error)}") from error
 
     def _stamp(self, answer: httpx.Response) -> str:
         stamp = _ETAG.fullmatch(answer.headers.get("etag", ""))
@@ -327,8 +343,71 @@ class Client:
         return _error(problem) if "outcome" in problem else self._not_ours(answer)
 
     def _not_ours(self, answer: httpx.Response) -> TrikvError:
-        what = f"{self.url} answered {answer.status_code}, and not as trikv does; is it the master's HTTP address?"
-        return TrikvError("unanswered" if _reads(answer.request) else "unknown", what)
+        said = f"{_base(answer.request)} answered {answer.status_code}"
+        what = f"{said}, and not as trikv does; is it the master's HTTP address?"
+        return _NoAnswer("unanswered" if _reads(answer.request) else "unknown", what)
+
+
+class _NoAnswer(TrikvError):
+    """No answer came that can be believed; what the cluster knows of the request is not known."""
+
+
+class _Attempt:
+    """One master's turn with a request. On leaving it, a failure that the next one may do better at is kept.
+
+    `is_last`: there is no next one.
+    """
+
+    def __init__(self, url: str, failures: list[TrikvError], reads: bool, is_last: bool) -> None:
+        self.is_last = is_last
+        self._url = url
+        self._failures = failures
+        self._reads = reads
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, TrikvError) or not (
+            error.kind.code in _ELSEWHERE or (self._reads and isinstance(error, _NoAnswer))
+        ):
+            return False
+        self._failures.append(error)
+        if not self.is_last:
+            return True
+        if len(self._failures) > 1:
+            raise _of_all(self._failures) from error
+        return False
+
+
+_ELSEWHERE: Final = ("unreachable", "no_leader", "stopping")  # nothing was done, and another master may lead
+
+
+def _of_all(failures: Sequence[TrikvError]) -> TrikvError:
+    """One error for a request that several masters did not answer. None of them has carried it out."""
+    told = next((error for error in failures if error.kind.code != "unreachable"), failures[-1])
+    return TrikvError(told.kind.code, "; ".join(dict.fromkeys(error.detail for error in failures)), **told.extra)
+
+
+@contextmanager
+def _in_our_words(url: str) -> Iterator[None]:
+    """Raise a failure of httpx as a `TrikvError`."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        raise TrikvError("unreachable", f"{url} ({_why(error)})") from error
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:  # it cannot be a host's name
+        raise TrikvError("bad_request", f"{url!r} is not an address like {DEFAULT_URL}") from error
+    except httpx.RequestError as error:
+        if _reads(error.request):
+            raise _NoAnswer("unanswered", f"no answer came from {url} ({_why(error)})") from error
+        raise _NoAnswer("unknown", f"the request was sent to {url}, and {_why(error)}") from error
+
+
+def _base(request: httpx.Request) -> str:
+    return f"{request.url.scheme}://{request.url.netloc.decode()}"
 
 
 def _checked(url: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.text import Text
 
-from tests.states import progress_of, state_of, worker_of
+from tests.states import masters_of, progress_of, state_of, worker_of
 from trikv.cli.shared import say_error
 from trikv.cli.show import WORKER_COLUMNS, mode_rows, readable_key, show, summary_rows, table, worker_rows
 
@@ -69,3 +69,11 @@ def test_on_a_terminal_a_word_has_the_colour_of_its_tone() -> None:
     drawn = table(WORKER_COLUMNS, worker_rows(state_of(workers=[worker_of("down", "spare", "suspect")])))
     styles = [cell.style for column in drawn.columns for cell in column.cells if isinstance(cell, Text)]
     assert styles == ["", "", "red", "cyan", "", "", "", "", "", "yellow"]
+
+
+def test_the_summary_names_each_master_and_their_store() -> None:
+    rows = summary_rows(state_of(masters=masters_of(silent=1)))
+    assert ("master", "h:8000 leads since today, in term 4") in rows
+    assert ("master", "h:8002 stands by") in rows
+    assert ("document", "in etcd, 3 endpoints, of which 1 cannot be reached (e:0)") in rows
+    assert "master" not in dict(summary_rows(state_of(masters=None)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.states import progress_of, state_of, worker_of
+from tests.states import masters_of, progress_of, state_of, worker_of
 from trikv.core.present import (
     Progress,
     Tone,
@@ -19,6 +19,7 @@ from trikv.core.present import (
     judge_notes,
     mode_of,
     notes_on,
+    say_config_store,
     say_copies,
     say_count,
     say_crowded,
@@ -29,6 +30,7 @@ from trikv.core.present import (
     say_promise,
     say_share,
     say_short,
+    tell_masters,
 )
 
 
@@ -204,3 +206,26 @@ def test_what_a_mode_needs_is_a_sentence() -> None:
     needs = {"write": {"detail": "all 3 replicas"}, "read": {"detail": "the first replica"}}
     state = state_of(modes=[{"name": "m", "promise": "CP", "gives_up": "much", "use_when": "now", "needs": needs}])
     assert say_needs(state) == "A write needs all 3 replicas, a read the first replica."
+
+
+def test_the_master_that_leads_comes_first() -> None:
+    told = tell_masters(masters_of(leader=1, count=2))
+    assert [(master.address, master.role, master.note) for master in told] == [
+        ("h:8001", "leads", "since today, in term 4"),
+        ("h:8000", "stands by", ""),
+    ]
+    assert {master.role for master in tell_masters(masters_of(leader=None))} == {"stands by"}
+    assert tell_masters(None) == []
+
+
+@pytest.mark.parametrize(
+    ("silent", "said"),
+    [
+        (0, "etcd, 3 endpoints"),
+        (1, "etcd, 3 endpoints, of which 1 cannot be reached (e:0)"),
+        (3, "etcd, 3 endpoints, of which 3 cannot be reached (e:0, e:1, e:2): no answer"),
+    ],
+)
+def test_where_the_document_is(silent: int, said: str) -> None:
+    assert say_config_store(masters_of(silent=silent)) == said
+    assert say_config_store(None) == ""

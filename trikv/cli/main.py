@@ -29,7 +29,7 @@ from trikv import __version__
 from trikv.cli.certify import certify
 from trikv.cli.configstore import config_store
 from trikv.cli.nodes import demo, master, worker
-from trikv.cli.operate import break_it, events, mode, probe, recover, repair, trace, workers
+from trikv.cli.operate import break_it, events, masters, mode, probe, recover, repair, trace, workers
 from trikv.cli.shared import (
     AS_JSON,
     client_options,
@@ -385,6 +385,7 @@ def completion(shell: str) -> None:
 
 
 for command in (
-    master, worker, demo, certify, config_store, mode, workers, events, trace, probe, break_it, repair, recover,
+    master, worker, demo, certify, config_store, mode, masters, workers, events, trace, probe, break_it, repair,
+    recover,
 ):  # fmt: skip
     main.add_command(command)

@@ -210,6 +210,24 @@ def trace(trace_id: str | None, as_svg: bool, url: str, as_json: bool) -> None:
 
 @click.command()
 @cluster_options
+def masters(url: str, as_json: bool) -> None:
+    """List the masters: which one leads, since when, and which stand by. Any of them answers."""
+    from trikv.cli.show import MASTER_COLUMNS, master_rows, show
+    from trikv.core.present import say_config_store
+
+    with connect(url) as client:
+        told = client.masters()
+    if as_json:
+        print_json(told)
+    elif rows := master_rows(told):
+        show(MASTER_COLUMNS, rows)
+        click.echo(f"the document is in {say_config_store(told)}", err=True)
+    else:
+        click.echo("one master, which has its document for itself")
+
+
+@click.command()
+@cluster_options
 def probe(url: str, as_json: bool) -> None:
     """Whether the mode keeps its promise, as measured; exit code 1 if it was seen to break it.
 

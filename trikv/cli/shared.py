@@ -48,7 +48,7 @@ def cluster_options(command: Command) -> Command:
         click.option("--json", "as_json", is_flag=True, callback=keep_json, help="Answer in JSON, for programs."),
         click.option(
             "--url", envvar="TRIKV_URL", default=DEFAULT_URL, callback=keep_url, show_default=True, show_envvar=True,
-            help="The master's HTTP address.",
+            help="The master's HTTP address, or those of several, with commas between them.",
         ),
     ):  # fmt: skip
         command = option(command)

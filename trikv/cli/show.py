@@ -21,6 +21,7 @@ from trikv.core.present import (
     describe_progress,
     mode_of,
     notes_on,
+    say_config_store,
     say_copies,
     say_count,
     say_crowded,
@@ -28,6 +29,7 @@ from trikv.core.present import (
     say_megabytes,
     say_needs,
     say_short,
+    tell_masters,
 )
 from trikv.core.text import escape
 
@@ -39,6 +41,7 @@ WORKER_COLUMNS: Final = (
     "worker", "address", "state", "place", "keys", "copies", "primaries", "storage", "labels", "note",
 )  # fmt: skip
 FAULT_COLUMNS: Final = ("worker", "process", "pid", "link", "what can be done")
+MASTER_COLUMNS: Final = ("master", "http", "does", "note")
 MODE_COLUMNS: Final = ("", "mode", "promise", "what it gives up", "when to use it")
 PLUGIN_COLUMNS: Final = ("kind", "name", "promise", "from", "what it says of itself")
 
@@ -112,10 +115,19 @@ def summary_rows(state: State) -> list[tuple[str, str]]:
         rows.append(("zones", crowded))
     if line := progress_line(state):
         rows.append(("healing", line))
+    for master in tell_masters(state.get("masters")):
+        rows += [("master", " ".join(filter(None, (master.address, master.role, master.note))))]
+    if store := say_config_store(state.get("masters")):
+        rows.append(("document", f"in {store}"))
     if scaling := state.get("autoscale"):
         rows.append(("scaling", f"{scaling['fewest']} to {scaling['most']} workers; {scaling['why']}"))
     rows.append(("operations", ", ".join(f"{each.count:,} {each.name}" for each in count_outcomes(state))))
     return rows
+
+
+def master_rows(masters: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
+    """One row per master, under `MASTER_COLUMNS`; none where one master has its document for itself."""
+    return [(master.address, master.http, master.role, master.note) for master in tell_masters(masters)]
 
 
 def trace_rows(traces: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

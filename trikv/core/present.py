@@ -225,9 +225,10 @@ def _say_operation(operation: Mapping[str, Any] | None) -> str:
 
 # --- workers ----------------------------------------------------------------------------------------------------------
 
-# Of a worker's state, and of its place. A member's place says nothing of how it is.
+# Of a worker's state, of its place, and of what a master does. A member's place says nothing of how it is.
 WORD_TONES: Final = {
     "up": Tone.GOOD, "suspect": Tone.FAIR, "down": Tone.POOR,
+    "leads": Tone.GOOD, "stands by": Tone.PLAIN,
     "lost": Tone.POOR, "draining": Tone.FAIR, "leaving": Tone.FAIR, "spare": Tone.PLAIN, "drained": Tone.PLAIN,
 }  # fmt: skip
 _PLACES: Final = {"lost": "holds no place"}  # the other words stand for themselves
@@ -261,6 +262,49 @@ def judge_notes(worker: Mapping[str, Any]) -> Tone:
     if Tone.POOR in (state, place):
         return Tone.POOR
     return Tone.PLAIN if place is Tone.PLAIN and state is Tone.GOOD else Tone.FAIR
+
+
+# --- masters ----------------------------------------------------------------------------------------------------------
+
+
+class MasterWords(NamedTuple):
+    """One of the masters that share a config store: where it is, what it does, and what there is to say of that."""
+
+    address: str
+    http: str
+    role: str
+    tone: Tone
+    note: str
+
+
+def tell_masters(masters: Mapping[str, Any] | None) -> list[MasterWords]:
+    """`masters`: as `GET /v1/masters` answers, or as the state has them. The leader comes first."""
+    if masters is None:
+        return []
+    leader = masters["leader"]
+    told = []
+    for master in sorted(masters["masters"], key=lambda master: (master["role"] != "leader", master["address"])):
+        if master["role"] != "leader":
+            told.append(MasterWords(master["address"], master["http"], "stands by", Tone.PLAIN, ""))
+            continue
+        term = "" if leader["term"] is None else f", in term {leader['term']}"
+        told.append(
+            MasterWords(master["address"], master["http"], "leads", Tone.GOOD, f"since {leader['since']}{term}")
+        )
+    return told
+
+
+def say_config_store(masters: Mapping[str, Any] | None) -> str:
+    """What the masters share, and whether it answers; empty where one master has its document for itself."""
+    store = masters and masters["config_store"]
+    if not store:
+        return ""
+    silent = [each for each in store["endpoints"] if each["reachable"] is False]
+    count = len(store["endpoints"])
+    said = f"{store['kind']}, {count} {'endpoint' if count == 1 else 'endpoints'}"
+    if silent:
+        said += f", of which {len(silent)} cannot be reached ({', '.join(each['endpoint'] for each in silent)})"
+    return f"{said}: {store['error']}" if store["error"] else said
 
 
 # --- what was measured ------------------------------------------------------------------------------------------------

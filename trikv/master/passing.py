@@ -82,7 +82,7 @@ class Passing:
         self._scope = trio.CancelScope()
         self._stopped = False
         self._next_parts = 0
-        self._held_bytes = 0  # of the bodies of requests that wait or are under way
+        self.held_bytes = 0  # of the bodies of requests that wait or are under way
 
     @property
     def leader(self) -> Candidate | None:
@@ -200,13 +200,13 @@ class Passing:
           Refused: it has not happened, or it reads and there is no answer.
           Unknown: it was sent, and there is no answer.
         """
-        if self._held_bytes + size_bytes > HELD_BYTES_MAX:
+        if self.held_bytes + size_bytes > HELD_BYTES_MAX:
             raise Refused("overloaded", "too much waits for the leader already")
-        self._held_bytes += size_bytes
+        self.held_bytes += size_bytes
         try:
             return await self._pass_on(request, writes, deadline_s, deadline_s + patience_s)
         finally:
-            self._held_bytes -= size_bytes
+            self.held_bytes -= size_bytes
 
     async def _pass_on(
         self, request: Callable[[float], PassOn], writes: bool, deadline_s: float, until_s: float
@@ -319,7 +319,7 @@ class PassedOn:
         self._requests = 0
         self._idle = trio.Event()
         self._idle.set()
-        self._held_bytes = 0
+        self.held_bytes = 0
         # By link and number: until when they are kept, and the bytes.
         self._parts: dict[tuple[Link, int], tuple[float, list[bytes]]] = {}
         self._rests: dict[tuple[Link, int], tuple[float, bytes, int]] = {}  # and where the next piece begins
@@ -365,13 +365,13 @@ class PassedOn:
                 request = request._replace(body=b"".join([*parts, request.body]))
             self._requests += 1
             self._idle = trio.Event() if self._idle.is_set() else self._idle
-            self._held_bytes += len(request.body)
+            self.held_bytes += len(request.body)
             self._nursery.start_soon(self._answer, link, call_id, self._serve, request)
 
     def _has_room(self, link: Link, request: PassOn) -> bool:
         return (
             self._requests < REQUESTS_MAX
-            and self._held_bytes + len(request.body) <= HELD_BYTES_MAX
+            and self.held_bytes + len(request.body) <= HELD_BYTES_MAX
             and link.answers_bytes <= ANSWERS_BYTES_MAX
         )
 
@@ -389,7 +389,7 @@ class PassedOn:
             _log.exception("%s %s, which a standby passed on, failed", request.method, request.path)
             link.answer(call_id, Fault.BAD_CALL, [])
         finally:
-            self._held_bytes -= len(request.body)
+            self.held_bytes -= len(request.body)
             self._requests -= 1
             if not self._requests:
                 self._idle.set()
@@ -400,11 +400,11 @@ class PassedOn:
         self._forget_late()
         key = (link, part.parts)
         until_s, pieces = self._parts.get(key) or (trio.current_time() + min(HELD_S, budget_ms / 1000), [])
-        if self._held_bytes + len(part.piece) > HELD_BYTES_MAX:
+        if self.held_bytes + len(part.piece) > HELD_BYTES_MAX:
             self._take_parts(link, part.parts)  # without this one they are of no use
             link.answer(call_id, Fault.BUSY, [])
             return
-        self._held_bytes += len(part.piece)
+        self.held_bytes += len(part.piece)
         pieces.append(part.piece)
         self._parts[key] = (until_s, pieces)
         link.answer(call_id, Fault.OK, [])
@@ -414,7 +414,7 @@ class PassedOn:
         if not number:
             return []
         _, pieces = self._parts.pop((link, number), (0.0, None))
-        self._held_bytes -= sum(map(len, pieces or ()))
+        self.held_bytes -= sum(map(len, pieces or ()))
         return pieces
 
     def _first_piece(self, link: Link, answer: PassedAnswer) -> PassedAnswer | None:
@@ -422,11 +422,11 @@ class PassedOn:
         if len(answer.body) <= PIECE_BYTES:
             return answer
         self._forget_late()
-        if self._held_bytes + len(answer.body) > HELD_BYTES_MAX:
+        if self.held_bytes + len(answer.body) > HELD_BYTES_MAX:
             return None
         self._next_rest += 1
         self._rests[link, self._next_rest] = (trio.current_time() + HELD_S, answer.body, PIECE_BYTES)
-        self._held_bytes += len(answer.body)
+        self.held_bytes += len(answer.body)
         return answer._replace(body=answer.body[:PIECE_BYTES], rest=self._next_rest)
 
     def _answer_rest(self, link: Link, call_id: int, number: int) -> None:
@@ -439,7 +439,7 @@ class PassedOn:
         if at < len(body):
             self._rests[link, number] = (until_s, body, at)
         else:
-            self._held_bytes -= len(body)
+            self.held_bytes -= len(body)
         link.answer(call_id, Fault.OK, [piece, number if at < len(body) else 0], len(piece) + _CALL_BYTES)
 
     def _forget_late(self) -> None:
@@ -448,4 +448,4 @@ class PassedOn:
         for link, number in [key for key, (until_s, _) in self._parts.items() if until_s <= now]:
             self._take_parts(link, number)
         for key in [key for key, (until_s, _, _) in self._rests.items() if until_s <= now]:
-            self._held_bytes -= len(self._rests.pop(key)[1])
+            self.held_bytes -= len(self._rests.pop(key)[1])

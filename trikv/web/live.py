@@ -40,10 +40,12 @@ from trikv.core.present import (
     judge_health,
     judge_notes,
     notes_on,
+    say_config_store,
     say_copies,
     say_needs,
     say_place,
     say_promise,
+    tell_masters,
 )
 from trikv.core.ring import tokens
 from trikv.net.signal import Signal
@@ -79,6 +81,8 @@ def describe_live(services: Services, numbers: dict[str, int]) -> dict[str, Any]
             "promise": say_promise(state["promise"])._asdict(),
             "copies": say_copies(state),
             "needs": say_needs(state),
+            "masters": [master._asdict() for master in tell_masters(state["masters"])],
+            "config_store": say_config_store(state["masters"]),
             "progress": None if progress is None else progress._asdict(),
             "events": [
                 {

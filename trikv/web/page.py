@@ -25,11 +25,13 @@ from trikv.core.present import (
     judge_notes,
     mode_of,
     notes_on,
+    say_config_store,
     say_copies,
     say_duration,
     say_needs,
     say_place,
     say_promise,
+    tell_masters,
 )
 
 REFRESH_S: Final = 5
@@ -70,6 +72,8 @@ def view_of(state: State, events: Sequence[Mapping[str, Any]] = ()) -> dict[str,
         "forming": state["forming"] and {**state["forming"], "detail": as_sentence(state["forming"]["detail"])},
         "partitions": count_partitions(state),
         "workers": [_worker(worker) for worker in state["workers"]],
+        "masters": tell_masters(state.get("masters")),
+        "config_store": say_config_store(state.get("masters")),
         "operations": [
             {"id": each.name.replace("in doubt", "pending").replace(" ", "_"), **asdict(each)}
             for each in (*count_outcomes(state), *count_open(state))

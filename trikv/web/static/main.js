@@ -110,6 +110,26 @@ const drawScaling = whenChanged((scaling, workerCount) => {
   say(byId("scaling-why"), `${{ add: "Adding a worker", remove: "Taking a worker away", wait: "Waiting" }[scaling.action] ?? scaling.action}: ${scaling.why}.`);
 });
 
+const drawMasters = whenChanged((masters, store) => {
+  byId("masters").hidden = masters.length === 0;
+  say(byId("masters-count"), String(masters.length));
+  say(byId("masters-store"), store);
+  fill(
+    byId("masters-list"),
+    masters.map((master) =>
+      h(
+        "li",
+        {},
+        h("span", { class: `state ${master.tone === "good" ? "state-up" : "state-unknown"}` }, master.role),
+        " ",
+        h("a", { class: "address", href: `http://${master.http}/` }, master.http),
+        " ",
+        h("span", { class: "quiet" }, master.note),
+      ),
+    ),
+  );
+});
+
 let known = "";
 
 follow(
@@ -123,6 +143,7 @@ follow(
     drawCounts(state.operations, { in_flight: state.in_flight, pending: state.pending });
     drawPartitions(state.partitions);
     drawEvents(words.events, Math.floor(state.uptime_s / 5) * 5);
+    drawMasters(words.masters ?? [], words.config_store ?? "");
     drawScaling(state.autoscale ?? null, Object.keys(document.workers).length);
     say(byId("uptime"), duration(state.uptime_s));
     say(byId("term"), String(state.term));
