@@ -3,7 +3,7 @@
 import pytest
 
 from trikv.core.errors import Refused
-from trikv.web.guard import names_loopback, refuse_foreign
+from trikv.web.guard import names_loopback, opens_page, refuse_foreign
 
 HERE = "127.0.0.1:8080"
 
@@ -48,6 +48,29 @@ def test_other_pages_do_not(headers: dict[str, str]) -> None:
     with pytest.raises(Refused) as refusal:
         refuse_foreign(headers, loopback_only=True)
     assert refusal.value.kind.code == "forbidden"
+
+
+def test_the_page_may_be_opened_from_anywhere_and_by_its_own_name_alone() -> None:
+    link = {"sec-fetch-site": "same-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    assert opens_page("GET", "/", link)
+    refuse_foreign({"host": HERE, **link}, loopback_only=True, from_anywhere=True)
+    with pytest.raises(Refused):
+        refuse_foreign({"host": "evil.example", **link}, loopback_only=True, from_anywhere=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "changed"),
+    [
+        ("POST", "/", {}),
+        ("GET", "/put", {}),
+        ("GET", "/v1/live", {}),
+        ("GET", "/", {"sec-fetch-dest": "iframe"}),
+        ("GET", "/", {"sec-fetch-mode": "no-cors"}),
+        ("GET", "/", {"sec-fetch-mode": ""}),
+    ],
+)
+def test_nothing_else_opens_the_page(method: str, path: str, changed: dict[str, str]) -> None:
+    assert not opens_page(method, path, {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document", **changed})
 
 
 def test_a_server_on_a_network_has_names_that_it_does_not_know() -> None:

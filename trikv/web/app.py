@@ -44,7 +44,7 @@ from trikv.core.errors import Refused, TrikvError
 from trikv.core.serving import request_id
 from trikv.web.desk import Desk, OwnDesk, answer_passed, internal_error
 from trikv.web.events import make_stream
-from trikv.web.guard import refuse_foreign
+from trikv.web.guard import opens_page, refuse_foreign
 from trikv.web.lane import ExpressLane
 from trikv.web.live import LiveFeed
 from trikv.web.message import (
@@ -323,7 +323,9 @@ async def _name_request(ids: RequestIds) -> None:
 
 
 async def _guard(loopback_only: bool) -> None:
-    refuse_foreign(_headers(), loopback_only=loopback_only)
+    headers = _headers()
+    from_anywhere = opens_page(quart.request.method, quart.request.path, headers)
+    refuse_foreign(headers, loopback_only=loopback_only, from_anywhere=from_anywhere)
 
 
 async def _make_safe(response: quart.Response) -> quart.Response:

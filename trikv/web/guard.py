@@ -12,6 +12,9 @@ are checked, whatever its method, since `GET /put` exists:
 - `Host`: on loopback, it must be a name of loopback. A foreign name that resolves to 127.0.0.1 (DNS rebinding) would
   make the page and this server one origin for the browser, and the other checks would pass.
 
+The page itself may be opened from anywhere: a link to it changes nothing, and it lies in no frame. So masters can link
+to each other, and one that stands by can send a reader to the leader's page. Only `Host` is checked for that.
+
 A program that is no browser sends none of these headers but `Host`, so the checks cost it nothing. If the operator
 opened the server to a network (`--insecure`), the server's names are not known here, and the last check is left out.
 """
@@ -28,22 +31,33 @@ from trikv.core.errors import Refused
 _TRUSTED_SITES: Final = ("same-origin", "none")
 
 
-def refuse_foreign(headers: Mapping[str, str], *, loopback_only: bool) -> None:
+def opens_page(method: str, path: str, headers: Mapping[str, str]) -> bool:
+    """Does a browser ask for the page, to show it in a tab of its own?"""
+    navigates = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return method == "GET" and path == "/" and navigates
+
+
+def refuse_foreign(headers: Mapping[str, str], *, loopback_only: bool, from_anywhere: bool = False) -> None:
     """
+    Args:
+      from_anywhere: the request may be made by a page of another origin.
+
     Raises:
       Refused: a page of another origin made this request, or may have made it.
     """
+    host = headers.get("host", "")
+    if loopback_only and host and not names_loopback(host):
+        raise Refused("forbidden", f"this server is on loopback, and {host} is none of its names; say localhost")
+    if from_anywhere:
+        return
     site = headers.get("sec-fetch-site", "none")
     if site not in _TRUSTED_SITES:
         raise Refused("forbidden", f"a page of another origin asked for this (Sec-Fetch-Site: {site})")
-    host = headers.get("host", "")
     origin = headers.get("origin")
     if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
         raise Refused("forbidden", f"a page of another origin asked for this (Origin: {origin})")
     if (referrer := headers.get("referer")) is not None and host and _host_of(referrer) != host.lower():
         raise Refused("forbidden", "a page of another origin asked for this: its Referer names another host")
-    if loopback_only and host and not names_loopback(host):
-        raise Refused("forbidden", f"this server is on loopback, and {host} is none of its names; say localhost")
 
 
 def _host_of(url: str) -> str | None:

@@ -48,7 +48,7 @@ from trikv.web.server import serve_app
 PASSED_HEADERS: Final = ("accept", "content-type", "if-match", "if-none-match", "trikv-trace")
 PATIENCE_S: Final = 30.0  # for a read that has no deadline
 UNHURRIED_S: Final = 24 * 3600.0  # for a change that has none
-END_S: Final = 1.0  # for answers that are on their way when this master stops standing by
+END_S: Final = 0.2  # the next leader waits for it; for answers that are on their way when this master stops standing by
 
 _SLACK_S: Final = 0.01  # a request that has waited no longer is passed on as it was sent
 

@@ -2,6 +2,8 @@
 //
 // The browser itself comes back to a stream that it lost, with the id of the last event that it saw; the server then
 // sends what was missed, or a snapshot. If the stream is silent for longer than `SILENCE_MS`, the page says so.
+//
+// A master that leads no more has no stream. If it stands by, it names the leader, and the page goes there.
 
 const SILENCE_MS = 4000; // the server sends something at least once a second, since time passes
 
@@ -41,6 +43,15 @@ export function follow(onState, onLink) {
     });
   }
 
+  async function goToLeader() {
+    try {
+      const told = await (await fetch("/readyz", { cache: "no-store", credentials: "omit" })).json();
+      if (told.role === "standby" && told.leader) location.replace(`http://${told.leader.http}/`);
+    } catch {
+      // This master is not there. It is tried again with the stream.
+    }
+  }
+
   function open() {
     const source = new EventSource("/v1/live");
     source.addEventListener("snapshot", (event) => take(JSON.parse(event.data)));
@@ -48,7 +59,9 @@ export function follow(onState, onLink) {
     source.addEventListener("error", () => {
       tell("lost");
       // After an answer that is no stream (the master is shutting down), a browser does not try again by itself.
-      if (source.readyState === EventSource.CLOSED) setTimeout(open, 1000);
+      if (source.readyState !== EventSource.CLOSED) return;
+      setTimeout(open, 1000);
+      goToLeader();
     });
   }
 
