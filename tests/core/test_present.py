@@ -24,6 +24,7 @@ from trikv.core.present import (
     say_count,
     say_crowded,
     say_duration,
+    say_instant,
     say_megabytes,
     say_needs,
     say_place,
@@ -229,3 +230,16 @@ def test_the_master_that_leads_comes_first() -> None:
 def test_where_the_document_is(silent: int, said: str) -> None:
     assert say_config_store(masters_of(silent=silent)) == said
     assert say_config_store(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("instant", "said"),
+    [
+        ("2026-11-29T01:28:42.534+00:00", "2026-11-29 01:28:42 UTC"),
+        ("2026-11-29T01:28:42Z", "2026-11-29 01:28:42 UTC"),
+        ("2026-11-29T01:28:42+02:00", "2026-11-29T01:28:42+02:00"),
+        ("today", "today"),
+    ],
+)
+def test_an_instant_is_told_to_the_second(instant: str, said: str) -> None:
+    assert say_instant(instant) == said

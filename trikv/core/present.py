@@ -9,6 +9,7 @@ makes a sentence of a clause. Sentences about modes are the strategies' own, and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +17,8 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 State = Mapping[str, Any]
+
+_UTC: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?(?:Z|\+00:00)", re.ASCII)
 
 
 class Tone(StrEnum):
@@ -288,9 +291,8 @@ def tell_masters(masters: Mapping[str, Any] | None) -> list[MasterWords]:
             told.append(MasterWords(master["address"], master["http"], "stands by", Tone.PLAIN, ""))
             continue
         term = "" if leader["term"] is None else f", in term {leader['term']}"
-        told.append(
-            MasterWords(master["address"], master["http"], "leads", Tone.GOOD, f"since {leader['since']}{term}")
-        )
+        since = f"since {say_instant(leader['since'])}{term}"
+        told.append(MasterWords(master["address"], master["http"], "leads", Tone.GOOD, since))
     return told
 
 
@@ -366,6 +368,12 @@ def say_duration(seconds: float) -> str:
         if whole >= unit_s:
             return f"{whole // unit_s} {unit} {whole % unit_s // below_s} {below}"
     return f"{whole} s"
+
+
+def say_instant(instant: str) -> str:
+    """An ISO time in UTC to the second; another text as it is."""
+    found = _UTC.fullmatch(instant)
+    return instant if found is None else f"{found[1]} {found[2]} UTC"
 
 
 def say_megabytes(count: float) -> str:
