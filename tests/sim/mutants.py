@@ -1,8 +1,9 @@
 """Broken strategies and broken cores, kept to test the ground that tests trikv: a ground that passes one is broken.
 
 Here are the broken strategies, workers and coordinators; what can be broken about changes of configurations is in
-`mutants_changes.py`. A mutant replaces one function by one that forgets what the real one takes care of, or it is a
-strategy with one step wrong. Random schedules find most of them; the others need a schedule made for them.
+`mutants_changes.py`, and about several masters in `mutants_masters.py`. A mutant replaces one function by one that
+forgets what the real one takes care of, or it is a strategy with one step wrong. Random schedules find most of them;
+the others need a schedule made for them.
 
 A write-back with the old version shows only if two masters after each other die in the middle of a write, the second
 one of a compare-and-set, and a third meets what they left in the wrong order: 600 random runs did not get there.
@@ -22,6 +23,7 @@ import trio
 
 from tests.sim.mutant import Mutant, replaced
 from tests.sim.mutants_changes import OF_CHANGES
+from tests.sim.mutants_masters import OF_MASTERS
 from trikv.api import Batch, Record, ReplicaSet, Storage, Version, Write, newest
 from trikv.coordinator.coordinator import Attempt, Coordinator
 from trikv.coordinator.locks import KeyLock, KeyLocks
@@ -41,7 +43,7 @@ from trikv.master.configstore import ConfigStoreError, NotChanged
 from trikv.master.document import Document
 from trikv.master.master import Master
 from trikv.net.doors import Doors
-from trikv.testing.sim import CHANGING, CROWDED, FaultKind
+from trikv.testing.sim import CHANGING, CROWDED, MASTERS, FaultKind
 from trikv.testing.sim.disk import SimStorage
 from trikv.worker.registers import Registers
 from trikv.worker.worker import Worker, _Item
@@ -370,5 +372,7 @@ MUTANTS = [
     Mutant("settle: repair without write-back", Quorum(), repair_nothing, seed=1, plan=CHANGING),
     Mutant("doubt taken for no", Sync(), take_doubt_for_no, seed=8, plan=CHANGING),
     *OF_CHANGES,
+    *OF_MASTERS,
+    Mutant("masters: takeover without a new term", Sync(), restart_in_the_old_epoch, seed=0, plan=MASTERS),
 ]
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}

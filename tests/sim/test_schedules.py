@@ -34,6 +34,11 @@ BROKEN_BY = [
     ("sync_head_last", "sync in parallel"),
     ("used_is_not_replaced", "used configuration replaced"),
     ("chain_reads_at_the_tail", "chain read from the head"),
+    ("masters_fence_read", "masters: no fence"),
+    ("masters_fence_write", "masters: no fence"),
+    ("masters_lease", "masters: no lease rule"),
+    ("masters_stopped", "masters: no lease rule"),
+    ("masters_lease_from_the_request", "masters: lease from the answer"),
 ]
 
 

@@ -83,19 +83,31 @@ class Clients:
         return None if seen is None else seen[0]
 
     async def ask(
-        self, client: str, kind: Kind, key: str, value: str | None = None, *, expected: Expected = Expected.LAST_SEEN
+        self,
+        client: str,
+        kind: Kind,
+        key: str,
+        value: str | None = None,
+        *,
+        expected: Expected = Expected.LAST_SEEN,
+        at: str | None = None,
     ) -> Operation:
-        """One request, from its beginning to its end. It writes `value`, or a fresh value if there is none."""
-        (operation,) = await self.ask_together(client, [ScheduledRequest(0.0, 0, kind, key, value, expected)])
+        """One request, from its beginning to its end. It writes `value`, or a fresh value if there is none.
+
+        `at`: of several masters, the machine that is asked.
+        """
+        (operation,) = await self.ask_together(client, [ScheduledRequest(0.0, 0, kind, key, value, expected)], at=at)
         return operation
 
-    async def ask_together(self, client: str, requests: Sequence[ScheduledRequest]) -> list[Operation]:
+    async def ask_together(
+        self, client: str, requests: Sequence[ScheduledRequest], *, at: str | None = None
+    ) -> list[Operation]:
         """One request, or several as a batch, from the beginning to the end."""
         world = self._world
         asked = [self._begin(client, request) for request in requests]
         operations = [operation for operation, _ in asked]
         if world.schedule.masters > 1:
-            await self._ask_some_master(asked)
+            await self._ask_some_master(asked, at)
         elif world.master is None:
             self._end_unreachable(operations)
         else:
@@ -124,8 +136,8 @@ class Clients:
 
     # --- several masters ----------------------------------------------------------------------------------------------
 
-    async def _ask_some_master(self, asked: Sequence[Asked]) -> None:
-        """Ask one of several masters, until the client's patience is over.
+    async def _ask_some_master(self, asked: Sequence[Asked], at: str | None) -> None:
+        """Ask one of several masters, that one if one is named, until the client's patience is over.
 
         A master that was deposed and does not know it gets more than its share, since it is what is tested.
         """
@@ -135,7 +147,7 @@ class Clients:
         some = deposed if deposed and dice.random() < _ASK_DEPOSED else list(world.schedule.master_ids)
         patience_s = dice.choice((_TIMEOUT_S + _SLACK_S, _LONG_PATIENCE_S))
         with trio.move_on_after(patience_s):
-            await self._ask_machine(dice.choice(some), asked)
+            await self._ask_machine(at or dice.choice(some), asked)
         for operation in operations:
             if operation.returned_s is None:
                 self._end(operation, Outcome.UNKNOWN)
@@ -150,9 +162,7 @@ class Clients:
             if not told:
                 self._end_unreachable([operation for operation, _ in asked])
                 return
-            leader = next(
-                one for one in world.schedule.master_ids if world.network.hosts[one].address == told.master.address
-            )
+            leader = world.machine_of(told.master)
             await self._carry(name, leader)
         master = world.serving.get(leader)
         if master is None:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Final
 
 from trikv.testing.sim.network import Wire
-from trikv.testing.sim.plan import MASTER, STORE, FaultKind, ScheduledFault
+from trikv.testing.sim.plan import LEADER, MASTER, RIVALS, STORE, FaultKind, ScheduledFault
 from trikv.testing.sim.world import World
 
 _CRASHES: Final = (
@@ -64,7 +64,7 @@ class Faults:
 
     def _strike(self, scheduled: ScheduledFault) -> None:
         world = self._world
-        nodes = [world.node_of(node) for node in scheduled.nodes]
+        nodes = [name for node in scheduled.nodes for name in self._nodes_of(node)]
         if self._over or None in nodes:
             return
         fault = replace(scheduled, nodes=tuple(filter(None, nodes)))
@@ -76,6 +76,13 @@ class Faults:
         world.trace.note(world.clock.now_s, "fault", fault.nodes[0], str(fault))
         self._healers[fault] = mend
         world.clock.after(fault.lasts_s, partial(self._mend, fault))
+
+    def _nodes_of(self, node: str) -> list[str | None]:
+        world = self._world
+        leader = world.node_of(LEADER) if node == RIVALS else None
+        if leader is None:
+            return [world.node_of(node)]
+        return [name for name in world.schedule.master_ids if name != leader]
 
     def _mend(self, fault: ScheduledFault) -> None:
         if mend := self._healers.pop(fault, None):
@@ -116,7 +123,8 @@ class Faults:
         if kind is FaultKind.CUT_LINK:
             return _hold([world.network.wire(*fault.nodes), world.network.wire(*reversed(fault.nodes))])
         if kind is FaultKind.LATE_LINK:
-            return _delay(world.network.wire(*fault.nodes), fault.delay_s)
+            *sources, target = fault.nodes
+            return _all_of(_delay(world.network.wire(source, target), fault.delay_s) for source in sources)
         if kind is FaultKind.LOSSY_LINK:
             return _set(world.network.wire(*fault.nodes), "loss", _LOSS)
         if kind is FaultKind.REPLAY:

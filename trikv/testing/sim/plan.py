@@ -38,6 +38,7 @@ from trikv.testing.sim.names import Names
 
 MASTER: Final = "master"  # where several masters share the document, the first of them
 LEADER: Final = "leader"  # in a fault: the master that leads when it strikes
+RIVALS: Final = "rivals"  # in a fault: all masters but that one
 STORE: Final = "store"  # the machine of the store that several masters share
 _REPLICA: Final = re.compile(r"replica (\d+) of (.*)", re.DOTALL)
 
@@ -284,8 +285,8 @@ class Plan:
     """What runs are like. A latency or fsync is drawn between its two bounds, evenly on a logarithmic scale.
 
     `changes`: how many changes of the cluster there are, without those that directly follow one. `modes`: the installed
-    modes that an operator may switch to. `zones`, `masters`: see `Schedule`. `takeovers`: how often, with several
-    masters, something befalls the leader or the store.
+    modes that an operator may switch to. `zones`, `masters`, `lease_s`: see `Schedule`. `takeovers`: how often, with
+    several masters, something befalls the leader or the store.
     """
 
     lasts_s: float = 60.0  # until the last faults are over; forming and the last phase come on top
@@ -310,6 +311,7 @@ class Plan:
     modes: tuple[str, ...] = ()
     zones: int = 0
     masters: int = 1
+    lease_s: float = LEASE_S
     takeovers: tuple[int, int] = (0, 0)
     takeover_weights: Mapping[FaultKind, float] = field(default_factory=lambda: dict(_TAKEOVERS))
     now_and_then: tuple[Plan, ...] = ()  # every fourth seed follows one of these instead
@@ -345,19 +347,20 @@ class Plan:
             modes=self.modes,
             zones=self.zones,
             masters=self.masters,
+            lease_s=self.lease_s,
         )
-        return schedule if self.masters == 1 else self._with_takeovers(schedule, storms)
+        return schedule if self.masters == 1 else self._with_takeovers(schedule, storms, hot)
 
-    def _with_takeovers(self, schedule: Schedule, storms: Sequence[float]) -> Schedule:
+    def _with_takeovers(self, schedule: Schedule, storms: Sequence[float], hot: Sequence[str]) -> Schedule:
         """The same with several masters: what would befall the one befalls the leader or another, and there is more."""
         dice = random.Random(f"masters/{schedule.seed}")
         faults = [_on_some_master(fault, schedule.master_ids, dice) for fault in schedule.faults]
         weights = {kind: weight * dice.random() for kind, weight in self.takeover_weights.items()}
         for _ in range(dice.randint(*self.takeovers)):
-            at_s = dice.choice(storms) + dice.random() * self.storm_s
+            at_s = dice.choice(storms) + dice.random() * self.storm_s / 4
             for _ in range(dice.choice((1, 1, 2))):  # the second after the first one's successor leads, or before
                 (kind,) = dice.choices(list(weights), list(weights.values()))
-                some = _draw_takeover(kind, at_s, schedule, dice)
+                some = _draw_takeover(kind, at_s, schedule, hot, dice)
                 faults += some
                 at_s += dice.random() * (schedule.lease_s + 2)
         return replace(schedule, faults=tuple(sorted(faults, key=lambda fault: fault.at_s)))
@@ -491,8 +494,8 @@ _MASTERS: Final = replace(
     clients=6,
     requests=300,
     faults=6,
-    storms=(3, 5),
-    storm_s=5.0,
+    storms=(3, 4),
+    storm_s=8.0,
     cold_keys=2,
     weights={
         kind: weight
@@ -503,6 +506,7 @@ _MASTERS: Final = replace(
     change_weights={**_CHANGES, FaultKind.MODE_SWITCH: 0.0},
     modes=(),
     masters=3,
+    lease_s=1.5,
     takeovers=(3, 6),
 )
 MASTERS: Final = replace(
@@ -537,29 +541,40 @@ def _on_some_master(fault: ScheduledFault, masters: Sequence[str], dice: random.
     return replace(fault, nodes=tuple(master if node == MASTER else node for node in fault.nodes))
 
 
-def _draw_takeover(kind: FaultKind, at_s: float, schedule: Schedule, dice: random.Random) -> list[ScheduledFault]:
-    """What befalls the leader or the store. A deposed leader may go on for some seconds with some of the workers."""
-    lasts_s = 0.5 + dice.random() * 8
+def _draw_takeover(
+    kind: FaultKind, at_s: float, schedule: Schedule, hot: Sequence[str], dice: random.Random
+) -> list[ScheduledFault]:
+    """What befalls the leader or the store.
+
+    A leader that goes on without the store is tested where it reaches replicas that its successor does not reach, or
+    reaches late: then the successor changes the configuration, and those replicas do not know.
+    """
+    brief_s = 0.5 + dice.random() * 4
+    lasts_s = schedule.lease_s + schedule.down_after_s + 0.5 + dice.random() * 5
     if kind is FaultKind.MASTER_CRASH:
-        return [ScheduledFault(at_s, kind, (LEADER,), lasts_s, dice.choice((0, dice.randint(1, 40))))]
+        return [ScheduledFault(at_s, kind, (LEADER,), brief_s, dice.choice((0, dice.randint(1, 40))))]
     if kind is FaultKind.MASTER_STOP:
         return [ScheduledFault(at_s, kind, (LEADER,), dice.random() * 2)]
-    if kind is FaultKind.STOP:
-        return [ScheduledFault(at_s, kind, (LEADER,), lasts_s, linger_s=dice.choice((0.0, dice.random() * 5)))]
     if kind is FaultKind.STORE_DOWN:
-        return [ScheduledFault(at_s, kind, (STORE,), lasts_s)]
+        return [ScheduledFault(at_s, kind, (STORE,), brief_s)]
     if kind is FaultKind.LATE_STORE:
-        return [ScheduledFault(at_s, kind, (STORE,), lasts_s, delay_s=dice.random() ** 2 * 3)]
-    assert kind is FaultKind.PARTED, kind
-    workers = list(schedule.worker_ids)
-    dice.shuffle(workers)
-    cut = dice.choice((0, 1, len(workers) - 1, dice.randint(0, len(workers))))  # of the workers, from the leader
-    others = [name for name in schedule.master_ids if dice.random() < 0.5]
-    faults = [ScheduledFault(at_s, kind, (LEADER, STORE, *workers[:cut]), lasts_s + schedule.lease_s)]
-    if dice.random() < 0.6:  # the others lose the rest, or one of it
-        rest = workers[cut:][: dice.choice((1, len(workers)))]
-        if rest:
-            faults += [ScheduledFault(at_s, kind, (name, *rest), lasts_s + schedule.lease_s + 2) for name in others]
+        return [ScheduledFault(at_s, kind, (STORE,), lasts_s, delay_s=dice.random() ** 2 * schedule.lease_s)]
+    key, places = dice.choice(hot), list(range(1, schedule.replicas + 1))
+    dice.shuffle(places)
+    unreached, late, *_ = (replica_of(key, place) for place in places)
+    faults = []
+    if kind is FaultKind.STOP:
+        linger_s = dice.choice((0.0, dice.random() * 5))
+        faults.append(ScheduledFault(at_s, kind, (LEADER,), lasts_s - dice.random() * 4, linger_s=linger_s))
+    else:
+        assert kind is FaultKind.PARTED, kind
+        cut = [name for name in schedule.worker_ids if dice.random() < 0.2]
+        faults.append(ScheduledFault(at_s, kind, (LEADER, STORE, *cut), lasts_s))
+    if dice.random() < 0.7:
+        faults.append(ScheduledFault(at_s, FaultKind.PARTED, (unreached, RIVALS), lasts_s + dice.random() * 2))
+    if dice.random() < 0.5:
+        delay_s = dice.random() * 2
+        faults.append(ScheduledFault(at_s, FaultKind.LATE_LINK, (RIVALS, late), lasts_s, delay_s=delay_s))
     return faults
 
 

@@ -12,29 +12,36 @@ outcome ends in `-> OUTCOME`. Running the script gives the same text with the re
 texts, and a new script is written with any outcome (`-> ?`) and rewritten once.
 
 `m1`, `m2` ... are the partition's replicas in the order of its preference list, `s1`, `s2` ... the other workers, and
-`master` is the master. All lines:
+`master` is the master. If there are several, `master` is the one that leads first, `master2`, `master3` ... are the
+others, and `store` is the machine of the store that they share. All lines:
 
-    cluster MODE, N workers[, N replicas]    always first; the replicas are 3 unless it says so
+    cluster MODE, N workers[, N replicas][, N masters[, lease N s]]
+                                             always first; 3 replicas, 1 master and 3 s unless it says so
     client NAME put KEY VALUE ->             committed, refused (CODE) or unknown; also for the next three
     client NAME delete KEY ->
     client NAME cas KEY OLD NEW ->           NEW in place of OLD ("nothing": absence), which clients saw last
     client NAME get KEY ->                   the value, or nothing
     client NAME begins put KEY VALUE         and the same for the others: the request is left under way
     client NAME is told ->                   the outcome of that request; waits for it
+    client NAME at MASTER ...                the same for all of these, asked of that machine, if there are several
     hold A>B                                 what A sends to B waits on its way
     cut A B                                  nothing passes between these and all others; messages wait on their way
+    part A B C                               nothing passes between A and each of the others; the same
     release A>B; heal                        one hold ends; every hold and cut ends. What waited arrives
     crash A B                                they die, and others notice at once. What was flushed to disk is kept
     power off A B                            the same, but others do not notice
     lose disk A B                            the same, and they come back with an empty disk
     freeze A                                 nothing more is written to its disk, until it is switched off and on
     start A B                                they are switched on, and linked a moment later
+    stop A; resume A                         as a process that gets SIGSTOP, and SIGCONT
     set aside A>B                            what the dead A still had under way to B is kept; the wire is free again
     deliver A>B                              it arrives now, on a connection of its own
     reconfigure M1 M2 M3                     these become the replicas, while the master is off; see below
     operator asks mode MODE                  a switch is begun, and goes on by itself
     operator asks drain A                    the emptying of a worker is begun
     configuration ->                         mode and replicas; of the whole history, the oldest first, while unsettled
+    leader ->                                the master that leads, by what the store says, or nothing
+    deposed ->                               the masters that serve and do not know of a later term, or nothing
     wait SECONDS
     disks KEY ->                             what each replica, in order, has on its disk
     judge ->                                 is the promise kept, by all that clients saw?
@@ -59,10 +66,11 @@ from typing import Final
 import trio
 
 from trikv.api import Strategy
+from trikv.config import LEASE_S
 from trikv.registry import load_registry
 from trikv.testing.judge.history import Finding, Kind
 from trikv.testing.sim.clock import SimClock, run_repeatably
-from trikv.testing.sim.plan import MASTER, Schedule
+from trikv.testing.sim.plan import MASTER, STORE, Schedule
 from trikv.testing.sim.run import DidNotEndError
 from trikv.testing.sim.script_world import NOTHING, Asked, ScriptError, ScriptWorld, numbered
 from trikv.testing.sim.trace import Trace
@@ -94,6 +102,8 @@ class Script:
     mode: str
     workers: int
     replicas: int
+    masters: int
+    lease_s: float
     lines: tuple[Line, ...]
 
 
@@ -107,7 +117,10 @@ class PlayedScript:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
-_HEAD: Final = re.compile(r"cluster ([a-z][a-z0-9_-]*), ([1-9]) workers(?:, ([1-9]) replicas)?")
+_HEAD: Final = re.compile(
+    r"cluster ([a-z][a-z0-9_-]*), ([1-9]) workers(?:, ([1-9]) replicas)?"
+    r"(?:, ([1-9]) masters(?:, lease ([1-9][0-9]?) s)?)?"
+)
 
 
 def read(name: str, text: str) -> Script:
@@ -139,16 +152,25 @@ def read(name: str, text: str) -> Script:
             raise ScriptError(f"{name}, line {number}: {error}") from None
     if head is None:
         raise ScriptError(f"{name}: there is nothing in it")
-    return Script(name, head[1], int(head[2]), int(head[3] or _REPLICAS), tuple(lines))
+    return Script(
+        name,
+        head[1],
+        int(head[2]),
+        int(head[3] or _REPLICAS),
+        int(head[4] or 1),
+        float(head[5] or LEASE_S),
+        tuple(lines),
+    )
 
 
 def _nodes_of(head: re.Match[str] | None) -> set[str]:
     if head is None:
         raise ScriptError("the first line is `cluster MODE, N workers`, with or without `, N replicas` after it")
+    several = {STORE, *numbered(MASTER, int(head[4]))[1:]} if head[4] else set()
     workers, replicas = int(head[2]), int(head[3] or _REPLICAS)
     if replicas > workers:
         raise ScriptError(f"{replicas} replicas cannot be had of {workers} workers")
-    return {MASTER, *numbered("m", replicas), *numbered("s", workers - replicas)}
+    return {MASTER, *several, *numbered("m", replicas), *numbered("s", workers - replicas)}
 
 
 def _understand(words: list[str], nodes: set[str]) -> tuple[Action, bool]:
@@ -163,7 +185,7 @@ def _understand(words: list[str], nodes: set[str]) -> tuple[Action, bool]:
         return names
 
     def workers(names: Sequence[str]) -> Sequence[str]:
-        if MASTER in known(names):
+        if any(name == STORE or name.startswith(MASTER) for name in known(names)):
             raise ScriptError(f"`{' '.join(words)}`: that can befall workers only")
         return names
 
@@ -174,19 +196,39 @@ def _understand(words: list[str], nodes: set[str]) -> tuple[Action, bool]:
         known([source, target])
         return source, target
 
+    def masters(names: Sequence[str]) -> Sequence[str]:
+        if not all(name.startswith(MASTER) for name in known(names)):
+            raise ScriptError(f"`{' '.join(words)}`: that can befall masters only")
+        return names
+
+    at: str | None = None
+    match words:
+        case ["client", name, "at", master, *rest]:
+            [at] = masters([master])
+            words = ["client", name, *rest]
     match words:
         case ["client", name, "is", "told"]:
             return partial(ScriptWorld.is_told, client=name), True
         case ["client", name, "begins", *asked]:
-            return partial(ScriptWorld.begin, client=name, asked=_understand_asked(asked)), False
+            return partial(ScriptWorld.begin, client=name, asked=_understand_asked(asked), at=at), False
         case ["client", name, *asked]:
-            return partial(ScriptWorld.ask, client=name, asked=_understand_asked(asked)), True
+            return partial(ScriptWorld.ask, client=name, asked=_understand_asked(asked), at=at), True
         case ["hold", wire]:
             return partial(ScriptWorld.hold, wire=ends(wire)), False
         case ["release", wire]:
             return partial(ScriptWorld.release, wire=ends(wire)), False
         case ["cut", *names]:
             return partial(ScriptWorld.cut, names=known(names)), False
+        case ["part", *names]:
+            return partial(ScriptWorld.part, names=known(names)), False
+        case ["stop", name]:
+            return partial(ScriptWorld.stop, name=masters([name])[0]), False
+        case ["resume", name]:
+            return partial(ScriptWorld.resume, name=masters([name])[0]), False
+        case ["leader"]:
+            return ScriptWorld.leader, True
+        case ["deposed"]:
+            return ScriptWorld.deposed, True
         case ["heal"]:
             return ScriptWorld.heal, False
         case ["crash", *names]:
@@ -264,6 +306,8 @@ def play(script: Script, strategy: Strategy) -> PlayedScript:
         requests=(),
         faults=(),
         modes=tuple(load_registry().strategies),
+        masters=script.masters,
+        lease_s=script.lease_s,
     )
     written: list[str] = []
     findings: list[Finding] = []
@@ -281,6 +325,7 @@ def play(script: Script, strategy: Strategy) -> PlayedScript:
                         except ScriptError as error:
                             raise ScriptError(f"{script.name}, line {line.number}: {error}") from None
                     written.append(f"{line.text}{_ARROW} {outcome}" if line.has_outcome else line.text)
+                await script_world.resume_all()
                 findings.extend(script_world.findings)
                 nursery.cancel_scope.cancel()
         if scope.cancelled_caught:

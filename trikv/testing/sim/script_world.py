@@ -7,7 +7,7 @@ not possible at this point. Its return value is the line's outcome.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -21,8 +21,9 @@ from trikv.testing.judge import linear
 from trikv.testing.judge.audit import check_convergence, check_final, check_origins, check_stamps, measure_staleness
 from trikv.testing.judge.history import Finding, Kind, Operation
 from trikv.testing.sim.clients import Clients
+from trikv.testing.sim.clock import sleep
 from trikv.testing.sim.network import Pipe, Wire
-from trikv.testing.sim.plan import MASTER
+from trikv.testing.sim.plan import MASTER, STORE
 from trikv.testing.sim.world import World
 
 NOTHING: Final = "nothing"
@@ -84,10 +85,14 @@ class ScriptWorld:
         self._host_of |= dict(zip(numbered("m", len(members)), members, strict=True))
         self._incarnations = {name: self._incarnation(name) for name in numbered("m", len(members))}
         self._host_of |= dict(zip(numbered("s", len(spares)), spares, strict=True))
+        if len(masters := world.schedule.master_ids) > 1:
+            (first,) = world.serving
+            machines = [first, *(name for name in masters if name != first)]
+            self._host_of |= {STORE: STORE} | dict(zip(masters, machines, strict=True))
 
     # --- clients ------------------------------------------------------------------------------------------------------
 
-    async def begin(self, *, client: str, asked: Asked) -> None:
+    async def begin(self, *, client: str, asked: Asked, at: str | None = None) -> None:
         if client in self._requests:
             raise ScriptError(f"client {client} has a request under way already")
         if asked.kind is Kind.CAS and self._clients.last_seen(asked.key) != asked.expect:
@@ -96,7 +101,9 @@ class ScriptWorld:
         request = self._requests[client] = _Request(asked)
 
         async def run() -> None:
-            request.operation = await self._clients.ask(client, asked.kind, asked.key, asked.value)
+            request.operation = await self._clients.ask(
+                client, asked.kind, asked.key, asked.value, at=at and self._host_of[at]
+            )
             request.ended.set()
 
         self._nursery.start_soon(run)
@@ -115,8 +122,8 @@ class ScriptWorld:
             return operation.result or NOTHING
         return operation.outcome.value
 
-    async def ask(self, *, client: str, asked: Asked) -> str:
-        await self.begin(client=client, asked=asked)
+    async def ask(self, *, client: str, asked: Asked, at: str | None = None) -> str:
+        await self.begin(client=client, asked=asked, at=at)
         return await self.is_told(client=client)
 
     # --- the network --------------------------------------------------------------------------------------------------
@@ -141,6 +148,11 @@ class ScriptWorld:
                 for name in names:
                     await self.hold(wire=(name, other))
                     await self.hold(wire=(other, name))
+
+    async def part(self, *, names: Sequence[str]) -> None:
+        for other in names[1:]:
+            await self.hold(wire=(names[0], other))
+            await self.hold(wire=(other, names[0]))
 
     async def heal(self) -> None:
         held, self._held = self._held, []
@@ -188,6 +200,28 @@ class ScriptWorld:
         for name in names:
             self._world.disks[self._host_of[name]].slow_s = _FROZEN_S
 
+    async def stop(self, *, name: str) -> None:
+        await self._at_an_event(lambda: self._world.stop(self._host_of[name]))
+
+    async def resume(self, *, name: str) -> None:
+        life = self._world.network.hosts[self._host_of[name]].life
+        if life is None or not life.stopped:
+            raise ScriptError(f"{name} is not stopped")
+        await self._at_an_event(lambda: self._world.go_on(life))
+
+    async def resume_all(self) -> None:
+        for life in list(self._world.stopped):
+            await self._at_an_event(lambda life=life: self._world.go_on(life))  # type: ignore[misc]
+
+    async def _at_an_event(self, act: Callable[[], object]) -> None:
+        """Have it done between two steps of all tasks."""
+
+        def event() -> None:
+            act()
+
+        self._world.clock.after(0.0, event)
+        await sleep(0.0)
+
     async def reconfigure(self, *, names: Sequence[str]) -> None:
         disk = self._world.config
         if self._world.network.hosts[MASTER].life is not None:
@@ -219,6 +253,17 @@ class ScriptWorld:
         name_of = {host: name for name, host in self._host_of.items()}
         history = master.cluster.partitions[0].history
         return ", then ".join(" ".join([c.mode, *(name_of[m.worker] for m in c.members)]) for c in history)
+
+    async def leader(self) -> str:
+        leader = self._world.store.leader
+        return NOTHING if leader is None else self._name_of(self._world.machine_of(leader))
+
+    async def deposed(self) -> str:
+        serving = self._world.serving.items()
+        return " ".join(sorted(self._name_of(name) for name, one in serving if self._world.is_deposed(one))) or NOTHING
+
+    def _name_of(self, host: str) -> str:
+        return next(name for name, one in self._host_of.items() if one == host)
 
     async def disks(self, *, key: str) -> str:
         return " ".join(value or NOTHING for value in self._on_disk(key).values())

@@ -39,7 +39,7 @@ from trikv.testing.sim.clock import SimClock, Stopped
 from trikv.testing.sim.disk import ConfigDisk, Disk, SimConfigStore, SimProgress, SimStorage
 from trikv.testing.sim.network import Life, Network, SimTransport
 from trikv.testing.sim.operators import Operators
-from trikv.testing.sim.plan import LEADER, MASTER, STORE, FaultKind, Schedule, ScheduledFault, parse_replica
+from trikv.testing.sim.plan import LEADER, MASTER, RIVALS, STORE, FaultKind, Schedule, ScheduledFault, parse_replica
 from trikv.testing.sim.sharedstore import SimSharedConfigStore, StoreMachine
 from trikv.testing.sim.trace import Trace
 from trikv.worker.worker import Worker
@@ -175,13 +175,9 @@ class World:
     def node_of(self, node: str) -> str | None:
         """The node that a fault names; None if it names a replica of a key in a place that is empty now, or the leader
         while there is none."""
-        if node == LEADER:
+        if node in (LEADER, RIVALS):
             leader = self.store.leader
-            return (
-                None
-                if leader is None
-                else next(h.name for h in self.network.hosts.values() if h.address == leader.address)
-            )
+            return None if leader is None else self.machine_of(leader)
         replica = parse_replica(node)
         if replica is None:
             return node
@@ -340,13 +336,17 @@ class World:
                 await take_turns(
                     store,
                     me,
-                    stand_by=trio.sleep_forever,
+                    stand_by=partial(self.stand_by, life, store),
                     lead=lead,
                     wall_clock=lambda: f"{self.clock.now_s:.3f}",
                 )
             except* ConfigStoreError:  # the store could not be reached at the start; a supervisor starts it again
                 pass
             await trio.sleep(_SUPERVISOR_S)
+
+    async def stand_by(self, life: Life, store: SimSharedConfigStore) -> None:
+        """What a master does that does not lead. Its clients' requests are passed on (`clients.py`)."""
+        await trio.sleep_forever()
 
     async def _run_worker(self, life: Life) -> None:
         name = life.host.name
@@ -374,6 +374,9 @@ class World:
     def life_of(self, master: Master) -> Life | None:
         """Of the machine where it serves."""
         return next((self.network.hosts[name].life for name, one in self.serving.items() if one is master), None)
+
+    def machine_of(self, master: Candidate) -> str:
+        return next(host.name for host in self.network.hosts.values() if host.address == master.address)
 
     def is_deposed(self, master: Master) -> bool:
         """Has another master taken a later term?"""

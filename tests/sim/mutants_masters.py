@@ -1,0 +1,144 @@
+"""What can be broken about several masters: in what holds off a deposed one, and in how the next one begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
+
+import trio
+
+from tests.sim.mutant import Mutant, replaced
+from trikv.coordinator.coordinator import Coordinator
+from trikv.coordinator.partition import PartitionState
+from trikv.coordinator.replicas import Target
+from trikv.core.configuration import Cluster
+from trikv.core.session import Hello
+from trikv.master.configstore import ConfigStore, ConfigStoreError, NotChanged
+from trikv.master.master import Master
+from trikv.net.doors import Doors
+from trikv.registry import Registry
+from trikv.testing.sim import MASTERS
+from trikv.testing.sim.clients import Asked, Clients
+from trikv.testing.sim.network import Life, SimTransport
+from trikv.testing.sim.sharedstore import SimSharedConfigStore, StoreMachine
+from trikv.testing.sim.world import World
+from trikv_chain import Chain
+from trikv_quorum import Quorum
+from trikv_sync import Sync
+
+
+def serve_without_the_fence() -> AbstractContextManager[None]:
+    """A changed configuration is served at once, whatever can still be committed under the earlier one."""
+
+    def to_fence(self: PartitionState) -> list[Target]:
+        return []
+
+    return replaced(PartitionState, "to_fence", to_fence)
+
+
+def believe_without_the_lease() -> AbstractContextManager[None]:
+    """An answer of one replica is believed whether or not another master may lead."""
+
+    def check_answer(self: Coordinator, state: PartitionState, heard: int) -> None:
+        pass
+
+    return replaced(Coordinator, "check_answer", check_answer)
+
+
+def hold_from_the_answer() -> AbstractContextManager[None]:
+    """The lease counts from when the answer came, though the store may have begun to count long before."""
+    real = SimSharedConfigStore._hold_from
+
+    def hold_from(self: SimSharedConfigStore, sent_s: float) -> None:
+        real(self, self._now())
+
+    return replaced(SimSharedConfigStore, "_hold_from", hold_from)
+
+
+def change_without_comparing() -> AbstractContextManager[None]:
+    """Whoever changes the document is granted it."""
+
+    def change(self: StoreMachine, body: bytes, revision: int) -> int | None:
+        self.disk.under_way = body
+        self.disk.flush()
+        return self.disk.revision
+
+    return replaced(StoreMachine, "change", change)
+
+
+class _ReadOnly(ConfigStore):
+    """The document for a master that stands by: it takes no term, and changes nothing."""
+
+    def __init__(self, store: ConfigStore) -> None:
+        self._store = store
+        self._is_open = False
+
+    async def read(self) -> tuple[dict[str, Any] | None, int]:
+        return await self._store.read()
+
+    async def compare_and_set(self, document: dict[str, Any], revision: int) -> int:
+        await trio.lowlevel.checkpoint()
+        if self._is_open:
+            raise NotChanged("a standby changes nothing")
+        self._is_open = True
+        return revision
+
+    async def close(self) -> None: ...
+
+
+@contextmanager
+def answer_while_standing_by() -> Iterator[None]:
+    """A master that stands by answers from slots of its own, which it made from the document, in the leader's name."""
+    standing: dict[str, Master] = {}
+    names: dict[Master, Hello] = {}
+    ask_machine = Clients._ask_machine
+    hello = Master.hello
+
+    async def stand_by(self: World, life: Life, store: SimSharedConfigStore) -> None:
+        name = life.host.name
+        while True:
+            await self.wait_until(lambda: self.is_formed() and not self.is_deposed(_the(self.master)), math.inf)
+            leader = _the(self.master)
+            doors = Doors(SimTransport(self.network, life), life.dice)
+            with suppress(ConfigStoreError):
+                with replaced(Cluster, "with_term", lambda self, term: self):
+                    standby = await Master.open(_ReadOnly(store), Registry(self.modes), doors)
+                names[standby] = leader.hello()
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(standby.run, await doors.transport.listen(life.host.address))
+                    standing[name] = standby
+                    await self.wait_until(lambda: self.is_deposed(standby), math.inf)
+                    del standing[name]
+                    nursery.cancel_scope.cancel()
+
+    async def ask(self: Clients, name: str, asked: Sequence[Asked]) -> None:
+        if name in standing and name not in self._world.serving:
+            await self._ask_master(standing[name], asked)
+        else:
+            await ask_machine(self, name, asked)
+
+    def hello_of_the_leader(self: Master) -> Hello:
+        return names.get(self) or hello(self)
+
+    with (
+        replaced(World, "stand_by", stand_by),
+        replaced(Clients, "_ask_machine", ask),
+        replaced(Master, "hello", hello_of_the_leader),
+    ):
+        yield
+
+
+def _the(master: Master | None) -> Master:
+    assert master is not None
+    return master
+
+
+OF_MASTERS = [
+    Mutant("masters: no fence", Quorum(), serve_without_the_fence),
+    Mutant("masters: no lease rule", Chain(), believe_without_the_lease, seed=16, plan=MASTERS),
+    Mutant("masters: lease from the answer", Sync(), hold_from_the_answer),
+    Mutant("masters: standby answers", Quorum(), answer_while_standing_by, seed=0, plan=MASTERS),
+    Mutant("masters: document not compared", Quorum(), change_without_comparing, seed=5, plan=MASTERS),
+]
