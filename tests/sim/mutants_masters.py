@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import trio
@@ -16,6 +18,7 @@ from trikv.coordinator.replicas import Target
 from trikv.core.configuration import Cluster
 from trikv.core.session import Hello
 from trikv.master.configstore import ConfigStore, ConfigStoreError, NotChanged
+from trikv.master.leadership import Candidate
 from trikv.master.master import Master
 from trikv.net.doors import Doors
 from trikv.registry import Registry
@@ -76,7 +79,10 @@ class _ReadOnly(ConfigStore):
         self._is_open = False
 
     async def read(self) -> tuple[dict[str, Any] | None, int]:
-        return await self._store.read()
+        document, revision = await self._store.read()
+        assert document is not None
+        cluster = Cluster.from_document(document)
+        return replace(cluster, term=cluster.term - 1).to_document(), revision  # whoever opens it takes the next
 
     async def compare_and_set(self, document: dict[str, Any], revision: int) -> int:
         await trio.lowlevel.checkpoint()
@@ -96,21 +102,23 @@ def answer_while_standing_by() -> Iterator[None]:
     ask_machine = Clients._ask_machine
     hello = Master.hello
 
-    async def stand_by(self: World, life: Life, store: SimSharedConfigStore) -> None:
+    async def stand_by(self: World, life: Life, store: SimSharedConfigStore, me: Candidate) -> None:
         name = life.host.name
         while True:
             await self.wait_until(lambda: self.is_formed() and not self.is_deposed(_the(self.master)), math.inf)
+            await trio.sleep(1)
             leader = _the(self.master)
             doors = Doors(SimTransport(self.network, life), life.dice)
             with suppress(ConfigStoreError):
-                with replaced(Cluster, "with_term", lambda self, term: self):
-                    standby = await Master.open(_ReadOnly(store), Registry(self.modes), doors)
+                standby = await Master.open(_ReadOnly(store), Registry(self.modes), doors)
                 names[standby] = leader.hello()
                 async with trio.open_nursery() as nursery:
                     await nursery.start(standby.run, await doors.transport.listen(life.host.address))
                     standing[name] = standby
-                    await self.wait_until(lambda: self.is_deposed(standby), math.inf)
-                    del standing[name]
+                    try:
+                        await self.wait_until(partial(self.is_deposed, standby), math.inf)
+                    finally:
+                        del standing[name]
                     nursery.cancel_scope.cancel()
 
     async def ask(self: Clients, name: str, asked: Sequence[Asked]) -> None:
@@ -139,6 +147,6 @@ OF_MASTERS = [
     Mutant("masters: no fence", Quorum(), serve_without_the_fence),
     Mutant("masters: no lease rule", Chain(), believe_without_the_lease, seed=16, plan=MASTERS),
     Mutant("masters: lease from the answer", Sync(), hold_from_the_answer),
-    Mutant("masters: standby answers", Quorum(), answer_while_standing_by, seed=0, plan=MASTERS),
+    Mutant("masters: standby answers", Quorum(), answer_while_standing_by, seed=1, plan=MASTERS),
     Mutant("masters: document not compared", Quorum(), change_without_comparing, seed=5, plan=MASTERS),
 ]

@@ -43,6 +43,8 @@ others, and `store` is the machine of the store that they share. All lines:
     leader ->                                the master that leads, by what the store says, or nothing
     deposed ->                               the masters that serve and do not know of a later term, or nothing
     wait SECONDS
+    wait for leader A                        until that master leads, by what the store says
+    wait for renewal; wait for change        until the store has renewed the leader's lease; has changed the document
     disks KEY ->                             what each replica, in order, has on its disk
     judge ->                                 is the promise kept, by all that clients saw?
 
@@ -253,6 +255,12 @@ def _understand(words: list[str], nodes: set[str]) -> tuple[Action, bool]:
             return partial(ScriptWorld.drain, name=workers([name])[0]), False
         case ["configuration"]:
             return ScriptWorld.configuration, True
+        case ["wait", "for", "leader", name]:
+            return partial(ScriptWorld.wait_for_leader, name=masters([name])[0]), False
+        case ["wait", "for", "renewal"]:
+            return ScriptWorld.wait_for_renewal, False
+        case ["wait", "for", "change"]:
+            return ScriptWorld.wait_for_change, False
         case ["wait", seconds]:
             return partial(ScriptWorld.wait, seconds=_understand_seconds(seconds)), False
         case ["disks", key]:

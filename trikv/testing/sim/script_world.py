@@ -7,7 +7,7 @@ not possible at this point. Its return value is the line's outcome.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -21,7 +21,7 @@ from trikv.testing.judge import linear
 from trikv.testing.judge.audit import check_convergence, check_final, check_origins, check_stamps, measure_staleness
 from trikv.testing.judge.history import Finding, Kind, Operation
 from trikv.testing.sim.clients import Clients
-from trikv.testing.sim.clock import sleep
+from trikv.testing.sim.clock import TICKS_PER_S, sleep
 from trikv.testing.sim.network import Pipe, Wire
 from trikv.testing.sim.plan import MASTER, STORE
 from trikv.testing.sim.world import World
@@ -29,6 +29,7 @@ from trikv.testing.sim.world import World
 NOTHING: Final = "nothing"
 _FROZEN_S: Final = 1e9
 _FORMING_TIMEOUT_S: Final = 20.0
+_PATIENCE_S: Final = 60.0
 
 
 class ScriptError(ValueError):
@@ -243,6 +244,36 @@ class ScriptWorld:
 
     async def wait(self, *, seconds: float) -> None:
         await trio.sleep(seconds)
+
+    async def wait_for_leader(self, *, name: str) -> None:
+        async def leads() -> bool:
+            return await self.leader() == name
+
+        await self._wait_for(leads)
+
+    async def wait_for_renewal(self) -> None:
+        renewals = self._world.store.renewals
+
+        async def is_renewed() -> bool:
+            return self._world.store.renewals > renewals
+
+        await self._wait_for(is_renewed)
+
+    async def wait_for_change(self) -> None:
+        revision = self._world.config.revision
+
+        async def is_changed() -> bool:
+            return self._world.config.revision > revision
+
+        await self._wait_for(is_changed)
+
+    async def _wait_for(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until it holds, looking at every tick."""
+        with trio.move_on_after(_PATIENCE_S):
+            while not await holds():
+                await sleep(1 / TICKS_PER_S)
+            return
+        raise ScriptError(f"that did not happen within {_PATIENCE_S:g} s")
 
     # --- what can be seen ---------------------------------------------------------------------------------------------
 

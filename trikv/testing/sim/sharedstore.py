@@ -64,6 +64,7 @@ class StoreMachine:
         self.refuses = False  # while it is down: connections are refused; otherwise nothing is heard of it
         self.sent: dict[int, bytes] = {}  # documents on their way to it
         self.takeovers = 0
+        self.renewals = 0  # of the leader's lease
         self._clock = clock
         self._number = 0
         self._leases = 0
@@ -124,6 +125,7 @@ class StoreMachine:
             kept = present[1]
             if kept == lease:
                 self._leader = (present[0], lease, self._ends())
+                self.renewals += 1
             else:
                 kept = self._bind(lead)  # it was bound by a request whose answer was lost
         return LeadAnswer(kept, disk.revision, self.tell())

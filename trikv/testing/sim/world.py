@@ -16,7 +16,7 @@ import random
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
-from functools import cache
+from functools import cache, partial
 
 import cbor2
 import trio
@@ -31,6 +31,8 @@ from trikv.master.configstore import ConfigStoreError
 from trikv.master.leadership import Candidate
 from trikv.master.master import Master
 from trikv.master.node import take_turns
+from trikv.master.passing import Passing
+from trikv.master.standby import serve_standby_links
 from trikv.net.doors import Doors
 from trikv.registry import Registry, load_registry
 from trikv.testing.judge.audit import HeldAlone
@@ -45,6 +47,7 @@ from trikv.testing.sim.trace import Trace
 from trikv.worker.worker import Worker
 
 MASTER_ADDRESS = "master:8000"
+_CLUSTER = "c-simulated"
 _SUPERVISOR_S = 1.0  # after a master has ended itself
 
 
@@ -79,7 +82,7 @@ class World:
         self._nursery = nursery
         self.modes = {name: _installed().strategy(name) for name in schedule.modes} | {strategy.name: strategy}
         self.operators = Operators(self, nursery)
-        founded = Cluster("c-simulated", strategy.name, schedule.replicas, schedule.partitions)
+        founded = Cluster(_CLUSTER, strategy.name, schedule.replicas, schedule.partitions)
         self.config = ConfigDisk(founded.to_document(), schedule.fsync_s)
         self.stopped: dict[Life, Stopped] = {}
         self.store = StoreMachine(self.config, schedule.lease_s, clock)  # where several masters share the document
@@ -336,7 +339,7 @@ class World:
                 await take_turns(
                     store,
                     me,
-                    stand_by=partial(self.stand_by, life, store),
+                    stand_by=partial(self.stand_by, life, store, me),
                     lead=lead,
                     wall_clock=lambda: f"{self.clock.now_s:.3f}",
                 )
@@ -344,9 +347,13 @@ class World:
                 pass
             await trio.sleep(_SUPERVISOR_S)
 
-    async def stand_by(self, life: Life, store: SimSharedConfigStore) -> None:
-        """What a master does that does not lead. Its clients' requests are passed on (`clients.py`)."""
-        await trio.sleep_forever()
+    async def stand_by(self, life: Life, store: SimSharedConfigStore, me: Candidate) -> None:
+        """Tell workers which master leads. What clients ask of this one is passed on elsewhere (`clients.py`)."""
+        doors = Doors(SimTransport(self.network, life), life.dice)
+        passing = Passing(store, me, lambda: _CLUSTER, doors)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(passing.run)
+            await serve_standby_links(passing, await doors.transport.listen(life.host.address))
 
     async def _run_worker(self, life: Life) -> None:
         name = life.host.name
