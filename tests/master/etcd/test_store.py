@@ -142,6 +142,7 @@ async def test_nobody_takes_over_before_the_lease_of_a_leader_that_is_cut_off_ha
 ) -> None:
     async with running(f"etcd://{relay.address}/{prefix}", ONE) as one, running(url, TWO) as two:
         assert await one.take_lead("today")
+        await until(lambda: relay.heard.count("/v3/lease/keepalive") > 6)  # it was renewed
         relay.is_cut = True
         await take_lead(two, "tomorrow")
         assert not one.holds()
@@ -187,19 +188,27 @@ async def test_a_leader_leads_no_more_once_it_hears_of_another(url: str, prefix:
         assert not await one.take_lead("tomorrow")
 
 
+async def test_a_leader_that_hears_that_its_key_is_gone_does_not_hold(
+    prefix: str, member: EtcdMember, relay: Relay
+) -> None:
+    async with running(f"etcd://{relay.address}/{prefix}", ONE, 60.0) as one:
+        assert await one.take_lead("today")
+        relay.held.add("/v3/lease/grant")
+        member.call("/v3/lease/revoke", {"ID": look_up(member, f"{prefix}/leader")["lease"]})
+        await until(lambda: not one.holds())
+        assert one.leads
+
+
 async def test_a_keep_alive_of_a_member_that_was_deposed_does_not_count(
     prefix: str, member: EtcdMember, relay: Relay
 ) -> None:
     """It answers from its own memory that the lease goes on; the others have ended it."""
+    relay.held.add("/v3/watch")
     async with running(f"etcd://{relay.address}/{prefix}", ONE) as one:
         assert await one.take_lead("today")
         lease = look_up(member, f"{prefix}/leader")["lease"]
-        term = member.call("/v3/maintenance/status", {})["header"]["raft_term"]
-        kept = {"result": {"header": {"raft_term": term}, "ID": lease, "TTL": "1"}}
-        relay.answers["/v3/lease/keepalive"] = lambda: kept
-        relay.held.add("/v3/watch")
-        relay.held.add("/v3/kv/range")
-        relay.held.add("/v3/lease/grant")
+        relay.answers["/v3/lease/keepalive"] = lambda: {"result": {"ID": lease, "TTL": "1"}}
+        relay.held |= {"/v3/kv/range", "/v3/lease/grant"}
         member.call("/v3/lease/revoke", {"ID": lease})
         await until(lambda: not one.holds())
         heard = relay.heard.count("/v3/lease/keepalive")

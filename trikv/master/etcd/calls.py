@@ -5,8 +5,8 @@ only reads does not, and a member that is behind may answer it from the past; so
 transaction here also deletes a key that nobody writes, which changes nothing and makes no history.
 
 *Terms of the consensus.* etcd's members elect a leading one for each `raft_term`, and answers carry the term of the
-last entry that the member had applied. If two answers bracket a moment and have the same term, no other member had
-become leading by then. `lead.py` needs that.
+last entry that the member had applied. If the answers before and after something have the same term, no other member
+had become leading by then. `lead.py` needs that.
 """
 
 from __future__ import annotations
@@ -123,20 +123,16 @@ class EtcdCalls:
         answer, _ = await self.gateway.call("/v3/lease/grant", {"ID": str(lease), "TTL": str(ttl_s)}, self._attempt_s)
         return EtcdLease(lease, sent_s, self._read(lambda: whole(answer, "TTL")), raft_term)
 
-    async def keep_alive(self, lease: int) -> tuple[int, int]:
-        """The raft_term of the member that answered, and the seconds that the lease has; 0: there is no such lease."""
+    async def keep_alive(self, lease: int) -> int:
+        """The seconds that the lease has, by the member that answers; 0: there is no such lease."""
         try:
             answer, _ = await self.gateway.call("/v3/lease/keepalive", {"ID": str(lease)}, self._attempt_s)
         except EtcdRefusal as refusal:
             if refusal.no_such_lease:
-                return 0, 0
+                return 0
             raise
 
-        def read() -> tuple[int, int]:
-            result = member(answer, "result")
-            return whole(member(result, "header"), "raft_term"), whole(result, "TTL")
-
-        return self._read(read)
+        return self._read(lambda: whole(member(answer, "result"), "TTL"))
 
     async def revoke(self, lease: int) -> bool:
         """Try once to end a lease, and delete the keys that are bound to it; did etcd answer?"""

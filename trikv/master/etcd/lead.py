@@ -6,15 +6,12 @@ arrives late fails. What this master knows of its own key is that revision, whic
 *When a renewal counts.* etcd's members answer a keep-alive without asking each other. A leading member that was deposed
 and does not know it yet (its disk hangs, or it was stopped and wakes) answers it as well, while the lease ends at its
 successor. It may also end leases that look expired to it, which its successor has renewed (etcd-io/etcd#15247: etcd
-3.4.23 has no remedy, later ones a partial one). So a renewal counts only if the term of etcd's consensus was the same
-
-1. before the lease was granted,
-2. in the answer of the keep-alive, and
-3. in a transaction through the consensus, sent after that answer, which finds the leader's key as this master wrote it.
-
-Then the keep-alive was answered by the one leading member of that term, and no later one had been elected: a successor
-gives each lease its whole time again, and members that were deposed before that term do not know the lease. Otherwise
-the key is bound to a new lease, whose time counts from before it was asked for.
+3.4.23 has no remedy, later ones a partial one). So a renewal counts only if the term of etcd's consensus was the same before the lease was granted and in a
+transaction through the consensus, sent after the answer of the keep-alive, which finds the leader's key as this master
+wrote it. Then no later leading member had been elected when the lease was renewed, and members that were deposed before
+that term do not know the lease; so the keep-alive was answered by the leading member of that term, and its successors
+give each lease its whole time again. Otherwise the key is bound to a new lease, whose time counts from before it was
+asked for.
 
 *A lease that has ended*, of a leader that nobody replaced: the key is made anew in one transaction that also finds the
 document as this master wrote it. If another master had led in the meantime, its first act was to change the document.
@@ -112,7 +109,7 @@ class EtcdLead:
             except ConfigStoreError:
                 return False  # where the key was made all the same, it ends with its lease
             finally:
-                self._woken.notify()
+                self._woken.notify()  # there is a lease to renew, or to end
             if not answer.succeeded:
                 self._take_in(answer.found[0])
                 return False
@@ -138,7 +135,7 @@ class EtcdLead:
             with trio.CancelScope() as self._renewing:
                 try:
                     async with self._turn:
-                        await self._renew()
+                        await self._renew(every_s)
                     complain(None)
                 except ConfigStoreError as error:
                     complain(error)
@@ -161,10 +158,11 @@ class EtcdLead:
 
     # --- one renewal --------------------------------------------------------------------------------------------------
 
-    async def _renew(self) -> None:
+    async def _renew(self, every_s: float) -> None:
         """The caller has `_turn`."""
         held = self._held
-        is_known = held is None or await self._extend(held) or await self._bind(held)
+        is_due = held is not None and (held.is_gone or self._clock() >= held.lease.sent_s + every_s / 2)
+        is_known = held is None or not is_due or await self._extend(held) or await self._bind(held)
         if is_known:  # else one of the leases may be the key's
             await self._end_leases()
 
@@ -174,8 +172,8 @@ class EtcdLead:
             return False
         raft_term = held.lease.raft_term
         sent_s = self._clock()
-        answered_in, ttl_s = await self._calls.keep_alive(held.lease.id)
-        if ttl_s == 0 or answered_in != raft_term:
+        ttl_s = await self._calls.keep_alive(held.lease.id)
+        if ttl_s == 0:
             return False
         proof = await self._calls.commit([is_at(self._key, held.revision)], [])
         if not proof.succeeded or proof.raft_term != raft_term or held.is_gone:

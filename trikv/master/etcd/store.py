@@ -154,7 +154,7 @@ class EtcdConfigStore(SharedConfigStore):
         while True:
             await trio.sleep(self._every_s)
             try:
-                _, ttl_s = (0, 0) if self._shown is None else await self._calls.keep_alive(self._shown)
+                ttl_s = 0 if self._shown is None else await self._calls.keep_alive(self._shown)
                 if ttl_s == 0 or me not in self.masters:
                     await self._show(me)
                 if await self._list() and self._watching is not None:
