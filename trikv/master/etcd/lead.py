@@ -6,12 +6,12 @@ arrives late fails. What this master knows of its own key is that revision, whic
 *When a renewal counts.* etcd's members answer a keep-alive without asking each other. A leading member that was deposed
 and does not know it yet (its disk hangs, or it was stopped and wakes) answers it as well, while the lease ends at its
 successor. It may also end leases that look expired to it, which its successor has renewed (etcd-io/etcd#15247: etcd
-3.4.23 has no remedy, later ones a partial one). So a renewal counts only if the term of etcd's consensus was the same before the lease was granted and in a
-transaction through the consensus, sent after the answer of the keep-alive, which finds the leader's key as this master
-wrote it. Then no later leading member had been elected when the lease was renewed, and members that were deposed before
-that term do not know the lease; so the keep-alive was answered by the leading member of that term, and its successors
-give each lease its whole time again. Otherwise the key is bound to a new lease, whose time counts from before it was
-asked for.
+3.4.23 has no remedy, later ones a partial one). So a renewal counts only if the term of etcd's consensus was the same
+before the lease was granted and in a transaction through the consensus, sent after the answer of the keep-alive, which
+finds the leader's key as this master wrote it. Then no later leading member had been elected when the lease was
+renewed, and members that were deposed before that term do not know the lease; so the keep-alive was answered by the
+leading member of that term, and its successors give each lease its whole time again. Otherwise the key is bound to a
+new lease, whose time counts from before it was asked for.
 
 *A lease that has ended*, of a leader that nobody replaced: the key is made anew in one transaction that also finds the
 document as this master wrote it. If another master had led in the meantime, its first act was to change the document.
