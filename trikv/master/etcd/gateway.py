@@ -388,13 +388,18 @@ def _why(error: Exception, tls: bool) -> str:
             return f"TLS failed: {spell(reason)}; write etcd:// if it serves no TLS"
         if isinstance(cause, ConnectionRefusedError):
             return "nobody listens there"
-        if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, ConfigStoreError):
+        if isinstance(cause, ConnectionResetError | BrokenPipeError):
+            return _ended(tls)
+        if isinstance(cause, OSError) and cause.strerror:
             return spell(cause.strerror)
-    if str(error) and "disconnected" not in str(error):
-        return spell(str(error))
-    # So ends a connection of which one side only speaks TLS, and one whose client's certificate is missing.
-    hint = f"if it wants a client's certificate, {_GIVE_CERTIFICATE}" if tls else "if it speaks TLS, write etcds://"
-    return f"it ended the connection; {hint}"
+    return spell(str(error)) if str(error) and "disconnected" not in str(error) else _ended(tls)
+
+
+def _ended(tls: bool) -> str:
+    """So ends a connection of which one side only speaks TLS, and one whose client's certificate is missing."""
+    if not tls:
+        return "it ended the connection; write etcds:// if it speaks TLS"
+    return f"it ended the connection; write etcd:// if it serves no TLS; if it wants a certificate, {_GIVE_CERTIFICATE}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
