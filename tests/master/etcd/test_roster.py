@@ -24,6 +24,10 @@ def names(roster: Roster) -> list[str]:
     return [each.name for each in roster.masters]
 
 
+def state_of_leader(roster: Roster) -> KeyState | None:
+    return roster.leader_state
+
+
 def test_lists_and_changes_by_their_revision() -> None:
     roster = Roster("leader")
     assert roster.take_list([master(ONE, 2), leader(LEADER, 3)], 5)
@@ -38,11 +42,11 @@ def test_lists_and_changes_by_their_revision() -> None:
     assert roster.take(leader(None, 9))
     assert not roster.take(leader(LEADER, 8))
     assert roster.leader is None
-    assert roster.leader_state == leader(None, 9)
+    assert state_of_leader(roster) == leader(None, 9)
     assert not roster.take_list([master(ONE, 2), master(TWO, 6), leader(LEADER, 3)], 8)  # it was deleted at 9
     assert roster.take_list([master(TWO, 6)], 10)
     assert names(roster) == ["two"]
-    assert roster.leader_state is None
+    assert state_of_leader(roster) is None
     roster.forget()
     assert roster.take_list([master(ONE, 1)], 1)
     assert names(roster) == ["one"]
