@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trikv.core import frames
+from trikv.core.errors import Fault
 from trikv.core.session import (
     GREETING_BYTES_MAX,
     PROTOCOL,
@@ -197,6 +198,13 @@ def test_before_the_greeting_little_is_kept_and_afterwards_much_is_taken() -> No
     assert hear(dialer(SessionState.OPEN), announced) == []
     with pytest.raises(PeerError, match=str(frames.FRAME_BYTES_MAX)):
         hear(acceptor(SessionState.OPEN), (frames.FRAME_BYTES_MAX + 1).to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize("fault", [Fault.NOT_SENT, Fault.CROWDED, -(2**64)])
+def test_no_peer_says_what_only_this_side_can_know(fault: int) -> None:
+    """That a call was not sent, for instance: its outcome would be taken for refused."""
+    with pytest.raises(PeerError, match="an answer that is not"):
+        hear(dialer(SessionState.OPEN), frames.encode([2, [[7, 0], [8, int(fault)]]]))
 
 
 SIDES = st.sampled_from(

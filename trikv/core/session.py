@@ -215,7 +215,12 @@ class Session:
                         return Calls(items)
                     if kind == _ANSWERS:
                         for row in items:
-                            if type(row) is not list or len(row) < 2 or not type(row[0]) is type(row[1]) is int:
+                            if (
+                                type(row) is not list
+                                or len(row) < 2
+                                or not type(row[0]) is type(row[1]) is int
+                                or row[1] < 0  # such faults are this side's own: that nothing was sent, for instance
+                            ):
                                 raise PeerError("an answer that is not [id, fault, *payload]")
                         return Answers(items)
                     if kind == _ACKS:

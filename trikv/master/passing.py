@@ -266,12 +266,16 @@ class Passing:
           PeerError: the rest did not come.
         """
         pieces, rest = [answer.body], answer.rest
+        size_bytes = len(answer.body)
         while rest:
+            if size_bytes > HELD_BYTES_MAX:
+                raise PeerError("an answer without end")
             fault, payload = await _ask(link, Op.PASS_REST, [rest], until_s)
             if fault != Fault.OK:
                 raise PeerError(f"the rest of an answer did not come (fault {fault})")
             piece, rest = rest_from_wire(payload)
             pieces.append(piece)
+            size_bytes += len(piece)
         return b"".join(pieces) if len(pieces) > 1 else answer.body
 
 
