@@ -20,7 +20,9 @@ from trikv.master import membership
 from trikv.master.configstore import ConfigConflict, ConfigStore
 from trikv.master.master import Master
 from trikv.net.doors import Doors, Listening, Transport
+from trikv.registry import load_registry
 from trikv.testing.inprocess import InProcessCluster, MemoryTransport
+from trikv.testing.sharedstore import SharedState
 
 KEY: Final = b"k"
 B_ADDRESS: Final = "127.0.0.1:9000"
@@ -228,6 +230,15 @@ async def test_what_a_deposed_master_acknowledges_is_kept_under_quorum(
     record = await b.coordinator.get(KEY)
     assert record is not None
     assert record.value == b"v2"
+
+
+async def test_a_master_whose_lease_ended_while_it_took_its_term_does_not_serve() -> None:
+    """The former leader may have had the lead again before the term was taken, so its lease may hold."""
+    state = SharedState()
+    store = state.client()
+    with pytest.raises(ConfigConflict, match="lease ended while it took a term"):
+        await Master.open(store, load_registry(), Doors(), mode="sync", holds_lease=store.holds)
+    assert state.revision == 1
 
 
 async def test_a_change_by_a_deposed_master_ends_it(nursery: trio.Nursery, autojump_clock: MockClock) -> None:

@@ -2,7 +2,8 @@
 
 Masters that share a config store agree on one leader through it. The leader key of the store is bound to a lease. Who
 creates the key leads, as long as the lease is renewed; the others stand by and watch. The first act of a new leader is
-to take a new term in the document, by compare-and-set, so a leader that was deposed can change the document no more.
+to take a new term in the document, by compare-and-set, so a leader that was deposed can change the document no more. It
+serves only if its lease still holds after that: otherwise the former leader may have had the lead again in between.
 
 *What the lease is for.* A deposed leader may go on for some time before it hears of its successor. Where an answer
 needs several replicas, the epochs hold it off. An answer that rests on fewer replicas than hold each write is believed

@@ -209,7 +209,7 @@ class Master:
 
         Raises:
           StartError: the mode cannot work with so many replicas, or the cluster's mode is not installed.
-          ConfigConflict: another master is starting on this document.
+          ConfigConflict: another master is starting on this document, or the lead was lost before the term was taken.
         """
         document, revision = await store.read()
         if document is None:
@@ -222,6 +222,9 @@ class Master:
             _check_modes(cluster, registry)
         cluster = cluster.with_term(cluster.term + 1)
         revision = await store.compare_and_set(cluster.to_document(), revision)
+        if holds_lease is not None and not holds_lease():
+            # The one before may have had the lead again meanwhile, and its lease may hold now.
+            raise ConfigConflict("this master's lease ended while it took a term, so another master may lead")
         return cls(
             cluster,
             revision,
