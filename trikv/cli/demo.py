@@ -80,6 +80,8 @@ def run_demo(
             etcd_members=1 if masters > 1 else 0,
             master_options=_BREAKABLE if masters > 1 else demo_options(workers, storage),
         )
+        for number, master in enumerate(cluster.masters[1:], 1):
+            master.http_port = _port_or_any(ports[1] + number) if ports[1] else 0
         what = "a master" if masters == 1 else f"an etcd, {masters} masters"
         print(f"starting {what} and {workers} workers in {cluster.directory} ...", flush=True)
         return cluster
