@@ -44,6 +44,13 @@ def row_of(output: bytes, name: str) -> str:
     return next(line for line in output.decode().splitlines() if line.split("\t")[0] == name).partition("\t")[2]
 
 
+def test_a_master_alone_has_no_others_beside_it(cluster: LocalCluster, trikv: Trikv) -> None:
+    alone = trikv("masters", url=cluster.url)
+    assert alone.stdout == b"one master, which has its document for itself\n"
+    assert json.loads(trikv("masters", "--json", url=cluster.url).stdout)["masters"] == []
+    assert state_of(cluster)["masters"] is None
+
+
 # --- the mode ---------------------------------------------------------------------------------------------------------
 
 
