@@ -15,8 +15,9 @@ before, without an answer: that one may have carried it out.
 decompressed, no redirect is followed, no proxy of the environment is used, and the time covers all of an answer. What
 does not have the shape that the API documents is as good as no answer.
 
-What it costs: one HTTP request on a connection that is kept; `open` brings httpx, some 100 ms of a start. httpx, since
-the client has it already and it speaks Trio. What it leaves out: gRPC's own resending, balancing and discovery.
+What it costs: one HTTP request on a connection that is kept, 1 ms of CPU here; and httpx, which takes 0.3 s of CPU to
+import. httpx, since trikv's client has it already and it speaks Trio. What it leaves out: gRPC's own resending,
+balancing and discovery.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ so a watch that has died unheard costs a third of a lease; nothing is decided by
 *Outages* are waited out: every task tries again, a third of a lease later at most, and the log has one line when the
 first call is not answered and one when a call is again.
 
-What it costs: each master two calls per third of a lease, and one watch, which idles; the leader two more. What it
-leaves out: compaction, which is the operator's, since others may use the same etcd.
+What it costs: each master two calls per third of a lease, and one watch, which idles; the leader two more calls, 0.7 %
+of a core in all with leases of 3 s. What it leaves out: compaction, which is the operator's, since others may use the
+same etcd.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class EtcdConfigStore(SharedConfigStore):
         return tuple(sorted({*roster.masters, *leader}))
 
     async def close(self) -> None:
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), trio.move_on_after(GIVE_UP_S):
             await self._gateway.close()
 
     def holds(self) -> bool:
