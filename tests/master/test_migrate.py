@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -12,7 +10,9 @@ from typing import Any
 
 import pytest
 import trio
+from click.testing import CliRunner
 
+from trikv.cli.main import main
 from trikv.core.configuration import Cluster
 from trikv.master.configstore import CHANGE, ConfigStoreError, SqliteConfigStore
 from trikv.master.etcd import EtcdConfigStore
@@ -140,10 +140,8 @@ async def test_a_source_that_is_none_is_said_and_nothing_is_made(directory: Path
 
 
 def run(*words: object) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "trikv", "config-store", "copy", *map(str, words)], capture_output=True, text=True
-    )
-    return done.returncode, done.stdout, done.stderr
+    done = CliRunner().invoke(main, ["config-store", "copy", *map(str, words)])
+    return done.exit_code, done.stdout, done.stderr
 
 
 async def test_the_command_says_in_one_line_what_it_did(directory: Path, shared: EtcdSettings) -> None:
