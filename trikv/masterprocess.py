@@ -22,8 +22,7 @@ import trio
 from trikv.config import MasterSettings
 from trikv.core.configuration import Cluster
 from trikv.logs import NodeLog
-from trikv.master.configstore import ConfigStore, ConfigStoreError, SqliteConfigStore
-from trikv.master.etcd import EtcdConfigStore
+from trikv.master.configstore import DOCUMENT_FILE, ConfigStore, ConfigStoreError, SqliteConfigStore
 from trikv.master.leadership import Candidate, SharedConfigStore
 from trikv.master.master import Master
 from trikv.master.masters import describe_masters
@@ -39,7 +38,6 @@ from trikv.web.standby import StandbyDesk, serve_standby_http
 from trikv.worker.datadir import open_data_dir
 
 DRAIN_S: Final = 3.0  # for requests under way at a stop
-_DOCUMENT: Final = "cluster.sqlite"  # in a master's data directory
 _WORKERS: Final = "workers"  # the directories of the workers that it starts, there
 
 _log = logging.getLogger(__name__)
@@ -73,8 +71,8 @@ class MasterProcess:
 
     async def _run_alone(self) -> None:
         settings = self._settings
-        with open_data_dir(settings.directory, "master", founding=_DOCUMENT) as data_dir:
-            store = await SqliteConfigStore.open(data_dir.path / _DOCUMENT, founded=data_dir.founded)
+        with open_data_dir(settings.directory, "master", founding=DOCUMENT_FILE) as data_dir:
+            store = await SqliteConfigStore.open(data_dir.path / DOCUMENT_FILE, founded=data_dir.founded)
             try:
                 master = await self._open(store)
                 data_dir.note_founded()
@@ -109,6 +107,8 @@ class MasterProcess:
     # --- one of several -----------------------------------------------------------------------------------------------
 
     async def _run_among_others(self) -> None:
+        from trikv.master.etcd import EtcdConfigStore  # here, since a master alone would pay for an HTTP client
+
         settings = self._settings
         assert settings.config_store is not None
         store = await EtcdConfigStore.open(settings.config_store, lease_s=settings.lease_s, doors=self._doors)

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 
 from trikv.cli.main import main
 from trikv.core.configuration import Cluster
-from trikv.master.configstore import CHANGE, ConfigStoreError, SqliteConfigStore
+from trikv.master.configstore import CHANGE, DOCUMENT_FILE, ConfigStoreError, SqliteConfigStore
 from trikv.master.etcd import EtcdConfigStore
 from trikv.master.leadership import Candidate
-from trikv.master.migrate import DOCUMENT_FILE, Copied, Place, copy_document
+from trikv.master.migrate import Copied, Place, copy_document
 from trikv.net.etcdurl import EtcdSettings, parse_config_store
 from trikv.testing.processes.etcd import EtcdCluster, etcd_missing
 from trikv.worker.datadir import DataDirError, open_data_dir

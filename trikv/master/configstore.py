@@ -30,6 +30,7 @@ from typing import Any, Final
 import cbor2
 import trio
 
+DOCUMENT_FILE: Final = "cluster.sqlite"  # in a master's data directory
 FORMAT_VERSION: Final = 1
 _APPLICATION_ID: Final = 0x7472696B  # "trik": SQLite keeps it in the file's header
 

@@ -19,15 +19,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from trikv.core.configuration import Cluster
-from trikv.master.configstore import ConfigConflict, ConfigStore, ConfigStoreError, SqliteConfigStore
+from trikv.master.configstore import (
+    DOCUMENT_FILE,
+    ConfigConflict,
+    ConfigStore,
+    ConfigStoreError,
+    SqliteConfigStore,
+)
 from trikv.master.etcd import EtcdConfigStore
 from trikv.net.etcdurl import EtcdSettings
 from trikv.worker.datadir import open_data_dir
-
-DOCUMENT_FILE: Final = "cluster.sqlite"  # in a master's data directory
 
 Place = Path | EtcdSettings  # a file, a master's data directory, or an etcd
 
