@@ -17,6 +17,8 @@ from trikv.config import (
 )
 from trikv.core.scaling import Limits
 
+ETCD = "etcd://127.0.0.1:2379"
+
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +31,17 @@ def test_the_defaults() -> None:
     assert worker_settings({"port": 8001}, {}).directory == Path("trikv-data/worker-8001")
     assert master_settings({}, {}) == MasterSettings()
     assert master_settings({}, {}).directory == Path("trikv-data/master")
+
+
+def test_an_etcd_is_one_value_with_its_certificates_and_its_password() -> None:
+    flags = {"config_store": "etcds://me@h:1,i:2/mine", "config_store_ca": "ca", "config_store_cert": "c",
+             "config_store_key": "k"}  # fmt: skip
+    store = master_settings(flags, {"TRIKV_CONFIG_STORE_PASSWORD": "secret"}).config_store
+    assert store is not None
+    assert (store.endpoints, store.prefix, store.tls) == (("h:1", "i:2"), "mine", True)
+    assert (store.user, store.password) == ("me", "secret")
+    assert (store.ca, store.certificate, store.key) == (Path("ca"), Path("c"), Path("k"))
+    assert master_settings({}, {"TRIKV_MASTER_CONFIG_STORE": ETCD}).config_store is not None
 
 
 def test_flags_win_over_variables_and_those_over_the_file() -> None:
@@ -135,6 +148,19 @@ def test_a_worker_is_told_what_it_cannot_be(flags: Mapping[str, object], complai
         ({"start_workers": -1}, "--start-workers: -1 is not a number of workers, 0 to 1000"),
         ({"worker_port": 70_000}, "--worker-port: 70000 is not a port"),
         ({"break_it": "perhaps"}, "--break-it: 'perhaps' is neither true nor false"),
+        ({"config_store": "http://x"}, "--config-store: this is no config store; write etcd://"),
+        ({"config_store": ETCD, "config_store_ca": "ca.pem"}, "certificates are for TLS; write etcds://"),
+        ({"advertise": "10.0.0.1:8000"}, "--advertise is for a master among several: give --config-store with it"),
+        ({"config_store": ETCD, "start_workers": 3}, "--start-workers and --autoscale are for a master alone"),
+        ({"config_store": ETCD, "lease_s": 0.5}, "--lease: 0.5 is not a time in seconds, 1 to 60"),
+        (
+            {"config_store": ETCD, "host": "0.0.0.0", "insecure": True},
+            "0.0.0.0 is no address that others can call: say with --advertise HOST:PORT where they reach it",
+        ),
+        (
+            {"config_store": ETCD, "http": "[::]:80", "advertise": "h:1", "host": "::", "insecure": True},
+            ":: is no address that others can call: say with --advertise-http HOST:PORT where they reach it",
+        ),
         ({"max_load": 10}, "give --autoscale MIN..MAX with them"),
         ({"autoscale": "3..9", "max_load": 0}, "--max-load: 0 is not a number of requests a second"),
     ],

@@ -40,6 +40,7 @@ DATA_ROOT: Final = Path("trikv-data")
 PORT_MAX: Final = 65_535
 DOWN_AFTER_LEAST_S: Final = 1.5  # three heartbeats; with less, one lost packet would move data
 DOWN_AFTER_MOST_S: Final = 3_600.0
+_EVERYWHERE: Final = ("0.0.0.0", "::")  # listening there, a node is reached at other addresses
 LEASE_S: Final = 3.0
 LEASE_LEAST_S: Final = 1.0
 LEASE_MOST_S: Final = 60.0
@@ -137,7 +138,10 @@ def master_settings(
             if getattr(settings, name) is not None:
                 flag = "--" + name.replace("_", "-")
                 raise SettingsError(f"{flag} is for a master among several: give --config-store with it")
-    elif settings.start_workers or settings.autoscale is not None:
+    else:
+        _check_advertised("--advertise", settings.advertise, settings.host)
+        _check_advertised("--advertise-http", settings.advertise_http, split_address(settings.http)[0])
+    if settings.config_store is not None and (settings.start_workers or settings.autoscale is not None):
         raise SettingsError(
             "--start-workers and --autoscale are for a master alone; with --config-store, start workers with "
             "trikv worker PORT --master A,B,C"
@@ -154,6 +158,11 @@ def master_settings(
                 f"--start-workers {settings.start_workers} is more than --autoscale allows, {limits.most}; change one"
             )
     return settings
+
+
+def _check_advertised(flag: str, address: str | None, host: str) -> None:
+    if address is None and host in _EVERYWHERE:
+        raise SettingsError(f"{host} is no address that others can call: say with {flag} HOST:PORT where they reach it")
 
 
 def _config_store(url: str, gathered: Mapping[str, Any], environ: Mapping[str, str]) -> EtcdSettings:
