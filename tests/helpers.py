@@ -105,7 +105,14 @@ class Around:
         return self.replicas.setdefault(member, Replica(member))
 
     def state(
-        self, partition: Partition, *, index: int = 5, term: int = 3, mark: int = 0, made_here: bool = False
+        self,
+        partition: Partition,
+        *,
+        index: int = 5,
+        term: int = 3,
+        mark: int = 0,
+        made_here: bool = False,
+        rivalled: bool = False,
     ) -> PartitionState:
         surroundings = Surroundings(
             load_registry().strategy,
@@ -116,7 +123,7 @@ class Around:
             mark,
             PARTITIONS,
         )
-        return PartitionState(index, term, partition, surroundings, made_here=made_here)
+        return PartitionState(index, term, partition, surroundings, made_here=made_here, rivalled=rivalled)
 
 
 class GatedStorage(MemoryStorage):

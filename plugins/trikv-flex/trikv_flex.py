@@ -41,7 +41,8 @@ more.
 Sources: Gifford, "Weighted Voting for Replicated Data", SOSP 1979, section 2 (r + w > N; here each replica has one
 vote); Howard, Malkhi, Spiegelman, "Flexible Paxos: Quorum Intersection Revisited", OPODIS 2016, sections 3 and 5;
 Attiya, Bar-Noy, Dolev, "Sharing Memory Robustly in Message-Passing Systems", J. ACM 42(1), 1995, for the second round
-of a read. Gifford asks for 2w > n as well, to tell versions apart; here one coordinator gives them.
+of a read. Gifford asks for 2w > n as well, to tell versions apart; here one coordinator gives them. Where several
+masters share a cluster, the next one first has n - w + 1 replicas of each key refuse the one before.
 """
 
 import os

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.helpers import Around, configuration_of
@@ -28,6 +30,19 @@ def test_one_answer_counts_for_every_configuration_that_its_member_is_in() -> No
     state.note_promise(Member("a", "1"))
     assert not state.is_fenced
     state.note_promise(Member("b", "1"))
+    assert state.is_fenced
+
+
+@pytest.mark.parametrize(("members", "copies", "promises"), [("abcd", 3, 0), ("abcd", 2, 3), ("abc", 1, 3)])
+def test_where_two_writes_need_not_meet_the_active_configuration_is_fenced_against_an_earlier_term(
+    members: str, copies: int, promises: int
+) -> None:
+    configuration = replace(configuration_of(members), copies=copies)
+    assert Around().state(Partition(4, (configuration,))).is_fenced
+    state = Around().state(Partition(4, (configuration,)), rivalled=True)
+    for name in members[:promises]:
+        assert not state.is_fenced
+        state.note_promise(Member(name, "1"))
     assert state.is_fenced
 
 

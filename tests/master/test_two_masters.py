@@ -14,8 +14,10 @@ import trio
 from trio.testing import MockClock
 
 from tests.helpers import GatedStorage, partition_of, shut
+from trikv.api import Promise, Record, ReplicaSet, Strategy, Write
 from trikv.core.configuration import Cluster
 from trikv.core.errors import Refused, TrikvError
+from trikv.core.quorums import Availability
 from trikv.master import membership
 from trikv.master.configstore import ConfigConflict, ConfigStore
 from trikv.master.master import Master
@@ -75,8 +77,27 @@ class Lease:
         return self.held
 
 
+class Half(Strategy):
+    """A write is committed by half of the replicas, so two writes need not meet."""
+
+    name = "half"
+    promise = Promise.CP
+
+    def copies(self, n: int) -> int:
+        return (n + 1) // 2
+
+    async def write(self, write: Write, replicas: ReplicaSet) -> None:
+        await replicas.store(write, need=self.copies(len(replicas)))
+
+    async def read(self, key: bytes, replicas: ReplicaSet) -> Record | None:
+        answers = await replicas.fetch(key, need=len(replicas) - self.copies(len(replicas)) + 1)
+        return await replicas.agree(key, answers)
+
+
 async def open_b(cluster: InProcessCluster, store: ConfigStore, transport: Partial) -> Master:
-    return await Master.open(store, cluster.registry, Doors(transport=transport), timeout_s=2.0)
+    return await Master.open(
+        store, cluster.registry, Doors(transport=transport), timeout_s=2.0, holds_lease=lambda: True
+    )
 
 
 async def run_b(nursery: trio.Nursery, master: Master, network: MemoryTransport) -> None:
@@ -253,3 +274,55 @@ async def test_a_change_by_a_deposed_master_ends_it(nursery: trio.Nursery, autoj
     with pytest.raises(ConfigConflict):
         a.document.check()
     await b.coordinator.put(KEY, b"v1")
+
+
+async def test_what_a_deposed_master_acknowledges_is_kept_where_two_writes_need_not_meet(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """A write is committed by 2 of 4 replicas. The network is parted: A reaches m3 and m4, B reaches m1 and m2. B is
+    asked to write v1, and after that A to write v2."""
+    network, lease = MemoryTransport(), Lease()
+    seen_by_a, seen_by_b = Partial(network), Partial(network)
+    cluster = await InProcessCluster.start(
+        nursery,
+        mode="half",
+        strategies=[Half()],
+        workers=0,
+        replicas=4,
+        doors=Doors(transport=seen_by_a),
+        holds_lease=lease.holds,
+    )
+    cluster.doors = Doors(transport=network)
+    for _ in range(4):
+        await cluster.add_worker()
+    await cluster.until(lambda: cluster.master.cluster.formed and len(cluster.master.cluster.workers) == 4)
+    await cluster.until_all_up()
+    a = cluster.master
+    await a.coordinator.put(KEY, b"v0")
+    slot = a.coordinator.partitions[partition_of(KEY)]
+    m1, m2, m3, m4 = (cluster.node_of(target.member.worker).address for target in slot.targets)
+    await trio.sleep(1)  # all four have v0
+
+    seen_by_a.blocked |= {m1, m2}
+    for address, stream in seen_by_a.connections:
+        if address in seen_by_a.blocked:
+            await trio.aclose_forcefully(stream)
+    seen_by_b.blocked |= {m3, m4}
+    lease.held = False
+    b = await open_b(cluster, cluster.store, seen_by_b)
+    await run_b(nursery, b, network)
+    with pytest.raises(Refused):
+        await b.coordinator.put(KEY, b"v1")  # m3 and m4 could still commit what A writes
+    await a.coordinator.put(KEY, b"v2")
+
+    seen_by_b.blocked.clear()
+    b.membership.redial()
+    of_b = b.coordinator.partitions[slot.index]
+    await until(lambda: all(target.availability is Availability.UP for target in of_b.targets))
+    for _ in range(2):
+        record = await b.coordinator.get(KEY)
+        assert record is not None
+        assert record.value == b"v2"
+    await b.coordinator.put(KEY, b"v3")
+    with pytest.raises(TrikvError):
+        await a.coordinator.put(KEY, b"v4")

@@ -600,8 +600,8 @@ class Coordinator:
             down = sorted({t.member.worker for t in state.to_fence() if t.availability is Availability.DOWN})
             raise Refused(
                 "unavailable",
-                "its configuration has changed, and too few members of an earlier one can be reached to end that: "
-                + ", ".join(down),
+                "another master may still write under an earlier configuration, or in an earlier term, and too few of "
+                "the members can be reached to end that: " + ", ".join(down),
             )
 
 

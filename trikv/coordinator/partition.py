@@ -11,8 +11,10 @@ here move a state from one stage to the next, and no other module assigns its fi
 
 *The fence.* A master that was deposed may still serve under an earlier configuration. So nothing is served under a
 changed one before R members of every earlier configuration have promised its epoch: from then on nothing can be
-committed, or read by a quorum, under theirs. Configurations of an AP mode promise nothing that this would keep. A
-settled partition has no earlier configuration.
+committed, or read by a quorum, under theirs. Configurations of an AP mode promise nothing that this would keep. Where
+the configuration is unchanged, any two writes meet, and so nothing is needed. But if W is half of its members or less,
+they need not meet, and the later one may have the lower version: then the active configuration is fenced as well, in
+each new term.
 
 `pending` holds, for each key, the newest record that was sent and is not known to be committed. A compare-and-set or a
 repair must finish it before it looks: such a record may still be on its way to the replica that is about to be read.
@@ -123,16 +125,28 @@ class Surroundings(NamedTuple):
 
 
 class PartitionState:
-    """One partition in one epoch. `made_here`: its active configuration is of this coordinator's making."""
+    """One partition in one epoch.
+
+    Args:
+      made_here: its active configuration is of this coordinator's making.
+      rivalled: another master may still write under the same active configuration, in an earlier term.
+    """
 
     __slots__ = (
-        "_copies", "_count", "_doubt", "_marks", "_promised_by", "_sent_keys", "_surroundings", "anchored",
-        "blocked_because", "copies", "epoch", "history", "index", "is_fenced", "locks", "missed", "needs", "partition",
-        "pending", "promised", "stage", "strategy", "targets", "untouched", "up_to_write",
+        "_copies", "_count", "_doubt", "_marks", "_promised_by", "_sent_keys", "_surroundings", "_to_retire",
+        "anchored", "blocked_because", "copies", "epoch", "history", "index", "is_fenced", "locks", "missed", "needs",
+        "partition", "pending", "promised", "stage", "strategy", "targets", "untouched", "up_to_write",
     )  # fmt: skip
 
     def __init__(
-        self, index: int, term: int, partition: Partition, surroundings: Surroundings, *, made_here: bool = False
+        self,
+        index: int,
+        term: int,
+        partition: Partition,
+        surroundings: Surroundings,
+        *,
+        made_here: bool = False,
+        rivalled: bool = False,
     ) -> None:
         self._surroundings = surroundings
         self._doubt = surroundings.doubt
@@ -159,7 +173,10 @@ class PartitionState:
         self.promised = 0  # where blocked: the epoch that a worker has promised, and the document does not know
         self.stage = _SETTLED if partition.settled else Stage.UNUSED if made_here else Stage.SETTLING
         self._marks = Marks(self.epoch, self.pending, alike=False)
-        self._promised_by: set[Member] = set()  # members of earlier configurations that have promised this epoch
+        writes_meet = 2 * self.copies > len(self.targets)
+        retired = self.history if rivalled and not writes_meet else self.history[:-1]
+        self._to_retire = [electorate for electorate in retired if not electorate.is_ap]
+        self._promised_by: set[Member] = set()  # members of those configurations that have promised this epoch
         self.is_fenced = not self.to_fence()  # may anything be served under its active configuration?
         self.untouched = True  # nothing was sent to its members to be stored, in this epoch
         self._sent_keys: set[bytes] | None = (
@@ -300,6 +317,7 @@ class PartitionState:
         assert partition == self.partition.as_settled(), (partition, self.partition)
         self.partition = partition
         self.history = self.history[-1:]
+        self._to_retire = []  # enough members of all of them were heard in this epoch
         self.is_fenced = True
         self.anchored = set()
         if self.copies == len(self.targets) and not self.is_ap:
@@ -334,8 +352,8 @@ class PartitionState:
     # --- the fence ----------------------------------------------------------------------------------------------------
 
     def to_fence(self) -> list[Target]:
-        """The members of earlier configurations whose promise of this epoch is still waited for."""
-        lacking = [e for e in self.history[:-1] if not e.is_ap and self._lacks(e) > 0]
+        """The members whose promise of this epoch is still waited for."""
+        lacking = [e for e in self._to_retire if self._lacks(e) > 0]
         return list({t.member: t for e in lacking for t in e.voters if t.member not in self._promised_by}.values())
 
     def note_promise(self, member: Member) -> None:
@@ -347,9 +365,7 @@ class PartitionState:
     def can_be_fenced(self) -> bool:
         """Are enough members left that may promise this epoch?"""
         waited_for = {t.member for t in self.to_fence() if t.availability is not Availability.DOWN}
-        return all(
-            e.is_ap or self._lacks(e) <= sum(t.member in waited_for for t in e.voters) for e in self.history[:-1]
-        )
+        return all(self._lacks(e) <= sum(t.member in waited_for for t in e.voters) for e in self._to_retire)
 
     def _lacks(self, electorate: Electorate[Target]) -> int:
         """How many more of its members must promise this epoch."""

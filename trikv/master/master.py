@@ -27,7 +27,7 @@ from trikv.coordinator.partition import PartitionState, Surroundings
 from trikv.core.calls import Enlist, Heartbeat, PassOn, PassPart, PassRest, parse
 from trikv.core.configuration import Cluster, Partition
 from trikv.core.errors import Refused, Unknown
-from trikv.core.record import MARK_BITS, make_epoch
+from trikv.core.record import MARK_BITS, make_epoch, term_of
 from trikv.core.ring import PARTITION_COUNT
 from trikv.core.scaling import Limits
 from trikv.core.session import Call, Hello, MasterId, PeerError
@@ -354,12 +354,21 @@ class Master:
             if former.partition != partition:
                 former.settle(partition)  # all else gets a new generation
             return former
-        state = PartitionState(index, term, partition, self._surroundings, made_here=made_here)
+        rivalled = self._is_rivalled(partition, former)
+        state = PartitionState(index, term, partition, self._surroundings, made_here=made_here, rivalled=rivalled)
         if former is not None:
             if former.blocked_because and former.partition == partition:
                 state.block(former.promised, former.blocked_because)  # a new term proves nothing
             former.replace()
         return state
+
+    def _is_rivalled(self, partition: Partition, former: PartitionState | None) -> bool:
+        """May another master still write under its active configuration, in an earlier term?"""
+        if self.coordinator.holds_lease is None:
+            return False  # there is no other
+        if former is None or term_of(former.epoch) != self.cluster.term:
+            return True
+        return not former.is_fenced and former.configuration == partition.active
 
     async def _note_first_store(self) -> None:
         async def note() -> None:
