@@ -198,6 +198,8 @@ def after_greeting(dice: random.Random, to: FuzzedNode) -> Iterator[Case]:
         yield case("acknowledgements that nobody asked for", frame([ACKS, [call_id] * 1000]))
     for op in (-1, 0, 9, 255, 2**31, 2**63):
         yield case("an unknown op", calls((op, [])))
+    if to.role == "master":
+        yield from _passed_on(dice, to)
     yield from _calls(dice, to, case)
     yield case("8,000,000 empty calls", _many(b"\x82\x01", b"\x80", 8_000_000))
     yield case("8,000,000 empty answers", _many(b"\x82\x02", b"\x80", 8_000_000))
@@ -210,6 +212,38 @@ def after_greeting(dice: random.Random, to: FuzzedNode) -> Iterator[Case]:
     yield case("8,000,000 empty texts", _many(b"\x82\x01", b"\x60", 8_000_000))
     yield case("8,000,000 zeros behind a call", frame([CALLS, [[1, 1, 2]]]), raw_frame(bytes(8_000_000)))
     yield case("an odd list of 2,000,000", _many(b"\x82\x01", b"\x84\x00\x00\x00", 2_000_000))
+
+
+def _passed_on(dice: random.Random, to: FuzzedNode) -> Iterator[Case]:
+    """Requests that a standby passes on, each argument odd in turn. Those that store have a key of their own."""
+    greeting = frame([MAGIC, PROTOCOL, "standby", "fuzz", "fuzz-life", to.cluster])
+
+    def case(kind: str, *rows: tuple[Op, list[Any]]) -> Case:
+        return Case(f"RPC of the master, greeted as a standby, {kind}", (greeting, calls(*rows)))
+
+    path = b"/v1/kv/" + KEY
+    headers = ["if-match", "*", "accept", "application/json"]
+    good = ["id-1", "PUT", "PUT", "/v1/kv/{key...}", path, b"timeout=1", headers, b"value", 0]
+    yield case("as it should be", (Op.PASS_ON, good))
+    for at in range(len(good)):
+        for value in ODD:
+            yield case(f"with an odd argument {at + 1}", (Op.PASS_ON, [*good[:at], value, *good[at + 1 :]]))
+    for route in ("/v1/kv", "/v1/batch", "/v1/mode", "/v1/locate", "/v1/trace/{id}", "/no/such", "/put", "/get", "/"):
+        for method in ("GET", "PUT", "POST", "HEAD", "x"):
+            for target in (path, b"", b"/", b"/%zz", b"\xff\0", b"/v1/kv/" + b"x" * 5000):
+                rest = [target, b"", dice.choice((headers, [])), dice.choice((b"", b"{", b"\xff")), 0]
+                yield case(f"{method} of {route}", (Op.PASS_ON, ["", method, method, route, *rest]))
+    for value in (*ODD, ["a"], ["a", "b", "a", "c"], ["a", "b\r\nc: d"], ["A", "b"], ["a", "b"] * 5000):
+        yield case("with odd headers", (Op.PASS_ON, [*good[:6], value, *good[7:]]))
+        yield case("a piece of an odd body", (Op.PASS_PART, [value, b"x"]), (Op.PASS_PART, [1, value]))
+        yield case("the rest of an odd answer", (Op.PASS_REST, [value]))
+    yield case("of which the body never came", (Op.PASS_ON, [*good[:8], 7]))
+    yield case("5,000 pieces of nothing", *[(Op.PASS_PART, [n, b""]) for n in range(5000)])
+    yield case(
+        "a body of more than it may have", *[(Op.PASS_PART, [1, bytes(1_000_000)])] * 7, (Op.PASS_ON, [*good[:8], 1])
+    )
+    yield case("5,000 at once", *[(Op.PASS_ON, ["", "GET", "GET", "/v1/kv/{key...}", path, b"", [], b"", 0])] * 5000)
+    yield case("what is asked of workers", (Op.FETCH, [to.partition, to.epoch, to.incarnation, KEY]))
 
 
 def _one_call(op: Op, arguments: int) -> bytes:
