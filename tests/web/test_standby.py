@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 import cbor2
 import httpx
@@ -16,8 +18,11 @@ from tests.web.lanes import OTHER, Answer, Sent, ask, comparable
 from tests.web.scraped import samples_of, value
 from tests.web.standbys import Masters
 from trikv.core.calls import PIECE_BYTES
+from trikv.core.errors import Refused
+from trikv.masterprocess import services_of
 from trikv.testing.inprocess import InProcessCluster
 from trikv.web.batch import BODY_BYTES_MAX
+from trikv.web.desk import answer_passed
 
 VALUE = bytes(range(256)) * 4096  # 1 MiB
 ALIKE = (
@@ -217,6 +222,48 @@ async def test_a_request_that_waits_is_answered_by_the_next_leader(masters: Mast
     assert await masters.leader.take_lead("later")
     await until(lambda: answers)
     assert answers[0].status == 204
+
+
+async def test_the_leader_is_told_how_much_time_is_left(masters: Masters, nursery: trio.Nursery) -> None:
+    """Its workers do not answer, so the request takes all the time that the leader gives it."""
+    for node in masters.cluster.workers:
+        masters.cluster.network.hold(node.address)
+    await lose_leader(masters)
+    answers = []
+
+    async def write() -> None:
+        answers.append(await asked_one(masters.standby.port, "PUT", "/v1/kv/a?timeout=2", b"v"))
+
+    began_s = trio.current_time()
+    nursery.start_soon(write)
+    await until(lambda: masters.standby.passing.held_bytes)
+    await trio.sleep(1.5)
+    masters.cluster.network.mend(masters.me.address)
+    assert await masters.leader.take_lead("later")
+    await until(lambda: answers)
+    problem = json.loads(answers[0].body)
+    assert problem["code"] != "no_leader"
+    assert "passed on" not in problem["detail"]  # it is the leader's own, and came in time
+    assert trio.current_time() - began_s >= 2
+
+
+async def test_what_a_leader_refuses_since_it_stops_is_asked_of_the_next(masters: Masters) -> None:
+    class StoppingOnce:
+        def __init__(self) -> None:
+            self.asked = 0
+
+        async def get(self, key: bytes, **options: Any) -> Any:
+            self.asked += 1
+            if self.asked == 1:
+                raise Refused("stopping", "the master is about to end")
+            return await masters.cluster.coordinator.get(key, **options)
+
+    coordinator = StoppingOnce()
+    services = replace(services_of(masters.cluster.master), coordinator=cast("Any", coordinator))
+    with masters.cluster.master.passed_on.served_by(partial(answer_passed, services)):
+        answer = await asked_one(masters.standby.port, "GET", "/v1/kv/absent")
+    assert answer.status == 404
+    assert coordinator.asked == 2
 
 
 @pytest.mark.parametrize(
