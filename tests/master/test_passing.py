@@ -179,6 +179,47 @@ async def test_what_a_fault_comes_to(
     assert len(world.asked) == 2
 
 
+@pytest.mark.parametrize(
+    ("rest", "is_over"),
+    [
+        ([Fault.OK, b"", 0], True),
+        ([Fault.OK, "x", 0], True),
+        ([Fault.OK, b"x", -1], True),
+        ([Fault.OK], True),
+        ([Fault.OK, bytes(PIECE_BYTES), 1], True),  # and so on, without end
+        ([Fault.BUSY], False),
+        (None, True),  # silence: it seems to be gone
+    ],
+)
+async def test_an_answer_of_which_the_rest_does_not_come(
+    world: World, autojump_clock: MockClock, rest: list[Any] | None, is_over: bool
+) -> None:
+    def answer(link: Link, call_id: int, request: Any) -> None:
+        if isinstance(request, PassOn):
+            link.answer(call_id, Fault.OK, [200, [], b"first", 1])
+        elif rest is not None:
+            link.answer(call_id, rest[0], rest[1:])
+
+    standby = await world.start(answer)
+    link = standby.link
+    assert await pass_on(standby) == ("unknown", Outcome.UNKNOWN)
+    assert await pass_on(standby, writes=False) == ("unanswered", Outcome.REFUSED)
+    assert (standby.link is not link) is is_over  # else others go on over it
+
+
+async def test_a_rest_may_take_longer_than_the_request(world: World, autojump_clock: MockClock) -> None:
+    async def answer_slowly(link: Link, call_id: int, request: Any) -> None:
+        if isinstance(request, PassOn):
+            await trio.sleep(1.9)
+            link.answer(call_id, Fault.OK, [200, [], b"1", 1])
+        else:
+            await trio.sleep(3)
+            link.answer(call_id, Fault.OK, [b"2", 0])
+
+    standby = await world.start(lambda *call: world.nursery.start_soon(answer_slowly, *call))
+    assert await pass_on(standby) == (200, {}, b"12")
+
+
 async def test_no_answer_in_time(world: World, autojump_clock: MockClock) -> None:
     standby = await world.start(lambda *_: None)
     began_s = trio.current_time()

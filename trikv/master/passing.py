@@ -52,6 +52,7 @@ HELD_BYTES_MAX: Final = 64 * 1024 * 1024
 ANSWERS_BYTES_MAX: Final = 64 * 1024 * 1024
 HELD_S: Final = 60.0  # the longest timeout that a client can ask for
 GRACE_S: Final = 0.5  # the leader knows the deadline too, and its answer says more than silence does
+REST_S: Final = 10.0  # for a further piece of an answer; the first one came in time
 SWEEP_S: Final = 0.1
 AGAIN_S: Final = 0.1  # after a master said that it does not lead
 
@@ -220,13 +221,7 @@ class Passing:
             before = self.changed.count
             fault, payload = await self._send(link, request(deadline_s - now), until_s)
             if fault == Fault.OK:
-                try:
-                    answer = passed_from_wire(payload)
-                    return answer.status, answer.headers, await self._whole_body(link, answer, until_s)
-                except PeerError as error:
-                    _log.warning("the leader at %s answers what is no answer: %s", link.peer.node, error)
-                    link.end()
-                    fault = Fault.LOST
+                return await self._read_answer(link, payload, writes)
             if fault in (Fault.CROWDED, Fault.BUSY):
                 raise Refused("overloaded", "too much waits for the leader already")
             if fault == Fault.NOT_LEADING or (fault == Fault.NOT_SENT and self.changed.count == before):
@@ -260,23 +255,40 @@ class Passing:
         size_bytes = _CALL_BYTES + len(request.path) + len(request.query) + len(request.body)
         return await _ask(link, Op.PASS_ON, request.to_wire(), until_s, size_bytes)
 
-    async def _whole_body(self, link: Link, answer: PassedAnswer, until_s: float) -> bytes:
+    async def _read_answer(self, link: Link, payload: list[Any], writes: bool) -> tuple[int, Mapping[str, str], bytes]:
         """
         Raises:
-          PeerError: the rest did not come.
+          Refused, Unknown: it is no answer, or its rest does not come.
+        """
+        try:
+            answer = passed_from_wire(payload)
+            fault, body = await self._whole_body(link, answer)
+        except PeerError as error:
+            _log.warning("the leader answers what is no answer: %s", error)
+            link.end()
+            raise _without_answer(Fault.LOST, writes) from error
+        if fault != Fault.OK:
+            raise _without_answer(fault, writes)
+        return answer.status, answer.headers, body
+
+    async def _whole_body(self, link: Link, answer: PassedAnswer) -> tuple[int, bytes]:
+        """The answer's body with its rest, where that came: else why not, a fault.
+
+        Raises:
+          PeerError: the rest is none.
         """
         pieces, rest = [answer.body], answer.rest
         size_bytes = len(answer.body)
         while rest:
             if size_bytes > HELD_BYTES_MAX:
                 raise PeerError("an answer without end")
-            fault, payload = await _ask(link, Op.PASS_REST, [rest], until_s)
+            fault, payload = await _ask(link, Op.PASS_REST, [rest], trio.current_time() + REST_S)
             if fault != Fault.OK:
-                raise PeerError(f"the rest of an answer did not come (fault {fault})")
+                return (fault if fault == Fault.LATE else Fault.LOST), b""
             piece, rest = rest_from_wire(payload)
             pieces.append(piece)
             size_bytes += len(piece)
-        return b"".join(pieces) if len(pieces) > 1 else answer.body
+        return Fault.OK, b"".join(pieces) if len(pieces) > 1 else answer.body
 
 
 def _ignore(_fault: int, _payload: list[Any]) -> None:
