@@ -1,10 +1,20 @@
-"""What can be broken about several masters: in what holds off a deposed one, and in how the next one begins."""
+"""What can be broken about several masters: in what holds off a deposed one, and in how the next one begins.
+
+A deposed leader goes on with all that it does until it hears of its successor. Settling, recovery and the forgetting of
+tombstones each begin with a change of the document, so what lets them go on is a document that is not compared. Hints
+and what anti-entropy copies are stores: workers refuse them by their epoch, and the leader sends none to a worker that
+has told it of another master. Only the loss of both shows.
+
+The fence shows only where the successor's first message to a worker comes after its change of a configuration, and the
+lease only where the two leaders reach different workers: the first is driven by hand.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,21 +22,28 @@ from typing import Any
 import trio
 
 from tests.sim.mutant import Mutant, replaced
+from trikv.api import Version, Write
 from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.partition import PartitionState
-from trikv.coordinator.replicas import Target
+from trikv.coordinator.replicas import Replicas, Target
+from trikv.core.calls import Store, vitals_from_wire
 from trikv.core.configuration import Cluster
-from trikv.core.session import Hello
+from trikv.core.errors import Fault
+from trikv.core.session import Hello, MasterId
+from trikv.healing.hints import Hints
 from trikv.master.configstore import ConfigStore, ConfigStoreError, NotChanged
 from trikv.master.leadership import Candidate
 from trikv.master.master import Master
+from trikv.master.membership import WatchedWorker
 from trikv.net.doors import Doors
 from trikv.registry import Registry
+from trikv.testing.judge.history import Kind
 from trikv.testing.sim import MASTERS
 from trikv.testing.sim.clients import Asked, Clients
 from trikv.testing.sim.network import Life, SimTransport
 from trikv.testing.sim.sharedstore import SimSharedConfigStore, StoreMachine
 from trikv.testing.sim.world import World
+from trikv.worker.worker import Worker, _Item
 from trikv_chain import Chain
 from trikv_quorum import Quorum
 from trikv_sync import Sync
@@ -138,10 +155,60 @@ def answer_while_standing_by() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def deliver_hints_though_deposed() -> Iterator[None]:
+    """Workers take the hints of a deposed leader, which is not told that it is deposed."""
+    delivering: ContextVar[bool] = ContextVar("delivering", default=False)
+    marked: set[tuple[bytes, Version]] = set()
+    deliver, store, decide = Hints._deliver, Replicas.store, Worker._decide
+
+    async def deliver_marked(self: Hints, *arguments: Any) -> None:
+        delivering.set(True)  # it has a task of its own
+        await deliver(self, *arguments)
+
+    async def store_marked(self: Replicas, write: Write, **options: Any) -> None:
+        if delivering.get():
+            marked.add((write.key, write.record.version))
+        await store(self, write, **options)
+
+    def decide_unfenced(self: Worker, item: _Item, now: float) -> bool:
+        request = item.request
+        if isinstance(request, Store) and (request.key, request.record.version) in marked:
+            self.registers.put(request.partition, request.key, request.record)
+            return True
+        return decide(self, item, now)
+
+    with (
+        replaced(Hints, "_deliver", deliver_marked),
+        replaced(Replicas, "store", store_marked),
+        replaced(Worker, "_decide", decide_unfenced),
+        replaced(WatchedWorker, "_heard", _hear_of_no_rival),
+    ):
+        yield
+
+
+def _hear_of_no_rival(self: WatchedWorker, fault: int, payload: list[Any]) -> None:
+    if fault == Fault.OK:
+        self.vitals = vitals_from_wire(payload)
+        term, mine = (MasterId.parse(who).term for who in (self.vitals.master, self._me().incarnation))
+        if term < mine:
+            self.peer.redial()
+        self.acknowledged = term > mine or (term == mine and self._admit(self, self.vitals))
+        self._look()
+
+
 def _the(master: Master | None) -> Master:
     assert master is not None
     return master
 
+
+DELETING = replace(
+    MASTERS,
+    mix={Kind.GET: 50, Kind.PUT: 20, Kind.DELETE: 30},
+    forget_after_s=0.5,
+    now_and_then=(),
+    changes=(0, 0),
+)
 
 OF_MASTERS = [
     Mutant("masters: no fence", Quorum(), serve_without_the_fence),
@@ -149,4 +216,5 @@ OF_MASTERS = [
     Mutant("masters: lease from the answer", Sync(), hold_from_the_answer),
     Mutant("masters: standby answers", Quorum(), answer_while_standing_by, seed=1, plan=MASTERS),
     Mutant("masters: document not compared", Quorum(), change_without_comparing, seed=5, plan=MASTERS),
+    Mutant("masters: hints go on", Quorum(), deliver_hints_though_deposed, seed=11, plan=DELETING),
 ]
