@@ -4,6 +4,10 @@ They call the coordinator's public methods inside the master that serves at that
 itself is not simulated. If that master crashes while a call is in flight, the client learns nothing: the outcome is
 unknown.
 
+Of several masters they ask any. One that stands by passes on to the master that leads by what it last heard, after a
+message's time on the way. A deposed master that does not know it yet is asked more often than its share. A client waits
+only so long, since its master may be stopped; then the outcome is unknown.
+
 A compare-and-set expects what the clients saw last of its key, like a client that read it a moment ago.
 
 Requests of one batch are sent together, as `POST /v1/batch` does: those of one key in their order, others at once.

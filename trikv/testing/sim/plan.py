@@ -10,6 +10,10 @@ kind of fault has its own weight in each seed, and in about half of the seeds th
 Changes of the cluster (`FaultKind`, the last five) are drawn beside the other faults, as many as the plan says. They
 strike in storms too, often two in a row, and often the master dies some steps into one.
 
+With several masters, further faults befall the leader or the store. The kind that matters most has two parts: the
+leader loses the store or is stopped, and its rivals do not reach one of the hot key's replicas, or reach one late. So
+the successor makes another configuration, and the former leader still has those replicas to itself.
+
 Faults end before the last phase, in which everything is healed and read. Disks are lost, or put back from an older
 copy, only as far as the mode's promise covers it: W - 1 of them, since then R = n - W + 1 members of every
 configuration are left (one under async, which promises less). The world also prevents a loss that would leave fewer at
