@@ -7,7 +7,7 @@ unwind has no effect outside.
 
 A node that fails by itself, other than by a disk that failed under it, is a finding: nothing here gives it a reason.
 
-Where a schedule has several masters, each machine of them runs the production loop (`master/node.py`): its master stands
+Where a schedule has several masters, the machine of each runs the production loop (`master/node.py`): its master stands
 by, leads and stands by again. They share a document in a store behind the network (`sharedstore.py`). `serving` has all
 that believe that they lead, and `is_deposed` tells of which that is not so any more. A process that is stopped (`stop`)
 does nothing until it goes on; then what it was about to do comes before what it has not heard yet, or after.
