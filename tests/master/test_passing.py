@@ -263,7 +263,7 @@ async def test_a_standby_names_the_leader_and_passes_nothing_on(world: World, au
     deadline_s = trio.current_time() + 1
     for op, arguments in (
         (Op.PASS_ON, request_of(b"x" * 100_000).to_wire()),
-        (Op.PASS_PART, [1, b"x"]),
+        (Op.PASS_PART, [1, bytes(PIECE_BYTES)]),
         (Op.PASS_REST, [1]),
         (Op.ENLIST, ["127.0.0.1:9"]),
     ):
@@ -486,6 +486,11 @@ async def test_a_leader_that_stops_begins_nothing_more(world: World, autojump_cl
         (Op.PASS_ON, request_of()._replace(headers={"a": "b\nc"}).to_wire()),
         (Op.PASS_PART, [True, b""]),
         (Op.PASS_PART, [1, "x"]),
+        (Op.PASS_PART, [1, b""]),  # any number of these would fit a frame
+        (Op.PASS_PART, [1, bytes(PIECE_BYTES + 1)]),
+        (Op.PASS_ON, request_of()._replace(path=bytes(1 << 20)).to_wire()),
+        (Op.PASS_ON, request_of()._replace(query=bytes(1 << 20)).to_wire()),
+        (Op.PASS_ON, request_of()._replace(headers={"a": "b" * (1 << 20)}).to_wire()),
         (Op.PASS_REST, [1 << 64]),
         (Op.PASS_REST, []),
     ],
@@ -498,5 +503,5 @@ def test_a_call_of_another_shape_is_refused(op: Op, arguments: list[Any]) -> Non
 def test_calls_that_pass_on_are_read_as_they_were_written() -> None:
     request = request_of(b"body")._replace(parts=3)
     assert parse(Op.PASS_ON, request.to_wire()) == request
-    assert parse(Op.PASS_PART, [3, b"x"]) == PassPart(3, b"x")
+    assert parse(Op.PASS_PART, [3, bytes(PIECE_BYTES)]) == PassPart(3, bytes(PIECE_BYTES))
     assert parse(Op.PASS_REST, [4]) == PassRest(4)

@@ -29,9 +29,10 @@ list within a list costs as much to encode, decode and check as five numbers. `o
 in place of each value.
 
 The three last calls pass an HTTP request on. `route` is the path of its route. `headers` is [name, value, ...]. A body
-of more than `PIECE_BYTES` goes ahead in pieces, which PASS_ON names by the number `parts`; 0: there are none. A large
-answer comes in pieces too: while `rest` is not 0, PASS_REST asks for the next one. A master that does not lead answers
-all four calls to a master with the fault NOT_LEADING and [address of the leader], or [] if it knows none.
+of more than `PIECE_BYTES` goes ahead in pieces of that size, which PASS_ON names by the number `parts` (0: there are
+none); it has the last piece itself. A large answer comes in pieces too: while `rest` is not 0, PASS_REST asks for the
+next one. A master that does not lead answers all four calls to a master with the fault NOT_LEADING and [address of the
+leader], or [] if it knows none.
 
 `labels` is [[name, value], ...], and left out where a worker has none. FORGET removes a record if it is a tombstone of
 exactly that version. It is acknowledged in either case. CONFIRM and RENEW are for one start of a worker
@@ -76,6 +77,8 @@ class Op(IntEnum):
     PASS_PART = 12
     PASS_REST = 13
 
+
+PASSED_HEAD_BYTES_MAX: Final = 64 * 1024  # of a request that is passed on, without its body; a front takes less
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,256}")
 _HEADER_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")
@@ -397,8 +400,10 @@ def parse(op: int, arguments: list[Any]) -> RpcRequest:
             str(request_id), str(method), str(of_route), str(route), bytes(path), bytes(query), list(headers),
             bytes(body), int(parts),
         ] if _is_count(parts):  # fmt: skip
-            return PassOn(request_id, method, (of_route, route), path, query, _headers(headers), body, parts)
-        case Op.PASS_PART, [int(parts), bytes(piece)] if _is_count(parts):
+            known = _headers(headers)
+            if sum(map(len, [request_id, method, of_route, route, path, query, *headers])) <= PASSED_HEAD_BYTES_MAX:
+                return PassOn(request_id, method, (of_route, route), path, query, known, body, parts)
+        case Op.PASS_PART, [int(parts), bytes(piece)] if _is_count(parts) and len(piece) == PIECE_BYTES:
             return PassPart(parts, piece)
         case Op.PASS_REST, [int(rest)] if _is_count(rest):
             return PassRest(rest)
