@@ -142,7 +142,10 @@ class MasterProcess:
             if not self._is_announced:
                 self._is_announced = True
                 announce(f"master {me.name} listening on {self._listening.address}, http://{self._http}")
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._cluster = passing.cluster
 
     async def _lead(self, store: SharedConfigStore, me: Candidate, stop: trio.Event) -> None:
         """Serve as the leader, until `stop` or cancelled."""
@@ -189,6 +192,7 @@ class MasterProcess:
             settle_rate_bytes=settings.settle_rate_mb * 1e6,
             min_copies=settings.min_copies,
             holds_lease=None if shared is None else shared.holds,
+            known=self._cluster,
         )
         self._log.identify(lambda: {"role": "master", "node": master.cluster.cluster, "term": master.cluster.term})
         master.events.wall_clock = wall_clock

@@ -6,7 +6,9 @@ tests run in the order of the file, on one cluster.
 
 from __future__ import annotations
 
+import base64
 import random
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -165,3 +167,22 @@ def test_without_etcd_a_mode_that_reads_one_replica_refuses_reads_and_goes_on_wr
         found = wait_until(lambda: client.get(b"key"), what="reads are answered again")
         assert found is not None
         assert found.value == b"meanwhile"
+
+
+def test_masters_whose_document_is_gone_found_no_other_cluster() -> None:
+    with LocalCluster(mode="quorum", workers=1, replicas=1, masters=2, etcd_members=1) as cluster:
+        assert cluster.etcd is not None
+        [etcd] = cluster.etcd.members
+        with cluster.client() as client:
+            name = client.cluster()["cluster"]
+        etcd.kill()
+        shutil.rmtree(etcd.directory / etcd.name)
+        etcd.start()
+        cluster.etcd.await_healthy()
+        says = f"the document of cluster {name} is gone"
+        logs = [master.log for master in cluster.masters]
+        wait_until(lambda: all(says in log.read_text() for log in logs), what="both masters miss it")
+        everything = etcd.call("/v3/kv/range", {"key": "AA==", "range_end": "AA=="})["kvs"]
+        keys = [base64.b64decode(found["key"]) for found in everything]
+        assert any(b"/masters/" in key for key in keys)
+        assert not any(key.endswith(b"/document") for key in keys)

@@ -10,10 +10,13 @@ from trio.testing import MockClock
 
 from tests.helpers import code_of
 from trikv.core.calls import Op
+from trikv.core.configuration import Cluster
 from trikv.core.errors import Fault, Refused
-from trikv.master.configstore import ConfigConflict, MemoryConfigStore
+from trikv.master.configstore import ConfigConflict, ConfigStoreError, MemoryConfigStore
 from trikv.master.master import Master, StartError
+from trikv.net.doors import Doors
 from trikv.net.link import dial
+from trikv.registry import load_registry
 from trikv.testing.inprocess import InProcessCluster
 from trikv_sync import Sync
 
@@ -126,3 +129,14 @@ async def test_a_mode_that_stores_other_copies_than_it_did_is_refused(
     changed = replace(cluster.registry, strategies={**others, "sync": FewerCopies()})
     with pytest.raises(StartError, match="stores 2 copies of 3 now, and this cluster's records were written with 3"):
         await Master.open(cluster.store, changed, cluster.doors)
+
+
+@pytest.mark.parametrize("another", [False, True])
+async def test_a_process_that_belongs_to_a_cluster_takes_no_other_in_its_place(another: bool) -> None:
+    store = MemoryConfigStore()
+    if another:
+        await store.compare_and_set(Cluster("c-2", "sync", 3, 64).to_document(), 0)
+    before = await store.read()
+    with pytest.raises(ConfigStoreError, match="document of cluster c-1 is gone"):
+        await Master.open(store, load_registry(), Doors(), known="c-1")
+    assert await store.read() == before

@@ -14,7 +14,7 @@ from trikv.core.errors import TrikvError
 from trikv.master.configstore import ConfigConflict, ConfigStoreError
 from trikv.master.leadership import Candidate
 from trikv.master.master import Master
-from trikv.master.node import take_turns
+from trikv.master.node import AGAIN_MOST_S, take_turns
 from trikv.net.doors import Doors
 from trikv.registry import load_registry
 from trikv.storage.memory import MemoryStorage
@@ -207,6 +207,25 @@ async def test_a_master_that_cannot_take_the_document_stands_by_again(
     nursery.start_soon(second.run)
     await until(lambda: second.master is not None)
     first.scope.cancel()
+
+
+async def test_a_master_that_fails_whenever_it_leads_tries_ever_more_seldom_and_stands_by_meanwhile(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    [one] = Several(nursery, 1).masters
+    tried_s = []
+
+    async def lead() -> None:
+        tried_s.append(trio.current_time())
+        raise ConfigStoreError("another program's document")
+
+    nursery.start_soon(one.run, lead)
+    await until(lambda: len(tried_s) == 8)
+    assert tried_s[1] - tried_s[0] < 1
+    assert tried_s[7] - tried_s[6] >= AGAIN_MOST_S
+    await trio.sleep(1)
+    assert one.standing_by
+    one.scope.cancel()
 
 
 async def test_an_error_that_is_nobodys_turn_ends_the_process_and_frees_the_lead(autojump_clock: MockClock) -> None:

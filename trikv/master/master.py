@@ -200,6 +200,7 @@ class Master:
         forget_after_s: float = MIN_AGE_S,
         partitions: int = PARTITION_COUNT,
         holds_lease: Callable[[], bool] | None = None,
+        known: str | None = None,
     ) -> Master:
         """Found the cluster, or take up the one that the document describes, under a new term.
 
@@ -212,6 +213,8 @@ class Master:
           ConfigConflict: another master is starting on this document, or the lead was lost before the term was taken.
         """
         document, revision = await store.read()
+        if known is not None:
+            _check_known(known, None if document is None else Cluster.from_document(document).cluster)
         if document is None:
             mode = mode or "quorum"
             _check_copies(registry.strategy(mode), replicas or 3)
@@ -403,6 +406,16 @@ def _warn_of_other_founding(cluster: Cluster, mode: str | None, replicas: int | 
         others.append(f"{cluster.replicas} replicas, not {replicas}")
     if others:
         _log.warning("this cluster goes on with its own settings: %s", "; ".join(others))
+
+
+def _check_known(known: str, found: str | None) -> None:
+    if found == known:
+        return
+    others = "" if found is None else f", which has that of cluster {found}"
+    raise ConfigStoreError(
+        f"the document of cluster {known} is gone from the config store{others}; put the store back from a backup, or, "
+        "to begin without the cluster's records, stop all masters and start them again"
+    )
 
 
 def _check_copies(strategy: Strategy, replicas: int) -> None:

@@ -20,6 +20,7 @@ from trikv.master.configstore import ConfigConflict, ConfigStoreError
 from trikv.master.leadership import Candidate, SharedConfigStore
 
 AGAIN_S: Final = 0.25  # between two attempts to lead
+AGAIN_MOST_S: Final = 5.0  # where one lead after another has ended at once
 
 _log = logging.getLogger(__name__)
 
@@ -46,19 +47,23 @@ async def take_turns(
     """
     async with trio.open_nursery() as nursery:
         await nursery.start(store.run, me)
+        again_s = 0.0
         while True:
             async with trio.open_nursery() as standing:
                 standing.start_soon(stand_by)
+                await trio.sleep(again_s)
                 await _win(store, wall_clock)
                 standing.cancel_scope.cancel()
             _log.info("this master leads now")
+            began_s = trio.current_time()
             try:
                 await _lead_until_deposed(store, lead)
             finally:
                 with trio.CancelScope(shield=True):
                     await store.give_up_lead()
             _log.warning("this master leads no more; it stands by")
-            await trio.sleep(AGAIN_S)
+            was_short = trio.current_time() - began_s < AGAIN_MOST_S
+            again_s = max(AGAIN_S, min(2 * again_s, AGAIN_MOST_S)) if was_short else AGAIN_S
 
 
 async def _win(store: SharedConfigStore, wall_clock: Callable[[], str]) -> None:

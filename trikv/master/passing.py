@@ -78,6 +78,7 @@ class Passing:
         self.store = store
         self.me = me
         self._cluster = cluster
+        self._told_cluster: str | None = None  # by a leader, where this master had not read it
         self._doors = doors
         self._peer: Peer | None = None
         self._scope = trio.CancelScope()
@@ -114,7 +115,7 @@ class Passing:
 
     @property
     def cluster(self) -> str | None:
-        return self._cluster()
+        return self._cluster() or self._told_cluster
 
     def hello(self) -> Hello:
         return Hello("standby", self.me.name, self.me.name, self.cluster)
@@ -158,7 +159,9 @@ class Passing:
             link.sweep(trio.current_time())
         scope.cancel()
 
-    def _note_link(self, _link: Link | None) -> None:
+    def _note_link(self, link: Link | None) -> None:
+        if link is not None and self.cluster is None:
+            self._told_cluster = link.peer.cluster
         self.changed.notify()
 
     def _judge(self, hello: Hello) -> str | None:
