@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from tests.web.lanes import OTHER, Answer, Sent, ask, comparable
-from tests.web.scraped import samples_of, value
+from tests.web.scraped import flaws, samples_of, value
 from tests.web.standbys import Masters
 from trikv.core.calls import PIECE_BYTES
 from trikv.core.errors import Refused
@@ -172,7 +172,9 @@ async def test_it_tells_its_role_and_who_leads(masters: Masters) -> None:
 
 async def test_it_counts_what_it_passed_on(masters: Masters) -> None:
     await asked(masters.standby.port, *[Sent(b"GET", b"/v1/kv/absent")] * 3)
-    samples = samples_of((await asked_one(masters.standby.port, "GET", "/metrics")).body.decode())
+    scraped = (await asked_one(masters.standby.port, "GET", "/metrics")).body.decode()
+    assert flaws(scraped) == []
+    samples = samples_of(scraped)
     assert value(samples, "trikv_passed_on_total", outcome="answered") == 3
     assert value(samples, "trikv_leader_linked") == 1
 
