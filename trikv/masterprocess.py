@@ -28,13 +28,12 @@ from trikv.master.master import Master
 from trikv.master.masters import describe_masters
 from trikv.master.node import take_turns
 from trikv.master.passing import Passing
-from trikv.master.standby import serve_standby_links
 from trikv.net.breakable import BreakableTransport
 from trikv.net.doors import Doors, Listening, TcpTransport, join_address
 from trikv.process import address_of, announce, bind_http, load_plugins, wall_clock, watch_for_stop
 from trikv.web.app import serve_http
 from trikv.web.services import Services
-from trikv.web.standby import StandbyDesk, serve_standby_http
+from trikv.web.standby import stand_by
 from trikv.worker.datadir import open_data_dir
 
 DRAIN_S: Final = 3.0  # for requests under way at a stop
@@ -136,9 +135,7 @@ class MasterProcess:
                 self._cluster = None if document is None else Cluster.from_document(document).cluster
         passing = Passing(store, me, lambda: self._cluster, self._doors)
         async with self._copied() as (listening, http_socket), trio.open_nursery() as nursery:
-            nursery.start_soon(passing.run)
-            await nursery.start(serve_standby_links, passing, listening)
-            await nursery.start(serve_standby_http, StandbyDesk(passing, self._settings.timeout_s), http_socket)
+            await nursery.start(stand_by, passing, listening, http_socket, self._settings.timeout_s)
             if not self._is_announced:
                 self._is_announced = True
                 announce(f"master {me.name} listening on {self._listening.address}, http://{self._http}")
