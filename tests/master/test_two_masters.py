@@ -19,7 +19,7 @@ from trikv.core.configuration import Cluster
 from trikv.core.errors import Refused, TrikvError
 from trikv.core.quorums import Availability
 from trikv.master import membership
-from trikv.master.configstore import ConfigConflict, ConfigStore
+from trikv.master.configstore import ConfigConflict, ConfigStore, NotChanged
 from trikv.master.master import Master
 from trikv.net.doors import Doors, Listening, Transport
 from trikv.registry import load_registry
@@ -63,6 +63,27 @@ class Noticing(ConfigStore):
         revision = await self.store.compare_and_set(document, revision)
         self.told(document)
         return revision
+
+    async def close(self) -> None: ...
+
+
+class Unreachable(ConfigStore):
+    """The same document, which cannot be reached until it is there again."""
+
+    def __init__(self, store: ConfigStore) -> None:
+        self.store, self.is_there = store, False
+
+    async def read(self) -> tuple[dict[str, Any] | None, int]:
+        self._check()
+        return await self.store.read()
+
+    async def compare_and_set(self, document: dict[str, Any], revision: int) -> int:
+        self._check()
+        return await self.store.compare_and_set(document, revision)
+
+    def _check(self) -> None:
+        if not self.is_there:
+            raise NotChanged("nobody listens there")
 
     async def close(self) -> None: ...
 
@@ -260,6 +281,32 @@ async def test_a_master_whose_lease_ended_while_it_took_its_term_does_not_serve(
     with pytest.raises(ConfigConflict, match="lease ended while it took a term"):
         await Master.open(store, load_registry(), Doors(), mode="sync", holds_lease=store.holds)
     assert state.revision == 1
+
+
+async def test_a_deposed_master_that_cannot_reach_the_store_does_not_take_the_document_for_an_old_one(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """B has given every partition a later generation. Clients of A must not be told to look for a newer document."""
+    lease = Lease()
+    cluster = await InProcessCluster.start(nursery, mode="quorum", workers=3, holds_lease=lease.holds)
+    a = cluster.master
+    await a.coordinator.put(KEY, b"v0")
+    store = Unreachable(cluster.store)
+    a.document._store = store
+    lease.held = False
+    b = await open_b(cluster, cluster.store, Partial(cluster.network))
+    await run_b(nursery, b, cluster.network)
+    await until(lambda: all(watched.availability is Availability.UP for watched in b.membership.watched.values()))
+    await b.operations.switch_mode("sync")
+    await until(lambda: all(p.settled and p.active.mode == "sync" for p in b.cluster.partitions))
+    for number in range(50):
+        for operation in (a.coordinator.get(b"k%d" % number), a.coordinator.put(b"k%d" % number, b"v")):
+            with pytest.raises(TrikvError) as refused:
+                await operation
+            assert refused.value.kind.code != "recover"
+    assert not any(state.is_blocked for state in a.coordinator.partitions)
+    store.is_there = True
+    await until(cluster._master_stopped.is_set)
 
 
 async def test_a_change_by_a_deposed_master_ends_it(nursery: trio.Nursery, autojump_clock: MockClock) -> None:

@@ -4,7 +4,8 @@ A worker that knows of another master of this term, or of a higher one, makes th
 compare-and-set. If that succeeds, the document was restored from a backup; if it fails, the other master has taken
 over, and this one ends. Until a worker has said that it knows of none, it is sent nothing. A generation that the
 document of the highest term does not know blocks that partition, since there may have been configurations that the
-document does not know.
+document does not know. Where several masters share the document, the next master has most likely made such a
+generation. So the partition is blocked only if this master has gone beyond that master's term.
 
 A worker is believed up to `PROMISED_MAX` beyond what is known, so that one broken packet cannot become a term or
 generation that no later one can exceed.
@@ -34,6 +35,7 @@ class Fencing:
         self._coordinator = coordinator
         self._membership = membership
         self._tasks = tasks
+        self._suspected: dict[int, int] = {}  # by partition: an epoch of the next master's, or of before a backup
 
     def note_stale(self, state: PartitionState, promised: int) -> None:
         """A worker refused this state's epoch, since it has promised a newer one."""
@@ -41,17 +43,27 @@ class Fencing:
         known = current.partition.generation
         if generation_of(promised) > known + PROMISED_MAX:
             _log.error("a worker names generation %d of a partition: it is not believed", generation_of(promised))
+        elif generation_of(promised) > known and not current.is_blocked and self._is_of_the_next_master(promised):
+            self._suspected[state.index] = max(promised, self._suspected.get(state.index, 0), key=generation_of)
         elif current.is_blocked or generation_of(promised) > known:
-            was_blocked = current.is_blocked
-            current.block(
-                promised,
-                f"a worker has promised generation {generation_of(promised)} of partition {state.index}, and the "
-                f"cluster's document knows generation {known}: it is older than the cluster",
-            )
-            if current.is_blocked and not was_blocked:
-                _log.error("%s", current.blocked_because)
+            self._block(current, promised)
         if term_of(promised) > self._document.cluster.term:
             self.note_rival(term_of(promised))
+
+    def _is_of_the_next_master(self, promised: int) -> bool:
+        """May there be a next master, and may it have made this epoch?"""
+        return self._coordinator.holds_lease is not None and term_of(promised) > self._document.cluster.term
+
+    @staticmethod
+    def _block(state: PartitionState, promised: int) -> None:
+        was_blocked = state.is_blocked
+        state.block(
+            promised,
+            f"a worker has promised generation {generation_of(promised)} of partition {state.index}, and the cluster's "
+            f"document knows generation {state.partition.generation}: it is older than the cluster",
+        )
+        if state.is_blocked and not was_blocked:
+            _log.error("%s", state.blocked_because)
 
     def note_rival(self, term: int) -> None:
         """A worker knows a master of this term or a later one that is not this one."""
@@ -74,4 +86,9 @@ class Fencing:
                 except Refused as error:
                     _log.warning("that has to wait for the next heartbeat: %s", error.detail)
                     return
+                for index, promised in self._suspected.items():  # nothing was served yet in the new term
+                    state = self._coordinator.partitions[index]
+                    if generation_of(promised) > state.partition.generation:
+                        self._block(state, promised)
+                self._suspected.clear()
                 self._membership.redial()
