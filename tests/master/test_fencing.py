@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -52,10 +53,17 @@ async def promise(cluster: InProcessCluster, node: Node, partition: int, epoch: 
         pytest.param(-1, 0, False, None, id="an earlier term"),
     ],
 )
+@pytest.mark.parametrize("holds_lease", [None, lambda: True], ids=["alone", "among others"])
 async def test_what_a_worker_has_promised_blocks_a_partition_or_makes_the_master_go_beyond_it(
-    terms: int, generations: int, blocked: bool, beyond: int | None, nursery: trio.Nursery, autojump_clock: MockClock
+    terms: int,
+    generations: int,
+    blocked: bool,
+    beyond: int | None,
+    holds_lease: Callable[[], bool] | None,
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
 ) -> None:
-    cluster = await InProcessCluster.start(nursery)
+    cluster = await InProcessCluster.start(nursery, holds_lease=holds_lease)
     await cluster.coordinator.put(KEY, b"v")
     await cluster.restart_master()
     await cluster.until_all_up()
