@@ -12,7 +12,18 @@ import os
 import pytest
 
 from trikv.api import Strategy
-from trikv.testing.sim import MASTERS, Verdict, simulate
+from trikv.testing.judge.history import Kind
+from trikv.testing.sim import (
+    MASTERS,
+    FaultKind,
+    Schedule,
+    ScheduledFault,
+    ScheduledRequest,
+    Verdict,
+    run_schedule,
+    simulate,
+)
+from trikv.testing.sim.plan import LEADER
 
 SEEDS = max(1, int(os.environ.get("TRIKV_SIM_SEEDS", "6")) // 3)
 
@@ -27,3 +38,23 @@ def test_the_mode_keeps_its_promise_with_several_masters(mode: str, strategies: 
         takeovers += run.takeovers
     assert takeovers > 2 * SEEDS
     assert asked_of_deposed > 2 * SEEDS
+
+
+def test_a_leader_that_went_on_hears_of_the_store_when_all_faults_are_over(strategies: dict[str, Strategy]) -> None:
+    schedule = Schedule(
+        seed=1,
+        workers=3,
+        replicas=3,
+        clients=1,
+        partitions=1,
+        latency_s=0.01,
+        fsync_s=0.01,
+        keys=("k",),
+        requests=tuple(ScheduledRequest(at_s, 0, Kind.PUT, "k") for at_s in (1.0, 8.0)),
+        faults=(ScheduledFault(0.5, FaultKind.STOP, (LEADER,), 6.0, linger_s=600.0),),
+        masters=3,
+    )
+    run = run_schedule(strategies["quorum"], schedule)
+    assert run.faults == {FaultKind.STOP: 1}
+    assert run.takeovers == 2
+    assert run.verdict is Verdict.HELD, run.findings

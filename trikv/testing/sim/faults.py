@@ -191,9 +191,15 @@ class Faults:
         assert life is not None
         release = _hold([world.network.wire(STORE, name)]) if fault.linger_s else _stay
 
+        deaf = replace(fault, at_s=fault.at_s + fault.lasts_s)  # it goes on, and hears nothing of the store
+
         def go_on() -> None:
             world.go_on(life)
-            world.clock.after(0.0 if self._over else fault.linger_s, release)
+            self._healers[deaf] = release
+            if self._over:
+                self._mend(deaf)
+            else:
+                world.clock.after(fault.linger_s, partial(self._mend, deaf))
 
         return go_on
 
