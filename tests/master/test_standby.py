@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trikv.core.calls import Op
+from trikv.core.calls import PIECE_BYTES, Op
 from trikv.core.errors import Fault
 from trikv.core.frames import FRAME_BYTES_MAX
 from trikv.core.session import SMALL_FRAME_BYTES_MAX, Hello
@@ -51,7 +51,7 @@ async def test_the_leader_holds_each_to_that(
     link = await dial(await cluster.network.connect(cluster.master_address), Hello(role, "n", "i", None))
     nursery.start_soon(link.run)
     heard: list[int] = []
-    large = bytes(SMALL_FRAME_BYTES_MAX)
+    large = bytes(PIECE_BYTES)  # more than `SMALL_FRAME_BYTES_MAX`
     link.call(Op.PASS_PART, [1, large], trio.current_time() + 1, lambda fault, _: heard.append(fault))
     await trio.testing.wait_all_tasks_blocked()
     assert heard == [fault]
