@@ -130,7 +130,8 @@ class MasterProcess:
         """Serve as a standby, until cancelled."""
         self._log.identify(lambda: {"role": "standby", "node": me.name, "term": 0})
         if self._cluster is None:
-            with suppress(ConfigStoreError):  # it is read when this master leads, at the latest
+            # It is read when this master leads, at the latest. A newer master may lead, and have written it.
+            with suppress(ConfigStoreError, ValueError):
                 document, _ = await store.read()
                 self._cluster = None if document is None else Cluster.from_document(document).cluster
         passing = Passing(store, me, lambda: self._cluster, self._doors)

@@ -88,6 +88,21 @@ def test_a_document_of_another_format_is_refused_by_number() -> None:
         Cluster.from_document({})
 
 
+@pytest.mark.parametrize("instead", [None, "x", -1, [], [[]], [[None]], [[1, 2, 3]], ...], ids=str)
+def test_a_damaged_document_is_an_error_of_one_kind(instead: object) -> None:
+    """`...`: the field is missing."""
+    partition = Partition(1, (Configuration(some(3), "quorum", 2),))
+    document = Cluster("c", "quorum", 3, 2, partitions=(partition,) * 2).to_document()
+    failed = 0
+    for name in document:
+        damaged = {each: instead if each == name else value for each, value in document.items()}
+        try:
+            Cluster.from_document({each: value for each, value in damaged.items() if value is not ...})
+        except ValueError:
+            failed += 1
+    assert failed >= 2
+
+
 @pytest.mark.parametrize(("written_by", "fields"), [(1, 5), (2, 6), (3, 6)])
 def test_a_document_from_before_labels_is_read(written_by: int, fields: int) -> None:
     entry = WorkerEntry("w-1", "a", "127.0.0.1:1", "memory", 7)

@@ -184,27 +184,30 @@ class Cluster:
         """The cluster that `to_document` wrote down.
 
         Raises:
-          ValueError: the document is of another format, or no master can serve it.
+          ValueError: the document is of another format or damaged, or no master can serve it.
         """
         if (found := document.get("format")) not in _FORMATS_READ:
             raise ValueError(f"the cluster's document is of format {found}; this trikv reads format {DOCUMENT_FORMAT}")
-        table = [
-            Configuration(tuple(Member(*m) for m in members), mode, copies)
-            for members, mode, copies in document["configurations"]
-        ]
-        cluster = cls(
-            cluster=document["cluster"],
-            mode=document["mode"],
-            replicas=document["replicas"],
-            partition_count=document["partition_count"],
-            term=document["term"],
-            stored=document["stored"],
-            workers={row[0]: WorkerEntry(*row) for row in document["workers"]},
-            partitions=tuple(
-                Partition(generation, tuple(table[i] for i in history), *forgot)
-                for generation, history, *forgot in document["partitions"]
-            ),
-            starts={Member(w, i): Start.parse(start) for w, i, start in document.get("starts", [])},
-        )
-        cluster.check()
+        try:
+            table = [
+                Configuration(tuple(Member(*m) for m in members), mode, copies)
+                for members, mode, copies in document["configurations"]
+            ]
+            cluster = cls(
+                cluster=document["cluster"],
+                mode=document["mode"],
+                replicas=document["replicas"],
+                partition_count=document["partition_count"],
+                term=document["term"],
+                stored=document["stored"],
+                workers={row[0]: WorkerEntry(*row) for row in document["workers"]},
+                partitions=tuple(
+                    Partition(generation, tuple(table[i] for i in history), *forgot)
+                    for generation, history, *forgot in document["partitions"]
+                ),
+                starts={Member(w, i): Start.parse(start) for w, i, start in document.get("starts", [])},
+            )
+            cluster.check()
+        except (TypeError, KeyError, IndexError, AttributeError, AssertionError) as error:
+            raise ValueError(f"the cluster's document is damaged: {error!r}") from error
         return cluster
