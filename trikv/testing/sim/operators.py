@@ -4,8 +4,9 @@ A refusal is an answer. A master that dies takes its answer with it, and the cha
 things are findings against the master: an operation that fails in any other way, and a certificate that is not true.
 
 The operators also note in which times the history must be linearizable (`judge/strong_periods.py`). A switch away from
-a mode that promises it ends such a time when it is asked for. The next one begins when a look at the master shows that
-no other mode may hold a committed write.
+a mode that promises it ends such a time when it is asked for. The next one begins when a look at all masters that serve
+shows that no other mode may hold a committed write. One that was deposed while an AP mode was in force, and does not
+know it, goes on in that mode: nothing keeps it from that, so its clients are promised no more before it has heard.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class OperatorsWorld(Protocol):
     trace: Trace
     clock: SimClock
     findings: list[Finding]
+    serving: dict[str, Master]
 
     @property
     def master(self) -> Master | None: ...
@@ -72,11 +74,11 @@ class Operators:
         """Note the beginning of each period, until cancelled."""
         while True:
             await trio.sleep(_GLANCE_S)
-            master = self._world.master
-            if master is None or self._asked_for_ap or (self.strong_periods and self.strong_periods[-1].to_s is None):
+            serving = self._world.serving.values()
+            if not serving or self._asked_for_ap or (self.strong_periods and self.strong_periods[-1].to_s is None):
                 continue
-            modes = {c.mode for partition in master.cluster.partitions for c in partition.history}
-            if all(self._is_cp(mode) for mode in modes | {master.cluster.mode}):
+            modes = {c.mode for master in serving for p in master.cluster.partitions for c in p.history}
+            if all(self._is_cp(mode) for mode in modes | {master.cluster.mode for master in serving}):
                 self.strong_periods.append(StrongPeriod(trio.current_time()))
 
     def _is_cp(self, mode: str) -> bool:
