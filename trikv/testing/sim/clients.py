@@ -60,6 +60,7 @@ class Clients:
         self.recorder = Recorder(world.names.fresh)
         self._world = world
         self.deposed: list[Operation] = []  # those that a deposed master was asked for
+        self.by_deposed: list[Operation] = []  # those that a master answered when it was deposed
         self._dice = random.Random(f"{world.schedule.seed}/clients")
         self._seen: dict[str, tuple[str, Version] | None] = {}  # by key: value and stamp, None for absence
 
@@ -174,7 +175,11 @@ class Clients:
             return
         if world.is_deposed(master):
             self.deposed += [operation for operation, _ in asked]
-        await self._ask_master(master, asked)
+        try:
+            await self._ask_master(master, asked)
+        finally:
+            if world.is_deposed(master):
+                self.by_deposed += [operation for operation, _ in asked]
 
     async def _carry(self, source: str, target: str) -> None:
         """Wait for as long as a message takes from one machine to another."""
