@@ -15,7 +15,7 @@ from trikv.core.record import EPOCH_MAX
 from trikv.core.session import Call, Hello, PeerError
 from trikv.master import passing
 from trikv.master.leadership import Candidate
-from trikv.master.passing import HELD_BYTES_MAX, HELD_S, NotLeading, PassedOn, Passing
+from trikv.master.passing import HELD_BYTES_MAX, HELD_S, KEPT_S, NotLeading, PassedOn, Passing
 from trikv.master.standby import frame_bytes_max_of, serve_standby_links
 from trikv.net.doors import Doors
 from trikv.net.link import QUEUE_BYTES_MAX, Link
@@ -431,6 +431,27 @@ async def test_pieces_that_nobody_completes_are_forgotten(world: World, autojump
     await send(1, of=3)
     assert faults[-1] == Fault.OK
     assert passed_on.held_bytes == PIECE_BYTES
+
+
+async def test_answers_of_which_nobody_fetches_the_rest_hold_up_others_for_moments_only(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """So it is where clients went away."""
+
+    async def serve(request: PassOn) -> Told:
+        return (204, {}, b"") if request.body else (200, {}, bytes(HELD_BYTES_MAX // 4))
+
+    passed_on, standby = await start_both(world, serve)
+    link = standby.link
+    assert link is not None
+    for _ in range(4):
+        link.call(Op.PASS_ON, request_of().to_wire(), trio.current_time() + 1, lambda _fault, _payload: None)
+    await trio.testing.wait_all_tasks_blocked()
+    assert passed_on.held_bytes == HELD_BYTES_MAX
+    assert await pass_on(standby, body=b"x") == ("overloaded", Outcome.REFUSED)
+    await trio.sleep(KEPT_S)
+    assert await pass_on(standby, body=b"x") == (204, {}, b"")
+    assert passed_on.held_bytes == 0
 
 
 async def test_a_rest_is_asked_for_once_and_by_its_own_link(world: World, autojump_clock: MockClock) -> None:

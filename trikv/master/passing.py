@@ -53,6 +53,7 @@ ANSWERS_BYTES_MAX: Final = 64 * 1024 * 1024
 HELD_S: Final = 60.0  # the longest timeout that a client can ask for
 GRACE_S: Final = 0.5  # the leader knows the deadline too, and its answer says more than silence does
 REST_S: Final = 10.0  # for a further piece of an answer; the first one came in time
+KEPT_S: Final = 2 * REST_S  # how long the leader keeps it: the one before may take its time, and so may the question
 SWEEP_S: Final = 0.1
 AGAIN_S: Final = 0.1  # after a master said that it does not lead
 
@@ -388,6 +389,8 @@ class PassedOn:
             self._nursery.start_soon(self._answer, link, call_id, self._serve, request)
 
     def _has_room(self, link: Link, request: PassOn) -> bool:
+        if self.held_bytes + len(request.body) > HELD_BYTES_MAX:
+            self._forget_late()
         return (
             self._requests < REQUESTS_MAX
             and self.held_bytes + len(request.body) <= HELD_BYTES_MAX
@@ -444,7 +447,7 @@ class PassedOn:
         if self.held_bytes + len(answer.body) > HELD_BYTES_MAX:
             return None
         self._next_rest += 1
-        self._rests[link, self._next_rest] = (trio.current_time() + HELD_S, answer.body, PIECE_BYTES)
+        self._rests[link, self._next_rest] = (trio.current_time() + KEPT_S, answer.body, PIECE_BYTES)
         self.held_bytes += len(answer.body)
         return answer._replace(body=answer.body[:PIECE_BYTES], rest=self._next_rest)
 
@@ -453,10 +456,10 @@ class PassedOn:
         if kept is None:
             link.answer(call_id, Fault.BUSY, [])
             return
-        until_s, body, at = kept
+        _, body, at = kept
         piece, at = body[at : at + PIECE_BYTES], at + PIECE_BYTES
         if at < len(body):
-            self._rests[link, number] = (until_s, body, at)
+            self._rests[link, number] = (trio.current_time() + KEPT_S, body, at)
         else:
             self.held_bytes -= len(body)
         link.answer(call_id, Fault.OK, [piece, number if at < len(body) else 0], len(piece) + _CALL_BYTES)
