@@ -27,7 +27,7 @@ from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.partition import PartitionState
 from trikv.coordinator.replicas import Replicas, Target
 from trikv.core.calls import Store, vitals_from_wire
-from trikv.core.configuration import Cluster
+from trikv.core.configuration import Cluster, Partition
 from trikv.core.errors import Fault
 from trikv.core.session import Hello, MasterId
 from trikv.healing.hints import Hints
@@ -45,6 +45,7 @@ from trikv.testing.sim.sharedstore import SimSharedConfigStore, StoreMachine
 from trikv.testing.sim.world import World
 from trikv.worker.worker import Worker, _Item
 from trikv_chain import Chain
+from trikv_flex import FlexW1
 from trikv_quorum import Quorum
 from trikv_sync import Sync
 
@@ -56,6 +57,15 @@ def serve_without_the_fence() -> AbstractContextManager[None]:
         return []
 
     return replaced(PartitionState, "to_fence", to_fence)
+
+
+def write_in_a_new_term_without_the_fence() -> AbstractContextManager[None]:
+    """An unchanged configuration is written in a new term at once, though two of its writes need not meet."""
+
+    def is_rivalled(self: Master, partition: Partition, former: PartitionState | None) -> bool:
+        return False
+
+    return replaced(Master, "_is_rivalled", is_rivalled)
 
 
 def believe_without_the_lease() -> AbstractContextManager[None]:
@@ -212,6 +222,7 @@ DELETING = replace(
 
 OF_MASTERS = [
     Mutant("masters: no fence", Quorum(), serve_without_the_fence),
+    Mutant("masters: no fence in a new term", FlexW1(), write_in_a_new_term_without_the_fence, seed=4, plan=MASTERS),
     Mutant("masters: no lease rule", Chain(), believe_without_the_lease, seed=16, plan=MASTERS),
     Mutant("masters: lease from the answer", Sync(), hold_from_the_answer),
     Mutant("masters: standby answers", Quorum(), answer_while_standing_by, seed=1, plan=MASTERS),

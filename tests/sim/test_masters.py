@@ -24,6 +24,7 @@ from trikv.testing.sim import (
     simulate,
 )
 from trikv.testing.sim.plan import LEADER
+from trikv_flex import FlexW1
 
 SEEDS = max(1, int(os.environ.get("TRIKV_SIM_SEEDS", "6")) // 3)
 
@@ -58,3 +59,9 @@ def test_a_leader_that_went_on_hears_of_the_store_when_all_faults_are_over(strat
     assert run.faults == {FaultKind.STOP: 1}
     assert run.takeovers == 2
     assert run.verdict is Verdict.HELD, run.findings
+
+
+def test_a_mode_keeps_its_promise_with_several_masters_where_two_writes_need_not_meet() -> None:
+    for seed in range(4, 4 + SEEDS):
+        run = simulate(FlexW1(), seed, MASTERS)
+        assert run.verdict is Verdict.HELD, f"seed {seed}: {[*map(str, run.findings), *run.undecided]}"
