@@ -55,23 +55,23 @@ def run_cli(*words: str) -> Result:
     ],
 )
 def test_the_built_in_modes_keep_their_promises(mode: str, grade: Grade) -> None:
-    certificate = certify(mode, seeds=range(1, 6), jobs=2, plan=DENSE)
+    certificate = certify(mode, seeds=range(1, 4), jobs=1, plan=DENSE)
     assert certificate.is_kept, "\n".join(to_lines(certificate))
     assert certificate.delivers in (grade, Grade.LINEARIZABLE)  # few runs may not show what async may do
-    assert certificate.runs == 5
+    assert certificate.runs == 3
     assert certificate.outcomes[Outcome.COMMITTED] > 300
     assert sum(certificate.faults.values()) > 5
 
 
 def test_repair_may_be_left_to_anti_entropy() -> None:
-    certificate = certify(f"{STRATEGIES}:LeavesRepair", seeds=range(1, 7), jobs=2, plan=SHORT)
+    certificate = certify(f"{STRATEGIES}:LeavesRepair", seeds=range(1, 7), jobs=1, plan=SHORT)
     assert certificate.is_kept, "\n".join(to_lines(certificate))
     assert certificate.delivers is Grade.CONVERGENT
 
 
 def test_being_watched_changes_nothing() -> None:
     digests = {run.schedule.seed: run.digest for run in (simulate(Quorum(), seed, SHORT) for seed in (5, 6))}
-    certificate = certify("quorum", seeds=(5, 6), jobs=2, plan=SHORT)
+    certificate = certify("quorum", seeds=(5, 6), jobs=1, plan=SHORT)
     assert certificate.digests == digests
 
 
@@ -90,7 +90,7 @@ def test_an_installed_mode_may_be_named_by_its_class_and_seen_as_json() -> None:
     [("AcksBeforeStoring", 0), ("HalfIsEnough", 1)],
 )
 def test_a_broken_promise_is_caught_shrunk_and_drawn(strategy: str, seed: int) -> None:
-    certificate = certify(f"{STRATEGIES}:{strategy}", seeds=[seed], jobs=2, plan=DENSE)
+    certificate = certify(f"{STRATEGIES}:{strategy}", seeds=[seed], jobs=1, plan=DENSE)
     told = "\n".join(to_lines(certificate))
     assert not certificate.is_kept, told
     assert certificate.delivers is not Grade.LINEARIZABLE
@@ -99,7 +99,7 @@ def test_a_broken_promise_is_caught_shrunk_and_drawn(strategy: str, seed: int) -
     left = len(example.schedule.faults) + len(example.schedule.requests)
     assert left < sum(example.shrunk_from) / 5, told
     assert f"Play it again: trikv certify {STRATEGIES}:{strategy} --replay {seed}" in told
-    assert re.search(r"\d s +w\d +(gets|misses) +store v\d+, from master", told)
+    assert re.search(r"\d s +w\d +(gets|misses) +(store v\d+|fetch), from master", told)
     assert example.finding.rule == certificate.broken[0].finding.rule
     assert "HERE THE PROMISE IS BROKEN" in told
     assert {call.number for call in example.timeline.calls if call.number} == set(
@@ -123,7 +123,7 @@ def test_the_command_shows_a_broken_promise_as_text_and_as_a_page(tmp_path: Path
 
 def test_of_several_failing_seeds_the_shortest_story_is_told() -> None:
     target = f"{STRATEGIES}:ReadsOne"
-    certificate = certify(target, seeds=range(3), jobs=2, plan=DENSE, runs_max=18)
+    certificate = certify(target, seeds=range(3), jobs=1, plan=DENSE, runs_max=18)
     assert len(certificate.broken) > 1
     assert certificate.counterexample is not None
     assert certificate.counterexample.seed in {one.seed for one in certificate.broken}
@@ -133,7 +133,7 @@ def test_of_several_failing_seeds_the_shortest_story_is_told() -> None:
 
 def test_the_first_failure_may_end_it_and_be_shown_as_it_is() -> None:
     target = f"{STRATEGIES}:ReadsOne"
-    certificate = certify(target, seeds=range(50), jobs=2, plan=DENSE, runs_max=0, stop_at_first=True)
+    certificate = certify(target, seeds=range(50), jobs=1, plan=DENSE, runs_max=0, stop_at_first=True)
     assert certificate.runs < 20
     assert certificate.seeds[1] < 20
     assert "the first that fails ends it" in "\n".join(to_lines(certificate))

@@ -53,10 +53,7 @@ def end(process: subprocess.Popen[bytes], how: str) -> None:
     assert process.wait(timeout=60) == (-signal.SIGKILL if how == "kill -9" else 0)
 
 
-ENDS = ["SIGTERM", "kill -9", "end of stdin"]
-
-
-@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("how", ["SIGTERM", "kill -9"])
 def test_nothing_outlives_the_master_not_even_a_paused_worker(how: str, tmp_path: Path) -> None:
     with running_master(tmp_path, "--worker-storage", "memory") as master:
         with Client(master.url) as client:
@@ -68,7 +65,7 @@ def test_nothing_outlives_the_master_not_even_a_paused_worker(how: str, tmp_path
         wait_until(lambda: not any(map(is_alive, family)), what="its processes are gone")
 
 
-@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("how", ["kill -9", "end of stdin"])
 def test_nothing_outlives_a_master_that_is_starting_its_workers(how: str, tmp_path: Path) -> None:
     with running_master(tmp_path) as master:
         wait_until(lambda: children_of(master.process.pid), what="it has begun")

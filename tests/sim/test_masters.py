@@ -26,7 +26,7 @@ from trikv.testing.sim import (
 from trikv.testing.sim.plan import LEADER
 from trikv_flex import FlexW1
 
-SEEDS = max(1, int(os.environ.get("TRIKV_SIM_SEEDS", "6")) // 3)
+SEEDS = max(1, int(os.environ.get("TRIKV_SIM_SEEDS", "4")) // 3)
 
 
 @pytest.mark.parametrize("mode", ["sync", "async", "chain", "quorum"])

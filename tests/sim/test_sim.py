@@ -17,7 +17,7 @@ import pytest
 from trikv.testing.certify.pool import HANG_S, PlayedTask, ProcessPool, Task
 from trikv.testing.sim import CHANGING, SWITCHING, USUAL, Plan, Verdict
 
-SEEDS = int(os.environ.get("TRIKV_SIM_SEEDS", "6"))
+SEEDS = int(os.environ.get("TRIKV_SIM_SEEDS", "4"))
 
 
 MODES = ("sync", "async", "chain", "quorum")

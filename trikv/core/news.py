@@ -16,7 +16,6 @@ SENTENCES: Final[dict[str, str]] = {
     "gap": "some events cannot be told any more ({reason}): look at the state of the cluster",
     "term": "this master took term {term}",
     "master_leads": "the master at {master} leads",
-    "master_steps_down": "the master at {master} leads no more",
     "worker_enlisted": "worker {worker} enlisted at {address}",
     "worker_up": "worker {worker} is up",
     "worker_suspect": "worker {worker} is suspect: it has been silent for longer than usual",
@@ -53,7 +52,7 @@ _TONES: Final = {
     "worker_down": Tone.POOR, "worker_evicted": Tone.POOR, "worker_disk_full": Tone.POOR, "records_lost": Tone.POOR,
     "recovered": Tone.POOR, "promise_violated": Tone.POOR, "gap": Tone.POOR,
     "worker_suspect": Tone.FAIR, "fault_injected": Tone.FAIR, "worker_draining": Tone.FAIR, "mode_switching": Tone.FAIR,
-    "master_leads": Tone.GOOD, "master_steps_down": Tone.FAIR,
+    "master_leads": Tone.GOOD,
     "worker_up": Tone.GOOD, "worker_disk_has_room": Tone.GOOD, "settled": Tone.GOOD, "mode_switched": Tone.GOOD,
 }  # fmt: skip
 _NOT_TOLD: Final = frozenset({"id", "time_s", "at", "kind"})
