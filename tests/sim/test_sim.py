@@ -39,7 +39,8 @@ def test_so_do_two_between_which_one_switches(first: str, second: str) -> None:
 
 
 def play(mode: str, plan: Plan, seeds: int) -> None:
-    with ProcessPool(mode, os.cpu_count() or 1, hang_s=3 * HANG_S) as pool:
+    processes = min(os.cpu_count() or 1, max(1, seeds // 8))  # each costs a start
+    with ProcessPool(mode, processes, hang_s=3 * HANG_S) as pool:
         broken = [told(played) for played in pool.play(Task(seed, plan) for seed in range(seeds)) if not held(played)]
     assert not broken, f"{len(broken)} of {seeds} seeds:\n" + "\n".join(broken)
 
