@@ -83,8 +83,10 @@ def test(arguments: list[str]) -> int:
     find_fake_clock()
     find_etcd()
     os.chdir(ROOT)  # pytest finds its settings and the tests from there
-    # On all cores; `-n 0` runs one test at a time, as a debugger needs it.
-    become([BIN / "python", "-m", "pytest", "-n", "auto", "--dist", "worksteal", *arguments])
+    # On all cores, and one test more, since many wait for other processes. `-n 0` runs one test at a time, as a
+    # debugger needs it.
+    together = str((os.cpu_count() or 1) + 1)
+    become([BIN / "python", "-m", "pytest", "-n", together, "--dist", "worksteal", *arguments])
 
 
 def lint(arguments: list[str]) -> int:

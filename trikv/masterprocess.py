@@ -116,8 +116,15 @@ class MasterProcess:
         try:
             async with trio.open_nursery() as nursery:
                 stop = await nursery.start(watch_for_stop, settings.exit_with_stdin)
-                stand_by, lead = partial(self._stand_by, store, me), partial(self._lead, store, me, stop)
-                nursery.start_soon(partial(take_turns, store, me, stand_by=stand_by, lead=lead, wall_clock=wall_clock))
+                turns = partial(
+                    take_turns,
+                    store,
+                    me,
+                    stand_by=partial(self._stand_by, store, me),
+                    lead=partial(self._lead, store, me, stop),
+                    wall_clock=wall_clock,
+                )
+                nursery.start_soon(turns)
                 await stop.wait()
                 await self._ended_lead(store)
                 nursery.cancel_scope.cancel()

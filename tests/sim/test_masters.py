@@ -37,8 +37,8 @@ def test_the_mode_keeps_its_promise_with_several_masters(mode: str, strategies: 
         assert run.verdict is Verdict.HELD, f"seed {seed}: {[*map(str, run.findings), *run.undecided]}"
         asked_of_deposed += run.deposed.total()
         takeovers += run.takeovers
-    assert takeovers > 2 * SEEDS
-    assert asked_of_deposed > 2 * SEEDS
+    assert takeovers >= 2 * SEEDS
+    assert asked_of_deposed >= 2 * SEEDS
 
 
 def test_a_leader_that_went_on_hears_of_the_store_when_all_faults_are_over(strategies: dict[str, Strategy]) -> None:

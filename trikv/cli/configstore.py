@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trikv.net.etcdurl import PASSWORD_VARIABLE, is_etcd_url, parse_config_store
-
 if TYPE_CHECKING:
     from trikv.master.migrate import Copied, Place
 
@@ -51,6 +49,7 @@ def copy(
     import trio
 
     from trikv.master.migrate import copy_document
+    from trikv.net.etcdurl import PASSWORD_VARIABLE, is_etcd_url, parse_config_store
 
     def place(text: str, name: str) -> Place:
         if not is_etcd_url(text):

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from trikv.core.calls import PassOn
-from trikv.core.errors import TrikvError, Unknown
+from trikv.core.errors import Refused, TrikvError, Unknown
 from trikv.core.serving import epoch, is_request_id, request_id
 from trikv.master.passing import NotLeading
 from trikv.web.message import Request, Response, problem_response
@@ -74,7 +74,9 @@ async def answer_passed(services: Services, passed: PassOn) -> Response:
     request_id.set(passed.request_id if is_request_id(passed.request_id) else "")
     epoch.set(0)
     try:
-        route = _ROUTES[passed.route]
+        route = _ROUTES.get(passed.route)
+        if route is None:  # of another version, or no master at all
+            raise Refused("no_route", f"this master does not know {passed.route[0]} of {passed.route[1]!r}")
         request = Request(passed.method, passed.path, passed.query, passed.headers, passed.body)
         return await route.handle(services, request)
     except TrikvError as error:
