@@ -29,8 +29,6 @@ from trikv.api import StorageEngine
 from trikv.config import MasterSettings, WorkerSettings
 from trikv.core.errors import TrikvError
 from trikv.logs import NodeLog, start_log
-from trikv.master.configstore import ConfigConflict
-from trikv.master.master import StartError
 from trikv.net.accept import raise_descriptor_limit
 from trikv.net.doors import Doors, Listening, join_address
 from trikv.process import address_of, announce, bind_http, load_plugins, watch_for_stop
@@ -47,7 +45,7 @@ _WORKERS: Final = "workers"  # the directories of the workers that it starts, th
 _log = logging.getLogger(__name__)
 
 _USAGE: Final = 2  # the exit code if the command line names a mode or an engine that is not installed
-_EXPECTED = (OSError, ValueError, DataDirError, StartError, ConfigConflict, PluginError, TrikvError)
+_EXPECTED = (OSError, ValueError, DataDirError, PluginError, TrikvError)
 
 
 def run_worker(settings: WorkerSettings) -> int:
@@ -57,12 +55,18 @@ def run_worker(settings: WorkerSettings) -> int:
 
 def run_master(settings: MasterSettings) -> int:
     """Be the master until told to stop."""
-    from trikv.masterprocess import MasterProcess  # here, since a worker would pay for its imports
+    from trikv.masterprocess import ENDS, MasterProcess  # here, since a worker would pay for its imports
 
-    return _run("master", MasterProcess(settings).run, settings)
+    return _run("master", MasterProcess(settings).run, settings, ENDS)
 
 
-def _run(role: str, main: Callable[[NodeLog], Awaitable[None]], settings: WorkerSettings | MasterSettings) -> int:
+def _run(
+    role: str,
+    main: Callable[[NodeLog], Awaitable[None]],
+    settings: WorkerSettings | MasterSettings,
+    expected: tuple[type[Exception], ...] = (),
+) -> int:
+    """`expected`: errors of this role that end it with a line, beside those of both."""
     log = start_log(settings.log)
     log.identify(lambda: {"role": role})
     for note in settings.notes:
@@ -70,7 +74,7 @@ def _run(role: str, main: Callable[[NodeLog], Awaitable[None]], settings: Worker
     raise_descriptor_limit()
     _collect_seldom()
     try:
-        return _serve(main, log)
+        return _serve(main, log, (*_EXPECTED, *expected))
     except Exception:  # noqa: BLE001 its traceback is a line of the log, like all else
         _log.critical("this %s failed in a way that its authors did not foresee", role, exc_info=True)
         return 1
@@ -84,11 +88,11 @@ def _collect_seldom() -> None:
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
-def _serve(main: Callable[[NodeLog], Awaitable[None]], log: NodeLog) -> int:
+def _serve(main: Callable[[NodeLog], Awaitable[None]], log: NodeLog, expected: tuple[type[Exception], ...]) -> int:
     code = 0
     try:
         trio.run(main, log)
-    except* _EXPECTED as group:
+    except* expected as group:
         for line in dict.fromkeys(_sentences(group)):
             log.say_error(line)
         unknown, _ = group.split(lambda error: isinstance(error, TrikvError) and error.kind.exit == _USAGE)

@@ -22,9 +22,15 @@ import trio
 from trikv.config import MasterSettings
 from trikv.core.configuration import Cluster
 from trikv.logs import NodeLog
-from trikv.master.configstore import DOCUMENT_FILE, ConfigStore, ConfigStoreError, SqliteConfigStore
+from trikv.master.configstore import (
+    DOCUMENT_FILE,
+    ConfigConflict,
+    ConfigStore,
+    ConfigStoreError,
+    SqliteConfigStore,
+)
 from trikv.master.leadership import Candidate, SharedConfigStore
-from trikv.master.master import Master
+from trikv.master.master import Master, StartError
 from trikv.master.masters import describe_masters
 from trikv.master.node import take_turns
 from trikv.master.passing import Passing
@@ -36,6 +42,7 @@ from trikv.web.services import Services
 from trikv.web.standby import stand_by
 from trikv.worker.datadir import open_data_dir
 
+ENDS: Final = (StartError, ConfigConflict)  # what ends a master with one line
 DRAIN_S: Final = 3.0  # for requests under way at a stop
 _WORKERS: Final = "workers"  # the directories of the workers that it starts, there
 
