@@ -151,8 +151,9 @@ def test_a_worker_is_told_what_it_cannot_be(flags: Mapping[str, object], complai
         ({"config_store": "http://x"}, "--config-store: this is no config store; write etcd://"),
         ({"config_store": ETCD, "config_store_ca": "ca.pem"}, "certificates are for TLS; write etcds://"),
         ({"advertise": "10.0.0.1:8000"}, "--advertise is for a master among several: give --config-store with it"),
+        ({"lease_s": 5}, "--lease is for a master among several: give --config-store with it"),
         ({"config_store": ETCD, "start_workers": 3}, "--start-workers and --autoscale are for a master alone"),
-        ({"config_store": ETCD, "lease_s": 0.5}, "--lease: 0.5 is not a time in seconds, 1 to 60"),
+        ({"config_store": ETCD, "lease_s": 0.5}, "--lease: 0.5 is not a time in seconds, 2 to 60"),
         (
             {"config_store": ETCD, "host": "0.0.0.0", "insecure": True},
             "0.0.0.0 is no address that others can call: say with --advertise HOST:PORT where they reach it",

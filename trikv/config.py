@@ -42,7 +42,7 @@ DOWN_AFTER_LEAST_S: Final = 1.5  # three heartbeats; with less, one lost packet 
 DOWN_AFTER_MOST_S: Final = 3_600.0
 _EVERYWHERE: Final = ("0.0.0.0", "::")  # listening there, a node is reached at other addresses
 LEASE_S: Final = 3.0
-LEASE_LEAST_S: Final = 1.0
+LEASE_LEAST_S: Final = 2.0  # etcd grants none that is shorter
 LEASE_MOST_S: Final = 60.0
 
 
@@ -134,6 +134,8 @@ def master_settings(
     settings = MasterSettings(**gathered)
     _check_reach(settings.insecure, settings.host, split_address(settings.http)[0])
     if settings.config_store is None:
+        if settings.lease_s != LEASE_S:
+            raise SettingsError("--lease is for a master among several: give --config-store with it")
         for name in ("config_store_ca", "config_store_cert", "config_store_key", "advertise", "advertise_http"):
             if getattr(settings, name) is not None:
                 flag = "--" + name.replace("_", "-")

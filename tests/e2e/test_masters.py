@@ -161,6 +161,10 @@ def test_without_etcd_a_mode_that_reads_one_replica_refuses_reads_and_goes_on_wr
 
             wait_until(is_refused, what="reads are refused")
             client.put(b"key", b"meanwhile")
+            with pytest.raises(TrikvError, match="the cluster's document cannot be changed") as refused:
+                client.set_mode("quorum")
+            assert refused.value.kind.code == "no_store"
+            assert client.cluster()["partitions"]["readable"] == 0
         finally:
             cluster.etcd.resume()
         cluster.etcd.await_healthy()

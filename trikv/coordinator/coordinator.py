@@ -421,6 +421,11 @@ class Coordinator:
             raise Refused("unanswered", f"the key was under repair, and that was not finished: {error}") from error
         return record
 
+    def may_answer(self, state: PartitionState) -> bool:
+        """May an answer be given that rests on as many members as the mode's reads need?"""
+        holds = self.holds_lease
+        return holds is None or state.is_ap or state.needs.read.count >= state.copies or holds()
+
     def check_answer(self, state: PartitionState, heard: int) -> None:
         """Check that an answer of so many members may be given, now that it has come.
 
@@ -430,7 +435,7 @@ class Coordinator:
         if self.holds_lease is None or state.is_ap or heard >= state.copies or self.holds_lease():
             return
         raise Refused(
-            "unavailable",
+            "no_store",
             f"this master could not renew its lease, so another one may lead, and mode {state.strategy.name} answers "
             f"from {heard} of {len(state.targets)} replicas",
         )

@@ -81,6 +81,7 @@ KINDS: Final[dict[str, ErrorKind]] = {
         ("unanswered", _R, 503, 4, "No truthful answer within the deadline", "Try again, or allow more time."),
         ("overloaded", _R, 503, 4, "Too much is waiting already", "Try again after a moment."),
         ("no_leader", _R, 503, 4, "No master leads just now", "Try again in a few seconds; trikv masters shows them."),
+        ("no_store", _R, 503, 4, "The config store does not answer", "Start etcd; the rest goes on meanwhile."),
         ("stopping", _R, 503, 4, "This node is shutting down", "Try again when it is back."),
         ("recover", _R, 503, 4, "This partition's past is in doubt", "Start the master on its newest data directory."),
         (

@@ -35,6 +35,7 @@ class Document:
     """
     Args:
       doubt_s: how long a change in doubt is written again.
+      may_change: does the store answer, as far as is known? If not, no change is begun.
       name: this master's, unlike any other's: it marks its changes.
       install: makes a document effective; told whether its new configurations are of this coordinator's making.
     """
@@ -48,6 +49,7 @@ class Document:
         install: Callable[[Cluster, bool], None],
         *,
         doubt_s: float = DOUBT_S,
+        may_change: Callable[[], bool] = lambda: True,
     ) -> None:
         self.cluster = cluster
         self.changing = trio.Lock()
@@ -55,6 +57,7 @@ class Document:
         self.write_times = Histogram()  # of changes, those that failed included
         self.failures = 0  # of writes: refused by the store, or in doubt
         self._doubt_s = doubt_s
+        self._may_change = may_change
         self._revision = revision
         self._store = store
         self._name = name
@@ -80,10 +83,13 @@ class Document:
         if self._error is not None:
             raise self._error
 
-    async def change(self, change: Callable[[Cluster], Cluster], *, made_here: bool = False) -> None:
+    async def change(
+        self, change: Callable[[Cluster], Cluster], *, made_here: bool = False, in_any_case: bool = False
+    ) -> None:
         """Make one change durable, then effective. The caller holds `changing`.
 
         `made_here`: its new configurations are of this coordinator's making, so it knows what was stored under them.
+        `in_any_case`: also where the store did not answer lately.
 
         Raises:
           Refused: it was not made.
@@ -94,6 +100,8 @@ class Document:
         changed = change(self.cluster)
         if changed == self.cluster:
             return
+        if not (in_any_case or self._may_change()):  # it would be in doubt until the store is back
+            raise Refused("no_store", "so the cluster's document cannot be changed")
         try:
             document = changed.to_document() | {CHANGE: f"{self._name}/{self._revision}"}
         except ValueError as error:

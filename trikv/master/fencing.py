@@ -81,7 +81,7 @@ class Fencing:
                 # Stored: under that other term there may be records, so a newcomer must stay spare.
                 try:
                     await self._document.change(
-                        lambda cluster: replace(cluster.with_term(term + 1), stored=cluster.formed)
+                        lambda cluster: replace(cluster.with_term(term + 1), stored=cluster.formed), in_any_case=True
                     )
                 except Refused as error:
                     _log.warning("that has to wait for the next heartbeat: %s", error.detail)

@@ -98,7 +98,9 @@ class Master:
         self.events = EventLog(cluster.term)
         self.tasks = Tasks()
         doubt_s = DOUBT_S if holds_lease is None else math.inf
-        self.document = document = Document(cluster, revision, store, name, self._install, doubt_s=doubt_s)
+        self.document = document = Document(
+            cluster, revision, store, name, self._install, doubt_s=doubt_s, may_change=holds_lease or (lambda: True)
+        )
         self.coordinator = coordinator = Coordinator(timeout_s=timeout_s, before_first_store=self._note_first_store)
         coordinator.holds_lease = holds_lease
         self.membership = membership = Membership(

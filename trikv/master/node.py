@@ -61,7 +61,7 @@ async def take_turns(
             finally:
                 with trio.CancelScope(shield=True):
                     await store.give_up_lead()
-            _log.warning("this master leads no more; it stands by")
+            _log.warning("this master leads no more")
             was_short = trio.current_time() - began_s < AGAIN_MOST_S
             again_s = max(AGAIN_S, min(2 * again_s, AGAIN_MOST_S)) if was_short else AGAIN_S
 

@@ -110,7 +110,7 @@ class Status:
             primaries[members[0]] += len(those)
             held.update(dict.fromkeys({member for c in history for member in c.members}, len(those)))
             served = sum(not state.is_blocked for state in those)
-            readable += served * one.is_readable
+            readable += served * (one.is_readable and self._coordinator.may_answer(one))
             writable += served * (one.judge_write() is TallyVerdict.WON)
             short += len(those) * (len(members) < cluster.replicas)
         crowded = 0

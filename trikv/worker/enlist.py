@@ -71,7 +71,9 @@ class Enlistment:
                 while True:
                     while peer.link is None:
                         if peer.why_not != NOT_DIALLED:
-                            self._say(logging.INFO, master, f"no link to the master at {master}: {peer.why_not}")
+                            self._say(
+                                logging.INFO, master, f"no link to the master at {master} (--master): {peer.why_not}"
+                            )
                             if not alone:
                                 return None
                         await peer.wait_changed()

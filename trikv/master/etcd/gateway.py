@@ -191,6 +191,18 @@ class EtcdGateway:
         """Authenticate anew before the next call, if there is a user."""
         self._token = None
 
+    async def recheck(self, timeout_s: float) -> None:
+        """Ask the endpoints that failed once more, so that what is told of them is true."""
+        for endpoint in [each for each in self._order[1:] if each.reachable is False]:
+            try:
+                await self._ask_as_user(endpoint, "/v3/kv/range", b'{"key": "AA==", "serializable": true}', timeout_s)
+            except (_Unsent, Unanswered) as error:
+                endpoint.error = str(error)
+            except NotCarriedOut:
+                endpoint.reachable, endpoint.error = True, None
+            else:
+                endpoint.reachable, endpoint.error = True, None
+
     def describe(self) -> list[dict[str, Any]]:
         return [
             {"endpoint": each.address, "reachable": each.reachable, "error": each.error} for each in self._endpoints

@@ -38,6 +38,7 @@ from trikv.net.etcdurl import EtcdSettings
 from trikv.net.signal import Signal
 
 _ATTEMPTS_PER_LEASE: Final = 4  # an endpoint that hangs costs a renewal no more than a fourth of the lease
+RECHECK_S: Final = 5.0  # an endpoint that failed is asked again
 _WATCH_AGAIN_S: Final = 0.1  # at first
 
 _log = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ class EtcdConfigStore(SharedConfigStore):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_shown, me)
                 nursery.start_soon(self._watch)
+                nursery.start_soon(self._recheck_forever)
                 nursery.start_soon(self._lead.keep, self._every_s, partial(self._complain, "the leader's lease"))
                 task_status.started()
         finally:
@@ -163,6 +165,11 @@ class EtcdConfigStore(SharedConfigStore):
                 self._complain("the list of masters", None)
             except ConfigStoreError as error:
                 self._complain("the list of masters", error)
+
+    async def _recheck_forever(self) -> None:
+        while True:
+            await trio.sleep(RECHECK_S)
+            await self._gateway.recheck(self._every_s)
 
     async def _list(self) -> bool:
         """List who leads and which masters there are; was that news?"""
