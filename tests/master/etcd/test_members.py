@@ -12,6 +12,7 @@ import trio
 
 from trikv.master.configstore import ConfigConflict, ConfigStoreError
 from trikv.master.etcd import EtcdConfigStore
+from trikv.master.etcd import store as store_module
 from trikv.master.leadership import Candidate
 from trikv.net.etcdurl import parse_config_store
 from trikv.testing.processes.etcd import EtcdCluster, etcd_missing
@@ -107,3 +108,19 @@ async def test_members_that_are_killed_or_stopped(tmp_path: Path) -> None:
             await until(somebody_answers, two)
             terms = sorted(term for master in two for term in master.terms)
             assert terms == list(range(1, len(terms) + 1))
+
+
+async def test_a_member_that_is_back_is_told_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "RECHECK_S", 0.05)
+    with EtcdCluster(tmp_path, members=3, arguments=QUICK) as etcd:
+        async with masters(etcd.url) as [one, two]:
+            await until(lambda: one.serves or two.serves, [one, two])
+
+            def unreachable() -> list[str]:
+                return [e["endpoint"] for e in one.store.describe()["endpoints"] if e["reachable"] is False]
+
+            first = etcd.members[0]  # the one that is asked first
+            first.kill()
+            await until(lambda: unreachable() == [first.address], [one, two])
+            first.start()
+            await until(lambda: unreachable() == [], [one, two])
