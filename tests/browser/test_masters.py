@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(etcd_missing() is not None, reason=str(etcd_miss
 
 
 def test_a_page_is_sent_to_the_leader_and_follows_it(browser: Browser) -> None:
-    with LocalCluster(workers=3, masters=2, etcd_members=1, master_options=("--lease", "1")) as cluster:
+    with LocalCluster(workers=3, masters=2, etcd_members=1, master_options=("--lease", "2")) as cluster:
         leader = wait_until(cluster.leader, what="a master leads")
         assert leader is not None
         [standby] = [master for master in cluster.masters if master is not leader]
