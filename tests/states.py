@@ -44,8 +44,7 @@ def worker_of(state: str = "up", place: str = "member", note: str = "", **change
 def masters_of(leader: int | None = 0, count: int = 3, silent: int = 0) -> dict[str, Any]:
     """So many masters, of which one leads, or none. `silent`: endpoints of their store that cannot be reached."""
     masters = [
-        {"name": f"m-{n}", "address": f"h:800{n}", "http": f"h:808{n}", "role": "leader" if n == leader else "standby",
-         "answers": n == 0}
+        {"name": f"m-{n}", "address": f"h:800{n}", "http": f"h:808{n}", "role": "leader" if n == leader else "standby"}
         for n in range(count)
     ]  # fmt: skip
     endpoints = [
@@ -56,5 +55,6 @@ def masters_of(leader: int | None = 0, count: int = 3, silent: int = 0) -> dict[
         if leader is None
         else {**{name: masters[leader][name] for name in ("name", "address", "http")}, "since": "today", "term": 4},
         "masters": masters,
+        "answered_by": "m-0",
         "config_store": {"kind": "etcd", "endpoints": endpoints, "error": "no answer" if silent == 3 else None},
     }

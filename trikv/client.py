@@ -344,7 +344,7 @@ class Client:
 
     def _not_ours(self, answer: httpx.Response) -> TrikvError:
         said = f"{_base(answer.request)} answered {answer.status_code}"
-        what = f"{said}, and not as trikv does; is it the master's HTTP address?"
+        what = f"{said}, and not as trikv does: name the master's HTTP address"
         return _NoAnswer("unanswered" if _reads(answer.request) else "unknown", what)
 
 

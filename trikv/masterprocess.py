@@ -238,4 +238,5 @@ def services_of(master: Master) -> Services:
         events=master.events,
         sampling=master.sampling,
         run_detached=master.tasks.run_detached,
+        carry_out=master.carry_out,
     )

@@ -29,7 +29,7 @@ from trikv.master.configstore import (
     NotChanged,
     SqliteConfigStore,
 )
-from trikv.master.document import DOUBT_S, Document
+from trikv.master.document import DOUBT_S, DOUBT_TOLD_S, Document
 from trikv.testing.inprocess import InProcessCluster
 
 KEY = b"k"
@@ -369,6 +369,44 @@ async def test_a_change_in_doubt_is_effective_once_it_is_known_to_be_made(
     assert cluster.master.cluster.workers[cluster.workers[0].worker.id].draining
     await cluster.restart_master()
     await cluster.until(lambda: not cluster.master.operations.operation())
+
+
+async def test_an_operator_is_told_of_a_change_in_doubt_and_what_was_asked_for_goes_on(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    cluster, store = await start(nursery)
+    master = cluster.master
+    worker = cluster.workers[0].worker.id
+    store.failing = store.made = True
+    began_s = trio.current_time()
+    with pytest.raises(Unknown, match=r"is in doubt: disk I/O error.*goes on"):
+        await master.carry_out(lambda: master.operations.drain(worker))
+    assert trio.current_time() - began_s <= DOUBT_TOLD_S + 1
+    with pytest.raises(Refused, match="in doubt, and nothing else is changed: disk I/O error") as refused:
+        await master.carry_out(lambda: master.operations.undrain(worker))
+    assert refused.value.kind.code == "operation_under_way"
+    store.failing = False
+    await cluster.until(lambda: master.cluster.workers[worker].draining)
+    await cluster.until(lambda: not master.operations.operation())
+    assert master.cluster.workers[worker].draining, "what was refused has not happened"
+    await master.carry_out(lambda: master.operations.undrain(worker))
+    assert not master.cluster.workers[worker].draining, "once the doubt is over, operators are served"
+
+
+async def test_a_short_doubt_is_not_told(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    cluster, store = await start(nursery)
+    master = cluster.master
+    store.failing = True
+
+    async def work_again() -> None:
+        await store.failed.wait()
+        await trio.sleep(DOUBT_TOLD_S / 2)
+        store.failing = False
+
+    nursery.start_soon(work_again)
+    worker = cluster.workers[0].worker.id
+    await master.carry_out(lambda: master.operations.drain(worker))
+    assert master.cluster.workers[worker].draining
 
 
 async def test_the_master_ends_where_it_cannot_be_known_and_the_next_one_reads_what_is_there(

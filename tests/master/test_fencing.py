@@ -18,6 +18,7 @@ from trikv.core.errors import Refused
 from trikv.core.quorums import Availability
 from trikv.core.record import JUMP_MAX, PROMISED_MAX, Record, Version, make_epoch
 from trikv.master.configstore import ConfigStoreError, MemoryConfigStore
+from trikv.master.fencing import RIVAL_AT
 from trikv.net.link import dial
 from trikv.testing.inprocess import PARTITIONS, InProcessCluster, Node
 
@@ -116,6 +117,20 @@ async def test_a_rival_of_this_term_or_a_later_one_is_outbid(
     # Under that other term there may be records, so a newcomer must stay spare.
     assert cluster.master.cluster.stored is outbid
     await cluster.until_all_up()
+
+
+async def test_a_master_that_is_outbid_again_and_again_is_told_that_it_has_a_rival(
+    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = await InProcessCluster.start(nursery)
+    master = cluster.master
+    for times in range(1, RIVAL_AT + 2):
+        term = master.cluster.term + 1
+        master.fencing.note_rival(term)
+        await cluster.until(partial(lambda rival: master.cluster.term > rival, term))
+        told = master.events.counts["master_rival"]
+        assert told == (times >= RIVAL_AT), "once, and not to a master whose document was put back"
+    assert caplog.text.count("stop one of the two") == 1
 
 
 # --- terms ------------------------------------------------------------------------------------------------------------

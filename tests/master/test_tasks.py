@@ -51,6 +51,30 @@ async def test_an_operation_goes_on_when_its_caller_is_gone(nursery: trio.Nurser
     nursery.cancel_scope.cancel()
 
 
+async def test_a_caller_that_gives_up_is_told_why_and_the_operation_goes_on(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    tasks = Tasks()
+    await nursery.start(tasks.run)
+    ended = trio.Event()
+
+    async def operation() -> None:
+        await trio.sleep(2)
+        ended.set()
+
+    async def lose_patience() -> str:
+        await trio.sleep(1)
+        return "the disk is slow"
+
+    with pytest.raises(Unknown, match="the disk is slow; what was asked for goes on"):
+        await tasks.run_detached(operation, give_up=lose_patience)
+    assert not ended.is_set()
+    with trio.fail_after(2):
+        await ended.wait()
+    assert await tasks.run_detached(answer, give_up=trio.sleep_forever) == "done"
+    nursery.cancel_scope.cancel()
+
+
 async def test_what_is_under_way_when_the_master_stops_is_unknown_and_nothing_begins_any_more(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

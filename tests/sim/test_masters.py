@@ -61,6 +61,15 @@ def test_a_leader_that_went_on_hears_of_the_store_when_all_faults_are_over(strat
     assert run.verdict is Verdict.HELD, run.findings
 
 
+@pytest.mark.parametrize(
+    ("mode", "seed"),
+    [pytest.param("quorum", 2360, id="a disk is lost while a change that needs it is in doubt, and written again")],
+)
+def test_what_was_found_with_several_masters(mode: str, seed: int, strategies: dict[str, Strategy]) -> None:
+    run = simulate(strategies[mode], seed, MASTERS)
+    assert run.verdict is Verdict.HELD, [*map(str, run.findings), *run.undecided]
+
+
 def test_a_mode_keeps_its_promise_with_several_masters_where_two_writes_need_not_meet() -> None:
     for seed in range(4, 4 + SEEDS):
         run = simulate(FlexW1(), seed, MASTERS)

@@ -16,6 +16,7 @@ SENTENCES: Final[dict[str, str]] = {
     "gap": "some events cannot be told any more ({reason}): look at the state of the cluster",
     "term": "this master took term {term}",
     "master_leads": "the master at {master} leads",
+    "master_rival": "another master leads this cluster from another config store: stop one of the two",
     "worker_enlisted": "worker {worker} enlisted at {address}",
     "worker_up": "worker {worker} is up",
     "worker_suspect": "worker {worker} is suspect: it has been silent for longer than usual",
@@ -50,7 +51,7 @@ SENTENCES: Final[dict[str, str]] = {
 
 _TONES: Final = {
     "worker_down": Tone.POOR, "worker_evicted": Tone.POOR, "worker_disk_full": Tone.POOR, "records_lost": Tone.POOR,
-    "recovered": Tone.POOR, "promise_violated": Tone.POOR, "gap": Tone.POOR,
+    "recovered": Tone.POOR, "promise_violated": Tone.POOR, "gap": Tone.POOR, "master_rival": Tone.POOR,
     "worker_suspect": Tone.FAIR, "fault_injected": Tone.FAIR, "worker_draining": Tone.FAIR, "mode_switching": Tone.FAIR,
     "master_leads": Tone.GOOD,
     "worker_up": Tone.GOOD, "worker_disk_has_room": Tone.GOOD, "settled": Tone.GOOD, "mode_switched": Tone.GOOD,

@@ -7,7 +7,7 @@ One change at a time (`changing`), durable before it takes effect: the config st
 that is known, and nothing else is changed meanwhile; what was closed for it stays closed, and the rest is served as
 before, as while any change is being written. If it cannot be known in time, the master ends (`run` raises), and the
 next one reads what the store holds. A store that masters share is waited for without end, since no other master could
-do more while it is away.
+do more while it is away. Whoever waits for a change need not wait so long (`wait_doubtful`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from trikv.net.signal import Signal
 
 DOUBT_S: Final = 60.0  # for a disk that comes back; what the change has nothing to do with is served meanwhile
 DOUBT_AGAIN_S: Final = 0.5
+DOUBT_TOLD_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ class Document:
         self.changed = Signal()
         self.write_times = Histogram()  # of changes, those that failed included
         self.failures = 0  # of writes: refused by the store, or in doubt
+        self.doubt: ConfigStoreError | None = None  # why the change that is being written now is in doubt
+        self._doubted = Signal()  # the doubt has begun, or is over
+        self._doubted_s = 0.0  # when the last one began
         self._doubt_s = doubt_s
         self._may_change = may_change
         self._revision = revision
@@ -116,7 +120,24 @@ class Document:
         except ConfigStoreError as error:
             self.end(error)
             raise Unknown(str(error)) from error
+        finally:
+            self._set_doubt(None)
         self.install(changed, made_here=made_here)
+
+    async def wait_doubtful(self) -> str:
+        """Wait until a change has been in doubt for `DOUBT_TOLD_S`; says so in words."""
+        while True:
+            if self.doubt is None:
+                await self._doubted.wait()
+            elif (left_s := self._doubted_s + DOUBT_TOLD_S - trio.current_time()) > 0:
+                await self._doubted.wait(left_s)
+            else:
+                return f"a change of the cluster's document is in doubt: {self.doubt}"
+
+    def _set_doubt(self, doubt: ConfigStoreError | None) -> None:
+        self.doubt = doubt
+        self._doubted_s = trio.current_time()
+        self._doubted.notify()
 
     def install(self, cluster: Cluster, *, made_here: bool = False) -> None:
         """Make this document, which is durable, effective."""
@@ -169,6 +190,7 @@ class Document:
                 except ConfigStoreError as error:
                     if doubt is None:
                         _log.error("a change of the cluster's document is in doubt: %s", error)
+                        self._set_doubt(error)
                     doubt = ConfigStoreError(f"{error}; whether the change was made is read at the next start")
             assert doubt is not None
             if trio.current_time() >= until_s:

@@ -7,6 +7,9 @@ document of the highest term does not know blocks that partition, since there ma
 document does not know. Where several masters share the document, the next master has most likely made such a
 generation. So the partition is blocked only if this master has gone beyond that master's term.
 
+A master that goes beyond again and again has a rival that does the same: another master leads this cluster from another
+config store, as after a copy of the document. Neither can win, so the operator is told to stop one of the two.
+
 A worker is believed up to `PROMISED_MAX` beyond what is known, so that one broken packet cannot become a term or
 generation that no later one can exceed.
 """
@@ -15,14 +18,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Final
 
 from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.partition import PartitionState
 from trikv.core.errors import Refused
 from trikv.core.record import PROMISED_MAX, generation_of, term_of
 from trikv.master.document import Document
+from trikv.master.events import EventLog
 from trikv.master.membership import Membership
 from trikv.master.tasks import Tasks
+
+RIVAL_AT: Final = 5  # times; on a restored document, workers that were away name few terms
 
 _log = logging.getLogger(__name__)
 
@@ -30,11 +37,15 @@ _log = logging.getLogger(__name__)
 class Fencing:
     """Of one master."""
 
-    def __init__(self, document: Document, coordinator: Coordinator, membership: Membership, tasks: Tasks) -> None:
+    def __init__(
+        self, document: Document, coordinator: Coordinator, membership: Membership, events: EventLog, tasks: Tasks
+    ) -> None:
         self._document = document
         self._coordinator = coordinator
         self._membership = membership
+        self._events = events
         self._tasks = tasks
+        self._times_beyond = 0
         self._suspected: dict[int, int] = {}  # by partition: an epoch of the next master's, or of before a backup
 
     def note_stale(self, state: PartitionState, promised: int) -> None:
@@ -92,3 +103,10 @@ class Fencing:
                         self._block(state, promised)
                 self._suspected.clear()
                 self._membership.redial()
+                self._times_beyond += 1
+                if self._times_beyond == RIVAL_AT:
+                    self._events.note("master_rival", term=term)
+                    _log.error(
+                        "another master leads this cluster from another config store, and workers follow both in turn: "
+                        "stop one of the two"
+                    )

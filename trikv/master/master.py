@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -65,6 +65,8 @@ from trikv.registry import Registry, can_keep
 MIN_COPIES: Final = 2
 SETTLE_RATE_BYTES: Final = 16e6
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 
 
@@ -111,7 +113,7 @@ class Master:
             on_rival=lambda term: self.fencing.note_rival(term),
             on_change=coordinator.changed.notify,
         )
-        self.fencing = Fencing(document, coordinator, membership, self.tasks)
+        self.fencing = Fencing(document, coordinator, membership, self.events, self.tasks)
         self.lives = Lives(document, membership, self.tasks)
         self.enlisting = Enlisting(
             document, membership, registry, doors, self.events, self.tasks, me=self.hello, named=named
@@ -374,6 +376,20 @@ class Master:
         if former is None or term_of(former.epoch) != self.cluster.term:
             return True
         return not former.is_fenced and former.configuration == partition.active
+
+    async def carry_out(self, wish: Callable[[], Awaitable[T]]) -> T:
+        """Do what an operator asks for, to its end, and answer for it even where the document cannot be written.
+
+        Raises:
+          Refused: an earlier change is in doubt; this was not begun.
+          Unknown: a change has been in doubt for so long that the operator is told; what was asked for goes on.
+        """
+        if self.document.doubt is not None:
+            raise Refused(
+                "operation_under_way",
+                f"a change of the cluster's document is in doubt, and nothing else is changed: {self.document.doubt}",
+            )
+        return await self.tasks.run_detached(wish, give_up=self.document.wait_doubtful)
 
     async def _note_first_store(self) -> None:
         async def note() -> None:

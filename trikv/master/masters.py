@@ -18,12 +18,9 @@ def describe_masters(store: SharedConfigStore, me: Candidate, term: int | None) 
     return {
         "leader": None if leader is None else {**leader.master._asdict(), "since": leader.since, "term": term},
         "masters": [
-            {
-                **master._asdict(),
-                "role": "leader" if master.name == leads else "standby",
-                "answers": master.name == me.name,
-            }
+            {**master._asdict(), "role": "leader" if master.name == leads else "standby"}
             for master in sorted(masters.values(), key=lambda master: (master.address, master.name))
         ],
+        "answered_by": me.name,
         "config_store": store.describe(),
     }

@@ -33,10 +33,16 @@ class Tasks:
         if self._nursery is not None:
             self._nursery.start_soon(run, *arguments)
 
-    async def run_detached(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def run_detached(
+        self, operation: Callable[[], Awaitable[T]], *, give_up: Callable[[], Awaitable[str]] | None = None
+    ) -> T:
         """Run `operation` to its end, whatever becomes of the caller meanwhile.
 
-        A client that goes away cancels the task that waits for its answer; a write that has begun goes on.
+        A client that goes away cancels the task that waits for its answer; a write that has begun goes on. So it does
+        if the caller waits no longer, which is when `give_up` returns why.
+
+        Raises:
+          Unknown: the caller waits no longer, or the master was stopped.
         """
         results: list[T] = []
         errors: list[Exception] = []
@@ -53,9 +59,29 @@ class Tasks:
         if self._nursery is None or self._nursery.cancel_scope.cancel_called:
             raise Refused("stopping", "the master is shutting down")
         self._nursery.start_soon(run)
-        await finished.wait()
+        if give_up is None:
+            await finished.wait()
+        else:
+            why = await _first(finished, give_up)
+            if why is not None:
+                raise Unknown(f"{why}; what was asked for goes on")
         if errors:
             raise errors[0]
         if not results:
             raise Unknown("the master was stopped while this was under way")
         return results[0]
+
+
+async def _first(finished: trio.Event, give_up: Callable[[], Awaitable[str]]) -> str | None:
+    """Why the caller waits no longer, or None once it has finished."""
+    reasons: list[str] = []
+    async with trio.open_nursery() as nursery:
+
+        async def wait_for_reason() -> None:
+            reasons.append(await give_up())
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(wait_for_reason)
+        await finished.wait()
+        nursery.cancel_scope.cancel()
+    return None if finished.is_set() else reasons[0]

@@ -13,13 +13,15 @@
 A worker is named by its id or by its address. `?plan=true` (mode), `?dry_run=true` (drain, repair) and
 `{"accept_loss": false}` (recover) change nothing; the answer says what would be done.
 
-A switch of the mode and a repair have no deadline, and they go on when the client that asked for them has gone. The
-operations themselves are in `trikv.master.operations`; here requests are read and answers written.
+A switch of the mode and a repair have no deadline, and they go on when the client that asked for them has gone. If the
+document cannot be written, the client is told so within seconds (`Master.carry_out`). The operations themselves are in
+`trikv.master.operations`; here requests are read and answers written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from trikv.core.configuration import WorkerEntry
@@ -57,7 +59,8 @@ async def set_mode(services: Services, request: Request) -> Response:
         raise Refused("bad_request", "mode must be a string")
     if _is_on(parameters, "plan"):
         return json_response(services.operations.plan_mode(name))
-    return json_response({"outcome": "committed", **await services.operations.switch_mode(name)})
+    switched = await services.carry_out(partial(services.operations.switch_mode, name))
+    return json_response({"outcome": "committed", **switched})
 
 
 async def enlist(services: Services, request: Request) -> Response:
@@ -69,7 +72,8 @@ async def enlist(services: Services, request: Request) -> Response:
         split_address(address)
     except ValueError as error:
         raise Refused("bad_request", str(error)) from error
-    return json_response({"outcome": "committed", **await services.enlisting.enlist(address)})
+    enlisted = await services.carry_out(partial(services.enlisting.enlist, address))
+    return json_response({"outcome": "committed", **enlisted})
 
 
 async def plan_workers(services: Services, request: Request) -> Response:
@@ -82,18 +86,21 @@ async def drain(services: Services, request: Request) -> Response:
     worker = _worker_in_path(services, request)
     if dry_run:
         return json_response(await services.operations.plan_drain(worker))
-    return json_response({"outcome": "committed", **await services.operations.drain(worker)})
+    drained = await services.carry_out(partial(services.operations.drain, worker))
+    return json_response({"outcome": "committed", **drained})
 
 
 async def undrain(services: Services, request: Request) -> Response:
     parse_query(request.query)
-    undrained = await services.operations.undrain(_worker_in_path(services, request))
+    worker = _worker_in_path(services, request)
+    undrained = await services.carry_out(partial(services.operations.undrain, worker))
     return json_response({"outcome": "committed", **undrained})
 
 
 async def remove(services: Services, request: Request) -> Response:
     parse_query(request.query)
-    removed = await services.operations.remove(_worker_in_path(services, request))
+    worker = _worker_in_path(services, request)
+    removed = await services.carry_out(partial(services.operations.remove, worker))
     return json_response({"outcome": "committed", **removed})
 
 
@@ -108,8 +115,10 @@ async def recover(services: Services, request: Request) -> Response:
     accept_loss = members_of(parse_json(request), "the body", required=["accept_loss"])["accept_loss"]
     if not isinstance(accept_loss, bool):
         raise Refused("bad_request", "accept_loss must be true or false")
-    report = await services.operations.recover(accept_loss=accept_loss)
-    return json_response({"outcome": "committed", **report} if accept_loss else report)
+    if not accept_loss:
+        return json_response(await services.operations.recover(accept_loss=False))
+    recovered = await services.carry_out(partial(services.operations.recover, accept_loss=True))
+    return json_response({"outcome": "committed", **recovered})
 
 
 def find_worker(workers: Mapping[str, WorkerEntry], name: str) -> str:

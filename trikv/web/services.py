@@ -30,6 +30,12 @@ class RunDetached(Protocol):
     async def __call__(self, operation: Callable[[], Awaitable[T]]) -> T: ...
 
 
+class CarryOut(Protocol):
+    """Do what an operator asks for, and answer for it in time (`trikv.master.master`)."""
+
+    async def __call__(self, wish: Callable[[], Awaitable[T]]) -> T: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """`coordinator`: keys. `status`: what the cluster says of itself. `operations`, `enlisting`, `breaking`: operators'
@@ -45,4 +51,5 @@ class Services:
     events: EventLog
     sampling: Sampling
     run_detached: RunDetached
+    carry_out: CarryOut
     answered: Counter[tuple[str, str, int]] = field(default_factory=Counter)

@@ -235,7 +235,11 @@ HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
         ([HEAD, LINE, b'{"error": {"grpc_code": 14, "message": "etcdserver: no leader"}}\n'], 1, "no leader"),
         ([HEAD, LINE, b'{"error": {"grpc_code": 7, "message": "etcdserver: permission denied"}}\n'], 1, "refuses"),
         ([HEAD, LINE, b'{"error": "x"}\n'], 1, "an error is no object"),
-        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n15\r\n" + LINE + b"\r\n"], 1, "closed connection"),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n15\r\n" + LINE + b"\r\n"],
+            1,
+            "it ended the connection in the middle of an answer",
+        ),
         ([b"HTTP/1.1 404 Not Found\r\n\r\n"], 0, "HTTP 404"),
     ],
 )

@@ -405,6 +405,8 @@ def _why(error: Exception, tls: bool) -> str:
             return _ended(tls)
         if isinstance(cause, OSError) and cause.strerror:
             return spell(cause.strerror)
+    if "peer closed connection" in str(error):
+        return "it ended the connection in the middle of an answer"
     return spell(str(error)) if str(error) and "disconnected" not in str(error) else _ended(tls)
 
 

@@ -214,7 +214,7 @@ class SimSharedConfigStore(SharedConfigStore):
         self._lease = 0
         self._held_until_s = -math.inf  # by this master's clock
         self._revision = 0  # of the document that this master wrote or, before it led, read
-        self._doubted: bytes | None = None  # what it may have written after that
+        self.doubted: bytes | None = None  # the document that it may have written after that, and writes again
         self._turn = trio.Lock()  # one request about leases at a time
         self._news: list[StoreNews] = []
         self._has_news = trio.Event()
@@ -225,22 +225,22 @@ class SimSharedConfigStore(SharedConfigStore):
 
     async def read(self) -> tuple[dict[str, Any] | None, int]:
         body, revision = await self._ask(self._machine.read, _DOCUMENT_S)
-        if body == self._doubted or not self.leads:  # a leader goes by what it wrote
-            self._revision, self._doubted = revision, None
+        if body == self.doubted or not self.leads:  # a leader goes by what it wrote
+            self._revision, self.doubted = revision, None
         return cbor2.loads(body), revision
 
     async def compare_and_set(self, document: dict[str, Any], revision: int) -> int:
         body = cbor2.dumps(document)
-        doubted, self._doubted = self._doubted, body
+        doubted, self.doubted = self.doubted, body
         try:
             changed = await self._ask(lambda: self._machine.change(body, revision), _DOCUMENT_S, body=body)
         except NotChanged:
-            self._doubted = doubted
+            self.doubted = doubted
             raise
         if changed is None:
-            self._doubted = doubted
+            self.doubted = doubted
             raise ConfigConflict(f"the document is not at revision {revision} any more")
-        self._revision, self._doubted = changed, None
+        self._revision, self.doubted = changed, None
         return changed
 
     async def close(self) -> None:
@@ -277,7 +277,7 @@ class SimSharedConfigStore(SharedConfigStore):
             if led.lease is not None:
                 self.leads = True
                 self._since, self._lease = since, led.lease
-                self._revision, self._doubted = led.revision, None
+                self._revision, self.doubted = led.revision, None
                 self._hold_from(sent_s)
                 self.changed.notify()
             self._hear(led.told)
@@ -306,7 +306,7 @@ class SimSharedConfigStore(SharedConfigStore):
         async with self._turn:
             me, leads, lease = self._me, self.leads, self._lease
             lead = Leader(me, self._since) if leads else None
-            revision, doubted = self._revision, self._doubted
+            revision, doubted = self._revision, self.doubted
             sent_s = self._now()
             led = await self._ask(lambda: self._machine.renew(me, lead, lease, revision, doubted), self._attempt_s)
             if leads and self.leads:  # it may have been given up meanwhile

@@ -265,7 +265,8 @@ class World:
         """Does the promise cover the loss of this disk now? Then R members of every configuration keep theirs."""
         if any(strategy.promise is Promise.AP for strategy in self.modes.values()):
             return not self.disks_lost
-        may_be = (self.config.body, self.config.under_way, *self.store.sent.values())
+        doubted = (store.doubted for store in self.stores.values())
+        may_be = (self.config.body, self.config.under_way, *self.store.sent.values(), *doubted)
         bodies = [body for body in may_be if body is not None]
         histories = [p.history for body in bodies for p in Cluster.from_document(cbor2.loads(body)).partitions]
         return all(
