@@ -1,12 +1,14 @@
 """What can be broken about several masters: in what holds off a deposed one, and in how the next one begins.
 
 A deposed leader goes on with all that it does until it hears of its successor. Settling, recovery and the forgetting of
-tombstones each begin with a change of the document, so what lets them go on is a document that is not compared. Hints
-and what anti-entropy copies are stores: workers refuse them by their epoch, and the leader sends none to a worker that
-has told it of another master. Only the loss of both shows.
+tombstones each begin with a change of the document, so a document that is not compared lets them go on. What hints,
+anti-entropy and recovery copy are stores: workers refuse them by their epoch, and the leader sends none to a worker
+that has told it of another master. Only the loss of both shows: a value is back that the successor has deleted and
+forgotten. Tombstones are forgotten by their version, which harms nobody.
 
 The fence shows only where the successor's first message to a worker comes after its change of a configuration, and the
-lease only where the two leaders reach different workers: the first is driven by hand.
+lease only where the two leaders reach different workers. The first is driven by hand, and so are the copies that
+anti-entropy and recovery had on their way.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from trikv.core.calls import Store, vitals_from_wire
 from trikv.core.configuration import Cluster, Partition
 from trikv.core.errors import Fault
 from trikv.core.session import Hello, MasterId
+from trikv.healing.antientropy import AntiEntropy
 from trikv.healing.hints import Hints
+from trikv.healing.settle import Settling
 from trikv.master.configstore import ConfigStore, ConfigStoreError, NotChanged
 from trikv.master.leadership import Candidate
 from trikv.master.master import Master
@@ -166,18 +170,21 @@ def answer_while_standing_by() -> Iterator[None]:
 
 
 @contextmanager
-def deliver_hints_though_deposed() -> Iterator[None]:
-    """Workers take the hints of a deposed leader, which is not told that it is deposed."""
-    delivering: ContextVar[bool] = ContextVar("delivering", default=False)
-    marked: set[tuple[bytes, Version]] = set()
-    deliver, store, decide = Hints._deliver, Replicas.store, Worker._decide
+def store_though_deposed(part: type, method: str) -> Iterator[None]:
+    """Workers take what this part of a deposed leader stores, which is not told that it is deposed.
 
-    async def deliver_marked(self: Hints, *arguments: Any) -> None:
-        delivering.set(True)  # it has a task of its own
-        await deliver(self, *arguments)
+    `method` stores for the part; each call has a task of its own.
+    """
+    storing: ContextVar[bool] = ContextVar("storing", default=False)
+    marked: set[tuple[bytes, Version]] = set()
+    carry_out, store, decide = vars(part)[method], Replicas.store, Worker._decide
+
+    async def carry_out_marked(self: object, *arguments: Any) -> None:
+        storing.set(True)
+        await carry_out(self, *arguments)
 
     async def store_marked(self: Replicas, write: Write, **options: Any) -> None:
-        if delivering.get():
+        if storing.get():
             marked.add((write.key, write.record.version))
         await store(self, write, **options)
 
@@ -189,7 +196,7 @@ def deliver_hints_though_deposed() -> Iterator[None]:
         return decide(self, item, now)
 
     with (
-        replaced(Hints, "_deliver", deliver_marked),
+        replaced(part, method, carry_out_marked),
         replaced(Replicas, "store", store_marked),
         replaced(Worker, "_decide", decide_unfenced),
         replaced(WatchedWorker, "_heard", _hear_of_no_rival),
@@ -227,5 +234,7 @@ OF_MASTERS = [
     Mutant("masters: lease from the answer", Sync(), hold_from_the_answer),
     Mutant("masters: standby answers", Quorum(), answer_while_standing_by, seed=1, plan=MASTERS),
     Mutant("masters: document not compared", Quorum(), change_without_comparing, seed=5, plan=MASTERS),
-    Mutant("masters: hints go on", Quorum(), deliver_hints_though_deposed, seed=11, plan=DELETING),
+    Mutant("masters: hints go on", Quorum(), partial(store_though_deposed, Hints, "_deliver"), seed=11, plan=DELETING),
+    Mutant("masters: anti-entropy goes on", Quorum(), partial(store_though_deposed, AntiEntropy, "_mend")),
+    Mutant("masters: recovery goes on", Quorum(), partial(store_though_deposed, Settling, "_mend")),
 ]

@@ -15,8 +15,9 @@ texts, and a new script is written with any outcome (`-> ?`) and rewritten once.
 `master` is the master. If there are several, `master` is the one that leads first, `master2`, `master3` ... are the
 others, and `store` is the machine of the store that they share. All lines:
 
-    cluster MODE, N workers[, N replicas][, N masters[, lease N s]]
-                                             always first; 3 replicas, 1 master and 3 s unless it says so
+    cluster MODE, N workers[, N replicas][, N masters[, lease N s]][, forget after N s]
+                                             always first; 3 replicas, 1 master and a lease of 3 s unless it says so;
+                                             tombstones are kept for an hour
     client NAME put KEY VALUE ->             committed, refused (CODE) or unknown; also for the next three
     client NAME delete KEY ->
     client NAME cas KEY OLD NEW ->           NEW in place of OLD ("nothing": absence), which clients saw last
@@ -69,6 +70,7 @@ import trio
 
 from trikv.api import Strategy
 from trikv.config import LEASE_S
+from trikv.healing.tombstones import MIN_AGE_S
 from trikv.registry import load_registry
 from trikv.testing.judge.history import Finding, Kind
 from trikv.testing.sim.clock import SimClock, run_repeatably
@@ -106,6 +108,7 @@ class Script:
     replicas: int
     masters: int
     lease_s: float
+    forget_after_s: float
     lines: tuple[Line, ...]
 
 
@@ -121,7 +124,7 @@ class PlayedScript:
 
 _HEAD: Final = re.compile(
     r"cluster ([a-z][a-z0-9_-]*), ([1-9]) workers(?:, ([1-9]) replicas)?"
-    r"(?:, ([1-9]) masters(?:, lease ([1-9][0-9]?) s)?)?"
+    r"(?:, ([1-9]) masters(?:, lease ([1-9][0-9]?) s)?)?(?:, forget after ([1-9][0-9]?) s)?"
 )
 
 
@@ -161,6 +164,7 @@ def read(name: str, text: str) -> Script:
         int(head[3] or _REPLICAS),
         int(head[4] or 1),
         float(head[5] or LEASE_S),
+        float(head[6] or MIN_AGE_S),
         tuple(lines),
     )
 
@@ -316,6 +320,7 @@ def play(script: Script, strategy: Strategy) -> PlayedScript:
         modes=tuple(load_registry().strategies),
         masters=script.masters,
         lease_s=script.lease_s,
+        forget_after_s=script.forget_after_s,
     )
     written: list[str] = []
     findings: list[Finding] = []
