@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import resource
+import socket
 import subprocess
 import sys
 
@@ -13,7 +14,8 @@ import pytest
 import trio
 import trio.testing
 
-from trikv.net.accept import CONNECTIONS_MAX, CONNECTIONS_MIN, accept_forever
+from trikv.net.accept import ACCEPTED_AT_ONCE, CONNECTIONS_MAX, CONNECTIONS_MIN, accept_forever
+from trikv.net.doors import TcpTransport, split_address
 from trikv.testing.inprocess import MemoryTransport
 
 
@@ -53,6 +55,45 @@ async def test_what_a_connection_raises_ends_it_alone(
     assert "\n" not in record.getMessage()
     assert record.levelno == logging.WARNING
     nursery.cancel_scope.cancel()
+
+
+class Passes(trio.abc.Instrument):
+    """How often the scheduler has waited for the system."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def test_all_that_wait_are_accepted_in_one_pass_of_the_scheduler(nursery: trio.Nursery) -> None:
+    """In a pass all open connections have their turn, so one that waits must not wait for one pass each."""
+    listening = await TcpTransport().listen("127.0.0.1:0")
+    clients = [socket.create_connection(split_address(listening.address)) for _ in range(ACCEPTED_AT_ONCE)]
+    served, passes = 0, Passes()
+    all_served = trio.Event()
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        nonlocal served
+        served += 1
+        if served == len(clients):
+            all_served.set()
+        await trio.sleep_forever()
+
+    async def run() -> None:
+        await accept_forever(listening.listener, serve, what="this port", nursery=nursery, at_most=100)
+
+    trio.lowlevel.add_instrument(passes)
+    nursery.start_soon(run)
+    with trio.fail_after(10):
+        await all_served.wait()
+    trio.lowlevel.remove_instrument(passes)
+    assert passes.count < 10
+    for client in clients:
+        client.close()
+    nursery.cancel_scope.cancel()
+    await trio.aclose_forcefully(listening.listener)
 
 
 async def test_cancellation_passes_the_boundary(caplog: pytest.LogCaptureFixture) -> None:
