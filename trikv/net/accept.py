@@ -21,12 +21,13 @@ import errno
 import logging
 import os
 import resource
-import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
 import trio
+
+from trikv.net.doors import accept_now
 
 CONNECTIONS_MAX: Final = 4096  # of one listener, however many descriptors there are: each costs some 50 KB
 CONNECTIONS_MIN: Final = 4
@@ -118,23 +119,9 @@ async def accept_forever(
             continue
         await begin(stream)
         for _ in range(ACCEPTED_AT_ONCE - 1):
-            if (waiting := _accept_now(listener)) is None:
+            if (waiting := accept_now(listener)) is None:
                 break
             await begin(waiting)
-
-
-def _accept_now(listener: trio.abc.Listener[trio.abc.Stream]) -> trio.SocketStream | None:
-    """A connection that waits already. None: there is none, or the listener is to say what is the matter."""
-    if not isinstance(listener, trio.SocketListener):
-        return None
-    door = socket.socket(fileno=listener.socket.fileno())
-    try:
-        accepted, _ = door.accept()
-    except OSError:
-        return None
-    finally:
-        door.detach()  # the descriptor is the listener's
-    return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
 
 
 def describe_failure(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import random
+import socket
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -76,6 +77,20 @@ class TcpTransport(Transport):
             what_to_do = "; stop who listens there, or choose another port" if error.errno == errno.EADDRINUSE else ""
             raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}{what_to_do}") from error
         return Listening(trio.SocketListener(sock), join_address(host, sock.getsockname()[1]))
+
+
+def accept_now(listener: trio.abc.Listener[trio.abc.Stream]) -> trio.SocketStream | None:
+    """A connection that waits already. None: there is none, or the listener is to say what is the matter."""
+    if not isinstance(listener, trio.SocketListener) or (descriptor := listener.socket.fileno()) < 0:
+        return None
+    door = socket.socket(fileno=descriptor)
+    try:
+        accepted, _ = door.accept()
+    except OSError:
+        return None
+    finally:
+        door.detach()  # the descriptor is the listener's
+    return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
 
 
 @dataclass(frozen=True, slots=True)
