@@ -119,18 +119,41 @@ async def test_a_rival_of_this_term_or_a_later_one_is_outbid(
     await cluster.until_all_up()
 
 
-async def test_a_master_that_is_outbid_again_and_again_is_told_that_it_has_a_rival(
+async def test_a_master_whose_workers_are_taken_away_again_and_again_has_a_rival(
     nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster = await InProcessCluster.start(nursery)
     master = cluster.master
     for times in range(1, RIVAL_AT + 2):
         term = master.cluster.term + 1
-        master.fencing.note_rival(term)
+        for _ in cluster.workers:
+            master.fencing.note_rival(term, taken=True)
         await cluster.until(partial(lambda rival: master.cluster.term > rival, term))
-        told = master.events.counts["master_rival"]
-        assert told == (times >= RIVAL_AT), "once, and not to a master whose document was put back"
+        assert master.events.counts["master_rival"] == (times >= RIVAL_AT), "once for all of them"
     assert caplog.text.count("stop one of the two") == 1
+
+
+async def test_a_master_on_a_document_that_was_put_back_has_no_rival(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Its workers know later terms, each another one, and none of them has followed this master before."""
+    cluster = await InProcessCluster.start(nursery, mode="quorum", workers=6)
+    await cluster.coordinator.put(KEY, b"v")
+    await cluster.until_settled()
+    backup = await back_up(cluster)
+    for node in cluster.workers[:-1]:
+        await cluster.kill(node)
+        await cluster.restart_master()
+        await trio.sleep(2)
+    term = cluster.master.cluster.term
+    await cluster.stop_master()
+    await restore(cluster, backup)
+    await cluster.start_master()
+    for node in cluster.workers[:-1]:
+        await cluster.restart(node)
+        await trio.sleep(2)
+    await cluster.until(lambda: cluster.master.cluster.term > term)
+    assert not cluster.master.events.counts["master_rival"]
 
 
 # --- terms ------------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Watch:
             master.hello,
             cluster.doors,
             lambda: watch.looks.append((watched.availability, watched.evictable, watched.steady)),
-            on_rival=lambda term: None,
+            on_rival=lambda term, taken: None,
             grace_s=GRACE_S,
             on_state=lambda old, new: watch.states.append((old, new)),
         )

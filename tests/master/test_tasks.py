@@ -51,8 +51,8 @@ async def test_an_operation_goes_on_when_its_caller_is_gone(nursery: trio.Nurser
     nursery.cancel_scope.cancel()
 
 
-async def test_a_caller_that_gives_up_is_told_why_and_the_operation_goes_on(
-    nursery: trio.Nursery, autojump_clock: MockClock
+async def test_a_caller_that_gives_up_is_told_and_the_operation_goes_on(
+    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     tasks = Tasks()
     await nursery.start(tasks.run)
@@ -61,17 +61,39 @@ async def test_a_caller_that_gives_up_is_told_why_and_the_operation_goes_on(
     async def operation() -> None:
         await trio.sleep(2)
         ended.set()
+        raise Refused("conflict", "it came to nothing")
 
-    async def lose_patience() -> str:
+    async def lose_patience() -> Unknown:
         await trio.sleep(1)
-        return "the disk is slow"
+        return Unknown("the disk is slow")
 
-    with pytest.raises(Unknown, match="the disk is slow; what was asked for goes on"):
+    async def have_patience() -> Unknown:
+        await trio.sleep_forever()
+
+    with pytest.raises(Unknown, match="the disk is slow"):
         await tasks.run_detached(operation, give_up=lose_patience)
     assert not ended.is_set()
     with trio.fail_after(2):
         await ended.wait()
-    assert await tasks.run_detached(answer, give_up=trio.sleep_forever) == "done"
+    assert await tasks.run_detached(answer, give_up=have_patience) == "done"
+    assert "it came to nothing" in caplog.text, "nobody else hears of it"
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_error_that_nobody_waits_for_is_logged(
+    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = Tasks()
+    await nursery.start(tasks.run)
+
+    async def operation() -> None:
+        await trio.sleep(1)
+        raise KeyError("nothing has this key")
+
+    with trio.move_on_after(0.5):
+        await tasks.run_detached(operation)
+    await trio.sleep(1)
+    assert "nothing has this key" in caplog.text
     nursery.cancel_scope.cancel()
 
 

@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import trio
@@ -93,6 +94,33 @@ async def test_all_that_wait_are_accepted_in_one_pass_of_the_scheduler(nursery: 
     for client in clients:
         client.close()
     nursery.cancel_scope.cancel()
+    await trio.aclose_forcefully(listening.listener)
+
+
+async def test_a_loop_that_is_cancelled_leaves_those_that_wait_to_the_next_one() -> None:
+    listening = await TcpTransport().listen("127.0.0.1:0")
+    clients = [socket.create_connection(split_address(listening.address)) for _ in range(5)]
+    served = 0
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        nonlocal served
+        served += 1
+
+    async with trio.open_nursery() as connections:
+        end = connections.cancel_scope.cancel  # by the second connection, for which there is no room
+        await accept_forever(listening.listener, serve, what="this port", nursery=connections, at_most=1, make_room=end)
+    begun, served = served, 0
+    assert begun == 1
+    async with trio.open_nursery() as connections:
+        connections.start_soon(
+            partial(accept_forever, listening.listener, serve, what="this port", nursery=connections, at_most=9)
+        )
+        with trio.fail_after(10):
+            while served < len(clients) - 2:
+                await trio.lowlevel.checkpoint()
+        connections.cancel_scope.cancel()
+    for client in clients:
+        client.close()
     await trio.aclose_forcefully(listening.listener)
 
 

@@ -7,13 +7,19 @@ One change at a time (`changing`), durable before it takes effect: the config st
 that is known, and nothing else is changed meanwhile; what was closed for it stays closed, and the rest is served as
 before, as while any change is being written. If it cannot be known in time, the master ends (`run` raises), and the
 next one reads what the store holds. A store that masters share is waited for without end, since no other master could
-do more while it is away. Whoever waits for a change need not wait so long (`wait_doubtful`).
+do more while it is away.
+
+*Wishes.* What an operator asks for is a `Wish`: its task says so in `wish_of_task`. A wish whose change takes longer
+than `TOLD_S` is told of as unknown, and goes on. One that waits for another change so long is withdrawn: it has changed
+nothing, and changes nothing any more. One whose change is made waits on, for whatever it waits for.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final
 
 import trio
@@ -27,9 +33,29 @@ from trikv.net.signal import Signal
 
 DOUBT_S: Final = 60.0  # for a disk that comes back; what the change has nothing to do with is served meanwhile
 DOUBT_AGAIN_S: Final = 0.5
-DOUBT_TOLD_S: Final = 5.0
+TOLD_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
+
+
+class Wish:
+    """What an operator asked for. `begun`: a change for it was begun. `withdrawn`: none is to be begun any more."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.withdrawn = False
+
+
+@dataclass(slots=True)
+class _Writing:
+    """A change that is being written: whose wish it is, if anybody's, since when, and why it is in doubt, if it is."""
+
+    wish: Wish | None
+    since_s: float
+    doubt: ConfigStoreError | None = None
+
+
+wish_of_task: Final[ContextVar[Wish | None]] = ContextVar("wish_of_task", default=None)
 
 
 class Document:
@@ -57,9 +83,8 @@ class Document:
         self.changed = Signal()
         self.write_times = Histogram()  # of changes, those that failed included
         self.failures = 0  # of writes: refused by the store, or in doubt
-        self.doubt: ConfigStoreError | None = None  # why the change that is being written now is in doubt
-        self._doubted = Signal()  # the doubt has begun, or is over
-        self._doubted_s = 0.0  # when the last one began
+        self._writing: _Writing | None = None
+        self._written = Signal()  # a change begins to be written, or ends
         self._doubt_s = doubt_s
         self._may_change = may_change
         self._revision = revision
@@ -110,6 +135,12 @@ class Document:
             document = changed.to_document() | {CHANGE: f"{self._name}/{self._revision}"}
         except ValueError as error:
             raise Refused("conflict", f"no master could serve the cluster's document then: {error}") from error
+        wish = wish_of_task.get()
+        if wish is not None:
+            if wish.withdrawn:
+                raise Refused("operation_under_way", "it was withdrawn, as another change took too long")
+            wish.begun = True
+        self._set_writing(_Writing(wish, trio.current_time()))
         try:
             self._revision = await self._write(document)
         except ConfigConflict as error:
@@ -121,23 +152,34 @@ class Document:
             self.end(error)
             raise Unknown(str(error)) from error
         finally:
-            self._set_doubt(None)
+            self._set_writing(None)
         self.install(changed, made_here=made_here)
 
-    async def wait_doubtful(self) -> str:
-        """Wait until a change has been in doubt for `DOUBT_TOLD_S`; says so in words."""
-        while True:
-            if self.doubt is None:
-                await self._doubted.wait()
-            elif (left_s := self._doubted_s + DOUBT_TOLD_S - trio.current_time()) > 0:
-                await self._doubted.wait(left_s)
-            else:
-                return f"a change of the cluster's document is in doubt: {self.doubt}"
+    def why_stuck(self) -> str | None:
+        """Why no change is made just now, if one is in doubt, or is being written for too long already."""
+        writing = self._writing
+        if writing is None or (writing.doubt is None and trio.current_time() - writing.since_s < TOLD_S):
+            return None
+        why = "the config store does not answer" if writing.doubt is None else str(writing.doubt)
+        return f"a change of the cluster's document is in doubt: {why}"
 
-    def _set_doubt(self, doubt: ConfigStoreError | None) -> None:
-        self.doubt = doubt
-        self._doubted_s = trio.current_time()
-        self._doubted.notify()
+    async def give_up(self, wish: Wish) -> Refused | Unknown:
+        """Wait until the wish is to be given up; what its operator is told then."""
+        while True:
+            writing = self._writing
+            if writing is None or (wish.begun and writing.wish is not wish):
+                await self._written.wait()
+            elif (left_s := writing.since_s + TOLD_S - trio.current_time()) > 0:
+                await self._written.wait(left_s)
+            elif wish.begun:
+                return Unknown(f"{self.why_stuck()}; what was asked for goes on")
+            else:
+                wish.withdrawn = True
+                return Refused("operation_under_way", f"{self.why_stuck()}, and nothing else is changed meanwhile")
+
+    def _set_writing(self, writing: _Writing | None) -> None:
+        self._writing = writing
+        self._written.notify()
 
     def install(self, cluster: Cluster, *, made_here: bool = False) -> None:
         """Make this document, which is durable, effective."""
@@ -190,7 +232,8 @@ class Document:
                 except ConfigStoreError as error:
                     if doubt is None:
                         _log.error("a change of the cluster's document is in doubt: %s", error)
-                        self._set_doubt(error)
+                        assert self._writing is not None
+                        self._writing.doubt = error
                     doubt = ConfigStoreError(f"{error}; whether the change was made is read at the next start")
             assert doubt is not None
             if trio.current_time() >= until_s:

@@ -7,8 +7,9 @@ document of the highest term does not know blocks that partition, since there ma
 document does not know. Where several masters share the document, the next master has most likely made such a
 generation. So the partition is blocked only if this master has gone beyond that master's term.
 
-A master that goes beyond again and again has a rival that does the same: another master leads this cluster from another
-config store, as after a copy of the document. Neither can win, so the operator is told to stop one of the two.
+Workers that have followed this master and then know one of a later term, again and again, were taken away by a rival
+that goes beyond as well: another master leads this cluster from another config store, as after a copy of the document.
+Neither can win, so the operator is told to stop one of the two.
 
 A worker is believed up to `PROMISED_MAX` beyond what is known, so that one broken packet cannot become a term or
 generation that no later one can exceed.
@@ -17,8 +18,11 @@ generation that no later one can exceed.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from typing import Final
+
+import trio
 
 from trikv.coordinator.coordinator import Coordinator
 from trikv.coordinator.partition import PartitionState
@@ -29,7 +33,9 @@ from trikv.master.events import EventLog
 from trikv.master.membership import Membership
 from trikv.master.tasks import Tasks
 
-RIVAL_AT: Final = 5  # times; on a restored document, workers that were away name few terms
+RIVAL_AT: Final = 3  # terms that have taken workers away
+RIVAL_S: Final = 60.0  # within which they did
+TOLD_AGAIN_S: Final = 600.0
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +51,8 @@ class Fencing:
         self._membership = membership
         self._events = events
         self._tasks = tasks
-        self._times_beyond = 0
+        self._taken: dict[int, float] = {}  # by term: when it first took a worker away
+        self._told_s = -math.inf
         self._suspected: dict[int, int] = {}  # by partition: an epoch of the next master's, or of before a backup
 
     def note_stale(self, state: PartitionState, promised: int) -> None:
@@ -76,13 +83,27 @@ class Fencing:
         if state.is_blocked and not was_blocked:
             _log.error("%s", state.blocked_because)
 
-    def note_rival(self, term: int) -> None:
-        """A worker knows a master of this term or a later one that is not this one."""
+    def note_rival(self, term: int, *, taken: bool = False) -> None:
+        """A worker knows another master, of this term or a later one. `taken`: it had followed this one."""
         known = self._document.cluster.term
         if term > known + PROMISED_MAX:
             _log.error("a worker names term %d, far beyond %d: it is not believed", term, known)
         elif term >= known:
+            if taken:
+                self._note_taken(term)
             self._tasks.start_soon(self._outbid, term)
+
+    def _note_taken(self, term: int) -> None:
+        now = trio.current_time()
+        self._taken = {each: when_s for each, when_s in self._taken.items() if now - when_s < RIVAL_S}
+        self._taken.setdefault(term, now)
+        if len(self._taken) >= RIVAL_AT and now - self._told_s >= TOLD_AGAIN_S:
+            self._told_s = now
+            self._events.note("master_rival", term=term)
+            _log.error(
+                "another master leads this cluster from another config store, and workers follow both in turn: "
+                "stop one of the two"
+            )
 
     async def _outbid(self, term: int) -> None:
         async with self._document.changing:
@@ -103,10 +124,3 @@ class Fencing:
                         self._block(state, promised)
                 self._suspected.clear()
                 self._membership.redial()
-                self._times_beyond += 1
-                if self._times_beyond == RIVAL_AT:
-                    self._events.note("master_rival", term=term)
-                    _log.error(
-                        "another master leads this cluster from another config store, and workers follow both in turn: "
-                        "stop one of the two"
-                    )

@@ -42,7 +42,7 @@ from trikv.healing.tombstones import MIN_AGE_S, Forgetting
 from trikv.master.autoscale import Autoscaler
 from trikv.master.breaking import Breaking
 from trikv.master.configstore import ConfigConflict, ConfigStore, ConfigStoreError
-from trikv.master.document import DOUBT_S, Document
+from trikv.master.document import DOUBT_S, Document, Wish, wish_of_task
 from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
 from trikv.master.fencing import Fencing
@@ -110,7 +110,7 @@ class Master:
             doors,
             self.events,
             down_after_s=down_after_s,
-            on_rival=lambda term: self.fencing.note_rival(term),
+            on_rival=lambda term, taken: self.fencing.note_rival(term, taken=taken),
             on_change=coordinator.changed.notify,
         )
         self.fencing = Fencing(document, coordinator, membership, self.events, self.tasks)
@@ -377,19 +377,22 @@ class Master:
             return True
         return not former.is_fenced and former.configuration == partition.active
 
-    async def carry_out(self, wish: Callable[[], Awaitable[T]]) -> T:
-        """Do what an operator asks for, to its end, and answer for it even where the document cannot be written.
+    async def carry_out(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Do what an operator asks for, to its end, and answer for it also where the document cannot be written.
 
         Raises:
-          Refused: an earlier change is in doubt; this was not begun.
-          Unknown: a change has been in doubt for so long that the operator is told; what was asked for goes on.
+          Refused: a change of the document is in doubt or takes too long; nothing was begun for this wish.
+          Unknown: its own change takes too long; it goes on.
         """
-        if self.document.doubt is not None:
-            raise Refused(
-                "operation_under_way",
-                f"a change of the cluster's document is in doubt, and nothing else is changed: {self.document.doubt}",
-            )
-        return await self.tasks.run_detached(wish, give_up=self.document.wait_doubtful)
+        if (why := self.document.why_stuck()) is not None:
+            raise Refused("operation_under_way", f"{why}, and nothing else is changed meanwhile")
+        wish = Wish()
+
+        async def fulfil() -> T:
+            wish_of_task.set(wish)
+            return await call()
+
+        return await self.tasks.run_detached(fulfil, give_up=partial(self.document.give_up, wish))
 
     async def _note_first_store(self) -> None:
         async def note() -> None:

@@ -66,7 +66,7 @@ class WatchedWorker:
         doors: Doors,
         on_change: Callable[[], None],
         *,
-        on_rival: Callable[[int], None],
+        on_rival: Callable[[int, bool], None],
         grace_s: float,
         on_state: Callable[[WorkerState, WorkerState], None] = lambda old, new: None,
         on_disk: Callable[[bool], None] = lambda full: None,
@@ -238,7 +238,7 @@ class WatchedWorker:
             if term < MasterId.parse(self._me().incarnation).term:
                 self.peer.redial()  # it was greeted before this master took its present term
             else:
-                self._on_rival(term)
+                self._on_rival(term, knew)
         if not (knew and self.acknowledged and self.availability is Availability.UP):  # else it is what it was
             self._look()
 
@@ -296,7 +296,7 @@ class Membership:
     Args:
       me: what this master greets with.
       down_after_s: the silence after which a worker is down, and may be evicted.
-      on_rival: hears the term of another master of which a worker knows.
+      on_rival: hears the term of another master of which a worker knows, and whether it had followed this one before.
       on_change: hears that the availability of some member may have changed.
       events: is told of each change of a worker's state.
     """
@@ -308,7 +308,7 @@ class Membership:
         events: EventLog,
         *,
         down_after_s: float,
-        on_rival: Callable[[int], None],
+        on_rival: Callable[[int, bool], None],
         on_change: Callable[[], None],
     ) -> None:
         self.watched: dict[str, WatchedWorker] = {}

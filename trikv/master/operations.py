@@ -170,7 +170,8 @@ class Operations:
         if another master began it, from now.
         """
         strategy = self._strategy(mode)
-        before = self._document.cluster
+        async with self._document.changing:  # what is being written may be another mode
+            before = self._document.cluster
         if not before.formed:
             raise Refused("forming", self._enlisting.forming_detail())
         operation = self.operation()
@@ -235,19 +236,14 @@ class Operations:
     async def drain(self, worker: str) -> dict[str, Any]:
         """Have a worker emptied, and let go once it is stopped. Answers the plan, and goes on by itself."""
         plan = await self.plan_drain(worker)
-        if self._worker(worker).draining:
-            return plan
-        self._refuse_if_busy()
-        await self._set_draining(worker, draining=True)
-        self._events.note("worker_draining", worker=worker, partitions=plan["partitions"])
+        if await self._set_draining(worker, draining=True):
+            self._events.note("worker_draining", worker=worker, partitions=plan["partitions"])
         return plan
 
     async def undrain(self, worker: str) -> dict[str, Any]:
         """It may hold data after all."""
-        if not self._worker(worker).draining:
-            return {"worker": worker}
-        await self._set_draining(worker, draining=False)
-        self._events.note("worker_undrained", worker=worker)
+        if await self._set_draining(worker, draining=False):
+            self._events.note("worker_undrained", worker=worker)
         return {"worker": worker}
 
     async def remove(self, worker: str) -> dict[str, Any]:
@@ -324,17 +320,21 @@ class Operations:
                 "add one first: trikv worker PORT",
             )
 
-    async def _set_draining(self, worker: str, *, draining: bool) -> None:
+    async def _set_draining(self, worker: str, *, draining: bool) -> bool:
+        """Whether it had to be changed."""
+
         def change(cluster: Cluster) -> Cluster:
             enlisted = replace(cluster.workers[worker], draining=draining)
             return replace(cluster, workers={**cluster.workers, worker: enlisted})
 
         async with self._document.changing:
-            self._worker(worker)  # it may have been forgotten meanwhile
+            if self._worker(worker).draining is draining:  # an unknown worker may have been forgotten meanwhile
+                return False
             if draining:
                 self._refuse_if_busy()
                 self._refuse_to_drain_last(change(self._document.cluster), worker)
             await self._document.change(change)
+        return True
 
     async def _describe_moves(self, cluster: Cluster, health: Mapping[str, Health]) -> dict[str, Any]:
         """What a cluster that wanted this would move."""

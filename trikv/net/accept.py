@@ -119,6 +119,7 @@ async def accept_forever(
             continue
         await begin(stream)
         for _ in range(ACCEPTED_AT_ONCE - 1):
+            await trio.lowlevel.checkpoint_if_cancelled()  # what still waits is not this loop's any more
             if (waiting := accept_now(listener)) is None:
                 break
             await begin(waiting)

@@ -115,10 +115,8 @@ async def recover(services: Services, request: Request) -> Response:
     accept_loss = members_of(parse_json(request), "the body", required=["accept_loss"])["accept_loss"]
     if not isinstance(accept_loss, bool):
         raise Refused("bad_request", "accept_loss must be true or false")
-    if not accept_loss:
-        return json_response(await services.operations.recover(accept_loss=False))
-    recovered = await services.carry_out(partial(services.operations.recover, accept_loss=True))
-    return json_response({"outcome": "committed", **recovered})
+    report = await services.carry_out(partial(services.operations.recover, accept_loss=accept_loss))
+    return json_response({"outcome": "committed", **report} if accept_loss else report)
 
 
 def find_worker(workers: Mapping[str, WorkerEntry], name: str) -> str:

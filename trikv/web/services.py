@@ -33,7 +33,7 @@ class RunDetached(Protocol):
 class CarryOut(Protocol):
     """Do what an operator asks for, and answer for it in time (`trikv.master.master`)."""
 
-    async def __call__(self, wish: Callable[[], Awaitable[T]]) -> T: ...
+    async def __call__(self, call: Callable[[], Awaitable[T]]) -> T: ...
 
 
 @dataclass(frozen=True, slots=True)
