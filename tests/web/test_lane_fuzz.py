@@ -26,7 +26,7 @@ from trikv.testing.fuzz.case import mutate, split
 from trikv.testing.inprocess import InProcessCluster
 
 EXPLORES = os.environ.get("HYPOTHESIS_PROFILE") == "explore"
-CASES = 20_000 if EXPLORES else 100
+CASES = 20_000 if EXPLORES else 70
 SEED = random.getrandbits(32) if EXPLORES else 1
 
 KEYS = (b"fuzz-1", b"fuzz-2", b"fuzz-3")
