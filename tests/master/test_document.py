@@ -466,6 +466,29 @@ async def test_a_wish_whose_change_is_made_waits_through_the_doubt_of_another(
     assert store.failed.is_set()
 
 
+async def test_who_joins_a_switch_under_way_waits_through_the_doubt_too(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """The mode is in force already, so the second operator must not hear that nothing happened."""
+    cluster, store = await start(nursery)
+    master = cluster.master
+    modes: list[str] = []
+
+    async def switch() -> None:
+        modes.append((await master.carry_out(lambda: master.operations.switch_mode("quorum")))["mode"])
+
+    with trio.fail_after(DOUBT_S):
+        async with trio.open_nursery() as asking:
+            asking.start_soon(switch)
+            await cluster.until(lambda: master.cluster.mode == "quorum")
+            asking.start_soon(switch)
+            store.failing = True
+            await store.failed.wait()
+            await trio.sleep(3 * TOLD_S)
+            store.failing = False
+    assert modes == ["quorum", "quorum"]
+
+
 async def test_a_short_doubt_is_not_told(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     cluster, store = await start(nursery)
     master = cluster.master

@@ -58,6 +58,12 @@ class _Writing:
 wish_of_task: Final[ContextVar[Wish | None]] = ContextVar("wish_of_task", default=None)
 
 
+def note_begun() -> None:
+    """What this task's wish asks for was begun for another one already: it is not to be refused any more."""
+    if (wish := wish_of_task.get()) is not None:
+        wish.begun = True
+
+
 class Document:
     """
     Args:

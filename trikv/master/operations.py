@@ -35,7 +35,7 @@ from trikv.healing.digests import ask_digests
 from trikv.healing.hints import Hints
 from trikv.healing.settle import Settling
 from trikv.healing.tombstones import Forgetting
-from trikv.master.document import Document
+from trikv.master.document import Document, note_begun
 from trikv.master.enlist import Enlisting
 from trikv.master.events import EventLog
 from trikv.master.membership import Membership
@@ -179,6 +179,8 @@ class Operations:
             self._refuse_if_busy()
         elif operation is None or operation["kind"] != "mode":
             return {"mode": mode, "from": mode, "partitions": 0}
+        else:
+            note_begun()
         former = next((p.history[0].mode for p in before.partitions if p.history[0].mode != mode), mode)
         up = self._up()
         stuck = [state.index for state in self._coordinator.partitions if not self._reconciler.can_settle(state, up)]
